@@ -1,0 +1,165 @@
+"""A program run once: the guide's trace, the model's trace against it, and their log-probabilities per image."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+
+PARTICLES = "particles"
+
+
+def sample_sites(trace: poutine.Trace, observed: bool | None = None) -> dict[str, dict[str, Any]]:
+    """The sample sites of a trace by name: all of them, only the observed, or only the latent ones.
+
+    >>> import pyro.distributions as dist
+    >>> def model():
+    ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
+    >>> list(sample_sites(poutine.trace(model).get_trace(), observed=False))
+    ['z']
+    """
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and observed in (None, site["is_observed"])
+    }
+
+
+def plate_nesting(model: Callable, guide: Callable, args: Sequence = (), kwargs: Mapping | None = None) -> int:
+    """Number of dimensions that the plates of a program take, found by running it once.
+
+    The state of the random number generator is left as it was.
+
+    >>> import pyro.distributions as dist
+    >>> def program():
+    ...     with pyro.plate("images", 3):
+    ...         pyro.sample("z", dist.Normal(0.0, 1.0))
+    >>> plate_nesting(program, program)
+    1
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), poutine.block():
+        traces = _run(model, guide, args, kwargs or {})
+    frames = (frame for trace in traces for site in sample_sites(trace).values() for frame in site["cond_indep_stack"])
+    return max((-frame.dim for frame in frames if frame.vectorized), default=0)
+
+
+def paired_traces(
+    model: Callable,
+    guide: Callable,
+    args: Sequence = (),
+    kwargs: Mapping | None = None,
+    particles: int = 1,
+    nesting: int | None = None,
+) -> tuple[poutine.Trace, poutine.Trace]:
+    """Runs the guide once, then the model against it: (model's trace, guide's trace), log-probabilities computed.
+
+    K > 1 particles are drawn in a plate of their own to the left of the program's plates, so that what depends on x
+    alone (the encoder) runs once. ``nesting`` is the program's ``plate_nesting``; it is found by a run if not given.
+
+    Raises ValueError where the latent sites of model and guide differ (Pyro only warns, and the bound is wrong).
+
+    >>> import pyro.distributions as dist
+    >>> def guide(x):
+    ...     with pyro.plate("images", len(x)):
+    ...         return pyro.sample("z", dist.Normal(x, 1.0))
+    >>> def model(x):
+    ...     with pyro.plate("images", len(x)):
+    ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+    >>> model_trace, guide_trace = paired_traces(model, guide, (torch.zeros(3),), particles=5)
+    >>> log_weights(model_trace, guide_trace).shape
+    torch.Size([5, 3])
+    """
+    kwargs = kwargs or {}
+    if particles > 1:
+        nesting = plate_nesting(model, guide, args, kwargs) if nesting is None else nesting
+        plate = pyro.plate(PARTICLES, particles, dim=-nesting - 1)
+        model, guide = plate(model), plate(guide)
+    model_trace, guide_trace = map(prune_subsample_sites, _run(model, guide, args, kwargs))
+    check_sites(model_trace, guide_trace)
+    model_trace.compute_log_prob()
+    guide_trace.compute_log_prob()
+    return model_trace, guide_trace
+
+
+def check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    """Raises ValueError unless the guide samples just what the model leaves latent.
+
+    >>> import pyro.distributions as dist
+    >>> run = lambda name: poutine.trace(lambda: pyro.sample(name, dist.Normal(0.0, 1.0))).get_trace()
+    >>> check_sites(run("z"), run("Z"))
+    Traceback (most recent call last):
+        ...
+    ValueError: the latent sites of model and guide differ: only in the model: ['z'], only in the guide: ['Z']; ...
+    """
+    latent = set(sample_sites(model_trace, observed=False))
+    proposed = {name for name, site in sample_sites(guide_trace).items() if not site["infer"].get("is_auxiliary")}
+    if latent != proposed:
+        raise ValueError(
+            f"the latent sites of model and guide differ: only in the model: {sorted(latent - proposed)}, "
+            f"only in the guide: {sorted(proposed - latent)}; give both sites one name, or observe the model's site"
+        )
+
+
+def image_plate(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> CondIndepStackFrame:
+    """The plate that every sample site of the program lies in: the one over images.
+
+    Raises ValueError where there is none: the weight of a single image is then not defined.
+    """
+    sites = {**sample_sites(guide_trace), **sample_sites(model_trace)}
+    shared = None
+    for site in (*sample_sites(guide_trace).values(), *sample_sites(model_trace).values()):
+        frames = {frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.name != PARTICLES}
+        shared = frames if shared is None else shared & frames
+    if not shared:
+        plates = {name: [frame.name for frame in site["cond_indep_stack"]] for name, site in sites.items()}
+        raise ValueError(
+            f"the sample sites do not share a plate over images, so no image has a weight of its own: {plates}; "
+            'put every site into one plate, as in `with pyro.plate("images", len(x)):`, or use Trace_ELBO'
+        )
+    return max(shared, key=lambda frame: frame.dim)
+
+
+def per_image(site: Mapping[str, Any], plate: CondIndepStackFrame) -> Tensor:
+    """Log-probability of a site, summed to shape (K, B) or, where it has no particles, (1, B)."""
+    log_prob = site["log_prob"]
+    kept = {plate.dim} | {frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES}
+    rest = [dim for dim in range(-log_prob.dim(), 0) if dim not in kept]
+    log_prob = log_prob.sum(rest) if rest else log_prob
+    return log_prob if len(kept) == 2 else log_prob.unsqueeze(0)
+
+
+def log_weights(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
+    """log w = log p(x, z) − log q(z | x), shape (K, B), in nats.
+
+    A scale that all sites share (a plate that subsamples) is divided out; scales that differ (a KL weight) leave no
+    importance weight, and raise ValueError, as does a program whose sites share no plate.
+    """
+    plate = image_plate(model_trace, guide_trace)
+    log_p = sum(per_image(site, plate) for site in sample_sites(model_trace).values())
+    log_q = sum(per_image(site, plate) for site in sample_sites(guide_trace).values())
+    return (log_p - log_q) / common_scale(model_trace, guide_trace)
+
+
+def common_scale(*traces: poutine.Trace) -> float:
+    """The scale that all sample sites share; ValueError where they differ."""
+    scales = {name: float(site["scale"]) for trace in traces for name, site in sample_sites(trace).items()}
+    every = {float(site["scale"]) for trace in traces for site in sample_sites(trace).values()}
+    if any(not math.isclose(scale, next(iter(every))) for scale in every):
+        raise ValueError(
+            f"the sites of the program are scaled differently ({scales}), so that log p(x, z) − log q(z | x) is not an "
+            "importance weight; take the KL weight or the differing plate subsampling away, or train with Trace_ELBO"
+        )
+    return next(iter(every), 1.0)
+
+
+def _run(model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[poutine.Trace, poutine.Trace]:
+    guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+    return model_trace, guide_trace
