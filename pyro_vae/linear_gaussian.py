@@ -50,7 +50,9 @@ class LinearGaussian(nn.Module):
             raise ValueError(f"weight has shape {tuple(weight.shape)}, wanted (pixels, latent): torch.randn(5, 2)")
         self.shape = torch.Size(shape or weight.shape[:1])
         if self.shape.numel() != len(weight):
-            raise ValueError(f"shape {tuple(self.shape)} of x does not match weight, which has {len(weight)} rows (pixels)")
+            raise ValueError(
+                f"shape {tuple(self.shape)} of x does not match weight, which has {len(weight)} rows (pixels)"
+            )
         if not scale > 0:
             raise ValueError(f"scale is {scale}, wanted a positive number, as in scale=0.5")
         bias = weight.new_zeros(len(weight)) if bias is None else bias
