@@ -1,12 +1,28 @@
 """Guides q(z | x): modules whose call returns a distribution over codes, batch x.shape[:-3], event (D,).
 
 Each owns its network, which turns images (..., C, H, W) into features (..., F), and one linear head that turns the
-features into the parameters of q. The heads start small, so that training starts near N(0, I).
+features into the parameters of q. The heads start small, so that training starts near N(0, I). Any module of that
+kind is a guide; there is no base class to inherit from.
 """
+
+import math
+from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+
+from pyro_vae import divergences  # noqa: F401  registers the KL of FullRank and LowRank
+from pyro_vae.flows import (
+    PLANAR_MARGIN,
+    AffineAutoregressive,
+    Planar,
+    Pushforward,
+    check_count,
+    default_width,
+    made,
+    start_near_zero,
+)
 
 LOG_SCALE_BOUND = 10.0
 
@@ -25,12 +41,193 @@ class MeanField(nn.Module):
 
     def __init__(self, network: nn.Module, latent: int, features: int | None = None):
         super().__init__()
+        check_count("latent", latent)
         self.network = network
         self.head = small_head(network, 2 * latent, features)
 
     def forward(self, x: Tensor) -> dist.Independent:
         loc, raw_scale = self.head(self.network(x)).chunk(2, -1)
         return dist.Normal(loc, bounded_scale(raw_scale)).to_event(1)
+
+
+class FullRank(nn.Module):
+    """q(z | x) = N(loc(x), L(x) L(x)ᵀ), L = diag(scale) (I + N), N strictly lower triangular.
+
+    The diagonal of L is ``bounded_scale`` of the head's output. The head has D (D + 3) / 2 outputs.
+
+    >>> posterior = FullRank(nn.Flatten(-3), latent=3, features=784)
+    >>> posterior(torch.rand(5, 1, 28, 28)).covariance_matrix.shape
+    torch.Size([5, 3, 3])
+    """
+
+    def __init__(self, network: nn.Module, latent: int, features: int | None = None):
+        super().__init__()
+        check_count("latent", latent)
+        self.latent = latent
+        self.network = network
+        self.head = small_head(network, latent * (latent + 3) // 2, features)
+        rows, columns = torch.tril_indices(latent, latent, offset=-1)
+        self.register_buffer("lower", rows * latent + columns, persistent=False)
+
+    def forward(self, x: Tensor) -> dist.MultivariateNormal:
+        D = self.latent
+        loc, raw_scale, entries = self.head(self.network(x)).split([D, D, len(self.lower)], -1)
+        N = entries.new_zeros(*entries.shape[:-1], D * D).index_copy(-1, self.lower, entries)
+        scale = bounded_scale(raw_scale)
+        scale_tril = torch.diag_embed(scale) + scale.unsqueeze(-1) * N.unflatten(-1, (D, D))
+        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+
+
+class LowRank(nn.Module):
+    """q(z | x) = N(loc(x), S (I + V Vᵀ) S), S = diag(scale(x)), V(x) of shape (D, rank), 1 ≤ rank ≤ D.
+
+    The scale is ``bounded_scale`` of the head's output; it multiplies V too, so that the matrix to be factored is
+    well conditioned whatever the scale.
+
+    >>> posterior = LowRank(nn.Flatten(-3), latent=3, rank=1, features=784)
+    >>> posterior(torch.rand(5, 1, 28, 28)).cov_factor.shape
+    torch.Size([5, 3, 1])
+    """
+
+    def __init__(self, network: nn.Module, latent: int, rank: int, features: int | None = None):
+        super().__init__()
+        check_count("latent", latent)
+        check_count("rank", rank)
+        if rank > latent:
+            raise ValueError(f"rank must be at most latent = {latent}, got {rank}; for all of it take FullRank")
+        self.latent, self.rank = latent, rank
+        self.network = network
+        self.head = small_head(network, latent * (2 + rank), features)
+
+    def forward(self, x: Tensor) -> dist.LowRankMultivariateNormal:
+        D, r = self.latent, self.rank
+        loc, raw_scale, entries = self.head(self.network(x)).split([D, D, D * r], -1)
+        scale = bounded_scale(raw_scale)
+        return dist.LowRankMultivariateNormal(loc, scale.unsqueeze(-1) * entries.unflatten(-1, (D, r)), scale.pow(2))
+
+
+class InverseAutoregressiveStep(nn.Module):
+    """y_d = σ_d(z_{<d}, h) z_d + μ_d(z_{<d}, h) (Kingma et al. 2016).
+
+    >>> step = InverseAutoregressiveStep(latent=2, context=3, width=8)
+    >>> step(torch.zeros(5, 3))(torch.zeros(5, 2)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(self, latent: int, context: int, width: int, reverse: bool = False):
+        super().__init__()
+        self.network = made(latent, width, [1, 1], context, reverse)
+
+    def forward(self, h: Tensor) -> AffineAutoregressive:
+        return AffineAutoregressive(Conditioned(self.network, h))
+
+
+class Conditioned:
+    """A network of (z, h) as a function of z, for the transforms that ask for one."""
+
+    def __init__(self, network: nn.Module, h: Tensor):
+        self.network, self.h = network, h
+        self.permutation = network.permutation
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.network(z, context=self.h)
+
+
+class PlanarStep(nn.Module):
+    """y = z + û tanh(w·z + b) with b, u and w from h (Rezende & Mohamed 2015); it starts near the identity.
+
+    >>> step = PlanarStep(latent=2, context=3)
+    >>> step(torch.zeros(5, 3))(torch.ones(5, 2)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(self, latent: int, context: int):
+        super().__init__()
+        self.latent = latent
+        self.network = nn.Sequential(nn.ELU(), start_near_zero(nn.Linear(context, 1 + 2 * latent)))
+        direction = nn.functional.normalize(torch.randn(latent), dim=0)
+        with torch.no_grad():
+            # w is a random direction, and u the multiple of it at which û is zero.
+            self.network[-1].bias[1 : 1 + latent] = direction * math.log(math.expm1(PLANAR_MARGIN))
+            self.network[-1].bias[1 + latent :] = direction
+
+    def forward(self, h: Tensor) -> Planar:
+        return Planar(self.network(h).split([1, self.latent, self.latent], -1))
+
+
+def inverse_autoregressive(latent: int, context: int, depth: int, width: int) -> list[nn.Module]:
+    """Steps for ``Flow``: affine in z_d given h and the dimensions before it, in alternating order.
+
+    >>> len(inverse_autoregressive(latent=4, context=8, depth=3, width=16))
+    3
+    """
+    return [InverseAutoregressiveStep(latent, context, width, reverse=bool(t % 2)) for t in range(depth)]
+
+
+def planar(latent: int, context: int, depth: int, width: int) -> list[nn.Module]:
+    """Steps for ``Flow``: planar maps whose parameters are linear in elu(h); ``width`` is that of h alone.
+
+    >>> len(planar(latent=4, context=8, depth=3, width=16))
+    3
+    """
+    return [PlanarStep(latent, context) for _ in range(depth)]
+
+
+class Flow(nn.Module):
+    """q(z | x): z = f_T(… f_1(z₀; h); h), z₀ ~ N(loc(x), diag(scale(x)²)), h(x) features of the image.
+
+    ``steps(latent, context, depth, width)`` gives the modules whose calls ``step(h)`` are the transforms:
+    ``inverse_autoregressive`` (the default), ``planar``, or a function of yours. h has ``width`` entries, and so have
+    the hidden layers of the steps: 2 D, at least 64, where it is not given. A sample and its own score take one pass;
+    the score of any other z inverts the flow: D passes of each autoregressive step, a root for each planar one.
+
+    The mean of q has no closed form: see ``location``.
+
+    >>> posterior = Flow(nn.Flatten(-3), latent=2, steps=planar, depth=4, features=784)
+    >>> q = posterior(torch.rand(5, 1, 28, 28))
+    >>> q.log_prob(q.rsample((7,))).shape
+    torch.Size([7, 5])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        latent: int,
+        steps: Callable[[int, int, int, int], list[nn.Module]] = inverse_autoregressive,
+        depth: int = 2,
+        width: int | None = None,
+        features: int | None = None,
+    ):
+        super().__init__()
+        check_count("latent", latent)
+        check_count("depth", depth)
+        self.latent = latent
+        self.width = default_width(latent, width)
+        check_count("width", self.width)
+        self.network = network
+        self.head = small_head(network, 2 * latent + self.width, features)
+        self.steps = nn.ModuleList(steps(latent, self.width, depth, self.width))
+
+    def forward(self, x: Tensor) -> Pushforward:
+        loc, raw_scale, h = self.head(self.network(x)).split([self.latent, self.latent, self.width], -1)
+        base = dist.Normal(loc, bounded_scale(raw_scale)).to_event(1)
+        return Pushforward(base, [step(h) for step in self.steps])
+
+
+def location(q: dist.TorchDistribution) -> Tensor:
+    """A central code for each image: the mean of q where it is known, else the base's mean carried through the flow.
+
+    The second is a point amid the mass and not the mean, for which average over samples.
+
+    >>> location(dist.Normal(torch.ones(2), 1.0).to_event(1))
+    tensor([1., 1.])
+    """
+    if not isinstance(q, dist.TransformedDistribution):
+        return q.mean
+    z = location(q.base_dist)
+    for transform in q.transforms:
+        z = transform(z)
+    return z
 
 
 def bounded_scale(raw: Tensor) -> Tensor:
@@ -60,8 +257,4 @@ def small_head(network: nn.Module, outputs: int, features: int | None = None) ->
             f"{type(network).__name__} has no attribute out_features; "
             "write features=N, the width of its output, next to the network"
         )
-    head = nn.Linear(features, outputs)
-    with torch.no_grad():
-        head.weight.mul_(0.1)
-        head.bias.zero_()
-    return head
+    return start_near_zero(nn.Linear(features, outputs))

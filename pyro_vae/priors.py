@@ -1,8 +1,17 @@
-"""Priors p(z): modules whose call returns a distribution over codes, batch (), event (D,)."""
+"""Priors p(z): modules whose call returns a distribution over codes, batch (), event (D,).
+
+Any module of that kind is a prior; there is no base class to inherit from.
+"""
+
+import math
+from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
-from torch import nn
+from pyro.distributions.transforms import SplineAutoregressive
+from torch import Tensor, nn
+
+from pyro_vae.flows import AffineAutoregressive, Backward, Pushforward, check_count, default_width, made
 
 
 class StandardNormal(nn.Module):
@@ -23,13 +32,200 @@ class StandardNormal(nn.Module):
         return dist.Normal(self.loc, self.scale).to_event(1)
 
 
-def check_count(name: str, value: int) -> None:
-    """Raises ValueError unless the value is a whole number of at least one.
+class DiagonalNormal(nn.Module):
+    """p(z) = N(loc, diag(scale²)), both learned; it starts as the standard normal.
 
-    >>> check_count("components", 0)
-    Traceback (most recent call last):
-        ...
-    ValueError: components must be a whole number of at least 1, got 0
+    >>> DiagonalNormal(latent=2)().mean.detach()
+    tensor([0., 0.])
     """
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+    def __init__(self, latent: int):
+        super().__init__()
+        check_count("latent", latent)
+        self.loc = nn.Parameter(torch.zeros(latent))
+        self.log_scale = nn.Parameter(torch.zeros(latent))
+
+    def forward(self) -> dist.Independent:
+        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+
+
+class Mixture(nn.Module):
+    """p(z) = Σ_k π_k N(loc_k, diag(scale_k²)), everything learned.
+
+    The components start apart, at loc_k ~ N(0, ¼ I) with variance ¾, so that together they have about unit variance.
+
+    >>> prior = Mixture(latent=2, components=5)
+    >>> prior().log_prob(torch.zeros(7, 2)).shape
+    torch.Size([7])
+    """
+
+    def __init__(self, latent: int, components: int):
+        super().__init__()
+        check_count("latent", latent)
+        check_count("components", components)
+        self.logits = nn.Parameter(torch.zeros(components))
+        self.loc = nn.Parameter(0.5 * torch.randn(components, latent))
+        self.log_scale = nn.Parameter(torch.full((components, latent), 0.5 * math.log(0.75)))
+
+    def forward(self) -> dist.MixtureSameFamily:
+        components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+
+
+class Vamp(nn.Module):
+    """p(z) = 1/K Σ_k q(z | u_k): the aggregate posterior of K learned pseudo-inputs u (Tomczak & Welling 2018).
+
+    ``posterior`` is the guide of the same program and not a copy: training either trains both, the two stay one under
+    ``copy.deepcopy``, and the program's ``parameters()`` names each of its parameters once. A state dict holds them
+    under both names. The guide is called in whatever mode (train, eval) it is in.
+
+    ``pseudo_inputs`` (K, C, H, W) in [0, 1] are where the u_k start: some images as the guide sees them, for example
+    ``likelihood.observe(pixels[:500])``. They stay in (0, 1), as the sigmoid of the parameter ``logits``; values
+    beyond 0.01 and 0.99 start there.
+
+    Each call runs the guide on K images. Of a ``guides.Flow`` the prior has to invert K flows for each z, each at the
+    cost of D passes: only for small K and D.
+
+    >>> posterior = lambda x: dist.Normal(x.flatten(-3), 1.0).to_event(1)
+    >>> prior = Vamp(posterior, torch.rand(10, 1, 1, 2))
+    >>> prior().batch_shape, prior().event_shape
+    (torch.Size([]), torch.Size([2]))
+    """
+
+    def __init__(self, posterior: Callable[[Tensor], dist.TorchDistribution], pseudo_inputs: Tensor):
+        super().__init__()
+        _check_pseudo_inputs(posterior, pseudo_inputs)
+        self.posterior = posterior
+        self.logits = nn.Parameter(pseudo_inputs.detach().logit(eps=0.01))
+
+    @classmethod
+    def random(
+        cls,
+        posterior: Callable[[Tensor], dist.TorchDistribution],
+        components: int,
+        shape: tuple[int, int, int],
+        generator: torch.Generator | None = None,
+    ) -> "Vamp":
+        """Pseudo-inputs that start as uniform noise; ``shape`` is that of an image, (C, H, W).
+
+        >>> posterior = lambda x: dist.Normal(x.flatten(-3), 1.0).to_event(1)
+        >>> Vamp.random(posterior, components=10, shape=(1, 1, 2)).pseudo_inputs.shape
+        torch.Size([10, 1, 1, 2])
+        """
+        check_count("components", components)
+        return cls(posterior, torch.rand(components, *shape, generator=generator))
+
+    @property
+    def pseudo_inputs(self) -> Tensor:
+        return self.logits.sigmoid()
+
+    def forward(self) -> dist.MixtureSameFamily:
+        weights = dist.Categorical(logits=self.logits.new_zeros(len(self.logits)))
+        return dist.MixtureSameFamily(weights, self.posterior(self.pseudo_inputs))
+
+
+class AutoregressiveStep(nn.Module):
+    """y_d = σ_d(z_{<d}) z_d + μ_d(z_{<d}) (Papamakarios et al. 2017).
+
+    >>> AutoregressiveStep(latent=2, width=8)()(torch.zeros(5, 2)).shape
+    torch.Size([5, 2])
+    """
+
+    def __init__(self, latent: int, width: int, reverse: bool = False):
+        super().__init__()
+        self.network = made(latent, width, [1, 1], reverse=reverse)
+
+    def forward(self) -> AffineAutoregressive:
+        return AffineAutoregressive(self.network)
+
+
+class SplineStep(nn.Module):
+    """y_d = g(z_d; θ_d(z_{<d})), a monotone rational linear spline of ``bins`` pieces in [−bound, bound], the identity
+    beyond (Durkan et al. 2019; Dolatabadi et al. 2020).
+
+    >>> SplineStep(latent=2, width=8)()(torch.full((5, 2), 7.0))[0].detach()
+    tensor([7., 7.])
+    """
+
+    def __init__(self, latent: int, width: int, reverse: bool = False, bins: int = 8, bound: float = 5.0):
+        super().__init__()
+        self.latent, self.bins, self.bound = latent, bins, bound
+        self.network = made(latent, width, [bins, bins, bins - 1, bins], reverse=reverse)
+        with torch.no_grad():
+            # softplus⁻¹(1): slope one at the inner knots, so that the spline starts near the identity.
+            self.network.layers[-1].bias.view(-1, latent)[2 * bins : 3 * bins - 1] = math.log(math.e - 1)
+
+    def forward(self) -> SplineAutoregressive:
+        return SplineAutoregressive(self.latent, self.network, count_bins=self.bins, bound=self.bound)
+
+
+def autoregressive(latent: int, depth: int, width: int) -> list[nn.Module]:
+    """Steps for ``Flow``: affine in z_d given the dimensions before it, in alternating order.
+
+    >>> len(autoregressive(latent=4, depth=3, width=16))
+    3
+    """
+    return [AutoregressiveStep(latent, width, reverse=bool(t % 2)) for t in range(depth)]
+
+
+def spline(latent: int, depth: int, width: int, bins: int = 8, bound: float = 5.0) -> list[nn.Module]:
+    """Steps for ``Flow``: a spline in z_d given the dimensions before it, in alternating order.
+
+    For other settings, ``functools.partial(spline, bins=16)``.
+
+    >>> len(spline(latent=4, depth=3, width=16))
+    3
+    """
+    return [SplineStep(latent, width, bool(t % 2), bins, bound) for t in range(depth)]
+
+
+class Flow(nn.Module):
+    """p(z): a flow f carries z to a standard normal, log p(z) = log N(f(z); 0, I) + log |det ∂f|.
+
+    Scoring takes one pass, as training needs; a sample takes D. ``steps(latent, depth, width)`` gives the modules
+    whose calls are the transforms z ↦ f_t(z): ``autoregressive`` (the default), ``spline``, or a function of yours.
+    ``width`` of a step's hidden layers: 2 D, at least 64, where it is not given. It starts near N(0, I).
+
+    >>> prior = Flow(latent=2, steps=spline, depth=1)
+    >>> prior().log_prob(prior().sample((5,))).shape
+    torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        latent: int,
+        steps: Callable[[int, int, int], list[nn.Module]] = autoregressive,
+        depth: int = 2,
+        width: int | None = None,
+    ):
+        super().__init__()
+        check_count("latent", latent)
+        check_count("depth", depth)
+        self.register_buffer("loc", torch.zeros(latent))
+        self.register_buffer("scale", torch.ones(latent))
+        self.steps = nn.ModuleList(steps(latent, depth, default_width(latent, width)))
+
+    def forward(self) -> Pushforward:
+        base = dist.Normal(self.loc, self.scale).to_event(1)
+        return Pushforward(base, [Backward(step()) for step in reversed(self.steps)])
+
+
+def _check_pseudo_inputs(posterior: Callable[[Tensor], dist.TorchDistribution], pseudo_inputs: Tensor) -> None:
+    shape = tuple(pseudo_inputs.shape)
+    if len(shape) != 4 or not len(pseudo_inputs):
+        raise ValueError(f"pseudo_inputs must be images of shape (K, C, H, W) with K of at least 1, got {shape}")
+    if not pseudo_inputs.is_floating_point() or pseudo_inputs.min() < 0 or pseudo_inputs.max() > 1:
+        raise ValueError(
+            f"pseudo_inputs must be floats in [0, 1], got {pseudo_inputs.dtype} from {pseudo_inputs.min().item():g} "
+            f"to {pseudo_inputs.max().item():g}; write pixels / 255, or likelihood.observe(pixels)"
+        )
+    try:
+        with torch.no_grad():
+            q = posterior(pseudo_inputs)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the posterior does not take pseudo_inputs of shape {shape}: {error}") from error
+    if tuple(q.batch_shape) != shape[:1] or len(q.event_shape) != 1:
+        raise ValueError(
+            f"posterior(pseudo_inputs) must have batch shape {shape[:1]} and event shape (D,), "
+            f"got {tuple(q.batch_shape)} and {tuple(q.event_shape)}"
+        )
