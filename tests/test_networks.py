@@ -1,0 +1,45 @@
+"""Shapes of every network for any image side and any leading batch dimensions."""
+
+import pytest
+import torch
+from torch import nn
+
+from pyro_vae.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+
+SHAPES = [(1, 28, 28), (1, 28, 20), (1, 8, 8), (3, 9, 15), (2, 13, 8)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch", [(), (4,), (3, 4), (2, 1, 3), (0,)])
+@pytest.mark.parametrize("hidden", [None, 7])
+def test_conv_shapes(shape, batch, hidden):
+    encoder = ConvEncoder(shape, channels=(2, 4), hidden=hidden)
+    decoder = ConvDecoder(3, shape, maps=5, channels=(4, 2), hidden=hidden)
+    assert encoder(torch.rand(*batch, *shape)).shape == (*batch, encoder.out_features)
+    assert decoder(torch.randn(*batch, 3)).shape == (*batch, 5, *shape[1:])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch", [(), (4,), (3, 4)])
+def test_mlp_shapes(shape, batch):
+    encoder, decoder = MLPEncoder(shape, hidden=(6, 5)), MLPDecoder(3, shape, maps=5, hidden=(6,), activation=nn.Tanh)
+    assert encoder(torch.rand(*batch, *shape)).shape == (*batch, 5)
+    assert decoder(torch.randn(*batch, 3)).shape == (*batch, 5, *shape[1:])
+
+
+def test_leading_dimensions_change_no_value():
+    encoder, x = ConvEncoder((1, 8, 8), channels=(2, 4)).double(), torch.rand(3, 4, 1, 8, 8, dtype=torch.float64)
+    assert torch.allclose(encoder(x)[1, 2], encoder(x[1, 2]))
+
+
+def test_bad_shapes():
+    with pytest.raises(ValueError, match=r"wants \(..., 1, 8, 8\), got \(2, 1, 9, 8\)"):
+        ConvEncoder((1, 8, 8))(torch.zeros(2, 1, 9, 8))
+    with pytest.raises(ValueError, match=r"wants \(..., 3\)"):
+        MLPDecoder(3, (1, 8, 8), maps=1)(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="4 convolutions of stride 2"):
+        ConvEncoder((1, 8, 8), channels=(2, 2, 2, 2))
+    with pytest.raises(ValueError, match="latent: wanted positive"):
+        ConvDecoder(0, (1, 8, 8), maps=1)
+    with pytest.raises(ValueError, match=r"\(C, H, W\)"):
+        MLPEncoder((28, 28))
