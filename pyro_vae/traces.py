@@ -7,8 +7,11 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer.util import is_validation_enabled
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_site_shape
 from torch import Tensor
 
 PARTICLES = "particles"
@@ -16,6 +19,8 @@ PARTICLES = "particles"
 
 def sample_sites(trace: poutine.Trace, observed: bool | None = None) -> dict[str, dict[str, Any]]:
     """The sample sites of a trace by name: all of them, only the observed, or only the latent ones.
+
+    ``pyro.deterministic`` records a value and has no density; it is not among them.
 
     >>> import pyro.distributions as dist
     >>> def model():
@@ -27,7 +32,9 @@ def sample_sites(trace: poutine.Trace, observed: bool | None = None) -> dict[str
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and observed in (None, site["is_observed"])
+        if site["type"] == "sample"
+        and observed in (None, site["is_observed"])
+        and not site["infer"].get("_deterministic")
     }
 
 
@@ -43,7 +50,8 @@ def plate_nesting(model: Callable, guide: Callable, args: Sequence = (), kwargs:
     >>> plate_nesting(program, program)
     1
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), poutine.block():
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
         traces = _run(model, guide, args, kwargs or {})
     frames = (frame for trace in traces for site in sample_sites(trace).values() for frame in site["cond_indep_stack"])
     return max((-frame.dim for frame in frames if frame.vectorized), default=0)
@@ -56,13 +64,17 @@ def paired_traces(
     kwargs: Mapping | None = None,
     particles: int = 1,
     nesting: int | None = None,
+    handler: Callable[[Callable], Callable] | None = None,
 ) -> tuple[poutine.Trace, poutine.Trace]:
     """Runs the guide once, then the model against it: (model's trace, guide's trace), log-probabilities computed.
 
     K > 1 particles are drawn in a plate of their own to the left of the program's plates, so that what depends on x
     alone (the encoder) runs once. ``nesting`` is the program's ``plate_nesting``; it is found by a run if not given.
+    ``handler`` is an effect handler around the guide and its particles; a site that it has scored itself, in
+    ``"unscaled_log_prob"``, is not scored again.
 
-    Raises ValueError where the latent sites of model and guide differ (Pyro only warns, and the bound is wrong).
+    Raises ValueError where the latent sites of model and guide differ (Pyro only warns, and the bound is wrong), and,
+    while Pyro's validation is on, where the shape of a log-probability is not that of its plates.
 
     >>> import pyro.distributions as dist
     >>> def guide(x):
@@ -81,11 +93,32 @@ def paired_traces(
         nesting = plate_nesting(model, guide, args, kwargs) if nesting is None else nesting
         plate = pyro.plate(PARTICLES, particles, dim=-nesting - 1)
         model, guide = plate(model), plate(guide)
+    guide = guide if handler is None else handler(guide)
     model_trace, guide_trace = map(prune_subsample_sites, _run(model, guide, args, kwargs))
     check_sites(model_trace, guide_trace)
-    model_trace.compute_log_prob()
-    guide_trace.compute_log_prob()
+    score(model_trace)
+    score(guide_trace)
     return model_trace, guide_trace
+
+
+def score(trace: poutine.Trace) -> None:
+    """Computes the log-probability of each sample site, scaled and masked; shapes are checked under validation.
+
+    >>> import pyro.distributions as dist
+    >>> trace = poutine.trace(lambda: pyro.sample("z", dist.Normal(torch.zeros(3), 1.0))).get_trace()
+    >>> score(trace)
+    Traceback (most recent call last):
+        ...
+    ValueError: at site "z", invalid log_prob shape...
+    """
+    for site in sample_sites(trace).values():
+        if "unscaled_log_prob" in site and "log_prob" not in site:
+            site["log_prob"] = scale_and_mask(site["unscaled_log_prob"], site["scale"], site["mask"])
+            site["log_prob_sum"] = site["log_prob"].sum()
+    trace.compute_log_prob()
+    if is_validation_enabled():
+        for site in sample_sites(trace).values():
+            check_site_shape(site, math.inf)
 
 
 def check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
@@ -99,7 +132,8 @@ def check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
     ValueError: the latent sites of model and guide differ: only in the model: ['z'], only in the guide: ['Z']; ...
     """
     latent = set(sample_sites(model_trace, observed=False))
-    proposed = {name for name, site in sample_sites(guide_trace).items() if not site["infer"].get("is_auxiliary")}
+    drawn = sample_sites(guide_trace, observed=False)
+    proposed = {name for name, site in drawn.items() if not site["infer"].get("is_auxiliary")}
     if latent != proposed:
         raise ValueError(
             f"the latent sites of model and guide differ: only in the model: {sorted(latent - proposed)}, "
@@ -121,7 +155,8 @@ def image_plate(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> CondI
         plates = {name: [frame.name for frame in site["cond_indep_stack"]] for name, site in sites.items()}
         raise ValueError(
             f"the sample sites do not share a plate over images, so no image has a weight of its own: {plates}; "
-            'put every site into one plate, as in `with pyro.plate("images", len(x)):`, or use Trace_ELBO'
+            'put every site into one plate, as in `with pyro.plate("images", len(x)):`, or use Trace_ELBO, '
+            "StickingTheLanding or ScoreFunction"
         )
     return max(shared, key=lambda frame: frame.dim)
 
@@ -145,6 +180,18 @@ def log_weights(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tenso
     log_p = sum(per_image(site, plate) for site in sample_sites(model_trace).values())
     log_q = sum(per_image(site, plate) for site in sample_sites(guide_trace).values())
     return (log_p - log_q) / common_scale(model_trace, guide_trace)
+
+
+def spread(values: Tensor, site: Mapping[str, Any], plate: CondIndepStackFrame) -> Tensor:
+    """Values of shape (K, B), one a particle and image, in a shape that broadcasts against the value of a site.
+
+    The reverse of ``per_image``: particles and images take their plates' dimensions, all others are of size one.
+    """
+    particles = [frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES]
+    shape = [1] * max(-dim for dim in (plate.dim - 1, *particles))
+    shape[plate.dim] = values.shape[1]
+    shape[min(particles, default=-len(shape))] = values.shape[0]
+    return values.reshape(shape + [1] * site["fn"].event_dim)
 
 
 def common_scale(*traces: poutine.Trace) -> float:

@@ -1,0 +1,319 @@
+"""Gradient estimators of variational bounds, as Pyro ELBOs.
+
+Each takes any program: several latent and several observed sites, parameters in modules or in Pyro's store. Each works
+in ``SVI(model, guide, optim, loss=elbo)``, in ``elbo(model, guide)`` with a torch optimiser, and in ``fit``. With
+K particles the guide runs once, so that an encoder sees each image once and the decoder K codes of it.
+
+Every loss is minus a bound, summed over the batch, in nats; its gradient is the estimator's. Pyro's ``Trace_ELBO``
+and ``TraceMeanField_ELBO`` are the estimators L^A and L^B of Kingma & Welling (2014) and stand beside these.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.infer.util import MultiFrameTensor, is_validation_enabled
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+from pyro_vae.divergences import has_closed_form_kl
+from pyro_vae.paths import Detached, Paths, check_reparameterised, inner, leave_score_out, partial_derivatives
+from pyro_vae.traces import (
+    PARTICLES,
+    check_sites,
+    common_scale,
+    image_plate,
+    log_weights,
+    paired_traces,
+    plate_nesting,
+    sample_sites,
+    score,
+    spread,
+)
+
+Traces = tuple[poutine.Trace, poutine.Trace]
+
+
+class Estimator(ELBO):
+    """Abstract: a bound and a surrogate of it whose gradient is the estimator's.
+
+    ``is_bound`` says whether minus the loss is, on average, a lower bound on log p(x).
+    While Pyro's validation is on, a NaN loss warns, as in Pyro; ``loss`` and ``loss_and_grads`` warn always.
+    """
+
+    is_bound = True
+
+    def __init__(self, K: int = 1):
+        super().__init__(num_particles=whole("K", K, at_least=1))
+
+    @abstractmethod
+    def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
+        """(the bound, summed over the batch; the surrogate, whose gradient is the estimator's), both to be raised."""
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        """Minus the bound as a scalar, in nats, whose gradient is the estimator's; nothing is read back to the host."""
+        bound, surrogate = self.objective(model, guide, args, kwargs)
+        loss = -(bound.detach() + (surrogate - surrogate.detach()))
+        if is_validation_enabled():
+            warn_if_nan(loss, "loss")
+        return loss
+
+    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Minus the bound, in nats."""
+        with torch.no_grad():
+            loss = -self.objective(model, guide, args, kwargs)[0].item()
+        warn_if_nan(loss, "loss")
+        return loss
+
+    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
+        """Minus the bound, in nats; its gradient is added to that of the parameters."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        value = loss.item()
+        warn_if_nan(value, "loss")
+        return value
+
+    def _get_trace(
+        self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping, handler: Callable | None = None
+    ) -> Traces:
+        """The model's and the guide's trace, all particles in one; ``handler`` is an effect handler of the guide."""
+        if self.num_particles > 1 and math.isinf(self.max_plate_nesting):
+            self.max_plate_nesting = plate_nesting(model, guide, args, kwargs)
+        return paired_traces(model, guide, args, kwargs, self.num_particles, self.max_plate_nesting, handler)
+
+
+class StickingTheLanding(Estimator):
+    """The ELBO by K particles; its gradient is the path derivative, the score of q left out (Roeder et al. 2017).
+
+        ∇_φ = 1/K Σ_k ∂/∂z [log p(x, z_k) − log q(z_k; sg[φ])] ∂z_k/∂φ,      the model's gradient as usual.
+
+    What is left out has mean zero; without it the variance is zero where q is the exact posterior. Flows that keep
+    their last pass, as Pyro's do, are scored from it and need no inverse. Raises ValueError where a site of the guide
+    is not reparameterised.
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.ones(3, 1))
+    >>> StickingTheLanding()(program.model, program.guide)(program.simulate(2)).backward()
+    >>> bool(program.posterior.loc_bias.grad.abs() < 1e-5)  # the guide is exact
+    True
+    """
+
+    def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
+        paths = Paths()
+        model_trace, guide_trace = self._get_trace(model, guide, args, kwargs, paths)
+        leave_score_out(guide_trace)
+        paths.open()
+        bound = (log_prob(model_trace) - log_prob(guide_trace)) / self.num_particles
+        return bound, bound
+
+
+class ImportanceWeighted(Estimator):
+    """L_K = E log 1/K Σ_k w_k, w = p(x, z) / q(z | x), averaged over M groups of K particles.
+
+    Burda et al. (2016); Rainforth et al. (2018) for M. The bound grows with K and reaches log p(x); the guide's
+    signal-to-noise ratio falls with K and grows with M. M K particles are drawn at once.
+
+    Raises ValueError where the sites do not share a plate over images, where their scales differ (a KL weight), or,
+    when a gradient is asked for, where a site of the guide is not reparameterised.
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.ones(3, 1))
+    >>> x = program.simulate(2)
+    >>> abs(ImportanceWeighted(K=5).loss(program.model, program.guide, x) + program.log_px(x).sum().item()) < 1e-4
+    True
+    """
+
+    def __init__(self, K: int, M: int = 1):
+        super().__init__(whole("K", K, at_least=1) * whole("M", M, at_least=1))
+        self.K, self.M = K, M
+
+    def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
+        model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
+        if torch.is_grad_enabled():
+            for site in sample_sites(guide_trace, observed=False).values():
+                check_reparameterised(site)
+        log_w = log_weights(model_trace, guide_trace).unflatten(0, (self.M, self.K))
+        bound = (log_w.logsumexp(1) - math.log(self.K)).mean(0).sum() * common_scale(model_trace)
+        return bound, bound
+
+
+class DoublyReparameterized(Estimator):
+    """L_K with a guide's gradient whose signal-to-noise ratio does not fall with K (Tucker et al. 2019).
+
+        w̃_k = w_k / Σ_j w_j,    ∇_φ = Σ_k w̃_k² ∂log w_k/∂z_k ∂z_k/∂φ,    ∇_θ = Σ_k w̃_k ∇_θ log p(x, z_k)
+
+    Parameters that model and guide share receive both. K = 1 is sticking-the-landing. Errors are those of
+    ``ImportanceWeighted``.
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.ones(3, 1))
+    >>> DoublyReparameterized(K=5)(program.model, program.guide)(program.simulate(2)).backward()
+    >>> bool(program.posterior.loc_bias.grad.abs() < 1e-5)  # the guide is exact
+    True
+    """
+
+    def __init__(self, K: int):
+        super().__init__(K)
+
+    def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
+        paths = Paths()
+        model_trace, guide_trace = self._get_trace(model, guide, args, kwargs, paths)
+        plate, scale = image_plate(model_trace, guide_trace), common_scale(model_trace, guide_trace)
+        leave_score_out(guide_trace)
+        log_w = log_weights(model_trace, guide_trace)
+        share = log_w.detach().softmax(0)
+        surrogate = (share * log_w).sum()
+        if self.num_particles > 1:
+            # The model's weights serve the paths too; what they lack there is added: w̃ + (w̃² − w̃) = w̃².
+            sites = sample_sites(guide_trace)
+            for name, slope in partial_derivatives(log_w.sum(), guide_trace).items():
+                lack = spread(share.square() - share, sites[name], plate)
+                surrogate = surrogate + inner(lack * slope, sites[name]).sum()
+        paths.open()
+        bound = (log_w.detach().logsumexp(0) - math.log(self.num_particles)).sum()
+        return bound * scale, surrogate * scale
+
+
+class ScoreFunction(Estimator):
+    """The ELBO by K particles; the guide's gradient by the log-derivative trick (Paisley et al. 2012).
+
+        ∇_φ = 1/K Σ_k (log w_k − c_k) ∇_φ log q(z_k; φ)
+
+    For any site, discrete ones too. It takes log w for each image apart: of the terms of log w a site is paired with
+    those whose plates it lies in, since the others' contribution has mean zero (as ``Trace_ELBO`` does; Ranganath et
+    al. 2014). c_k is zero, or for ``baseline="leave-one-out"`` the mean of the other particles' log w (Mnih & Rezende
+    2016), for which K must be at least 2 (ValueError).
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.ones(3, 1))
+    >>> loss = ScoreFunction(K=2, baseline="leave-one-out")(program.model, program.guide)(program.simulate(2))
+    """
+
+    def __init__(self, K: int = 1, baseline: Literal["leave-one-out"] | None = None):
+        super().__init__(K)
+        if baseline not in (None, "leave-one-out"):
+            raise ValueError(f"baseline: got {baseline!r}, wanted None or 'leave-one-out'")
+        if baseline and K < 2:
+            raise ValueError("baseline: 'leave-one-out' is the mean of the other particles; write K=2 or more")
+        self.baseline = baseline
+
+    def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
+        model_trace, guide_trace = self._get_trace(model, guide, args, kwargs, Detached())
+        log_w = MultiFrameTensor()
+        for trace, sign in (model_trace, 1), (guide_trace, -1):
+            for site in sample_sites(trace).values():
+                log_w.add((site["cond_indep_stack"], sign * site["log_prob"].detach()))
+        surrogate = log_prob(model_trace)
+        for site in sample_sites(guide_trace, observed=False).values():
+            cost = log_w.sum_to(site["cond_indep_stack"])
+            if self.baseline:
+                cost = _less_the_others(cost, site)
+            surrogate = surrogate + (cost * site["unscaled_log_prob"]).sum()
+        bound = log_prob(model_trace) - log_prob(guide_trace)
+        return bound / self.num_particles, surrogate / self.num_particles
+
+
+class WakeSleep(Estimator):
+    """Two objectives, not a bound (``is_bound`` is False): the wake-sleep algorithm (Hinton et al. 1995).
+
+        wake:   ∇_θ log p(x, z),   z ~ q(z | x)                    the model learns from what the guide sees
+        sleep:  ∇_φ log q(z | x),  (x, z) ~ p(x, z)                the guide learns from what the model dreams
+
+    The loss is −log p(x, z) − log q(z' | x') summed over the batch, with one draw of each: its fall says little. Judge
+    the program by ``evaluate`` or ``Trace_ELBO().loss``.
+
+    The program has one observed site, whose value is the first argument of model and guide: it dreams in the
+    shape of x and shows the guide the dream in its place. ValueError where that is not so.
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.ones(3, 1))
+    >>> loss = WakeSleep()(program.model, program.guide)(program.simulate(2))
+    """
+
+    is_bound = False
+
+    def __init__(self) -> None:
+        super().__init__(K=1)
+
+    def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            seen = poutine.trace(guide).get_trace(*args, **kwargs)
+            dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
+        wake = poutine.trace(poutine.replay(model, trace=seen)).get_trace(*args, **kwargs)
+        check_sites(wake, seen)
+        x = dream.nodes[_observed_argument(wake, seen, args)]["value"]
+        sleep = poutine.trace(poutine.replay(guide, trace=dream)).get_trace(x, *args[1:], **kwargs)
+        score(wake)
+        score(sleep)
+        total = log_prob(wake) + log_prob(sleep)
+        return total, total
+
+
+def check_analytic_kl(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
+    """Raises ValueError unless ``TraceMeanField_ELBO`` has a closed form for every KL of the program.
+
+    Pyro would sample the others without a word. The program is run once; the random state is left as it was.
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian, mean_field_guide
+    >>> program = LinearGaussian(torch.ones(3, 1))
+    >>> program.posterior = mean_field_guide(program)
+    >>> check_analytic_kl(program.model, program.guide, torch.zeros(2, 3))
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
+        model_trace, guide_trace = paired_traces(model, guide, args, kwargs)
+    prior = sample_sites(model_trace, observed=False)
+    for name, site in sample_sites(guide_trace, observed=False).items():
+        if name not in prior or not has_closed_form_kl(site["fn"], prior[name]["fn"]):
+            other = prior[name]["fn"] if name in prior else "no site of the model"
+            raise ValueError(
+                f"site {name!r}: no closed form is registered for KL({site['fn']} ‖ {other}), and TraceMeanField_ELBO "
+                "would sample it; use Trace_ELBO or StickingTheLanding, or register it with torch.distributions.kl"
+            )
+
+
+def log_prob(trace: poutine.Trace) -> Tensor:
+    """The log-probabilities of all sample sites of a scored trace, summed, in nats."""
+    return sum(site["log_prob"].sum() for site in sample_sites(trace).values())
+
+
+def whole(name: str, value: int, at_least: int) -> int:
+    """The value itself; ValueError unless it is a whole number of at least so much.
+
+    >>> whole("K", 0, at_least=1)
+    Traceback (most recent call last):
+        ...
+    ValueError: K: got 0, wanted a whole number of at least 1
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
+        raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least {at_least}")
+    return value
+
+
+def _less_the_others(cost: Tensor, site: Mapping) -> Tensor:
+    """Each particle's cost minus the mean of the other particles' costs."""
+    (dim,) = (frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES)
+    K = cost.shape[dim]
+    return cost - (cost.sum(dim, keepdim=True) - cost) / (K - 1)
+
+
+def _observed_argument(wake: poutine.Trace, seen: poutine.Trace, args: Sequence) -> str:
+    """The name of the one observed site, whose value is the first argument."""
+    observed = sample_sites(wake, observed=True)
+    if len(observed) != 1:
+        raise ValueError(f"WakeSleep: the observed sites are {list(observed)}, wanted one; use StickingTheLanding")
+    (name, site), *_ = observed.items()
+    if not (args and torch.is_tensor(args[0]) and args[0].shape == site["value"].shape):
+        raise ValueError(
+            f"WakeSleep: the value of the observed site {name!r}, of shape {tuple(site['value'].shape)}, is not the "
+            "first argument of model and guide; write model(x, ...) and guide(x, ...)"
+        )
+    auxiliary = [key for key, site in sample_sites(seen).items() if site["infer"].get("is_auxiliary")]
+    if auxiliary:
+        raise ValueError(f"WakeSleep: the model does not dream the guide's sites {auxiliary}; use StickingTheLanding")
+    return name
