@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions.transforms import AffineAutoregressive as PyroAffineAutoregressive
 from pyro.distributions.transforms.planar import ConditionedPlanar
+from pyro.distributions.transforms.utils import clamp_preserve_gradients
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
@@ -80,7 +81,7 @@ class AffineAutoregressive(PyroAffineAutoregressive):
         x = torch.zeros_like(y)
         for d in self.arn.permutation:
             loc, log_scale = self.arn(x)
-            log_scale = log_scale.clamp(self.log_scale_min_clip, self.log_scale_max_clip)
+            log_scale = clamp_preserve_gradients(log_scale, self.log_scale_min_clip, self.log_scale_max_clip)
             # Only dimension d: the others still rest on zeros, and may overflow if they are fed back.
             x = torch.where(torch.arange(y.shape[-1], device=y.device) == d, (y - loc) * (-log_scale).exp(), x)
         self._cached_log_scale = log_scale

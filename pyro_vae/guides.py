@@ -129,7 +129,7 @@ class Conditioned:
         self.network, self.h = network, h
         self.permutation = network.permutation
 
-    def __call__(self, z: Tensor) -> Tensor:
+    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self.network(z, context=self.h)
 
 
@@ -181,7 +181,7 @@ class Flow(nn.Module):
     the hidden layers of the steps: 2 D, at least 64, where it is not given. A sample and its own score take one pass;
     the score of any other z inverts the flow: D passes of each autoregressive step, a root for each planar one.
 
-    The mean of q has no closed form: see ``location``.
+    The mean of q has no closed form (``q.mean`` raises NotImplementedError).
 
     >>> posterior = Flow(nn.Flatten(-3), latent=2, steps=planar, depth=4, features=784)
     >>> q = posterior(torch.rand(5, 1, 28, 28))
@@ -212,22 +212,6 @@ class Flow(nn.Module):
         loc, raw_scale, h = self.head(self.network(x)).split([self.latent, self.latent, self.width], -1)
         base = dist.Normal(loc, bounded_scale(raw_scale)).to_event(1)
         return Pushforward(base, [step(h) for step in self.steps])
-
-
-def location(q: dist.TorchDistribution) -> Tensor:
-    """A central code for each image: the mean of q where it is known, else the base's mean carried through the flow.
-
-    The second is a point amid the mass and not the mean, for which average over samples.
-
-    >>> location(dist.Normal(torch.ones(2), 1.0).to_event(1))
-    tensor([1., 1.])
-    """
-    if not isinstance(q, dist.TransformedDistribution):
-        return q.mean
-    z = location(q.base_dist)
-    for transform in q.transforms:
-        z = transform(z)
-    return z
 
 
 def bounded_scale(raw: Tensor) -> Tensor:

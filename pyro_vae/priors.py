@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.transforms import SplineAutoregressive
 from torch import Tensor, nn
 
@@ -49,6 +50,18 @@ class DiagonalNormal(nn.Module):
         return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
 
 
+class SharedMixture(dist.MixtureSameFamily):
+    """Σ_k π_k p_k(z), the components held once for all images of a plate: torch's copy for each image is four times
+    slower to score at 500 components.
+
+    >>> components = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
+    >>> SharedMixture(dist.Categorical(torch.ones(3)), components).expand([5]).log_prob(torch.zeros(5, 2)).shape
+    torch.Size([5])
+    """
+
+    expand = TorchDistributionMixin.expand
+
+
 class Mixture(nn.Module):
     """p(z) = Σ_k π_k N(loc_k, diag(scale_k²)), everything learned.
 
@@ -67,9 +80,9 @@ class Mixture(nn.Module):
         self.loc = nn.Parameter(0.5 * torch.randn(components, latent))
         self.log_scale = nn.Parameter(torch.full((components, latent), 0.5 * math.log(0.75)))
 
-    def forward(self) -> dist.MixtureSameFamily:
+    def forward(self) -> SharedMixture:
         components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        return SharedMixture(dist.Categorical(logits=self.logits), components)
 
 
 class Vamp(nn.Module):
@@ -119,9 +132,9 @@ class Vamp(nn.Module):
     def pseudo_inputs(self) -> Tensor:
         return self.logits.sigmoid()
 
-    def forward(self) -> dist.MixtureSameFamily:
+    def forward(self) -> SharedMixture:
         weights = dist.Categorical(logits=self.logits.new_zeros(len(self.logits)))
-        return dist.MixtureSameFamily(weights, self.posterior(self.pseudo_inputs))
+        return SharedMixture(weights, self.posterior(self.pseudo_inputs))
 
 
 class AutoregressiveStep(nn.Module):
