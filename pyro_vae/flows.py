@@ -103,7 +103,7 @@ class Planar(ConditionedPlanar):
 
     def _inverse(self, y: Tensor) -> Tensor:
         bias, u, w = self._params
-        a = _planar_root(self.slope(u, w), bias, (w * y).sum(-1, keepdim=True))
+        a = planar_root(self.slope(u, w), bias, (w * y).sum(-1, keepdim=True))
         return y - self.u_hat(u, w) * torch.tanh(a + bias)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
@@ -113,8 +113,12 @@ class Planar(ConditionedPlanar):
         return torch.log1p((1 - act.pow(2)) * self.slope(u, w)).squeeze(-1)
 
 
-def _planar_root(slope: Tensor, bias: Tensor, target: Tensor, bisections: int = 40) -> Tensor:
-    """The root a of a + slope tanh(a + bias) = target, for slope > −1; differentiable in all three."""
+def planar_root(slope: Tensor, bias: Tensor, target: Tensor, bisections: int = 40) -> Tensor:
+    """The root a of a + slope tanh(a + bias) = target, for slope > −1; differentiable in all three.
+
+    >>> planar_root(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(0.5) + torch.tensor(0.5).tanh())
+    tensor(0.5000)
+    """
 
     def excess(a: Tensor) -> Tensor:
         return a + slope * torch.tanh(a + bias) - target

@@ -227,16 +227,19 @@ def _check_pseudo_inputs(posterior: Callable[[Tensor], dist.TorchDistribution], 
     shape = tuple(pseudo_inputs.shape)
     if len(shape) != 4 or not len(pseudo_inputs):
         raise ValueError(f"pseudo_inputs must be images of shape (K, C, H, W) with K of at least 1, got {shape}")
-    if not pseudo_inputs.is_floating_point() or pseudo_inputs.min() < 0 or pseudo_inputs.max() > 1:
+    low, high = pseudo_inputs.min().item(), pseudo_inputs.max().item()
+    if not (pseudo_inputs.is_floating_point() and low >= 0 and high <= 1):
         raise ValueError(
-            f"pseudo_inputs must be floats in [0, 1], got {pseudo_inputs.dtype} from {pseudo_inputs.min().item():g} "
-            f"to {pseudo_inputs.max().item():g}; write pixels / 255, or likelihood.observe(pixels)"
+            f"pseudo_inputs must be floats in [0, 1], got {pseudo_inputs.dtype} from {low:g} to {high:g}; "
+            "write pixels / 255, or likelihood.observe(pixels)"
         )
     try:
         with torch.no_grad():
             q = posterior(pseudo_inputs)
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"the posterior does not take pseudo_inputs of shape {shape}: {error}") from error
+    if not isinstance(q, TorchDistributionMixin):
+        raise ValueError(f"the posterior must return a distribution of pyro.distributions, got {type(q).__name__}")
     if tuple(q.batch_shape) != shape[:1] or len(q.event_shape) != 1:
         raise ValueError(
             f"posterior(pseudo_inputs) must have batch shape {shape[:1]} and event shape (D,), "
