@@ -75,7 +75,7 @@ def test_backward_swaps_the_directions(make):
     torch.testing.assert_close(g.log_abs_det_jacobian(y, g(y)), -f.log_abs_det_jacobian(x, y))
 
 
-def testplanar_root_of_the_steepest_and_the_flattest_map():
+def test_planar_root_of_the_steepest_and_the_flattest_map():
     slope = torch.tensor([-0.999, -0.5, 0.0, 100.0]).double().requires_grad_()
     bias, target = torch.tensor(0.3).double(), torch.tensor(1.7).double()
     a = flows.planar_root(slope, bias, target)
