@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 Shape = tuple[int, int, int]
+ROWS = 256  # of a batch that a network sees at a time on a CPU
 
 
 class ConvEncoder(nn.Module):
     """4 × 4 convolutions of stride 2, each followed by a ReLU, then optionally a dense layer of ``hidden`` units.
 
     >>> ConvEncoder((1, 28, 28), hidden=256)(torch.zeros(5, 2, 1, 28, 28)).shape
-    torch.torch.Size([5, 2, 256])
+    torch.Size([5, 2, 256])
     """
 
     def __init__(self, shape: Shape, channels: Sequence[int] = (32, 64), hidden: int | None = None):
@@ -40,7 +41,7 @@ class MLPEncoder(nn.Module):
     """Dense layers of the given widths, each followed by the activation.
 
     >>> MLPEncoder((1, 28, 28), hidden=(400,))(torch.zeros(5, 1, 28, 28)).shape
-    torch.torch.Size([5, 400])
+    torch.Size([5, 400])
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class ConvDecoder(nn.Module):
     """The mirror image of ``ConvEncoder``: dense, then 4 × 4 transposed convolutions of stride 2.
 
     >>> ConvDecoder(2, (1, 28, 20), maps=2)(torch.zeros(7, 5, 2)).shape
-    torch.torch.Size([7, 5, 2, 28, 20])
+    torch.Size([7, 5, 2, 28, 20])
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class MLPDecoder(nn.Module):
     """Dense layers of the given widths, each followed by the activation, then a dense layer to the maps.
 
     >>> MLPDecoder(2, (1, 28, 28), maps=1)(torch.zeros(5, 2)).shape
-    torch.torch.Size([5, 1, 28, 28])
+    torch.Size([5, 1, 28, 28])
     """
 
     def __init__(
@@ -123,7 +124,10 @@ def _flattened(layers: nn.Module, value: Tensor, event: Sequence[int]) -> Tensor
     if value.shape[value.dim() - dims :] != tuple(event):
         raise ValueError(f"the network wants (..., {', '.join(map(str, event))}), got {tuple(value.shape)}")
     batch = value.shape[: value.dim() - dims]
-    out = layers(value.reshape(batch.numel(), *event))
+    rows = value.reshape(batch.numel(), *event)
+    # Tensors of many megabytes are new memory at every use: 6400 images in parts take half the time on a CPU.
+    in_parts = rows.device.type == "cpu" and len(rows) > ROWS
+    out = torch.cat([layers(part) for part in rows.split(ROWS)]) if in_parts else layers(rows)
     return out.reshape(*batch, *out.shape[1:])
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae.networks import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from pyro_vae.networks import ROWS, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 
 SHAPES = [(1, 28, 28), (1, 28, 20), (1, 8, 8), (3, 9, 15), (2, 13, 8)]
 
@@ -30,6 +30,12 @@ def test_mlp_shapes(shape, batch):
 def test_leading_dimensions_change_no_value():
     encoder, x = ConvEncoder((1, 8, 8), channels=(2, 4)).double(), torch.rand(3, 4, 1, 8, 8, dtype=torch.float64)
     assert torch.allclose(encoder(x)[1, 2], encoder(x[1, 2]))
+
+
+def test_a_large_batch_is_seen_in_parts_with_the_same_values():
+    decoder = ConvDecoder(3, (1, 8, 8), maps=1, channels=(4, 2)).double()
+    z = torch.randn(2 * ROWS + 3, 3, dtype=torch.float64)
+    assert torch.allclose(decoder(z), decoder.layers(z))
 
 
 def test_bad_shapes():
