@@ -1,0 +1,207 @@
+#!/usr/bin/env python
+"""Train one VAE and measure it: pictures, metrics and parameters in one folder.
+
+    python experiments/run.py --lik bernoulli
+    python experiments/run.py --lik categorical --bins 32 --latent 32 --epochs 20
+
+The data lie in --data-dir, in $PYRO_VAE_DATA or in the user's cache folder; else they are downloaded.
+"""
+
+import argparse
+import csv
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from parts import ESTIMATORS, add_part_options, build_estimator, build_vae
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from results import METRICS, provenance, results_folder, write_json
+from torch import Tensor
+
+from pyro_vae import VAE, analysis, data, evaluate, fit, load, plots
+from pyro_vae.data import Data
+from pyro_vae.likelihoods import Normal, bits_per_dim
+from pyro_vae.state import seeded
+from pyro_vae.training import Evaluation, History, NonFiniteLoss, fixed_x
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+SHOWN = 1000  # test images whose codes are drawn in the latent plane
+REPEATS = 10  # draws of each estimator on the test set
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_part_options(parser)
+    group = parser.add_argument_group("training")
+    group.add_argument("--estimator", choices=ESTIMATORS, default="trace", help="of the ELBO and its gradient")
+    group.add_argument("--particles", type=int, default=1, metavar="K", help="draws of z per image")
+    group.add_argument("--epochs", type=int, default=10)
+    group.add_argument("--batch", type=int, default=256)
+    group.add_argument("--lr", type=float, default=1e-3, help="step of Adam")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    group = parser.add_argument_group("data and results")
+    group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
+                       help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
+    group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
+    group.add_argument("--out", type=Path, default=None,
+                       help="folder of the results (default: figures/<dataset>-<lik>-z<latent>-seed<seed>)")
+    group.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
+    group.add_argument("--quiet", action="store_true", help="no plan and no progress bar")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        return run(args)
+    except (ValueError, OSError, NonFiniteLoss, data.DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run(args: argparse.Namespace) -> int:
+    started = time.perf_counter()
+    device = choose_device(args.device)
+    images = load(args.dataset, root=args.data_dir).to(device)
+    torch.manual_seed(args.seed)
+    vae, estimator = build_vae(args, images.shape).to(device), build_estimator(args)
+    out = args.out or Path("figures") / f"{images.name}-{args.lik}-z{args.latent}-seed{args.seed}"
+    with results_folder(out, args.overwrite) as folder:
+        if not args.quiet:
+            print(plan(args, images, vae, out), flush=True)
+        history = fit(vae, images, estimator, epochs=args.epochs, batch_size=args.batch, lr=args.lr, seed=args.seed,
+                      progress=not args.quiet)
+        metrics = {"settings": vars(args), "dataset": describe(images), "versions": provenance(),
+                   "interrupted": history.interrupted, "best_epoch": history.best_epoch}
+        save(folder, vae, history)
+        if not history.interrupted:
+            metrics |= measure(vae, images, args)
+            for name, figure in pictures(vae, images, history).items():
+                figure.savefig(folder / f"{name}.png")
+        metrics["seconds"] = {"training": history.rows[-1]["seconds"] if history.rows else 0.0,
+                              "whole_command": time.perf_counter() - started}
+        write_json(folder / METRICS, metrics)
+    print(report(metrics, out))
+    return INTERRUPTED if history.interrupted else 0
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: torch sees no CUDA device on this machine; take --device cpu")
+    return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
+
+
+def describe(images: Data) -> dict[str, Any]:
+    splits = {split: len(getattr(images, split).images) for split in ("train", "valid", "test")}
+    return {"name": images.name, "shape": list(images.shape), "note": images.note, **splits}
+
+
+def plan(args: argparse.Namespace, images: Data, vae: VAE, out: Path) -> str:
+    """What the command is about to do."""
+    sizes = describe(images)
+    parameters = sum(parameter.numel() for parameter in vae.parameters())
+    lines = [
+        f"data        {sizes['name']}, {sizes['train']:,} / {sizes['valid']:,} / {sizes['test']:,} images "
+        f"of {' × '.join(map(str, sizes['shape']))}",
+        f"program     {type(vae.prior).__name__} prior, {type(vae.likelihood).__name__} likelihood, "
+        f"{type(vae.posterior).__name__} guide, {args.latent} latent dimensions, {parameters:,} parameters",
+        f"training    {args.epochs} epochs, batches of {args.batch}, {type(build_estimator(args)).__name__}, Adam "
+        f"{args.lr:g}, seed {args.seed}, {next(vae.parameters()).device}",
+        f"results     {out}",
+    ]
+    return "\n".join([f"NOTE: {images.note}", *lines] if images.note else lines)
+
+
+def save(folder: Path, vae: VAE, history: History) -> None:
+    """The parameters (a state dict, loadable with ``weights_only=True``) and the history."""
+    torch.save(vae.state_dict(), folder / "parameters.pt")
+    if history.rows:
+        with (folder / "history.csv").open("w", newline="") as file:
+            writer = csv.DictWriter(file, history.rows[0].keys())
+            writer.writeheader()
+            writer.writerows(history.rows)
+
+
+def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that metrics.json says of the test images."""
+    x = fixed_x(vae, images.test.images)
+    test = evaluate(vae, x, seed=args.seed)
+    summary = {**test.summary(), **grey_scale(vae, test, x), "particles": 1, "seed": args.seed}
+    metrics: dict[str, Any] = {"test": summary}
+    if images.test.labels is not None:
+        train_codes, test_codes = (analysis.codes(vae, x) for x in (fixed_x(vae, images.train.images), x))
+        metrics["knn_accuracy"] = analysis.knn_accuracy(
+            train_codes, images.train.labels, test_codes, images.test.labels, neighbours=15
+        )
+    if isinstance(vae.likelihood, Normal):
+        metrics["share_of_scales_at_bound"] = vae.likelihood.share_at_bound(analysis.codes(vae, x[:SHOWN]))
+    metrics["estimators"] = {
+        type(elbo).__name__: repeated_bound(vae, x, elbo, REPEATS)
+        for elbo in (Trace_ELBO(), TraceMeanField_ELBO())
+    }
+    return metrics
+
+
+def grey_scale(vae: VAE, test: Evaluation, x: Tensor) -> dict[str, float]:
+    """bits/dim and its standard error, where the likelihood scores grey levels."""
+    width = vae.likelihood.level_width
+    if width is None:
+        return {}
+    bits = bits_per_dim(test.bound, x[0].numel(), width)
+    return {"bits_per_dim": bits.mean().item(), "bits_per_dim_standard_error": bits.std().item() / len(bits) ** 0.5}
+
+
+@torch.no_grad()
+def repeated_bound(vae: VAE, x: Tensor, elbo: ELBO, repeats: int) -> dict[str, float]:
+    """Mean and standard deviation over repeated draws of an estimate of the bound on all images, in nats per image."""
+    with seeded(0, x.device):
+        bounds = torch.tensor(
+            [-sum(elbo.loss(vae.model, vae.guide, batch) for batch in x.split(1000)) / len(x) for _ in range(repeats)]
+        )
+    return {"bound": bounds.mean().item(), "sd_over_draws": bounds.std().item(), "draws": repeats}
+
+
+def pictures(vae: VAE, images: Data, history: History) -> dict[str, Figure]:
+    x = fixed_x(vae, images.test.images[:SHOWN])
+    labels = images.test.labels[:SHOWN] if images.test.labels is not None else None
+    figures = {
+        "latent_plane": plots.latent_plane(analysis.codes(vae, x), labels),
+        "reconstructions": plots.reconstructions(x[:20], analysis.reconstruct(vae, x[:20])),
+        "samples": plots.samples(analysis.sample_prior(vae, 100)),
+        "interpolation": plots.interpolation(analysis.interpolate(vae, x[0:1], x[1:2], steps=10)),
+        "learning_curves": plots.learning_curves(history.rows),
+    }
+    if vae.prior().event_shape == (2,):
+        figures["manifold"] = plots.manifold(analysis.manifold(vae, side=20))
+    return figures
+
+
+def report(metrics: dict[str, Any], out: Path) -> str:
+    """The short table at the end."""
+    note = [f"NOTE: {metrics['dataset']['note']}"] if metrics["dataset"]["note"] else []
+    if metrics["interrupted"]:
+        return "\n".join([*note, f"interrupted: what was trained so far is saved in {out}"])
+    test = metrics["test"]
+    rows = [
+        ("test bound (ELBO)", f"{test['bound']:.2f} ± {test['standard_error']:.2f} nats per image (n {test['images']})"),
+        ("rate, distortion", f"{test['rate']:.2f}, {test['distortion']:.2f} nats per image"),
+    ]
+    if "bits_per_dim" in test:
+        rows.append(("bits/dim", f"{test['bits_per_dim']:.3f} ± {test['bits_per_dim_standard_error']:.3f}"))
+    if "knn_accuracy" in metrics:
+        rows.append(("15-NN accuracy", f"{metrics['knn_accuracy']:.3f}"))
+    for name, value in metrics["estimators"].items():
+        rows.append((name, f"{value['bound']:.3f}, standard deviation over {value['draws']} draws "
+                           f"{value['sd_over_draws']:.4f} nats per image"))
+    seconds = metrics["seconds"]
+    rows += [("seconds", f"{seconds['training']:.0f} training, {seconds['whole_command']:.0f} in all"),
+             ("results", str(out))]
+    return "\n".join([*note, *(f"{name:<20} {value}" for name, value in rows)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,291 @@
+"""Images as uint8 tensors in memory: found in a folder, downloaded or bundled; split; in shuffled batches."""
+
+import gzip
+import math
+import os
+import shutil
+import socket
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+import sklearn.datasets
+import torch
+import torchvision
+from torch import Generator, Tensor
+from tqdm.auto import tqdm
+
+IDX = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"}  # names of torchvision's classes and folders
+NAMES = (*IDX, "frey", "digits")
+VALID_SIZES = {"mnist": 10_000, "fashion": 10_000, "kmnist": 10_000, "frey": 200, "digits": 250}
+ENVIRONMENT = "PYRO_VAE_DATA"
+TIMEOUT = 5.0  # seconds that a silent network is waited for
+FREY_FILE = "frey/frey_rawface.mat"
+FREY_URL = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
+FREY_BYTES = 4_000_000  # the file has 1 MB; more is another file
+
+
+class DataError(RuntimeError):
+    """A data set that cannot be had or read: the message names the file and the cure."""
+
+
+class MissingData(DataError):
+    """A data set that is in no folder searched and could not be downloaded."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, uint8 (N, C, H, W), and their labels, int64 (N,), or None.
+
+    >>> Split(torch.zeros(3, 28, 28))
+    Traceback (most recent call last):
+        ...
+    ValueError: images: wanted a uint8 tensor (N, C, H, W), got torch.float32 of shape (3, 28, 28)
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
+            got = f"{self.images.dtype} of shape {tuple(self.images.shape)}"
+            raise ValueError(f"images: wanted a uint8 tensor (N, C, H, W), got {got}")
+        if self.labels is not None and self.labels.shape != self.images.shape[:1]:
+            raise ValueError(f"labels: wanted {len(self.images)}, one an image, got {list(self.labels.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: slice | Tensor) -> "Split":
+        return Split(self.images[index], None if self.labels is None else self.labels[index])
+
+    def to(self, device: torch.device | str) -> "Split":
+        return Split(self.images.to(device), None if self.labels is None else self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set in three splits. ``note`` says where another one was asked for first; else it is empty."""
+
+    name: str
+    train: Split
+    valid: Split
+    test: Split
+    note: str = ""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return tuple(self.train.images.shape[1:])
+
+    def to(self, device: torch.device | str) -> "Data":
+        """The same with all tensors on a device."""
+        splits = {name: getattr(self, name).to(device) for name in ("train", "valid", "test")}
+        return replace(self, **splits)
+
+
+def load(
+    name: str, root: Path | str | None = None, valid_size: int | None = None, *, seed: int = 0, download: bool = True
+) -> Data:
+    """A data set by name: ``mnist``, ``fashion``, ``kmnist``, ``frey``, ``digits`` or ``auto``.
+
+    Files are looked for in ``root``, if it is given, and nowhere else; otherwise in the folder that the environment
+    variable ``PYRO_VAE_DATA`` names and then in the user's cache folder. What is not found is downloaded, into
+    ``root`` or the cache folder. ``digits`` comes with scikit-learn and needs no file. ``auto`` is MNIST where it can
+    be had, and otherwise ``digits``, with a ``note`` that says so.
+
+    Splits: the training images are permuted by ``numpy.random.RandomState(seed).permutation``, a stream that is the
+    same on every machine; the last ``valid_size`` of them are for validation. MNIST, Fashion-MNIST and KMNIST:
+    50,000 / 10,000 / 10,000, their own test images. Frey Face, 28 × 20, has neither test images nor labels: after the
+    permutation the first 200 are for test, 1,565 / 200 / 200. Digits, 8 × 8: the first 250, 1,297 / 250 / 250.
+
+    Raises:
+        ValueError: for an unknown name or a validation set that leaves nothing to train on.
+        MissingData: where the files are in no folder and could not be downloaded.
+        DataError: for a file that is damaged, or a folder that cannot be written.
+
+    >>> digits = load("digits")
+    >>> digits.shape, len(digits.train), len(digits.valid), len(digits.test)
+    ((1, 8, 8), 1297, 250, 250)
+    """
+    if name == "auto":
+        try:
+            return load("mnist", root, valid_size, seed=seed, download=download)
+        except MissingData as error:
+            note = f"not MNIST but scikit-learn's 8 × 8 digits, because {' '.join(str(error).split())}"
+            return replace(load("digits", seed=seed), note=note)
+    if name not in NAMES:
+        raise ValueError(f"name: wanted one of {', '.join(NAMES)} or auto, got {name!r}")
+    if name == "digits":
+        everything, test = _digits(), None
+    else:
+        folder = _find(name, root) or _download(name, root, download)
+        frey = name == "frey"
+        everything, test = (_frey(folder / FREY_FILE), None) if frey else _idx_splits(folder / IDX[name] / "raw")
+    return _split(name, everything, test, VALID_SIZES[name] if valid_size is None else valid_size, seed)
+
+
+def batches(
+    count: int, batch_size: int, device: torch.device | str = "cpu", generator: Generator | None = None
+) -> Iterator[Tensor]:
+    """Indices 0 … count − 1 in random order, ``batch_size`` at a time, the last batch what is left; on the device.
+
+    >>> [len(index) for index in batches(10, 4)]
+    [4, 4, 2]
+    """
+    yield from torch.randperm(count, device=device, generator=generator).split(batch_size)
+
+
+def _split(name: str, everything: Split, test: Split | None, valid_size: int, seed: int) -> Data:
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(len(everything)))
+    if test is None:
+        test, order = everything[order[: VALID_SIZES[name]]], order[VALID_SIZES[name] :]
+    if not 1 <= valid_size < len(order):
+        raise ValueError(f"valid_size: wanted 1 to {len(order) - 1} of {name}'s {len(order)} images, got {valid_size}")
+    return Data(name, everything[order[:-valid_size]], everything[order[-valid_size:]], test)
+
+
+def _folders(root: Path | str | None) -> list[Path]:
+    if root is not None:
+        return [Path(root)]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_vae"
+    named = os.environ.get(ENVIRONMENT)
+    return [Path(named), cache] if named else [cache]
+
+
+def _files(name: str) -> list[str]:
+    if name == "frey":
+        return [FREY_FILE]
+    kinds = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return [f"{IDX[name]}/raw/{kind}-ubyte" for kind in kinds]
+
+
+def _find(name: str, root: Path | str | None) -> Path | None:
+    """The first folder that holds some of the data set's files; DataError where it lacks others."""
+    for folder in _folders(root):
+        there = [file for file in _files(name) if _existing(folder / file)]
+        lacking = [file for file in _files(name) if file not in there]
+        if there and lacking:
+            raise DataError(f"{folder / lacking[0]} is missing beside {there[0]}; put it there, or remove the others")
+        if there:
+            return folder
+    return None
+
+
+def _existing(path: Path) -> Path | None:
+    """The file, or its gzip archive, if one of them exists."""
+    return next((file for file in (path, path.with_name(path.name + ".gz")) if file.is_file()), None)
+
+
+def _download(name: str, root: Path | str | None, allowed: bool) -> Path:
+    """Downloads into a temporary folder that becomes the data set's folder when it is whole."""
+    folder, file = _folders(root)[-1], _files(name)[0]
+    searched = ", ".join(str(path / file) for path in _folders(root))
+    cure = f"put its files where {searched} is looked for, or name their folder by --data-dir or {ENVIRONMENT}"
+    if not allowed:
+        raise MissingData(f"{name} was not found, and is not to be downloaded; {cure}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".download-", dir=folder))
+    except OSError as error:
+        raise MissingData(f"{name} was not found, and {folder} cannot be written ({error.strerror}); {cure}") from error
+    try:
+        with _timeout(TIMEOUT):
+            _fetch(name, scratch)
+        target = folder / Path(file).parts[0]
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(scratch / target.name, target)
+    except Exception as error:
+        raise MissingData(f"{name} was not found, and its download failed ({error}); {cure}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _fetch(name: str, folder: Path) -> None:
+    if name != "frey":
+        getattr(torchvision.datasets, IDX[name])(folder, download=True)
+        return
+    path = folder / FREY_FILE
+    path.parent.mkdir()
+    with urllib.request.urlopen(FREY_URL) as source, path.open("wb") as file:
+        length = int(source.headers.get("Content-Length") or 0)
+        with tqdm.wrapattr(file, "write", total=length, desc=path.name) as target:
+            shutil.copyfileobj(source, target)
+
+
+@contextmanager
+def _timeout(seconds: float) -> Iterator[None]:
+    """torchvision's downloads take no timeout of their own: a default one for the length of the block."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _idx_splits(folder: Path) -> tuple[Split, Split]:
+    splits = []
+    for part in ("train", "t10k"):
+        images = _idx(folder / f"{part}-images-idx3-ubyte", dims=3)
+        labels = _idx(folder / f"{part}-labels-idx1-ubyte", dims=1)
+        if images.shape[1:] != (28, 28) or len(images) != len(labels) or not len(images):
+            raise DataError(
+                f"{folder}: wanted {part} images of 28 × 28 pixels and as many labels, got {tuple(images.shape)} and "
+                f"{tuple(labels.shape)}; remove the folder to download them anew"
+            )
+        splits.append(Split(images.unsqueeze(1), labels.long()))
+    return tuple(splits)
+
+
+def _idx(path: Path, dims: int) -> Tensor:
+    """A file of unsigned bytes in the idx format: magic number 0, 0, 8, dims; the sizes, big-endian; the bytes."""
+    path = _existing(path) or path
+    with _readable(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        header = file.read(4 + 4 * dims)
+        magic, sizes = header[:4], np.frombuffer(header[4 : 4 + 4 * dims], ">u4").tolist() if len(header) > 4 else []
+        if magic != bytes([0, 0, 8, dims]) or len(sizes) != dims:
+            raise DataError(
+                f"{path}: it begins with {magic.hex(' ') or 'nothing'}, an idx file of {dims} dimension(s) with "
+                f"{bytes([0, 0, 8, dims]).hex(' ')}; remove it to download it anew"
+            )
+        declared, limit = math.prod(sizes), 1 << 30
+        content = file.read(min(declared, limit) + 1)
+    if len(content) != declared:
+        got = f"{len(content):,}" if len(content) < declared else "more"
+        raise DataError(f"{path}: the header declares {declared:,} bytes, it holds {got}; remove it to have it anew")
+    return torch.from_numpy(np.frombuffer(content, np.uint8).copy()).reshape(sizes)
+
+
+def _frey(path: Path) -> Split:
+    with _readable(path):
+        if path.stat().st_size > FREY_BYTES:
+            raise DataError(f"{path}: it is larger than {FREY_BYTES:,} bytes, so it is not Frey Face; remove it")
+        faces = scipy.io.loadmat(path, variable_names=["ff"]).get("ff")
+    if not isinstance(faces, np.ndarray) or faces.dtype != np.uint8 or faces.shape != (560, 1965):
+        got = f"{faces.dtype} {faces.shape}" if isinstance(faces, np.ndarray) else "none"
+        raise DataError(f"{path}: wanted a variable ff, uint8 (560, 1965), got {got}; remove it to download it anew")
+    return Split(torch.from_numpy(faces.T.reshape(-1, 1, 28, 20).copy()))
+
+
+def _digits() -> Split:
+    digits = sklearn.datasets.load_digits()
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    return Split(torch.from_numpy(pixels)[:, None], torch.from_numpy(digits.target).long())
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Whatever a library says of a damaged file becomes a DataError that names the file and the cure."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path} cannot be read ({error}); remove it to download it anew") from error
