@@ -187,7 +187,7 @@ def report(metrics: dict[str, Any], out: Path) -> str:
         return "\n".join([*note, f"interrupted: what was trained so far is saved in {out}"])
     test = metrics["test"]
     rows = [
-        ("test bound (ELBO)", f"{test['bound']:.2f} ± {test['standard_error']:.2f} nats per image (n {test['images']})"),
+        ("test bound", f"{test['bound']:.2f} ± {test['standard_error']:.2f} nats per image, {test['images']} images"),
         ("rate, distortion", f"{test['rate']:.2f}, {test['distortion']:.2f} nats per image"),
     ]
     if "bits_per_dim" in test:

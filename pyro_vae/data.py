@@ -248,13 +248,13 @@ def _idx(path: Path, dims: int) -> Tensor:
     """A file of unsigned bytes in the idx format: magic number 0, 0, 8, dims; the sizes, big-endian; the bytes."""
     path = _existing(path) or path
     with _readable(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        header = file.read(4 + 4 * dims)
-        magic, sizes = header[:4], np.frombuffer(header[4 : 4 + 4 * dims], ">u4").tolist() if len(header) > 4 else []
-        if magic != bytes([0, 0, 8, dims]) or len(sizes) != dims:
+        header, magic = file.read(4 + 4 * dims), bytes([0, 0, 8, dims])
+        if header[:4] != magic or len(header) != 4 + 4 * dims:
             raise DataError(
-                f"{path}: it begins with {magic.hex(' ') or 'nothing'}, an idx file of {dims} dimension(s) with "
-                f"{bytes([0, 0, 8, dims]).hex(' ')}; remove it to download it anew"
+                f"{path}: wanted a header of {4 + 4 * dims} bytes that begins with {magic.hex(' ')}, got "
+                f"{header.hex(' ') or 'an empty file'}; remove it to download it anew"
             )
+        sizes = np.frombuffer(header[4:], ">u4").tolist()
         declared, limit = math.prod(sizes), 1 << 30
         content = file.read(min(declared, limit) + 1)
     if len(content) != declared:

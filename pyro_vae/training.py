@@ -54,7 +54,7 @@ class Evaluation:
         {'bound': -11.0, 'standard_error': 1.0, 'rate': 2.0, 'distortion': 9.0, 'images': 2}
         """
         n = len(self.rate)
-        error = self.bound.std().item() / math.sqrt(n) if n > 1 else math.nan
+        error = self.bound.double().std().item() / math.sqrt(n) if n > 1 else math.nan
         values = {name: getattr(self, name).mean().item() for name in ("bound", "rate", "distortion")}
         return {"bound": values.pop("bound"), "standard_error": error, **values, "images": n}
 
