@@ -272,6 +272,9 @@ def _check_settings(program: Any, data: Data, estimator: ELBO, epochs: int, batc
         raise ValueError("program: it has no trainable parameter; register its networks as submodules")
     if not isinstance(estimator, ELBO):
         raise ValueError(f"estimator: wanted a pyro.infer.ELBO such as Trace_ELBO(), got {estimator!r}")
+    if not hasattr(estimator, "differentiable_loss"):
+        name = type(estimator).__name__
+        raise ValueError(f"estimator: {name} has no differentiable_loss; train by it under pyro.infer.SVI")
     if epochs < 1 or epochs != int(epochs):
         raise ValueError(f"epochs: wanted a whole number of at least 1, got {epochs}")
     if not 1 <= batch_size <= len(data.train.images):
