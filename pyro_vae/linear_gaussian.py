@@ -17,6 +17,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.vae import parameter_sites
+
 
 class LinearGaussian(nn.Module):
     """Probabilistic PCA as a Pyro program: sites "z" and "x" in the plate "images" at dim −1.
@@ -78,12 +80,14 @@ class LinearGaussian(nn.Module):
 
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
         """p(x, z), for x of shape (B, *shape); without x, n images are drawn."""
+        parameter_sites(self, recurse=False)
         with pyro.plate("images", n if x is None else len(x)):
             z = pyro.sample("z", self.prior())
             return pyro.sample("x", self.likelihood(z), obs=x)
 
     def guide(self, x: Tensor) -> Tensor:
         """q(z | x)."""
+        parameter_sites(self.posterior)
         with pyro.plate("images", len(x)):
             return pyro.sample("z", self.posterior(x))
 

@@ -76,11 +76,12 @@ class VAE(nn.Module):
         return self.likelihood.observe(pixels, generator)
 
 
-def parameter_sites(module: nn.Module) -> None:
+def parameter_sites(module: nn.Module, recurse: bool = True) -> None:
     """Shows the trainable parameters of a module to Pyro as param sites, without its global store.
 
     What ``pyro.module`` is for, except that the parameters stay the module's own: a second module of the same kind
-    cannot be handed the first one's, and none is kept alive. Call it in ``model`` and ``guide`` of a program.
+    cannot be handed the first one's, and none is kept alive. Call it in ``model`` and ``guide`` of a program. Without
+    ``recurse`` those of its submodules are left out.
 
     >>> from pyro import poutine
     >>> layer = nn.Linear(2, 1)
@@ -88,7 +89,8 @@ def parameter_sites(module: nn.Module) -> None:
     2
     """
     if am_i_wrapped():
-        for name, parameter in module.named_parameters(prefix=f"{type(module).__name__}-{id(module)}"):
+        prefix = f"{type(module).__name__}-{id(module)}"
+        for name, parameter in module.named_parameters(prefix, recurse):
             if parameter.requires_grad:
                 _parameter_site(parameter, name=name)
 
