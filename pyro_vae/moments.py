@@ -376,8 +376,8 @@ def _deviations(replicates: Tensor) -> Tensor:
 
 
 def _centred(value: float, replicates: Tensor) -> Estimate:
-    """The interval that the replicates' spread makes about the value."""
-    return Estimate(value, *_interval(value + _deviations(replicates)))
+    """The interval that the replicates' spread makes about a value that cannot be negative."""
+    return Estimate(value, *_interval((value + _deviations(replicates)).clamp(min=0)))
 
 
 def _interval(replicates: Tensor) -> tuple[float, float]:
