@@ -26,7 +26,7 @@ from pyro_vae.traces import (
 
 TARGET_ACCEPTANCE = 0.65  # of Hamiltonian proposals (Neal 2011)
 ADAPTATION = 0.1  # d log(step size) for each unit by which the acceptance misses its target
-PILOTS = 4  # chains per image that carry no weight and only set the step size
+PILOTS = 2  # chains per image that carry no weight and only set the step size
 SCALE_DRAWS = 64  # draws per image of the starting density, whose spread is the unit of the step size
 
 

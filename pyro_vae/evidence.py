@@ -267,7 +267,7 @@ def annealed_evidence(
 
         log w = Σ_t (β_t − β_{t−1}) (log p(x, z_{t−1}) − log f_0(z_{t−1})),   E w = p(x)
 
-    The step size of an image starts at ``step_size`` and follows the acceptance of four further chains to 0.65. They
+    The step size of an image starts at ``step_size`` and follows the acceptance of two further chains to 0.65. They
     carry no weight: so the weighted chains' transitions do not depend on their past, and w stays unbiased.
 
     Args:
