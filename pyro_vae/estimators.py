@@ -24,9 +24,11 @@ from pyro_vae.divergences import has_closed_form_kl
 from pyro_vae.paths import Detached, Paths, check_reparameterised, inner, leave_score_out, partial_derivatives
 from pyro_vae.traces import (
     PARTICLES,
+    check_order,
     check_sites,
     common_scale,
     image_plate,
+    log_prob,
     log_weights,
     paired_traces,
     plate_nesting,
@@ -48,7 +50,7 @@ class Estimator(ELBO):
     is_bound = True
 
     def __init__(self, K: int = 1):
-        super().__init__(num_particles=whole("K", K, at_least=1))
+        super().__init__(num_particles=_count("K", K))
 
     @abstractmethod
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
@@ -129,7 +131,7 @@ class ImportanceWeighted(Estimator):
     """
 
     def __init__(self, K: int, M: int = 1):
-        super().__init__(whole("K", K, at_least=1) * whole("M", M, at_least=1))
+        super().__init__(_count("K", K) * _count("M", M))
         self.K, self.M = K, M
 
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
@@ -255,9 +257,10 @@ class WakeSleep(Estimator):
 
 
 def check_analytic_kl(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
-    """Raises ValueError unless ``TraceMeanField_ELBO`` has a closed form for every KL of the program.
+    """Raises ValueError unless ``TraceMeanField_ELBO`` is exact in every KL of the program.
 
-    Pyro would sample the others without a word. The program is run once; the random state is left as it was.
+    Pyro would sample one that has no closed form without a word, and be wrong where a site of the guide depends on
+    another that the model draws after it. The program is run once; the random state is left as it was.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian, mean_field_guide
     >>> program = LinearGaussian(torch.ones(3, 1))
@@ -267,6 +270,7 @@ def check_analytic_kl(model: Callable, guide: Callable, *args: Any, **kwargs: An
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
         model_trace, guide_trace = paired_traces(model, guide, args, kwargs)
+    check_order(model_trace, guide_trace)
     prior = sample_sites(model_trace, observed=False)
     for name, site in sample_sites(guide_trace, observed=False).items():
         if name not in prior or not has_closed_form_kl(site["fn"], prior[name]["fn"]):
@@ -277,21 +281,9 @@ def check_analytic_kl(model: Callable, guide: Callable, *args: Any, **kwargs: An
             )
 
 
-def log_prob(trace: poutine.Trace) -> Tensor:
-    """The log-probabilities of all sample sites of a scored trace, summed, in nats."""
-    return sum(site["log_prob"].sum() for site in sample_sites(trace).values())
-
-
-def whole(name: str, value: int, at_least: int) -> int:
-    """The value itself; ValueError unless it is a whole number of at least so much.
-
-    >>> whole("K", 0, at_least=1)
-    Traceback (most recent call last):
-        ...
-    ValueError: K: got 0, wanted a whole number of at least 1
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least {at_least}")
+def _count(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
     return value
 
 

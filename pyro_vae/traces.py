@@ -141,6 +141,37 @@ def check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
         )
 
 
+def check_order(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    """Raises ValueError unless model and guide draw their sites in one order, in which KLs of single sites add up.
+
+    >>> import pyro.distributions as dist
+    >>> run = lambda *names: poutine.trace(lambda: [pyro.sample(n, dist.Normal(0.0, 1.0)) for n in names]).get_trace()
+    >>> check_order(run("z1", "z2"), run("z2", "z1"))
+    Traceback (most recent call last):
+        ...
+    ValueError: the model draws ['z1', 'z2'] and the guide ['z2', 'z1']; ...
+    """
+    latent = sample_sites(model_trace, observed=False)
+    order = [name for name in sample_sites(guide_trace, observed=False) if name in latent]
+    if order != list(latent):
+        raise ValueError(
+            f"the model draws {list(latent)} and the guide {order}; KLs of single sites need one order: change the "
+            "guide's, or use Trace_ELBO or StickingTheLanding"
+        )
+
+
+def log_prob(trace: poutine.Trace) -> Tensor:
+    """The log-probabilities of all sample sites of a scored trace, summed, in nats.
+
+    >>> import pyro.distributions as dist
+    >>> trace = poutine.trace(lambda: pyro.sample("z", dist.Uniform(0.0, 2.0))).get_trace()
+    >>> score(trace)
+    >>> log_prob(trace)
+    tensor(-0.6931)
+    """
+    return sum(site["log_prob"].sum() for site in sample_sites(trace).values())
+
+
 def image_plate(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> CondIndepStackFrame:
     """The plate that every sample site of the program lies in: the one over images.
 

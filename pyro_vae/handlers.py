@@ -1,0 +1,255 @@
+"""Changes to any program: a KL weight and its warm-up, free bits, frozen parameters, unreparameterised sites."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from torch import Generator, Tensor, nn
+from torch.distributions import Distribution, Independent, kl_divergence
+
+from pyro_vae.divergences import has_closed_form_kl
+from pyro_vae.estimators import Estimator
+from pyro_vae.traces import PARTICLES, check_order, sample_sites
+
+
+class KLWeight(Messenger):
+    """Multiplies log p(z) and log q(z | x) of every latent site by β, in model and guide alike.
+
+    Then E_q[log p(x | z)] − β KL(q ‖ p) is what an ELBO trains (Higgins et al. 2017). ``beta``, a number of at least
+    zero or a scalar tensor, may be set between steps. Importance-weighted bounds refuse it: there is no weight left.
+
+    >>> import pyro
+    >>> weight = KLWeight(0.5)
+    >>> model = weight(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))
+    >>> float(pyro.poutine.trace(model).get_trace().nodes["z"]["scale"])
+    0.5
+    """
+
+    def __init__(self, beta: float | Tensor = 1.0):
+        super().__init__()
+        self.beta = _checked_beta(beta)
+
+    def _pyro_sample(self, msg: Message) -> None:
+        if not msg["is_observed"]:
+            msg["scale"] = msg["scale"] * self.beta
+
+
+class KLWeighted(nn.Module):
+    """A program with a KL weight β for training; in evaluation mode it is the program itself.
+
+    So ``fit`` trains the β-ELBO and reports the bound without β, since ``evaluate`` runs in evaluation mode. The buffer
+    ``beta`` is set in place, by ``weighted.set_beta(0.3)``, also where the program is compiled already.
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> from pyro.infer import Trace_ELBO
+    >>> weighted = KLWeighted(LinearGaussian(torch.ones(3, 1)), beta=0.0)
+    >>> x = weighted.program.simulate(5)
+    >>> free = Trace_ELBO().loss(weighted.model, weighted.guide, x)
+    >>> loss = Trace_ELBO().loss(weighted.eval().model, weighted.guide, x)
+    >>> abs(loss + weighted.program.log_px(x).sum().item()) < 1e-3  # the guide is exact
+    True
+    """
+
+    def __init__(self, program: nn.Module, beta: float = 1.0):
+        super().__init__()
+        self.program = program
+        self.register_buffer("beta", torch.tensor(float(_checked_beta(beta))), persistent=False)
+
+    def set_beta(self, beta: float) -> None:
+        """Sets β; ValueError unless it is a number of at least zero."""
+        self.beta.fill_(_checked_beta(beta))
+
+    def model(self, *args: Any, **kwargs: Any) -> Any:
+        return self._weighted(self.program.model)(*args, **kwargs)
+
+    def guide(self, *args: Any, **kwargs: Any) -> Any:
+        return self._weighted(self.program.guide)(*args, **kwargs)
+
+    def observe(self, pixels: Tensor, generator: Generator | None = None) -> Tensor:
+        return self.program.observe(pixels, generator)
+
+    def _weighted(self, fn: Callable) -> Callable:
+        return KLWeight(self.beta)(fn) if self.training else fn
+
+
+@dataclass(frozen=True)
+class LinearWarmUp:
+    """β as a function of the step: from ``start`` to ``end`` in so many steps, then constant (Sønderby et al. 2016).
+
+    >>> warm_up = LinearWarmUp(steps=100)
+    >>> [warm_up(step) for step in (0, 50, 100, 1000)]
+    [0.0, 0.5, 1.0, 1.0]
+    """
+
+    steps: int
+    start: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        _checked_beta(self.start)
+        _checked_beta(self.end)
+        if not self.steps > 0:
+            raise ValueError(f"steps: got {self.steps}, wanted a positive number, as in LinearWarmUp(steps=1000)")
+
+    def __call__(self, step: float) -> float:
+        return self.start + (self.end - self.start) * min(1.0, step / self.steps)
+
+
+class FreeBits(Estimator):
+    """The ELBO in which the first λ nats of each latent dimension's KL cost nothing (Kingma et al. 2016).
+
+        E_q log p(x | z) − Σ_j max(λ, mean over the batch of KL_j)      times the number of images; K particles
+
+    j runs over the dimensions of a site where guide and prior are both factorised; a site where they are not counts as
+    one. Since max(λ, KL) ≥ KL the loss is still minus a lower bound; the tight one is that of ``Trace_ELBO``.
+    The KL is the closed form, for the maximum of a sampled one would be biased: ValueError where none is registered,
+    where the guide draws its sites in another order than the model, or where a latent site is scaled or masked.
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian, mean_field_guide
+    >>> program = LinearGaussian(torch.ones(3, 1))
+    >>> program.posterior = mean_field_guide(program)
+    >>> loss = FreeBits(nats=0.5)(program.model, program.guide)(program.simulate(4))
+    """
+
+    def __init__(self, nats: float, K: int = 1):
+        super().__init__(K)
+        if not 0 <= nats < math.inf:
+            raise ValueError(f"nats: got {nats}, wanted a number of at least zero: the free KL of each dimension")
+        self.nats = nats
+
+    def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
+        model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
+        check_order(model_trace, guide_trace)
+        observed = sample_sites(model_trace, observed=True).values()
+        bound = sum(site["log_prob"].sum() for site in observed) / self.num_particles
+        for name, site in sample_sites(guide_trace, observed=False).items():
+            kl = _dimensions_kl(name, site, model_trace.nodes.get(name, {}))
+            draws = math.prod(frame.size for frame in site["cond_indep_stack"] if frame.name != PARTICLES)
+            bound = bound - (kl / self.num_particles).clamp(min=self.nats * draws).sum()
+        return bound, bound
+
+
+@contextmanager
+def frozen(*parts: Any) -> Iterator[None]:
+    """A block in which parameters are not trained, by SVI or by a torch optimiser.
+
+    A part is a module, Pyro's parameter store, or a tensor that is a leaf. The parameters take no gradient, and one
+    that they had is put aside, since an optimiser with momentum would follow even a gradient of zero.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> with frozen(layer):
+    ...     layer(torch.ones(2)).requires_grad
+    False
+    """
+    parameters = [parameter for part in parts for parameter in _parameters(part)]
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in parameters]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, requires_grad, gradient in before:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+
+
+class Unreparameterized(Messenger):
+    """Takes the reparameterisation from sites of a guide: Pyro's ELBOs then use the score function there.
+
+    Of all reparameterised sites, or of those that are named; ValueError at the end of the run where a named one was
+    not met. Flows are inverted to score their draws.
+
+    >>> import pyro
+    >>> loc = torch.zeros(3, requires_grad=True)
+    >>> guide = Unreparameterized()(lambda: pyro.sample("z", dist.Normal(loc, 1.0).to_event(1)))
+    >>> guide().requires_grad
+    False
+    """
+
+    def __init__(self, *sites: str):
+        super().__init__()
+        self.sites, self.met = sites, set()
+
+    def __enter__(self) -> "Unreparameterized":
+        self.met = set()
+        return super().__enter__()
+
+    def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
+        super().__exit__(exc_type, exc_value, traceback)
+        missed = set(self.sites) - self.met
+        if missed and exc_type is None:
+            raise ValueError(f"the guide has no reparameterised site {sorted(missed)}, so that nothing was switched")
+
+    def _pyro_sample(self, msg: Message) -> None:
+        chosen = not self.sites or msg["name"] in self.sites
+        if chosen and not msg["is_observed"] and getattr(msg["fn"], "has_rsample", False):
+            msg["fn"] = Score(msg["fn"])
+            self.met.add(msg["name"])
+
+
+class Score(dist.TorchDistribution):
+    """A distribution whose draws have no path to its parameters; the density is that of the one inside.
+
+    What ``has_rsample_(False)`` is for, which ``Independent`` refuses.
+
+    >>> Score(dist.Normal(torch.zeros(3), 1.0).to_event(1)).has_rsample
+    False
+    """
+
+    has_rsample = False
+    arg_constraints: dict = {}
+
+    def __init__(self, base_dist: Distribution):
+        self.base_dist = base_dist
+        super().__init__(base_dist.batch_shape, base_dist.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self.base_dist.support
+
+    def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "Score":
+        return Score(self.base_dist.expand(torch.Size(batch_shape)))
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        # A copy: a flow would score the very tensor that it returned from its last pass, which knows no gradient.
+        return self.base_dist.sample(torch.Size(sample_shape)).detach()
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return self.base_dist.log_prob(value)
+
+
+def _checked_beta(beta: float | Tensor) -> float | Tensor:
+    if not torch.is_tensor(beta) and not 0 <= beta < math.inf:
+        raise ValueError(f"beta: got {beta}, wanted a number of at least zero")
+    return beta
+
+
+def _parameters(part: Any) -> list[Tensor]:
+    if torch.is_tensor(part) and part.is_leaf:
+        return [part]
+    if hasattr(part, "named_parameters"):
+        return [parameter for _, parameter in part.named_parameters()]
+    raise ValueError(
+        f"frozen: got {type(part).__name__}, wanted a module, a leaf tensor, or pyro.get_param_store(); "
+        "write frozen(vae.posterior) or frozen(*parameters)"
+    )
+
+
+def _dimensions_kl(name: str, site: Message, prior: Message | dict) -> Tensor:
+    """KL(q ‖ p), summed over all but the event's dimensions: shape (D,) where q and p are factorised, else ()."""
+    if not prior or not has_closed_form_kl(site["fn"], prior["fn"]):
+        raise ValueError(f"site {name!r}: no closed form is registered for its KL; use KLWeight in place of FreeBits")
+    if any(part["mask"] is not None or float(part["scale"]) != 1 for part in (site, prior)):
+        raise ValueError(f"site {name!r} is scaled or masked, and free bits count nats of single images; take it away")
+    q, p = site["fn"], prior["fn"]
+    if isinstance(q, Independent) and isinstance(p, Independent):
+        kl = kl_divergence(q.base_dist, p.base_dist)
+        return kl.sum(list(range(kl.dim() - q.event_dim))) if kl.dim() > q.event_dim else kl
+    return kl_divergence(q, p).sum()
