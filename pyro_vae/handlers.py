@@ -1,5 +1,6 @@
 """Changes to any program: a KL weight and its warm-up, free bits, frozen parameters, unreparameterised sites."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,23 @@ class KLWeighted(nn.Module):
     def set_beta(self, beta: float) -> None:
         """Sets β; ValueError unless it is a number of at least zero."""
         self.beta.fill_(_checked_beta(beta))
+
+    def anneal(self, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]) -> torch.optim.Optimizer:
+        """Sets β to schedule(steps taken), now and after each step of the optimiser, which it returns.
+
+        >>> from pyro_vae.linear_gaussian import LinearGaussian
+        >>> weighted = KLWeighted(LinearGaussian(torch.ones(3, 1)))
+        >>> optimizer = weighted.anneal(torch.optim.Adam(weighted.parameters()), LinearWarmUp(steps=4))
+        >>> optimizer.step()
+        >>> weighted.beta
+        tensor(0.2500)
+
+        For ``fit``: ``optimizer=lambda parameters: weighted.anneal(torch.optim.Adam(parameters), LinearWarmUp(1000))``.
+        """
+        steps = itertools.count(1)
+        self.set_beta(schedule(0))
+        optimizer.register_step_post_hook(lambda *_: self.set_beta(schedule(next(steps))))
+        return optimizer
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
         return self._weighted(self.program.model)(*args, **kwargs)

@@ -1,6 +1,7 @@
 """Changes to programs against closed forms, against the program without them, and against another estimator."""
 
 import copy
+import itertools
 import math
 
 import pyro
@@ -11,11 +12,14 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import kl_divergence
 
+from pyro_vae import guides, likelihoods, networks, priors
+from pyro_vae.data import load
 from pyro_vae.estimators import ImportanceWeighted, ScoreFunction, StickingTheLanding
 from pyro_vae.flows import Planar, Pushforward
 from pyro_vae.handlers import FreeBits, KLWeight, KLWeighted, LinearWarmUp, Unreparameterized, frozen
 from pyro_vae.linear_gaussian import LinearGaussian, LinearPosterior, exact_guide
-from pyro_vae.training import evaluate
+from pyro_vae.training import evaluate, fit, fixed_x
+from pyro_vae.vae import VAE
 
 B, P, D = 6, 5, 3
 
@@ -99,6 +103,24 @@ def test_a_weighted_program_trains_the_program(program, x):
     svi = SVI(weighted.model, weighted.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
     svi.step(x)
     assert all(not torch.equal(before[key], value) for key, value in program.state_dict().items())
+
+
+def test_fit_warms_up_and_reports_the_bound_without_beta():
+    torch.set_default_dtype(torch.float32)
+    digits, latent = load("digits"), 2
+    likelihood = likelihoods.Bernoulli(networks.MLPDecoder(latent, digits.shape, maps=1, hidden=(8,)))
+    posterior = guides.MeanField(networks.MLPEncoder(digits.shape, hidden=(8,)), latent)
+    vae = VAE(priors.StandardNormal(latent), likelihood, posterior)
+    weighted, betas = KLWeighted(vae), []
+    posterior.register_forward_hook(lambda *_: betas.append(float(weighted.beta)))
+
+    def optimizer(parameters):
+        return weighted.anneal(torch.optim.Adam(parameters, lr=1e-2), LinearWarmUp(steps=4, end=2.0))
+
+    history = fit(weighted, digits, epochs=1, batch_size=256, optimizer=optimizer, progress=False)
+    assert [beta for beta, _ in itertools.groupby(betas)] == [0.0, 0.5, 1.0, 1.5, 2.0]
+    summary = evaluate(vae, fixed_x(vae, digits.valid.images)).summary()
+    assert history.rows[0]["valid_bound"] == pytest.approx(summary["bound"])
 
 
 def test_an_importance_weight_with_a_kl_weight_is_refused(program, x):
