@@ -6,16 +6,34 @@ from collections.abc import Callable
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vae import VAE, guides, likelihoods, networks, priors
+from pyro_vae.estimators import (
+    DoublyReparameterized,
+    ImportanceWeighted,
+    ScoreFunction,
+    StickingTheLanding,
+    WakeSleep,
+)
 
 BINARIZE = {
     "dynamic": likelihoods.dynamic,
     "threshold": likelihoods.threshold,
     "intensity": likelihoods.intensity,
 }
-ESTIMATORS: dict[str, Callable[..., ELBO]] = {"trace": Trace_ELBO, "meanfield": TraceMeanField_ELBO}
+ESTIMATORS: dict[str, Callable[[int], ELBO]] = {
+    "trace": lambda K: Trace_ELBO(K, vectorize_particles=K > 1, max_plate_nesting=1),
+    "meanfield": lambda K: TraceMeanField_ELBO(K, vectorize_particles=K > 1, max_plate_nesting=1),
+    "sticking-the-landing": StickingTheLanding,
+    "importance-weighted": ImportanceWeighted,
+    "doubly-reparameterized": DoublyReparameterized,
+    "score-function": ScoreFunction,
+    "score-function-baseline": lambda K: ScoreFunction(K, baseline="leave-one-out"),
+    "wake-sleep": lambda K: WakeSleep(),
+}
+PRIORS = ("standard", "diagonal", "mixture", "vamp", "autoregressive", "spline")
+GUIDES = ("meanfield", "full-rank", "low-rank", "inverse-autoregressive", "planar")
 LIKELIHOODS = ("bernoulli", "continuous-bernoulli", "normal", "beta", "categorical", "logistic")
 SHARED_LOG_SCALE = -1.5  # where a learned scale that all pixels share starts
 
@@ -29,24 +47,55 @@ def add_part_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--bins", type=int, default=16, help="categorical: number of bins, 2 to 256")
     group.add_argument("--scale", default="pixel",
                        help="normal: 'pixel' (learned, one a pixel), 'shared' (learned, one in all) or a fixed number")
+    group = parser.add_argument_group("prior and guide")
+    group.add_argument("--prior", choices=PRIORS, default="standard")
+    group.add_argument("--components", type=int, default=100, metavar="K",
+                       help="mixture: Gaussians; vamp: pseudo-inputs, which start as training images")
+    group.add_argument("--guide", choices=GUIDES, default="meanfield")
+    group.add_argument("--rank", type=int, default=1, help="low-rank: rank beside the diagonal")
+    group.add_argument("--flow-depth", type=int, default=2, metavar="STEPS", help="steps of a flow, prior or guide")
     group = parser.add_argument_group("networks")
     group.add_argument("--net", choices=("conv", "mlp"), default="conv")
     group.add_argument("--latent", type=int, default=2, metavar="D", help="dimensions of z")
     group.add_argument("--hidden", type=int, nargs="+", default=None, metavar="UNITS",
-                       help="dense units: one number for conv (256), one or more for mlp (400)")
+                       help="widths of the dense layers (conv: 256 256, mlp: 400), in the decoder reversed")
 
 
-def build_vae(args: argparse.Namespace, shape: tuple[int, int, int]) -> VAE:
-    """The program that the options describe, for images of shape (C, H, W), parameters drawn from torch's generator."""
-    return VAE(build_prior(args), build_likelihood(args, shape), build_guide(args, shape))
+def build_vae(args: argparse.Namespace, images: Tensor) -> VAE:
+    """The program that the options describe, for images like these (N, C, H, W), uint8: the ones it will be trained on.
+
+    Its parameters are drawn from torch's generator.
+    """
+    guide = build_guide(args, tuple(images.shape[1:]))
+    return VAE(build_prior(args, guide, images), build_likelihood(args, tuple(images.shape[1:])), guide)
 
 
-def build_prior(args: argparse.Namespace) -> nn.Module:
-    return priors.StandardNormal(args.latent)
+def build_prior(args: argparse.Namespace, guide: nn.Module, images: Tensor) -> nn.Module:
+    if args.prior == "standard":
+        return priors.StandardNormal(args.latent)
+    if args.prior == "diagonal":
+        return priors.DiagonalNormal(args.latent)
+    if args.prior == "mixture":
+        return priors.Mixture(args.latent, args.components)
+    if args.prior == "vamp":
+        if not 1 <= args.components <= len(images):
+            raise ValueError(f"--components: wanted 1 to {len(images)} training images, got {args.components}")
+        chosen = images[torch.randperm(len(images))[: args.components]]
+        return priors.Vamp(guide, chosen / 255)
+    steps = {"autoregressive": priors.autoregressive, "spline": priors.spline}[args.prior]
+    return priors.Flow(args.latent, steps, depth=args.flow_depth)
 
 
 def build_guide(args: argparse.Namespace, shape: tuple[int, int, int]) -> nn.Module:
-    return guides.MeanField(build_encoder(args, shape), args.latent)
+    encoder = build_encoder(args, shape)
+    if args.guide == "meanfield":
+        return guides.MeanField(encoder, args.latent)
+    if args.guide == "full-rank":
+        return guides.FullRank(encoder, args.latent)
+    if args.guide == "low-rank":
+        return guides.LowRank(encoder, args.latent, args.rank)
+    steps = {"inverse-autoregressive": guides.inverse_autoregressive, "planar": guides.planar}[args.guide]
+    return guides.Flow(encoder, args.latent, steps, depth=args.flow_depth)
 
 
 def build_likelihood(args: argparse.Namespace, shape: tuple[int, int, int]) -> nn.Module:
@@ -80,27 +129,22 @@ def log_scale_option(scale: str) -> float | nn.Parameter | None:
 
 
 def build_encoder(args: argparse.Namespace, shape: tuple[int, int, int]) -> nn.Module:
-    if args.net == "mlp":
-        return networks.MLPEncoder(shape, hidden=args.hidden or (400,))
-    return networks.ConvEncoder(shape, hidden=_conv_hidden(args))
+    network = {"conv": networks.ConvEncoder, "mlp": networks.MLPEncoder}[args.net]
+    return network(shape, hidden=hidden(args))
 
 
 def build_decoder(args: argparse.Namespace, shape: tuple[int, int, int], maps: int) -> nn.Module:
-    if args.net == "mlp":
-        return networks.MLPDecoder(args.latent, shape, maps, hidden=(args.hidden or (400,))[::-1])
-    return networks.ConvDecoder(args.latent, shape, maps, hidden=_conv_hidden(args))
+    network = {"conv": networks.ConvDecoder, "mlp": networks.MLPDecoder}[args.net]
+    return network(args.latent, shape, maps, hidden=hidden(args)[::-1])
 
 
-def _conv_hidden(args: argparse.Namespace) -> int:
-    if args.hidden and len(args.hidden) > 1:
-        raise ValueError(f"--hidden: the conv network has one dense layer, got {args.hidden}; give one number")
-    return args.hidden[0] if args.hidden else 256
+def hidden(args: argparse.Namespace) -> tuple[int, ...]:
+    """The encoder's dense layers; the decoder has them in reverse."""
+    return tuple(args.hidden or {"conv": (256, 256), "mlp": (400,)}[args.net])
 
 
 def build_estimator(args: argparse.Namespace) -> ELBO:
-    """The estimator with its particles in a plate of their own at dim −2."""
+    """The estimator by K particles, which lie in a plate of their own at dim −2."""
     if args.particles < 1:
         raise ValueError(f"--particles: wanted at least 1, got {args.particles}")
-    return ESTIMATORS[args.estimator](
-        num_particles=args.particles, vectorize_particles=args.particles > 1, max_plate_nesting=1
-    )
+    return ESTIMATORS[args.estimator](args.particles)

@@ -23,13 +23,16 @@ from torch import Tensor
 
 from pyro_vae import VAE, analysis, data, evaluate, fit, load, plots
 from pyro_vae.data import Data
+from pyro_vae.divergences import has_closed_form_kl
 from pyro_vae.likelihoods import Normal, bits_per_dim
 from pyro_vae.state import seeded
-from pyro_vae.training import Evaluation, History, NonFiniteLoss, fixed_x
+from pyro_vae.training import Evaluation, History, NonFiniteLoss, fixed_x, warm_cosine
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+SMALL = 5000  # training images up to which ten epochs are too few steps
 SHOWN = 1000  # test images whose codes are drawn in the latent plane
 REPEATS = 10  # draws of each estimator on the test set
+SCHEDULES = {"warm-cosine": warm_cosine, "constant": None}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,9 +41,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("training")
     group.add_argument("--estimator", choices=ESTIMATORS, default="trace", help="of the ELBO and its gradient")
     group.add_argument("--particles", type=int, default=1, metavar="K", help="draws of z per image")
-    group.add_argument("--epochs", type=int, default=10)
+    group.add_argument("--epochs", type=int, default=None, help="10; 100 on the small sets digits and frey")
     group.add_argument("--batch", type=int, default=256)
-    group.add_argument("--lr", type=float, default=1e-3, help="step of Adam")
+    group.add_argument("--lr", type=float, default=3e-3, help="largest step of Adam")
+    group.add_argument("--schedule", choices=SCHEDULES, default="warm-cosine",
+                       help="of the step: grows over a tenth of the training, then falls to zero as a cosine; or constant")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group = parser.add_argument_group("data and results")
@@ -67,14 +72,16 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     device = choose_device(args.device)
     images = load(args.dataset, root=args.data_dir).to(device)
+    if args.epochs is None:
+        args.epochs = 10 if len(images.train) > SMALL else 100
     torch.manual_seed(args.seed)
-    vae, estimator = build_vae(args, images.shape).to(device), build_estimator(args)
+    vae, estimator = build_vae(args, images.train.images.cpu()).to(device), build_estimator(args)
     out = args.out or Path("figures") / f"{images.name}-{args.lik}-z{args.latent}-seed{args.seed}"
     with results_folder(out, args.overwrite) as folder:
         if not args.quiet:
             print(plan(args, images, vae, out), flush=True)
         history = fit(vae, images, estimator, epochs=args.epochs, batch_size=args.batch, lr=args.lr, seed=args.seed,
-                      progress=not args.quiet)
+                      schedule=SCHEDULES[args.schedule], progress=not args.quiet)
         metrics = {"settings": vars(args), "dataset": describe(images), "versions": provenance(),
                    "interrupted": history.interrupted, "best_epoch": history.best_epoch}
         save(folder, vae, history)
@@ -109,8 +116,9 @@ def plan(args: argparse.Namespace, images: Data, vae: VAE, out: Path) -> str:
         f"of {' × '.join(map(str, sizes['shape']))}",
         f"program     {type(vae.prior).__name__} prior, {type(vae.likelihood).__name__} likelihood, "
         f"{type(vae.posterior).__name__} guide, {args.latent} latent dimensions, {parameters:,} parameters",
+        f"KL          {'in closed form' if has_closed_kl(vae, images) else 'by Monte Carlo: it has no closed form'}",
         f"training    {args.epochs} epochs, batches of {args.batch}, {type(build_estimator(args)).__name__}, Adam "
-        f"{args.lr:g}, seed {args.seed}, {next(vae.parameters()).device}",
+        f"{args.lr:g} ({args.schedule}), seed {args.seed}, {next(vae.parameters()).device}",
         f"results     {out}",
     ]
     return "\n".join([f"NOTE: {images.note}", *lines] if images.note else lines)
@@ -132,18 +140,28 @@ def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Any]:
     test = evaluate(vae, x, seed=args.seed)
     summary = {**test.summary(), **grey_scale(vae, test, x), "particles": 1, "seed": args.seed}
     metrics: dict[str, Any] = {"test": summary}
+    codes = analysis.codes(vae, x)
     if images.test.labels is not None:
-        train_codes, test_codes = (analysis.codes(vae, x) for x in (fixed_x(vae, images.train.images), x))
+        train_codes = analysis.codes(vae, fixed_x(vae, images.train.images))
         metrics["knn_accuracy"] = analysis.knn_accuracy(
-            train_codes, images.train.labels, test_codes, images.test.labels, neighbours=15
+            train_codes, images.train.labels, codes, images.test.labels, neighbours=15
         )
     if isinstance(vae.likelihood, Normal):
-        metrics["share_of_scales_at_bound"] = vae.likelihood.share_at_bound(analysis.codes(vae, x[:SHOWN]))
-    metrics["estimators"] = {
-        type(elbo).__name__: repeated_bound(vae, x, elbo, REPEATS)
-        for elbo in (Trace_ELBO(), TraceMeanField_ELBO())
-    }
+        metrics["share_of_scales_at_bound"] = vae.likelihood.share_at_bound(codes[:SHOWN])
+    metrics["active_units"] = int(analysis.active_units(codes).sum())
+    metrics["rate_per_dimension"] = None
+    metrics["kl_in_closed_form"] = has_closed_kl(vae, images)
+    if metrics["kl_in_closed_form"]:
+        metrics["rate_per_dimension"] = analysis.rate_per_dimension(vae, x).tolist()
+    elbos = (Trace_ELBO(), TraceMeanField_ELBO()) if metrics["kl_in_closed_form"] else (Trace_ELBO(),)
+    metrics["estimators"] = {type(elbo).__name__: repeated_bound(vae, x, elbo, REPEATS) for elbo in elbos}
     return metrics
+
+
+@torch.no_grad()
+def has_closed_kl(vae: VAE, images: Data) -> bool:
+    """Whether KL(q(z | x) ‖ p(z)) is computed exactly by TraceMeanField_ELBO."""
+    return has_closed_form_kl(vae.posterior(fixed_x(vae, images.valid.images[:2])), vae.prior())
 
 
 def grey_scale(vae: VAE, test: Evaluation, x: Tensor) -> dict[str, float]:
@@ -172,6 +190,9 @@ def pictures(vae: VAE, images: Data, history: History) -> dict[str, Figure]:
         "latent_plane": plots.latent_plane(analysis.codes(vae, x), labels),
         "reconstructions": plots.reconstructions(x[:20], analysis.reconstruct(vae, x[:20])),
         "samples": plots.samples(analysis.sample_prior(vae, 100)),
+        "aggregate_posterior": plots.aggregate_posterior(
+            analysis.draw_posterior(vae, x), analysis.draw_prior(vae, SHOWN), labels
+        ),
         "interpolation": plots.interpolation(analysis.interpolate(vae, x[0:1], x[1:2], steps=10)),
         "learning_curves": plots.learning_curves(history.rows),
     }
@@ -189,6 +210,7 @@ def report(metrics: dict[str, Any], out: Path) -> str:
     rows = [
         ("test bound", f"{test['bound']:.2f} ± {test['standard_error']:.2f} nats per image, {test['images']} images"),
         ("rate, distortion", f"{test['rate']:.2f}, {test['distortion']:.2f} nats per image"),
+        ("active units", f"{metrics['active_units']} of {metrics['settings']['latent']}"),
     ]
     if "bits_per_dim" in test:
         rows.append(("bits/dim", f"{test['bits_per_dim']:.3f} ± {test['bits_per_dim_standard_error']:.3f}"))

@@ -16,22 +16,21 @@ ROWS = 256  # of a batch that a network sees at a time on a CPU
 
 
 class ConvEncoder(nn.Module):
-    """4 × 4 convolutions of stride 2, each followed by a ReLU, then optionally a dense layer of ``hidden`` units.
+    """4 × 4 convolutions of stride 2, then dense layers of the widths ``hidden``, if any; each followed by a ReLU.
 
-    >>> ConvEncoder((1, 28, 28), hidden=256)(torch.zeros(5, 2, 1, 28, 28)).shape
+    >>> ConvEncoder((1, 28, 28), hidden=(256,))(torch.zeros(5, 2, 1, 28, 28)).shape
     torch.Size([5, 2, 256])
     """
 
-    def __init__(self, shape: Shape, channels: Sequence[int] = (32, 64), hidden: int | None = None):
+    def __init__(self, shape: Shape, channels: Sequence[int] = (32, 64), hidden: Sequence[int] = ()):
         super().__init__()
         self.shape = _checked_shape(shape)
         sides = _sides(self.shape, len(channels))
         pairs = itertools.pairwise([self.shape[0], *_positive("channels", channels)])
         convolutions = [layer for a, b in pairs for layer in (nn.Conv2d(a, b, 4, 2, 1), nn.ReLU())]
-        flat = channels[-1] * sides[-1][0] * sides[-1][1]
-        dense = [nn.Linear(flat, *_positive("hidden", [hidden])), nn.ReLU()] if hidden is not None else []
-        self.out_features = hidden or flat
-        self.layers = nn.Sequential(*convolutions, nn.Flatten(), *dense)
+        widths = [channels[-1] * sides[-1][0] * sides[-1][1], *hidden]
+        self.out_features = widths[-1]
+        self.layers = nn.Sequential(*convolutions, nn.Flatten(), *_dense(widths, nn.ReLU))
 
     def forward(self, x: Tensor) -> Tensor:
         return _flattened(self.layers, x, self.shape)
@@ -64,12 +63,12 @@ class ConvDecoder(nn.Module):
     """
 
     def __init__(
-        self, latent: int, shape: Shape, maps: int, channels: Sequence[int] = (64, 32), hidden: int | None = None
+        self, latent: int, shape: Shape, maps: int, channels: Sequence[int] = (64, 32), hidden: Sequence[int] = ()
     ):
         super().__init__()
         self.latent = latent
         sides = _sides(_checked_shape(shape), len(channels))[::-1]
-        widths = [*_positive("latent", [latent]), *(_positive("hidden", [hidden]) if hidden is not None else [])]
+        widths = [*_positive("latent", [latent]), *hidden]
         start = (channels[0], *sides[0])
         steps = zip(itertools.pairwise([*_positive("channels", channels), maps]), itertools.pairwise(sides))
         convolutions = [
@@ -77,10 +76,8 @@ class ConvDecoder(nn.Module):
             for (a, b), ((h, w), (to_h, to_w)) in steps
             for layer in (nn.ReLU(), nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=(to_h - 2 * h, to_w - 2 * w)))
         ]
-        dense = _dense(widths, nn.ReLU)
-        self.layers = nn.Sequential(
-            *dense, nn.Linear(widths[-1], torch.Size(start).numel()), nn.Unflatten(-1, start), *convolutions
-        )
+        first = nn.Linear(widths[-1], torch.Size(start).numel())
+        self.layers = nn.Sequential(*_dense(widths, nn.ReLU), first, nn.Unflatten(-1, start), *convolutions)
 
     def forward(self, z: Tensor) -> Tensor:
         return _flattened(self.layers, z, (self.latent,))

@@ -9,11 +9,13 @@ from typing import Any, Protocol
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Generator, Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from pyro_vae.data import Data, batches
+from pyro_vae.estimators import check_analytic_kl
 from pyro_vae.state import mode, seeded
 from pyro_vae.traces import common_scale, image_plate, paired_traces, per_image, sample_sites
 
@@ -84,6 +86,7 @@ def fit(
     lr: float = 1e-3,
     seed: int = 0,
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    schedule: Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None,
     progress: bool = True,
 ) -> History:
     """Gradient steps on minus the bound over shuffled minibatches; keeps the parameters best on the validation images.
@@ -96,11 +99,14 @@ def fit(
         data: images of ``data.train`` train, those of ``data.valid`` choose.
         estimator: any ``pyro.infer.ELBO``; ``Trace_ELBO()`` if not given.
         optimizer: from a list of parameters to a torch optimiser; Adam with step ``lr`` if not given.
+        schedule: from the optimiser and the number of steps of all epochs to a scheduler that is stepped after each,
+            such as ``warm_cosine``; a constant step if not given.
         seed: of minibatches and noise. The same seed on the same machine gives the same result.
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: for settings that cannot be, before anything is trained.
+        ValueError: for settings that cannot be, before anything is trained; among them ``TraceMeanField_ELBO`` for a KL
+            that has no closed form.
         NonFiniteLoss: naming epoch, step and estimator; the program then has its last good parameters.
 
     Ctrl-C ends the training early: the best parameters so far are kept and ``History.interrupted`` is set.
@@ -126,10 +132,14 @@ def fit(
         "valid": fixed_x(program, data.valid.images),
     }
     history, best, seconds = History(), deepcopy(program.state_dict()), 0.0
-    step = _eager_step(program, estimator, optimizer)
+    scheduler = schedule(optimizer, epochs * math.ceil(len(data.train) / batch_size)) if schedule else None
+    step = _eager_step(program, estimator, optimizer, scheduler)
     bar = tqdm(total=epochs * len(data.train.images), unit="image", unit_scale=True, disable=not progress)
     with seeded(seed, parameters[0].device), mode(program, training=True), bar:
-        check_program(program, program.observe(data.train.images[:batch_size]))
+        first = program.observe(data.train.images[:batch_size])
+        check_program(program, first)
+        if isinstance(estimator, TraceMeanField_ELBO):
+            check_analytic_kl(program.model, program.guide, first)
         try:
             for epoch in range(1, epochs + 1):
                 start = time.perf_counter()
@@ -145,6 +155,23 @@ def fit(
         finally:
             program.load_state_dict(best)
     return history
+
+
+def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warm_up: float = 0.1) -> LRScheduler:
+    """The step size grows linearly over a share of the steps, then falls to zero as a cosine (Loshchilov & Hutter 2017).
+
+    >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    >>> schedule = warm_cosine(optimizer, steps=4, warm_up=0.5)
+    >>> [round(schedule.lr_lambdas[0](step), 2) for step in range(5)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    warm = max(1, round(warm_up * steps))
+
+    def factor(step: int) -> float:
+        fallen = min(1.0, (step - warm) / max(1, steps - warm))
+        return (step + 1) / warm if step < warm else 0.5 + 0.5 * math.cos(math.pi * fallen)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 @torch.no_grad()
@@ -216,7 +243,7 @@ def _rate_and_distortion(program: Program, x: Tensor, particles: int) -> tuple[T
 
 
 def _eager_step(
-    program: Program, estimator: ELBO, optimizer: torch.optim.Optimizer
+    program: Program, estimator: ELBO, optimizer: torch.optim.Optimizer, scheduler: LRScheduler | None
 ) -> Callable[[Tensor], Tensor]:
     """A gradient step as a function of a batch of pixels; it returns the loss, in nats."""
     loss_of = estimator(program.model, program.guide)
@@ -226,6 +253,8 @@ def _eager_step(
         loss = loss_of(program.observe(pixels))
         loss.backward()
         optimizer.step()
+        if scheduler is not None:
+            scheduler.step()
         return loss.detach()
 
     return step

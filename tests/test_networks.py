@@ -11,7 +11,7 @@ SHAPES = [(1, 28, 28), (1, 28, 20), (1, 8, 8), (3, 9, 15), (2, 13, 8)]
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("batch", [(), (4,), (3, 4), (2, 1, 3), (0,)])
-@pytest.mark.parametrize("hidden", [None, 7])
+@pytest.mark.parametrize("hidden", [(), (7, 5)])
 def test_conv_shapes(shape, batch, hidden):
     encoder = ConvEncoder(shape, channels=(2, 4), hidden=hidden)
     decoder = ConvDecoder(3, shape, maps=5, channels=(4, 2), hidden=hidden)

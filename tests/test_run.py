@@ -55,7 +55,7 @@ def test_the_saved_parameters_are_those_that_were_measured(tmp_path):
     assert command(tmp_path, "--latent", "3") == 0
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     args = run.parse_arguments([*SMALL, "--latent", "3"])
-    data, vae = load("digits"), build_vae(args, (1, 8, 8))
+    data, vae = load("digits"), build_vae(args, data.train.images)
     vae.load_state_dict(torch.load(tmp_path / "out/parameters.pt", weights_only=True))
     again = evaluate(vae, fixed_x(vae, data.test.images)).summary()
     assert again["bound"] == pytest.approx(metrics["test"]["bound"], abs=1e-5)
@@ -126,7 +126,7 @@ def test_results_of_another_run_are_kept_unless_told(tmp_path, capsys):
         (["--particles", "0"], "--particles: wanted at least 1, got 0"),
         (["--scale", "big", "--lik", "normal"], "--scale: wanted 'pixel', 'shared' or a positive number, got 'big'"),
         (["--scale", "-1", "--lik", "normal"], "positive number, got '-1'"),
-        (["--net", "conv", "--hidden", "8", "8"], "the conv network has one dense layer"),
+        (["--hidden", "8", "0"], r"hidden: wanted positive whole numbers, got"),
         (["--dataset", "frey", "--data-dir", "/nowhere/at/all"], "frey was not found"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

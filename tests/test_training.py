@@ -11,7 +11,7 @@ from torch import nn
 
 from pyro_vae import VAE, evaluate, fit, guides, likelihoods, load, networks, priors
 from pyro_vae.data import Data
-from pyro_vae.training import NonFiniteLoss, check_program, fixed_x
+from pyro_vae.training import NonFiniteLoss, check_program, fixed_x, warm_cosine
 
 DIGITS = load("digits")
 FEW = Data("few", DIGITS.train[:200], DIGITS.valid[:100], DIGITS.test[:100])
@@ -63,6 +63,19 @@ def test_the_parameters_best_on_the_validation_images_are_kept():
     assert history.best_epoch == 1 + bounds.index(max(bounds)) < 6
     kept = evaluate(vae, fixed_x(vae, FEW.valid.images)).bound.mean().item()
     assert kept == pytest.approx(max(bounds), abs=1e-9)
+
+
+def test_the_schedule_moves_the_step_of_every_step():
+    seen = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, *args, **kwargs):
+            seen.append(self.param_groups[0]["lr"])
+            return super().step(*args, **kwargs)
+
+    quick(small_vae(), epochs=5, optimizer=lambda parameters: Watched(parameters, lr=1e-3), schedule=warm_cosine)
+    assert len(seen) == 20 and seen[:3] == pytest.approx([5e-4, 1e-3, 1e-3])
+    assert all(later < earlier for earlier, later in zip(seen[2:], seen[3:])) and seen[-1] < 2e-5
 
 
 @pytest.mark.parametrize("enabled", [True, False])
