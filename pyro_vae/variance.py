@@ -14,6 +14,7 @@ from typing import Any
 
 import pyro
 import torch
+from matplotlib.figure import Figure
 from pyro import poutine
 from pyro.infer import (
     ELBO,
@@ -48,6 +49,7 @@ from pyro_vae.moments import (
     short,
     typical_largest_z,
 )
+from pyro_vae.plots import estimator_variance
 from pyro_vae.traces import image_plate, sample_sites
 
 GROUPS = ("guide", "model")
@@ -163,6 +165,10 @@ class Comparison:
                 if entry[group]:
                     entry[group]["cost"] = self.cost(name, group)
         return _plain(result)
+
+    def figure(self) -> Figure:
+        """Variance of the gradient against estimator, guide and model apart; see ``plots.estimator_variance``."""
+        return estimator_variance({"": self.to_dict()})
 
     def __str__(self) -> str:
         return "\n".join(_report(self))

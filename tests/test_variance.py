@@ -372,6 +372,21 @@ def test_table_fits_a_terminal_and_numbers_fit_json():
     assert result.cost(result.reference, "model") == 1.0
 
 
+def test_figure_shows_every_estimator_at_its_variance():
+    program, x = oracle(offset=0.3)
+    estimators = {"L^A": Trace_ELBO()} | {f"K = {k}": ImportanceWeighted(k) for k in (1, 4)}
+    result = compare(program.model, program.guide, x, draws=20, estimators=estimators)
+    guide, model, ratio = result.figure().axes
+    assert [label.get_text() for label in guide.get_yticklabels()] == list(estimators)
+    for axes, group in (guide, "guide"), (model, "model"):
+        (points, *_), expected = axes.containers[0], [getattr(e, group) for e in result.estimators.values()]
+        np.testing.assert_allclose(points.get_xdata(), [statistics.variance.value for statistics in expected])
+        np.testing.assert_allclose(points.get_ydata(), [0, 1, 2])
+    (points, *_) = ratio.containers[0]
+    np.testing.assert_allclose(points.get_xdata(), [1, 4])
+    np.testing.assert_allclose(points.get_ydata(), [result.estimators[f"K = {k}"].guide.snr.value for k in (1, 4)])
+
+
 @pytest.mark.parametrize("draws", [0, 1, -3, 2.5, True])
 def test_draws_that_make_no_variance(draws):
     program, x = oracle()
