@@ -45,7 +45,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--batch", type=int, default=256)
     group.add_argument("--lr", type=float, default=3e-3, help="largest step of Adam")
     group.add_argument("--schedule", choices=SCHEDULES, default="warm-cosine",
-                       help="of the step: grows over a tenth of the training, then falls to zero as a cosine; or constant")
+                       help="the step grows over a tenth of the training and falls to zero as a cosine, or is constant")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group = parser.add_argument_group("data and results")

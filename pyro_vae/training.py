@@ -158,7 +158,7 @@ def fit(
 
 
 def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warm_up: float = 0.1) -> LRScheduler:
-    """The step size grows linearly over a share of the steps, then falls to zero as a cosine (Loshchilov & Hutter 2017).
+    """The step grows linearly over a share of the steps, then falls to zero as a cosine (Loshchilov & Hutter 2017).
 
     >>> optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     >>> schedule = warm_cosine(optimizer, steps=4, warm_up=0.5)

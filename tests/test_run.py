@@ -55,7 +55,8 @@ def test_the_saved_parameters_are_those_that_were_measured(tmp_path):
     assert command(tmp_path, "--latent", "3") == 0
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     args = run.parse_arguments([*SMALL, "--latent", "3"])
-    data, vae = load("digits"), build_vae(args, data.train.images)
+    data = load("digits")
+    vae = build_vae(args, data.train.images)
     vae.load_state_dict(torch.load(tmp_path / "out/parameters.pt", weights_only=True))
     again = evaluate(vae, fixed_x(vae, data.test.images)).summary()
     assert again["bound"] == pytest.approx(metrics["test"]["bound"], abs=1e-5)
