@@ -584,10 +584,10 @@ def _agreement_report(comparison: Comparison) -> Iterator[str]:
         mark = "!" if any(entry in comparison.disagreements() for entry in entries) else ""
         mark = mark or ("=" if any(entry.expected for entry in entries) else " ")
         cells = [
-            f"{entry.group} {short(entry.largest_z):>5} ({entry.typical_largest_z:.1f}), p {short(entry.p_value):<7}"
+            f"{entry.group} {short(entry.largest_z):>4} ({entry.typical_largest_z:.1f}), p {short(entry.p_value):<7}"
             for entry in entries
         ]
-        yield f"{mark} {f'{first[:20]} – {second[:20]}':<43} {'  '.join(cells)}".rstrip()
+        yield f"{mark} {f'{first[:21]} – {second[:21]}':<45} {'  '.join(cells)}".rstrip()
 
 
 def _notes(comparison: Comparison) -> Iterator[str]:
