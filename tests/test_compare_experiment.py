@@ -1,0 +1,43 @@
+"""The experiment on estimators from end to end on the bundled digits, and what it refuses."""
+
+import json
+
+import compare_estimators
+import pytest
+
+WORDS = ["--quick", "--draws", "30", "--images", "8", "--quiet"]
+
+
+def test_tables_numbers_and_figure_are_written(tmp_path, capsys):
+    out = tmp_path / "out"
+    assert compare_estimators.main([*WORDS, "--out", str(out)]) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics["stages"]) == ["at initialisation", "after 1 epoch", "after 2 epochs"]
+    for stage in metrics["stages"].values():
+        assert set(stage["estimators"]) == set(compare_estimators.estimators([1, 4]))
+        assert stage["draws"] == 30 and stage["images"] == 8
+        assert stage["estimators"]["IWAE, K = 4"]["bound"]["mean"] > stage["estimators"]["L^A"]["bound"]["mean"]
+    bounds = metrics["valid_bound"]
+    assert bounds["after 2 epochs"] > bounds["after 1 epoch"]
+    first, *_, last = (stage["estimators"]["L^A"]["bound"]["mean"] for stage in metrics["stages"].values())
+    assert last > first  # it was trained between the stages
+    assert (out / "estimators.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "tables.txt").read_text().count("mean gradients") == 3
+    assert "after 2 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epochs", "1"], "--epochs: wanted at least 2"),
+        (["--images", "0"], "--images: 1 to"),
+        (["--draws", "1"], "draws: wanted a whole number"),
+        (["--particles", "0"], "K: got 0"),
+        (["--prior", "mixture"], "L\\^B: site 'z': no closed form"),
+    ],
+)
+def test_what_cannot_be_is_an_error_without_results(tmp_path, capsys, words, message):
+    out = tmp_path / "out"
+    assert compare_estimators.main([*WORDS, "--out", str(out), *words]) == 1
+    assert message.replace("\\", "") in capsys.readouterr().err
+    assert not out.exists()
