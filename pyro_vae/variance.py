@@ -271,27 +271,26 @@ class _Program:
         pyro.set_rng_seed(seed % 2**32)
         self.model, self.guide, self.batches, self.kwargs = model, guide, batches, kwargs
         enumerated = all(isinstance(elbo, TraceEnum_ELBO) for elbo in estimators.values())
-        pilots = [find_parameters(model, guide, args, kwargs, enumerated) for args in batches]
-        self.parameters: Parameters = pilots[0][0]
-        self.images = _same_images([_images(*traces) for _, *traces in pilots])
+        self.parameters, *traces = find_parameters(model, guide, batches[0], kwargs, enumerated)
+        self.images = _images(*traces)
+        for args in batches[1:]:
+            _, *traces = find_parameters(model, guide, args, kwargs, enumerated)
+            _check_same_images(self.images, _images(*traces))
         for name, elbo in estimators.items():
-            if isinstance(elbo, TraceMeanField_ELBO):
-                try:
-                    check_analytic_kl(model, guide, *batches[0], **kwargs)
-                except ValueError as error:
-                    raise ValueError(f"{name}: {error}") from error
-        self.leaves = [leaf for group in GROUPS for leaf in getattr(self.parameters, group).values()]
+            _check_kl(name, elbo, model, guide, batches[0], kwargs)
+        groups = {group: leaves for group in GROUPS if (leaves := list(getattr(self.parameters, group).values()))}
+        self.leaves = [leaf for leaves in groups.values() for leaf in leaves]
         if not self.leaves:
             raise ValueError(
                 "the program has no trainable parameter: its log-probabilities depend on no tensor that requires a "
                 "gradient; use pyro.param, or modules whose parameters are not frozen"
             )
         self.others = [tensor for tensor in tensors((batches, kwargs)) if tensor.is_leaf and tensor.requires_grad]
+        self.sizes = {group: [leaf.numel() for leaf in leaves] for group, leaves in groups.items()}
+        totals = [sum(sizes) for sizes in self.sizes.values()]
         dtype = torch.float64 if any(leaf.dtype == torch.float64 for leaf in self.leaves) else torch.float32
-        sizes = {group: [leaf.numel() for leaf in getattr(self.parameters, group).values()] for group in GROUPS}
-        self.sizes = {group: numbers for group, numbers in sizes.items() if numbers}
-        self.flat = torch.zeros(sum(map(sum, sizes.values())), dtype=dtype, device=self.leaves[0].device)
-        self.parts = dict(zip(self.sizes, self.flat.split([sum(numbers) for numbers in self.sizes.values()])))
+        self.flat = torch.zeros(sum(totals), dtype=dtype, device=self.leaves[0].device)
+        self.parts = dict(zip(groups, self.flat.split(totals)))
 
     def draw(self, elbo: ELBO, args: tuple) -> tuple[float, float]:
         """One loss, in nats, and the seconds that it took; the gradient is left in ``flat``."""
@@ -325,7 +324,7 @@ class _Program:
                 leaf.grad = gradient
 
     def _wait(self) -> None:
-        if self.flat.is_cuda if hasattr(self, "flat") else False:
+        if self.flat.is_cuda:
             torch.cuda.synchronize(self.flat.device)
 
 
@@ -470,10 +469,17 @@ def _images(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> int | Non
     return round(plate.size * float(list(sites.values())[-1]["scale"]))
 
 
-def _same_images(images: Sequence[int | None]) -> int | None:
-    if len(set(images)) > 1:
-        raise ValueError(f"batches: wanted batches of one size, got {images} images; drop the last, smaller one")
-    return images[0]
+def _check_same_images(first: int | None, other: int | None) -> None:
+    if first != other:
+        raise ValueError(f"batches: wanted batches of one size, got {first} and {other} images; drop the smaller one")
+
+
+def _check_kl(name: str, elbo: ELBO, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    if isinstance(elbo, TraceMeanField_ELBO):
+        try:
+            check_analytic_kl(model, guide, *args, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
 
 def _checked_batches(args: tuple, batches: Sequence[tuple] | None, kwargs: Mapping[str, Any]) -> list[tuple]:
