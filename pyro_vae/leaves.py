@@ -153,7 +153,7 @@ def left_as_it_was(model: Callable, guide: Callable) -> Iterator[None]:
     >>> "trial" in pyro.get_param_store()
     False
     """
-    store, stored = pyro.get_param_store(), set(pyro.get_param_store().keys())
+    stored = set(pyro.get_param_store().keys())
     submodules = {sub for module in modules(model, guide).values() for sub in module.modules()}
     modes = {sub: sub.training for sub in submodules}
     buffers = [
@@ -166,8 +166,7 @@ def left_as_it_was(model: Callable, guide: Callable) -> Iterator[None]:
             yield
     finally:
         pyro.util.set_rng_state(state)
-        for name in set(store.keys()) - stored:
-            del store[name]
+        _keep(stored)
         for sub, training in modes.items():
             sub.training = training
         for sub, name, buffer, value in buffers:
@@ -175,6 +174,18 @@ def left_as_it_was(model: Callable, guide: Callable) -> Iterator[None]:
             if not torch.equal(buffer, value):
                 with torch.no_grad():
                     buffer.copy_(value)
+
+
+def _keep(names: set[str]) -> None:
+    """Takes all other entries out of Pyro's store; ``del`` fails there where one tensor has two names."""
+    store = pyro.get_param_store()
+    if names == set(store.keys()):
+        return
+    state = store.get_state()
+    store.clear()
+    store.set_state({part: {name: kept[name] for name in kept if name in names} for part, kept in state.items()})
+    for _ in store.items():  # hands each entry its way back to the unconstrained tensor, which get_state took
+        pass
 
 
 def _log_probs(trace: poutine.Trace) -> list[Tensor]:

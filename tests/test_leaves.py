@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal, AutoNormalMessenger
+from pyro.infer.autoguide import AutoIAFNormal, AutoLowRankMultivariateNormal, AutoNormal, AutoNormalMessenger
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
@@ -153,6 +153,14 @@ def test_sites_that_differ_are_an_error():
         find_parameters(normal_model, guide)
 
 
+def test_a_tensor_that_is_in_the_store_by_two_names_is_taken_out():
+    guide = AutoIAFNormal(normal_model)
+    with left_as_it_was(normal_model, guide):
+        found, *_ = find_parameters(normal_model, guide)
+        assert len(pyro.get_param_store()) > len(found.guide) > 2
+    assert len(pyro.get_param_store()) == 0
+
+
 def test_modules_are_found_through_what_a_function_refers_to():
     class Plain:
         def __init__(self):
@@ -168,7 +176,7 @@ def test_modules_are_found_through_what_a_function_refers_to():
 
 def test_nothing_tells_that_the_program_ran():
     norm = nn.BatchNorm1d(2).train()
-    pyro.param("kept", torch.ones(1))
+    kept = pyro.param("kept", torch.ones(1))
     leaf = pyro.get_param_store()["kept"].unconstrained()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     expected = random.random(), np.random.rand(), torch.rand(1)
@@ -188,5 +196,5 @@ def test_nothing_tells_that_the_program_ran():
     assert norm.training
     assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
     assert list(pyro.get_param_store().keys()) == ["kept"]
-    assert pyro.get_param_store()["kept"].unconstrained() is leaf
+    assert pyro.get_param_store()["kept"].unconstrained() is leaf is kept.unconstrained()
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
