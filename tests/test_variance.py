@@ -99,7 +99,7 @@ def test_statistics_are_those_of_the_stored_gradients_and_losses():
             return loss
 
     again = compare(program.model, program.guide, x, draws=60, seed=7, estimators={"L^A": Recorder()})
-    g, bound = torch.stack(recorded).numpy(), -np.array(losses) / 6
+    g, bound = torch.stack(recorded[-60:]).numpy(), -np.array(losses[-60:]) / 6
     measured = result.estimators["L^A"]
     assert measured.guide == again.estimators["L^A"].guide
     sd = g.std(0, ddof=1)
@@ -438,7 +438,7 @@ def test_a_gradient_that_is_not_finite():
 
         def differentiable_loss(self, *args):
             Root.calls += 1
-            zero = 0 * program.bias.sum() if Root.calls == 3 else 1 + 0 * program.bias.sum()
+            zero = 0 * program.bias.sum() if Root.calls == 24 else 1 + 0 * program.bias.sum()  # 21 for the time
             return super().differentiable_loss(*args) + zero.sqrt()
 
     with pytest.raises(ValueError, match="root, draw 3 of 100: a gradient is not finite"):
