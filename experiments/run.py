@@ -32,6 +32,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 SMALL = 5000  # training images up to which ten epochs are too few steps
 SHOWN = 1000  # test images whose codes are drawn in the latent plane
 REPEATS = 10  # draws of each estimator on the test set
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 SCHEDULES = {"warm-cosine": warm_cosine, "constant": None}
 
 
@@ -46,6 +47,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--lr", type=float, default=3e-3, help="largest step of Adam")
     group.add_argument("--schedule", choices=SCHEDULES, default="warm-cosine",
                        help="the step grows over a tenth of the training and falls to zero as a cosine, or is constant")
+    group.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the networks in training")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group = parser.add_argument_group("data and results")
@@ -81,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
         if not args.quiet:
             print(plan(args, images, vae, out), flush=True)
         history = fit(vae, images, estimator, epochs=args.epochs, batch_size=args.batch, lr=args.lr, seed=args.seed,
-                      schedule=SCHEDULES[args.schedule], progress=not args.quiet)
+                      schedule=SCHEDULES[args.schedule], precision=PRECISIONS[args.precision],
+                      progress=not args.quiet)
         metrics = {"settings": vars(args), "dataset": describe(images), "versions": provenance(),
                    "interrupted": history.interrupted, "best_epoch": history.best_epoch}
         save(folder, vae, history)
@@ -118,7 +121,7 @@ def plan(args: argparse.Namespace, images: Data, vae: VAE, out: Path) -> str:
         f"{type(vae.posterior).__name__} guide, {args.latent} latent dimensions, {parameters:,} parameters",
         f"KL          {'in closed form' if has_closed_kl(vae, images) else 'by Monte Carlo: it has no closed form'}",
         f"training    {args.epochs} epochs, batches of {args.batch}, {type(build_estimator(args)).__name__}, Adam "
-        f"{args.lr:g} ({args.schedule}), seed {args.seed}, {next(vae.parameters()).device}",
+        f"{args.lr:g} ({args.schedule}), {args.precision}, seed {args.seed}, {next(vae.parameters()).device}",
         f"results     {out}",
     ]
     return "\n".join([f"NOTE: {images.note}", *lines] if images.note else lines)

@@ -6,7 +6,8 @@ features to its parameters. A decoder maps z (..., D) to parameter maps (..., ma
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,55 @@ Shape = tuple[int, int, int]
 ROWS = 256  # of a batch that a network sees at a time on a CPU
 
 
-class ConvEncoder(nn.Module):
+class Network(nn.Module):
+    """Abstract: ``layers`` that take one batch dimension, for inputs (..., *event) with any number of them.
+
+    ``dtype`` None: they compute in that of their parameters; ``torch.bfloat16``: in that, by autocast, and return the
+    input's dtype, so that distributions and sums stay in float32. ``lowered_precision`` sets it for a block.
+    """
+
+    def __init__(self, event: Sequence[int], *layers: nn.Module):
+        super().__init__()
+        self.event = tuple(event)
+        self.layers = nn.Sequential(*layers)
+        self.dtype: torch.dtype | None = None
+
+    def forward(self, value: Tensor) -> Tensor:
+        split = value.dim() - len(self.event)
+        if value.shape[split:] != self.event:
+            raise ValueError(f"the network wants (..., {', '.join(map(str, self.event))}), got {tuple(value.shape)}")
+        batch = value.shape[:split]
+        out = self._rows(value.reshape(batch.numel(), *self.event))
+        return out.reshape(*batch, *out.shape[1:])
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        with torch.autocast(rows.device.type, self.dtype, enabled=self.dtype is not None):
+            # Tensors of many megabytes are new memory at every use: 6400 images in parts take half the time on a CPU.
+            in_parts = rows.device.type == "cpu" and len(rows) > ROWS
+            out = torch.cat([self.layers(part) for part in rows.split(ROWS)]) if in_parts else self.layers(rows)
+        return out if self.dtype is None else out.to(rows.dtype)
+
+
+@contextmanager
+def lowered_precision(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """A block in which the networks of this file within a module compute in ``dtype``; None: as they are.
+
+    >>> encoder = MLPEncoder((1, 8, 8))
+    >>> with lowered_precision(encoder, torch.bfloat16):
+    ...     encoder(torch.zeros(2, 1, 8, 8)).dtype
+    torch.float32
+    """
+    networks = {network: network.dtype for network in module.modules() if isinstance(network, Network)}
+    for network in networks if dtype is not None else ():
+        network.dtype = dtype
+    try:
+        yield
+    finally:
+        for network, before in networks.items():
+            network.dtype = before
+
+
+class ConvEncoder(Network):
     """4 × 4 convolutions of stride 2, then dense layers of the widths ``hidden``, if any; each followed by a ReLU.
 
     >>> ConvEncoder((1, 28, 28), hidden=(256,))(torch.zeros(5, 2, 1, 28, 28)).shape
@@ -23,20 +72,15 @@ class ConvEncoder(nn.Module):
     """
 
     def __init__(self, shape: Shape, channels: Sequence[int] = (32, 64), hidden: Sequence[int] = ()):
-        super().__init__()
-        self.shape = _checked_shape(shape)
-        sides = _sides(self.shape, len(channels))
-        pairs = itertools.pairwise([self.shape[0], *_positive("channels", channels)])
+        sides = _sides(_checked_shape(shape), len(channels))
+        pairs = itertools.pairwise([shape[0], *_positive("channels", channels)])
         convolutions = [layer for a, b in pairs for layer in (nn.Conv2d(a, b, 4, 2, 1), nn.ReLU())]
         widths = [channels[-1] * sides[-1][0] * sides[-1][1], *hidden]
+        super().__init__(shape, *convolutions, nn.Flatten(), *_dense(widths, nn.ReLU))
         self.out_features = widths[-1]
-        self.layers = nn.Sequential(*convolutions, nn.Flatten(), *_dense(widths, nn.ReLU))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _flattened(self.layers, x, self.shape)
 
 
-class MLPEncoder(nn.Module):
+class MLPEncoder(Network):
     """Dense layers of the given widths, each followed by the activation.
 
     >>> MLPEncoder((1, 28, 28), hidden=(400,))(torch.zeros(5, 1, 28, 28)).shape
@@ -46,16 +90,12 @@ class MLPEncoder(nn.Module):
     def __init__(
         self, shape: Shape, hidden: Sequence[int] = (400,), activation: Callable[[], nn.Module] = nn.ReLU
     ):
-        super().__init__()
-        self.shape = _checked_shape(shape)
-        self.out_features = hidden[-1]
-        self.layers = nn.Sequential(nn.Flatten(), *_dense([torch.Size(self.shape).numel(), *hidden], activation))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _flattened(self.layers, x, self.shape)
+        widths = [torch.Size(_checked_shape(shape)).numel(), *hidden]
+        super().__init__(shape, nn.Flatten(), *_dense(widths, activation))
+        self.out_features = widths[-1]
 
 
-class ConvDecoder(nn.Module):
+class ConvDecoder(Network):
     """The mirror image of ``ConvEncoder``: dense, then 4 × 4 transposed convolutions of stride 2.
 
     >>> ConvDecoder(2, (1, 28, 20), maps=2)(torch.zeros(7, 5, 2)).shape
@@ -65,8 +105,6 @@ class ConvDecoder(nn.Module):
     def __init__(
         self, latent: int, shape: Shape, maps: int, channels: Sequence[int] = (64, 32), hidden: Sequence[int] = ()
     ):
-        super().__init__()
-        self.latent = latent
         sides = _sides(_checked_shape(shape), len(channels))[::-1]
         widths = [*_positive("latent", [latent]), *hidden]
         start = (channels[0], *sides[0])
@@ -77,13 +115,10 @@ class ConvDecoder(nn.Module):
             for layer in (nn.ReLU(), nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=(to_h - 2 * h, to_w - 2 * w)))
         ]
         first = nn.Linear(widths[-1], torch.Size(start).numel())
-        self.layers = nn.Sequential(*_dense(widths, nn.ReLU), first, nn.Unflatten(-1, start), *convolutions)
-
-    def forward(self, z: Tensor) -> Tensor:
-        return _flattened(self.layers, z, (self.latent,))
+        super().__init__((latent,), *_dense(widths, nn.ReLU), first, nn.Unflatten(-1, start), *convolutions)
 
 
-class MLPDecoder(nn.Module):
+class MLPDecoder(Network):
     """Dense layers of the given widths, each followed by the activation, then a dense layer to the maps.
 
     >>> MLPDecoder(2, (1, 28, 28), maps=1)(torch.zeros(5, 2)).shape
@@ -98,34 +133,15 @@ class MLPDecoder(nn.Module):
         hidden: Sequence[int] = (400,),
         activation: Callable[[], nn.Module] = nn.ReLU,
     ):
-        super().__init__()
-        self.latent = latent
         out = (maps, *_checked_shape(shape)[1:])
         widths = [*_positive("latent", [latent]), *hidden]
-        self.layers = nn.Sequential(
-            *_dense(widths, activation), nn.Linear(widths[-1], torch.Size(out).numel()), nn.Unflatten(-1, out)
-        )
-
-    def forward(self, z: Tensor) -> Tensor:
-        return _flattened(self.layers, z, (self.latent,))
+        last = nn.Linear(widths[-1], torch.Size(out).numel())
+        super().__init__((latent,), *_dense(widths, activation), last, nn.Unflatten(-1, out))
 
 
 def _dense(widths: Sequence[int], activation: Callable[[], nn.Module]) -> list[nn.Module]:
     pairs = itertools.pairwise(_positive("hidden", widths))
     return [layer for a, b in pairs for layer in (nn.Linear(a, b), activation())]
-
-
-def _flattened(layers: nn.Module, value: Tensor, event: Sequence[int]) -> Tensor:
-    """Applies layers that take one batch dimension to a value with any number of them."""
-    dims = len(event)
-    if value.shape[value.dim() - dims :] != tuple(event):
-        raise ValueError(f"the network wants (..., {', '.join(map(str, event))}), got {tuple(value.shape)}")
-    batch = value.shape[: value.dim() - dims]
-    rows = value.reshape(batch.numel(), *event)
-    # Tensors of many megabytes are new memory at every use: 6400 images in parts take half the time on a CPU.
-    in_parts = rows.device.type == "cpu" and len(rows) > ROWS
-    out = torch.cat([layers(part) for part in rows.split(ROWS)]) if in_parts else layers(rows)
-    return out.reshape(*batch, *out.shape[1:])
 
 
 def _sides(shape: Shape, layers: int) -> list[tuple[int, int]]:

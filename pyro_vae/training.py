@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 
 from pyro_vae.data import Data, batches
 from pyro_vae.estimators import check_analytic_kl
+from pyro_vae.networks import lowered_precision
 from pyro_vae.state import mode, seeded
 from pyro_vae.traces import common_scale, image_plate, paired_traces, per_image, sample_sites
 
@@ -87,6 +88,7 @@ def fit(
     seed: int = 0,
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
     schedule: Callable[[torch.optim.Optimizer, int], LRScheduler] | None = None,
+    precision: torch.dtype | None = None,
     progress: bool = True,
 ) -> History:
     """Gradient steps on minus the bound over shuffled minibatches; keeps the parameters best on the validation images.
@@ -101,6 +103,8 @@ def fit(
         optimizer: from a list of parameters to a torch optimiser; Adam with step ``lr`` if not given.
         schedule: from the optimiser and the number of steps of all epochs to a scheduler that is stepped after each,
             such as ``warm_cosine``; a constant step if not given.
+        precision: ``torch.bfloat16`` has the networks of ``pyro_vae.networks`` compute in it, in training steps only;
+            distributions, sums, parameters and every evaluation keep the dtype of the parameters.
         seed: of minibatches and noise. The same seed on the same machine gives the same result.
         progress: whether to show a progress bar.
 
@@ -143,7 +147,8 @@ def fit(
         try:
             for epoch in range(1, epochs + 1):
                 start = time.perf_counter()
-                _train_epoch(step, data.train.images, batch_size, epoch, estimator, bar)
+                with lowered_precision(program, precision):
+                    _train_epoch(step, data.train.images, batch_size, epoch, estimator, bar)
                 seconds += time.perf_counter() - start
                 summaries = {name: evaluate(program, x).summary() for name, x in held_out.items()}
                 history.rows.append(_row(epoch, summaries, seconds, len(data.train.images)))

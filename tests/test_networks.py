@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae.networks import ROWS, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from pyro_vae.networks import ROWS, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, lowered_precision
 
 SHAPES = [(1, 28, 28), (1, 28, 20), (1, 8, 8), (3, 9, 15), (2, 13, 8)]
 
@@ -36,6 +36,17 @@ def test_a_large_batch_is_seen_in_parts_with_the_same_values():
     decoder = ConvDecoder(3, (1, 8, 8), maps=1, channels=(4, 2)).double()
     z = torch.randn(2 * ROWS + 3, 3, dtype=torch.float64)
     assert torch.allclose(decoder(z), decoder.layers(z))
+
+
+def test_lowered_precision_is_near_comes_back_in_float32_and_ends_with_the_block():
+    torch.manual_seed(0)
+    module, x = nn.ModuleList([ConvEncoder((1, 8, 8), channels=(8, 16))]), torch.rand(5, 1, 8, 8)
+    exact = module[0](x)
+    with lowered_precision(module, torch.bfloat16):
+        near = module[0](x)
+    assert near.dtype == torch.float32 and not torch.equal(near, exact)
+    assert (near - exact).norm() < 0.01 * exact.norm()
+    assert torch.equal(module[0](x), exact)
 
 
 def test_bad_shapes():

@@ -78,7 +78,7 @@ def test_every_likelihood(tmp_path, lik):
         ["--lik", "normal", "--scale", "shared"],
         ["--lik", "normal", "--scale", "0.1"],
         ["--lik", "categorical", "--bins", "2"],
-        ["--particles", "3"],
+        ["--particles", "3", "--precision", "bfloat16"],
         ["--net", "conv", "--hidden", "8"],
     ],
     ids=" ".join,
