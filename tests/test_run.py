@@ -30,7 +30,7 @@ def test_everything_is_written_and_agrees(tmp_path, capsys):
     assert command(tmp_path) == 0
     out = tmp_path / "out"
     metrics = json.loads((out / "metrics.json").read_text())
-    pictures = ["interpolation", "latent_plane", "learning_curves", "manifold", "reconstructions", "samples"]
+    pictures = ["aggregate_posterior", "interpolation", "latent_plane", "learning_curves", "manifold", "reconstructions", "samples"]
     assert sorted(path.name for path in out.iterdir()) == sorted(
         ["history.csv", "metrics.json", "parameters.pt", *(f"{name}.png" for name in pictures)]
     )
