@@ -1,7 +1,10 @@
-"""Global state for the length of a block: the random number generators, and the modes of a module."""
+"""Global state for the length of a block: random number generators, the modes of a module, what Ctrl-C does."""
 
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
 
 import torch
 from torch import nn
@@ -43,3 +46,41 @@ def mode(module: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for submodule, was_training in before.items():
             submodule.training = was_training
+
+
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], None]]:
+    """A block in which Ctrl-C raises KeyboardInterrupt where the function that it gives is called, not anywhere.
+
+    Raised at once it would tear a step, or be lost where Python ignores exceptions. A second Ctrl-C is raised at once.
+    Outside the main thread, and where the program handles SIGINT itself, nothing is changed.
+
+    >>> try:
+    ...     with deferred_interrupt() as raise_if_asked:
+    ...         signal.raise_signal(signal.SIGINT)
+    ...         step = "whole"
+    ...         raise_if_asked()
+    ... except KeyboardInterrupt:
+    ...     print(step)
+    whole
+    """
+    asked = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    def raise_if_asked() -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield raise_if_asked
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield raise_if_asked
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

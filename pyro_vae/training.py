@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from pyro_vae.data import Data, batches
 from pyro_vae.estimators import check_analytic_kl
 from pyro_vae.networks import lowered_precision
-from pyro_vae.state import mode, seeded
+from pyro_vae.state import deferred_interrupt, mode, seeded
 from pyro_vae.traces import common_scale, image_plate, paired_traces, per_image, sample_sites
 
 
@@ -145,15 +145,18 @@ def fit(
         if isinstance(estimator, TraceMeanField_ELBO):
             check_analytic_kl(program.model, program.guide, first)
         try:
-            for epoch in range(1, epochs + 1):
-                start = time.perf_counter()
-                with lowered_precision(program, precision):
-                    _train_epoch(step, data.train.images, batch_size, epoch, estimator, bar)
-                seconds += time.perf_counter() - start
-                summaries = {name: evaluate(program, x).summary() for name, x in held_out.items()}
-                history.rows.append(_row(epoch, summaries, seconds, len(data.train.images)))
-                if history.best_epoch == epoch:
-                    best = deepcopy(program.state_dict())
+            with deferred_interrupt() as raise_if_asked:
+                for epoch in range(1, epochs + 1):
+                    start = time.perf_counter()
+                    with lowered_precision(program, precision), pyro.validation_enabled(False):
+                        for first, losses in _train_epoch(step, data.train.images, batch_size, epoch, bar):
+                            _check_finite(losses, epoch, first, estimator)
+                            raise_if_asked()
+                    seconds += time.perf_counter() - start
+                    summaries = {name: evaluate(program, x).summary() for name, x in held_out.items()}
+                    history.rows.append(_row(epoch, summaries, seconds, len(data.train.images)))
+                    if history.best_epoch == epoch:
+                        best = deepcopy(program.state_dict())
         except KeyboardInterrupt:
             history.interrupted = True
             best = best if history.rows else deepcopy(program.state_dict())
@@ -266,30 +269,31 @@ def _eager_step(
 
 
 def _train_epoch(
-    step: Callable[[Tensor], Tensor], images: Tensor, batch_size: int, epoch: int, estimator: ELBO, bar: tqdm
-) -> None:
-    """One pass over the images. On an accelerator the loss is read rarely: a reading waits for the device."""
-    every, unread = 1 if images.device.type == "cpu" else 50, []
-    with pyro.validation_enabled(False):
-        for number, index in enumerate(batches(len(images), batch_size, images.device), start=1):
-            unread.append(step(images[index]))
-            bar.update(len(index))
-            if len(unread) == every or number * batch_size >= len(images):
-                losses = torch.stack(unread)
-                if not losses.isfinite().all():
-                    first = number - len(unread) + 1 + losses.isfinite().int().argmin().item()
-                    raise NonFiniteLoss(_non_finite_message(losses, epoch, first, estimator))
-                bar.set_postfix_str(f"epoch {epoch}, bound {-losses[-1] / len(index):.1f} nats", refresh=False)
-                unread.clear()
+    step: Callable[[Tensor], Tensor], images: Tensor, batch_size: int, epoch: int, bar: tqdm
+) -> Iterator[tuple[int, Tensor]]:
+    """One pass over the images; the losses of a few steps at a time, with the number of the first of them.
+
+    On an accelerator they are few rarely: reading a loss waits for the device.
+    """
+    every, losses = 1 if images.device.type == "cpu" else 50, []
+    for number, index in enumerate(batches(len(images), batch_size, images.device), start=1):
+        losses.append(step(images[index]))
+        bar.update(len(index))
+        if len(losses) == every or number * batch_size >= len(images):
+            yield number - len(losses) + 1, torch.stack(losses)
+            bar.set_postfix_str(f"epoch {epoch}, bound {-losses[-1] / len(index):.1f} nats", refresh=False)
+            losses.clear()
 
 
-def _non_finite_message(losses: Tensor, epoch: int, step: int, estimator: ELBO) -> str:
-    value = losses[~losses.isfinite()][0].item()
-    return (
-        f"the loss became {value} in epoch {epoch}, step {step}, under {type(estimator).__name__}; the last good "
-        "parameters are restored. Try a smaller lr, a larger lower bound on the likelihood's scale, or look at this "
-        "batch with pyro.validation_enabled(True)"
-    )
+def _check_finite(losses: Tensor, epoch: int, first: int, estimator: ELBO) -> None:
+    bad = ~losses.isfinite()
+    if bad.any():
+        at = bad.int().argmax().item()
+        raise NonFiniteLoss(
+            f"the loss became {losses[at].item()} in epoch {epoch}, step {first + at}, under "
+            f"{type(estimator).__name__}; the last good parameters are restored. Try a smaller lr, a larger lower "
+            "bound on the likelihood's scale, or look at this batch with pyro.validation_enabled(True)"
+        )
 
 
 def _row(epoch: int, summaries: dict[str, dict[str, float]], seconds: float, images: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import signal
 
 import pyro
 import pyro.distributions as dist
@@ -99,6 +100,24 @@ def test_modes_are_restored():
     vae.posterior.eval()
     quick(vae, epochs=1)
     assert vae.training and not vae.posterior.training and not vae.posterior.head.training
+
+
+def test_ctrl_c_ends_after_a_whole_step():
+    def interrupt(count, x):
+        if count == 4:
+            signal.raise_signal(signal.SIGINT)
+        return x
+
+    program, steps = Breaks(small_vae(), interrupt), []
+
+    class Counted(torch.optim.SGD):
+        def step(self, *args, **kwargs):
+            steps.append(1)
+            return super().step(*args, **kwargs)
+
+    assert quick(program, optimizer=lambda parameters: Counted(parameters, lr=1e-4)).interrupted
+    assert len(steps) == 3  # the first batch checks the program, the fourth is the third step's, which is finished
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 class Breaks(nn.Module):
