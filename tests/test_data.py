@@ -2,7 +2,9 @@
 
 import gzip
 import os
+import socket
 import struct
+import time
 import urllib.error
 from pathlib import Path
 
@@ -156,6 +158,17 @@ def test_frey_is_downloaded_whole_or_not_at_all(offline, monkeypatch, tmp_path):
     first = np.random.RandomState(0).permutation(1965)[0]
     assert np.array_equal(data.test.images[0, 0].flatten(), faces[:, first]) and data.test.labels is None
     assert (offline / D.FREY_FILE).is_file() and len(list(offline.iterdir())) == 1
+
+
+def test_a_network_that_answers_nothing_is_not_waited_for(monkeypatch, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never says a word
+        monkeypatch.setattr(D, "FREY_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/frey_rawface.mat")
+        monkeypatch.setattr(D, "TIMEOUT", 0.2)
+        start = time.monotonic()
+        with pytest.raises(D.MissingData, match=r"its download failed \(timed out\); put its files where"):
+            D.load("frey", tmp_path)
+    assert time.monotonic() - start < 10 and socket.getdefaulttimeout() is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written(offline, tmp_path):
