@@ -349,8 +349,9 @@ def bidirectional(
     args, chunk = _arguments(x), _chunk(chunk, _arguments(x))
     columns = []
     with _measuring(model, guide, args, seed), _bar(2 * len(args[0]) * num_temperatures, "step", progress) as bar:
-        for batch in _batches(args, max(1, chunk // (chains + PILOTS))):
-            values, simulated = _simulate(model, batch)
+        batches = list(_batches(args, max(1, chunk // (chains + PILOTS))))
+        draws = [_simulate(model, batch) for batch in batches]  # first: the same images for any temperatures
+        for batch, (values, simulated) in zip(batches, draws):
             path = Path(model, guide, (simulated, *batch[1:]))
             forward = forward_run(path, setting, bar)
             start = path.flatten(values).expand(chains, -1, -1)

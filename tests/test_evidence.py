@@ -4,9 +4,11 @@ import json
 import math
 from dataclasses import replace
 
+import evidence as experiment
 import pyro
 import pyro.distributions as dist
 import pytest
+import run
 import torch
 from torch import nn
 
@@ -14,6 +16,7 @@ from pyro_vae import annealing
 from pyro_vae.annealing import Path, hamiltonian
 from pyro_vae.evidence import annealed_evidence, bidirectional, from_log_weights, log_evidence
 from pyro_vae.linear_gaussian import LinearGaussian, mean_field_guide
+from pyro_vae.training import fixed_x
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pareto k̂")  # but where it is waited for
 
@@ -254,6 +257,9 @@ def test_few_temperatures_leave_a_gap_that_holds_the_truth():
     assert (bounds.lower - exact).mean() < -5 * (bounds.lower - exact).std() / math.sqrt(300)
     assert (bounds.upper - exact).mean() > 5 * (bounds.upper - exact).std() / math.sqrt(300)
     assert "simulated images, gap" in str(bounds)
+    options = {"num_temperatures": 2, "leapfrog": 1, "chains": 2, "seed": 0, "chunk": 40, "step_size": 0.05}
+    few, more = (bidirectional(program.model, None, bounds.x[:30], **options | {"num_temperatures": T}) for T in (2, 3))
+    assert torch.equal(few.x, more.x)  # so that numbers of temperatures can be compared
 
 
 @pytest.mark.parametrize("schedule", [annealing.linear, annealing.sigmoid])
@@ -499,3 +505,34 @@ def test_no_bounds_for_a_model_of_two_observations():
 
     with pytest.raises(ValueError, match="wanted one that observes the first argument"):
         bidirectional(model, None, torch.zeros(3))
+
+
+# the experiment
+
+
+def test_the_experiment_measures_a_trained_model(tmp_path, capsys):
+    trained, out = str(tmp_path / "trained"), tmp_path / "out"
+    small = ["--dataset", "digits", "--net", "mlp", "--hidden", "16", "--lik", "categorical", "--bins", "4"]
+    assert run.main([*small, "--epochs", "1", "--out", trained, "--quiet"]) == 0
+    few = ["--images", "6", "--particles", "30", "1", "--temperatures", "8", "4", "--chains", "2", "--leapfrog", "2"]
+    words = ["--run", trained, "--out", str(out), *few, "--simulated", "7", "--quiet"]
+    assert experiment.main(words) == 0
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert [row["num_particles"] for row in metrics["importance"]] == [1, 30]
+    assert [(row["start"], row["num_temperatures"]) for row in metrics["annealed"]] == [
+        ("prior", 4), ("prior", 8), ("guide", 4), ("guide", 8)
+    ]  # fmt: skip
+    assert [(row["images"], row["num_temperatures"]) for row in metrics["bidirectional"]] == [(7, 4), (7, 8)]
+    assert (out / "evidence.png").read_bytes().startswith(b"\x89PNG")
+    vae, pixels, _ = experiment.load_run(tmp_path / "trained", torch.device("cpu"))
+    again = log_evidence(vae.model, vae.guide, fixed_x(vae, pixels[:6]), 30, seed=0)
+    assert again.mean == pytest.approx(metrics["importance"][1]["log_px"])
+    assert f"importance, K = 30 {again.mean:>25.3f}" in capsys.readouterr().out
+    assert experiment.main(words) == 1 and "--overwrite" in capsys.readouterr().err
+    assert experiment.main([*words, "--overwrite", "--images", "251"]) == 1
+    assert "--images: wanted 1 to 250" in capsys.readouterr().err
+
+
+def test_the_experiment_wants_a_trained_model(tmp_path, capsys):
+    assert experiment.main(["--run", str(tmp_path)]) == 1
+    assert "holds no trained model; train one by run.py" in capsys.readouterr().err

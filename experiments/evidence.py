@@ -1,0 +1,180 @@
+#!/usr/bin/env python
+"""How tight is which bound on log p(x)? For one trained model: the bound by importance sampling against the number of
+particles, by annealed importance sampling against the number of temperatures, and, on images that the model drew,
+the lower and upper bounds that hold log p(x) between them.
+
+    python experiments/run.py --latent 20 --out figures/mnist
+    python experiments/evidence.py --run figures/mnist
+"""
+
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from parts import build_vae
+from results import METRICS, provenance, results_folder, write_json
+from run import choose_device
+from run import parse_arguments as parse_run
+from torch import Tensor
+
+from pyro_vae import VAE, data, load
+from pyro_vae.evidence import Evidence, Sandwich, annealed_evidence, bidirectional, log_evidence
+from pyro_vae.plots import COLOURS, DPI
+from pyro_vae.training import fixed_x
+
+IMPORTANCE, PRIOR, GUIDE, UPPER = COLOURS[9], COLOURS[1], COLOURS[0], COLOURS[4]
+STARTS = {"prior": PRIOR, "guide": GUIDE}
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="folder of a model that run.py trained")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the results (default: evidence in --run's)")
+    group = parser.add_argument_group("measurement")
+    group.add_argument("--images", type=int, default=200, help="of the test set, the first so many")
+    group.add_argument("--particles", type=int, nargs="+", default=[1, 10, 100, 1000, 5000], metavar="K")
+    group.add_argument("--temperatures", type=int, nargs="+", default=[30, 100, 300], metavar="T")
+    group.add_argument("--chains", type=int, default=8, help="annealed chains per image")
+    group.add_argument("--leapfrog", type=int, default=8, help="steps of each Hamiltonian transition")
+    group.add_argument("--simulated", type=int, default=100, help="images drawn from the model for the sandwich")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    group = parser.add_argument_group("data and results")
+    group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
+    group.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
+    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        return run(args)
+    except (ValueError, OSError, data.DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run(args: argparse.Namespace) -> int:
+    started = time.perf_counter()
+    vae, pixels, trained = load_run(args.run, choose_device(args.device), args.data_dir)
+    if not 1 <= args.images <= len(pixels) or args.simulated < 1:
+        raise ValueError(f"--images: wanted 1 to {len(pixels)} (the test images), --simulated: at least 1; "
+                         f"got {args.images} and {args.simulated}")
+    out = args.out or args.run / "evidence"
+    with results_folder(out, args.overwrite) as folder:
+        x = fixed_x(vae, pixels[: args.images])
+        results = measure(vae, x, args)
+        metrics = {"settings": vars(args), "trained": trained, "versions": provenance(), **results,
+                   "seconds": time.perf_counter() - started}
+        picture(results).savefig(folder / "evidence.png")
+        write_json(folder / METRICS, metrics)
+    print(report(results, out))
+    return 0
+
+
+def load_run(folder: Path, device: torch.device, data_dir: Path | None = None) -> tuple[VAE, Tensor, dict[str, Any]]:
+    """The model that run.py left in a folder, the test pixels of its data, and its metrics."""
+    if not (folder / METRICS).is_file() or not (folder / "parameters.pt").is_file():
+        raise FileNotFoundError(f"{folder} holds no trained model; train one by run.py --latent 20 --out {folder}")
+    metrics = json.loads((folder / METRICS).read_text())
+    settings = argparse.Namespace(**(vars(parse_run([])) | metrics["settings"]))
+    images = load(metrics["dataset"]["name"], root=data_dir or settings.data_dir)
+    vae = build_vae(settings, images.train.images)
+    vae.load_state_dict(torch.load(folder / "parameters.pt", weights_only=True))
+    return vae.to(device), images.test.images.to(device), metrics
+
+
+def measure(vae: VAE, x: Tensor, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """All bounds, a row each: summaries in nats per image, and seconds."""
+    common = {"seed": args.seed, "progress": not args.quiet}
+    chains = {"chains": args.chains, "leapfrog": args.leapfrog, **common}
+    template = x[torch.arange(args.simulated) % len(x)]  # only its shape and support matter
+    starts: dict[str, Callable | None] = {"prior": None, "guide": vae.guide}
+    return {
+        "importance": [row(log_evidence, vae.model, vae.guide, x, K, **common) for K in sorted(args.particles)],
+        "annealed": [
+            {"start": name, **row(annealed_evidence, vae.model, guide, x, num_temperatures=T, **chains)}
+            for name, guide in starts.items()
+            for T in sorted(args.temperatures)
+        ],
+        "bidirectional": [
+            {"start": "guide", **row(bidirectional, vae.model, vae.guide, template, num_temperatures=T, **chains)}
+            for T in sorted(args.temperatures)
+        ],
+    }
+
+
+def row(evaluator: Callable[..., Evidence | Sandwich], *args: Any, **options: Any) -> dict[str, Any]:
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Pareto k̂")  # the share of images that it is about is in the row
+        result = evaluator(*args, **options)
+    setting = {name: options[name] for name in ("leapfrog",) if name in options}
+    return {**result.to_dict(), **setting, "seconds": time.perf_counter() - started}
+
+
+def picture(results: dict[str, list[dict[str, Any]]]) -> Figure:
+    """Three panels: importance sampling, annealing, both bounds."""
+    figure = Figure(figsize=(11.5, 3.8), dpi=DPI, layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    importance, n = results["importance"], results["importance"][0]["images"]
+    draw(left, importance, "num_particles", "log_px", "monte_carlo_error", "importance sampling", IMPORTANCE)
+    for entry in importance:
+        share = entry["share_pareto_k_above_0.7"]
+        if share is not None:
+            left.annotate(f"{share:.0%}", (entry["num_particles"], entry["log_px"]), (0, -14),
+                          textcoords="offset points", ha="center", fontsize="x-small")
+    left.set(xlabel="particles K", title=f"{n} test images (%: share with k̂ > 0.7)")
+    for start, colour in STARTS.items():
+        rows = [entry for entry in results["annealed"] if entry["start"] == start]
+        draw(middle, rows, "num_temperatures", "log_px", "monte_carlo_error", f"annealed from the {start}", colour)
+    best = importance[-1]
+    middle.axhline(best["log_px"], color=IMPORTANCE, linestyle="--", label=f"importance, K = {best['num_particles']}")
+    middle.set(xlabel="temperatures T", title=f"the same {n} test images")
+    for name, colour in (("upper", UPPER), ("lower", GUIDE)):
+        draw(right, results["bidirectional"], "num_temperatures", name, None, f"{name} bound", colour)
+    last = results["bidirectional"][-1]
+    right.set(xlabel="temperatures T", title=f"{last['images']} simulated images: gap {last['gap']:.2f} nats")
+    for axes in (left, middle, right):
+        axes.set_title(axes.get_title(), fontsize="medium")
+        axes.set_xscale("log")
+        axes.set_ylabel("nats per image")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+        axes.margins(y=0.15)
+    return figure
+
+
+def draw(axes: Axes, rows: list[dict], at: str, value: str, error: str | None, label: str, colour: str) -> None:
+    """A line of values, with two Monte Carlo errors where they are given."""
+    bars = [2 * (entry[error] or 0) for entry in rows] if error else None
+    places, values = [entry[at] for entry in rows], [entry[value] for entry in rows]
+    axes.errorbar(places, values, yerr=bars, label=label, color=colour, marker="o", markersize=4, capsize=2)
+
+
+def report(results: dict[str, list[dict[str, Any]]], out: Path) -> str:
+    lines = [f"{'bound':<28} {'nats per image':>15} {'± Monte Carlo':>14} {'seconds':>8}"]
+    named = [(f"importance, K = {r['num_particles']}", r) for r in results["importance"]]
+    named += [(f"annealed from {r['start']}, T = {r['num_temperatures']}", r) for r in results["annealed"]]
+    for name, r in named:
+        error = "" if r["monte_carlo_error"] is None else f"{r['monte_carlo_error']:.3f}"
+        lines.append(f"{name:<28} {r['log_px']:>15.3f} {error:>14} {r['seconds']:>8.0f}")
+    for r in results["bidirectional"]:
+        lines.append(
+            f"{r['lower']:.3f} ≤ log p(x) ≤ {r['upper']:.3f} on {r['images']} simulated images, gap {r['gap']:.3f} ± "
+            f"{r['gap_standard_error']:.3f}, T = {r['num_temperatures']}, {r['seconds']:.0f} seconds"
+        )
+    return "\n".join([*lines, f"results {out}"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
