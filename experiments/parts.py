@@ -58,7 +58,7 @@ def add_part_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--net", choices=("conv", "mlp"), default="conv")
     group.add_argument("--latent", type=int, default=2, metavar="D", help="dimensions of z")
     group.add_argument("--hidden", type=int, nargs="+", default=None, metavar="UNITS",
-                       help="widths of the dense layers (conv: 256 256, mlp: 400), in the decoder reversed")
+                       help="widths of the dense layers (conv: none, mlp: 400), in the decoder reversed")
 
 
 def build_vae(args: argparse.Namespace, images: Tensor) -> VAE:
@@ -140,7 +140,7 @@ def build_decoder(args: argparse.Namespace, shape: tuple[int, int, int], maps: i
 
 def hidden(args: argparse.Namespace) -> tuple[int, ...]:
     """The encoder's dense layers; the decoder has them in reverse."""
-    return tuple(args.hidden or {"conv": (256, 256), "mlp": (400,)}[args.net])
+    return tuple(args.hidden or {"conv": (), "mlp": (400,)}[args.net])
 
 
 def build_estimator(args: argparse.Namespace) -> ELBO:

@@ -44,7 +44,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--particles", type=int, default=1, metavar="K", help="draws of z per image")
     group.add_argument("--epochs", type=int, default=None, help="10; 100 on the small sets digits and frey")
     group.add_argument("--batch", type=int, default=256)
-    group.add_argument("--lr", type=float, default=3e-3, help="largest step of Adam")
+    group.add_argument("--lr", type=float, default=5e-3, help="largest step of Adam")
     group.add_argument("--schedule", choices=SCHEDULES, default="warm-cosine",
                        help="the step grows over a tenth of the training and falls to zero as a cosine, or is constant")
     group.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the networks in training")

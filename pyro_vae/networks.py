@@ -6,6 +6,7 @@ features to its parameters. A decoder maps z (..., D) to parameter maps (..., ma
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,6 +28,7 @@ class Network(nn.Module):
         super().__init__()
         self.event = tuple(event)
         self.layers = nn.Sequential(*layers)
+        self.layers.apply(_start)
         self.dtype: torch.dtype | None = None
 
     def forward(self, value: Tensor) -> Tensor:
@@ -62,6 +64,20 @@ def lowered_precision(module: nn.Module, dtype: torch.dtype | None) -> Iterator[
     finally:
         for network, before in networks.items():
             network.dtype = before
+
+
+@torch.no_grad()
+def _start(layer: nn.Module) -> None:
+    """Weights N(0, 2 / fan-in), biases zero (He et al. 2015): a ReLU network then passes on what it gets at any depth.
+
+    torch's default halves the signal in every layer, so that a decoder at first hardly depends on z.
+    """
+    if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+        fan_in = layer.weight[0].numel()
+        if isinstance(layer, nn.ConvTranspose2d):
+            fan_in = layer.in_channels * math.prod(layer.kernel_size) // math.prod(layer.stride)
+        layer.weight.normal_(0, math.sqrt(2 / fan_in))
+        layer.bias.zero_()
 
 
 class ConvEncoder(Network):
