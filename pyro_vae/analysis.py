@@ -20,6 +20,8 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, kl_divergence
 
+from pyro_vae.state import mode, seeded
+
 BATCH = 256
 
 
@@ -258,20 +260,8 @@ def _factors(slot: str, p: Distribution) -> Distribution:
 @contextmanager
 def _evaluating(vae: nn.Module, seed: int = 0) -> Iterator[None]:
     """Evaluation mode, no gradient and random numbers of its own; all as before at the end."""
-    device = _like(vae).device
-    training = [module for module in vae.modules() if module.training]
-    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # Not torch.manual_seed: it would also seed devices whose state is not restored.
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        vae.eval()
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    with torch.no_grad(), seeded(seed, _like(vae).device), mode(vae, training=False):
+        yield
 
 
 def _encode(

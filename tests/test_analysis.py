@@ -1,0 +1,149 @@
+"""Codes, pictures and probes against the linear-Gaussian program, scikit-learn and integrals by hand."""
+
+import pytest
+import scipy.stats
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+from torch.distributions import kl_divergence
+
+from pyro_vae import VAE, analysis, guides, likelihoods, load, networks, priors
+from pyro_vae.linear_gaussian import LinearGaussian
+
+SHAPE = (1, 4, 4)
+
+
+@pytest.fixture
+def program():
+    torch.manual_seed(0)
+    return LinearGaussian(torch.randn(16, 2), bias=torch.rand(16), scale=0.5, shape=SHAPE).double()
+
+
+@pytest.fixture
+def flow():
+    torch.manual_seed(0)
+    guide = guides.Flow(networks.MLPEncoder((1, 8, 8), hidden=(8,)), latent=2)
+    decoder = networks.MLPDecoder(2, (1, 8, 8), maps=1, hidden=(8,))
+    return VAE(priors.StandardNormal(2), likelihoods.Bernoulli(decoder), guide)
+
+
+def images(count=7):
+    return torch.rand(count, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def test_codes_are_the_exact_posterior_means_for_any_batch_size_and_leading_dimensions(program):
+    x = images(6)
+    expected = program.exact_posterior(x).mean
+    for batch_size in (1, 4, 100):
+        assert torch.allclose(analysis.codes(program, x, batch_size=batch_size), expected)
+    assert torch.allclose(analysis.codes(program, x.reshape(2, 3, *SHAPE)), expected.reshape(2, 3, 2))
+
+
+def test_codes_of_a_flow_are_averages_of_draws(flow):
+    x = torch.rand(4, 1, 8, 8)
+    draws = flow.posterior(x).sample((20_000,))
+    error = draws.std(0) / 4096**0.5
+    assert ((analysis.codes(flow, x, samples=4096) - draws.mean(0)).abs() < 5 * error).all()
+
+
+def test_pictures_are_means_of_the_likelihood_at_the_codes(program):
+    x = images()
+    mean = program.likelihood(program.exact_posterior(x).mean).mean
+    assert torch.allclose(analysis.reconstruct(program, x), mean)
+    walk = analysis.interpolate(program, x[0], x[1], steps=5)
+    assert torch.allclose(walk[[0, -1]], mean[:2])
+    assert torch.allclose(walk[2], (mean[0] + mean[1]) / 2)  # this decoder is linear
+
+
+def test_manifold_is_the_decoder_on_a_grid_of_equal_mass(program):
+    grid = analysis.manifold(program, side=4)
+    z = scipy.stats.norm.ppf([0.125, 0.375, 0.625, 0.875])
+    upper_left = program.likelihood(torch.tensor([z[0], z[3]])).mean
+    lower_right = program.likelihood(torch.tensor([z[3], z[0]])).mean
+    assert grid.shape == (4, 4, *SHAPE)
+    assert torch.allclose(grid[0, 0], upper_left) and torch.allclose(grid[-1, -1], lower_right)
+
+
+def test_what_is_random_comes_from_the_seed_and_leaves_the_callers_numbers_alone(flow):
+    x, state = torch.rand(3, 1, 8, 8), torch.get_rng_state()
+    flow.posterior.eval()
+    for draw in (
+        lambda seed: analysis.sample_prior(flow, 5, seed=seed),
+        lambda seed: analysis.draw_posterior(flow, x, seed=seed),
+        lambda seed: analysis.codes(flow, x, seed=seed),
+        lambda seed: analysis.impute(flow, x, torch.ones(1, 8, 8, dtype=torch.bool), steps=2, seed=seed),
+    ):
+        assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert flow.training and not flow.posterior.training
+    assert all(parameter.grad is None for parameter in flow.parameters())
+
+
+def test_aggregate_posterior_has_the_moments_of_its_parts(program):
+    x = program.simulate(20_000)
+    z = analysis.draw_posterior(program, x)
+    assert torch.allclose(z.mean(0), torch.zeros(2).double(), atol=0.03)  # E_x q(z | x) = p(z) where q is exact
+    assert torch.allclose(z.T.cov(), torch.eye(2).double(), atol=0.04)
+
+
+def test_impute_keeps_what_is_seen_and_fills_in_the_conditional_mean(program):
+    x, missing = program.simulate(1), torch.zeros(SHAPE, dtype=torch.bool)
+    missing[..., :2] = True
+    many = x.expand(20_000, *SHAPE)
+    filled = analysis.impute(program, many, missing, steps=30)
+    assert torch.equal(filled[..., 2:], many[..., 2:])
+    weight, seen = program.weight.detach(), ~missing.flatten()
+    covariance = weight @ weight.T + 0.25 * torch.eye(16)
+    residual = (x.flatten() - program.bias.detach())[seen]
+    gain = covariance[~seen][:, seen] @ torch.linalg.inv(covariance[seen][:, seen])
+    expected = program.bias.detach()[~seen] + gain @ residual
+    error = filled.flatten(1)[:, ~seen].std(0) / 20_000**0.5
+    assert ((filled.flatten(1)[:, ~seen].mean(0) - expected).abs() < 5 * error).all()
+
+
+def test_probes_on_the_pixels_of_the_digits():
+    digits = load("digits")
+    train, test = (split.images.flatten(1).float() for split in (digits.train, digits.test))
+    labels = digits.train.labels, digits.test.labels
+    expected = KNeighborsClassifier(15).fit(train.numpy(), labels[0].numpy()).score(test.numpy(), labels[1].numpy())
+    assert analysis.knn_accuracy(train, labels[0], test, labels[1]) == expected > 0.95
+    assert analysis.linear_probe_accuracy(train, labels[0], test, labels[1]) > 0.9
+
+
+def test_active_units_are_those_that_vary_with_x():
+    z = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.2, 0.05])
+    assert analysis.active_units(z).tolist() == [True, True, False]
+    assert analysis.active_units(z, threshold=0.1).tolist() == [True, False, False]
+
+
+def test_rate_per_dimension_adds_up_to_the_rate():
+    torch.manual_seed(0)
+    guide = guides.MeanField(networks.MLPEncoder((1, 8, 8), hidden=(8,)), latent=3)
+    decoder = networks.MLPDecoder(3, (1, 8, 8), maps=1, hidden=(8,))
+    vae, x = VAE(priors.DiagonalNormal(3), likelihoods.Bernoulli(decoder), guide), torch.rand(9, 1, 8, 8)
+    rates = analysis.rate_per_dimension(vae, x, batch_size=4)
+    q = vae.posterior(x)
+    assert rates.shape == (3,)
+    assert rates.sum().item() == pytest.approx(kl_divergence(q, vae.prior().expand([9])).mean().item(), rel=1e-5)
+    vae.prior = priors.Mixture(3, 2)
+    with pytest.raises(ValueError, match="prior: the rate splits into dimensions only for"):
+        analysis.rate_per_dimension(vae, x)
+
+
+def test_bad_input(program, flow):
+    x = images()
+    with pytest.raises(ValueError, match="wanted float images"):
+        analysis.codes(program, torch.zeros(2, *SHAPE, dtype=torch.uint8))
+    with pytest.raises(ValueError, match=r"wanted a latent plane \(D = 2\), got D = 3"):
+        analysis.manifold(LinearGaussian(torch.randn(16, 3), shape=SHAPE))
+    with pytest.raises(ValueError, match="images of one shape"):
+        analysis.interpolate(program, x[0], x[:2])
+    with pytest.raises(ValueError, match="steps: wanted a whole number, at least 2, got 1"):
+        analysis.interpolate(program, x[0], x[1], steps=1)
+    with pytest.raises(ValueError, match="batch_size"):
+        analysis.codes(program, x, batch_size=0)
+    with pytest.raises(ValueError, match="missing: wanted a boolean"):
+        analysis.impute(program, x, torch.zeros(SHAPE))
+    with pytest.raises(ValueError, match="test: wanted codes"):
+        analysis.knn_accuracy(torch.zeros(20, 2), torch.zeros(20), torch.zeros(3, 2), None)
+    with pytest.raises(ValueError, match="neighbours: wanted 1 to 20"):
+        analysis.knn_accuracy(torch.zeros(20, 2), torch.zeros(20), torch.zeros(3, 2), torch.zeros(3), neighbours=21)
