@@ -5,20 +5,23 @@ from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
-from pyro.infer import SVI, Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
 
+@pytest.mark.filterwarnings("ignore:.*Pareto")
 def test_python_blocks_run_in_order():
     torch.manual_seed(0)
-    names = {"torch": torch, "pyro": pyro, "dist": dist, "SVI": SVI, "Trace_ELBO": Trace_ELBO}
+    names = {"torch": torch, "pyro": pyro, "dist": dist, "SVI": SVI}
+    names |= {"Trace_ELBO": Trace_ELBO, "TraceMeanField_ELBO": TraceMeanField_ELBO}
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     for block in blocks:
-        code = block.replace('"mnist"', '"digits"').replace(":500]", ":10]").replace("(256, 256)", "(16,)")
+        code = block.replace('"mnist"', '"digits"').replace(":500]", ":10]").replace("draws=100", "draws=3")
         exec(code.replace("data, pv.estimators", "data, epochs=1, estimator=pv.estimators"), names)
-    assert len(blocks) == 4
+    assert len(blocks) == 6
     rows = names["history"].rows
     assert rows[-1]["valid_bound"] > rows[0]["valid_bound"]
     vae, ring = names["vae"], names["Ring"]()
