@@ -446,7 +446,7 @@ def notes(families: dict[str, dict[str, Any]], common: dict[str, Any]) -> Iterat
            "log2(256 / B).")
     yield "Nats per image of black and white pixels, higher is better: other data, so not to be ranked with bits/dim."
     yield (f"Probes: {NEIGHBOURS} neighbours and logistic regression, on the codes of {min(PROBE, sizes['train'])} "
-           f"training images, tested on {sizes['test']}. Squared error: a pixel's, mean of p(x | code) against g / 255.")
+           f"training images, tested on {sizes['test']}. Squared error: a pixel's, mean of p(x | code) to g / 255.")
     for family in families.values():
         share = family.get("share_of_scales_at_bound")
         if share:
