@@ -35,6 +35,7 @@ ESTIMATORS: dict[str, Callable[[int], ELBO]] = {
 PRIORS = ("standard", "diagonal", "mixture", "vamp", "autoregressive", "spline")
 GUIDES = ("meanfield", "full-rank", "low-rank", "inverse-autoregressive", "planar")
 LIKELIHOODS = ("bernoulli", "continuous-bernoulli", "normal", "beta", "categorical", "logistic")
+FEW = 5  # latent dimensions up to which the conv networks have dense layers by default
 SHARED_LOG_SCALE = -1.5  # where a learned scale that all pixels share starts
 
 
@@ -58,7 +59,8 @@ def add_part_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--net", choices=("conv", "mlp"), default="conv")
     group.add_argument("--latent", type=int, default=2, metavar="D", help="dimensions of z")
     group.add_argument("--hidden", type=int, nargs="+", default=None, metavar="UNITS",
-                       help="widths of the dense layers (conv: none, mlp: 400), in the decoder reversed")
+                       help="widths of the dense layers, in the decoder reversed (mlp: 400; conv: 256 256 up to "
+                            f"{FEW} latent dimensions, of which a decoder has to make more, else none)")
 
 
 def build_vae(args: argparse.Namespace, images: Tensor) -> VAE:
@@ -140,7 +142,7 @@ def build_decoder(args: argparse.Namespace, shape: tuple[int, int, int], maps: i
 
 def hidden(args: argparse.Namespace) -> tuple[int, ...]:
     """The encoder's dense layers; the decoder has them in reverse."""
-    return tuple(args.hidden or {"conv": (), "mlp": (400,)}[args.net])
+    return tuple(args.hidden or {"conv": (256, 256) if args.latent <= FEW else (), "mlp": (400,)}[args.net])
 
 
 def build_estimator(args: argparse.Namespace) -> ELBO:
