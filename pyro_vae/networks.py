@@ -80,6 +80,12 @@ def _start(layer: nn.Module) -> None:
         layer.bias.zero_()
 
 
+def _near_zero(layer: nn.Module) -> None:
+    """Starts a decoder's last layer small: every likelihood then begins near its parameters at zero, at a mild loss."""
+    with torch.no_grad():
+        layer.weight.mul_(0.1)
+
+
 class ConvEncoder(Network):
     """4 × 4 convolutions of stride 2, then dense layers of the widths ``hidden``, if any; each followed by a ReLU.
 
@@ -132,6 +138,7 @@ class ConvDecoder(Network):
         ]
         first = nn.Linear(widths[-1], torch.Size(start).numel())
         super().__init__((latent,), *_dense(widths, nn.ReLU), first, nn.Unflatten(-1, start), *convolutions)
+        _near_zero(convolutions[-1])
 
 
 class MLPDecoder(Network):
@@ -153,6 +160,7 @@ class MLPDecoder(Network):
         widths = [*_positive("latent", [latent]), *hidden]
         last = nn.Linear(widths[-1], torch.Size(out).numel())
         super().__init__((latent,), *_dense(widths, activation), last, nn.Unflatten(-1, out))
+        _near_zero(last)
 
 
 def _dense(widths: Sequence[int], activation: Callable[[], nn.Module]) -> list[nn.Module]:
