@@ -59,6 +59,7 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
     Raised at once it would tear a step, or be lost where Python ignores exceptions. A second Ctrl-C is raised at once.
     Outside the main thread, and where the program handles SIGINT itself, nothing is changed.
 
+    >>> before = signal.signal(signal.SIGINT, signal.default_int_handler)
     >>> try:
     ...     with deferred_interrupt() as raise_if_asked:
     ...         signal.raise_signal(signal.SIGINT)
@@ -67,6 +68,7 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
     ... except KeyboardInterrupt:
     ...     print(step)
     whole
+    >>> before = signal.signal(signal.SIGINT, before)
     """
     asked = threading.Event()
 

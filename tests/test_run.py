@@ -161,8 +161,10 @@ def test_an_out_that_cannot_be_written(tmp_path, capsys):
 
 def test_ctrl_c_saves_what_was_trained(tmp_path):
     words = ["--dataset", "digits", "--net", "mlp", "--epochs", "100000", "--out", str(tmp_path / "out")]
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, SCRIPT, *words], stdout=pipe, stderr=pipe, text=True) as process:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A process started in the background ignores Ctrl-C, and would hand that on.
+    usual = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen([sys.executable, SCRIPT, *words], **pipes, **usual) as process:
         try:
             for line in process.stderr:  # universal newlines: each update of the progress bar is a line
                 if "epoch 3" in line:

@@ -106,13 +106,16 @@ def test_modes_are_restored():
     assert vae.training and not vae.posterior.training and not vae.posterior.head.training
 
 
-def test_ctrl_c_ends_after_a_whole_step():
+def test_ctrl_c_ends_after_a_whole_step(request):
     def interrupt(count, x):
         if count == 4:
             signal.raise_signal(signal.SIGINT)
         return x
 
     program, steps = Breaks(small_vae(), interrupt), []
+    # A process started in the background ignores Ctrl-C; this test wants Python's usual handler.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
 
     class Counted(torch.optim.SGD):
         def step(self, *args, **kwargs):
