@@ -2,7 +2,7 @@
 """What is a richer prior or guide worth? The same networks, training and seeds with another module in one slot.
 
     python experiments/compare_priors_and_guides.py
-    python experiments/compare_priors_and_guides.py --rows flow-guide --guide-depth 8
+    python experiments/compare_priors_and_guides.py --rows flow-guide --flow-depth 8
     python experiments/compare_priors_and_guides.py --report
 
 Each row and seed leaves its own file in --out as soon as it ends; what lies there with the same settings is not run
@@ -18,59 +18,53 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from parts import ESTIMATORS, build_decoder, build_encoder
+from parts import (
+    ESTIMATORS,
+    add_network_options,
+    add_settings_of_priors_and_guides,
+    build_guide,
+    build_likelihood,
+    build_prior,
+)
 from results import provenance, write_json
 from run import INTERRUPTED, PRECISIONS, SCHEDULES, choose_device, describe, has_closed_kl
 from torch import Tensor, nn
 
-from pyro_vae import VAE, analysis, data, evaluate, fit, guides, likelihoods, load, priors
+from pyro_vae import VAE, analysis, data, evaluate, fit, load
 from pyro_vae.data import Data, Split
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
 from pyro_vae.plots import COLOURS, DPI, GREY
 from pyro_vae.training import History, NonFiniteLoss, fixed_x
 
 STANDARD = "standard"
-PRIORS: dict[str, Callable[[argparse.Namespace, nn.Module, Tensor], nn.Module]] = {
-    STANDARD: lambda args, guide, images: priors.StandardNormal(args.latent),
-    "mixture": lambda args, guide, images: priors.Mixture(args.latent, args.components),
-    "vamp": lambda args, guide, images: priors.Vamp(guide, some(images, args.components)),
-    "autoregressive": lambda args, guide, images: priors.Flow(
-        args.latent, priors.autoregressive, args.prior_depth, args.width
-    ),
-    "spline": lambda args, guide, images: priors.Flow(args.latent, priors.spline, args.prior_depth, args.width),
-}
-GUIDES: dict[str, Callable[[argparse.Namespace, nn.Module], nn.Module]] = {
-    "meanfield": lambda args, encoder: guides.MeanField(encoder, args.latent),
-    "full-rank": lambda args, encoder: guides.FullRank(encoder, args.latent),
-    "planar": lambda args, encoder: guides.Flow(encoder, args.latent, guides.planar, args.guide_depth, args.width),
-    "inverse-autoregressive": lambda args, encoder: guides.Flow(
-        encoder, args.latent, guides.inverse_autoregressive, args.guide_depth, args.width
-    ),
-}
-ROWS = {
-    STANDARD: (STANDARD, "meanfield"),
+ROWS = {  # prior and guide, in the words of run.py
+    STANDARD: ("standard", "meanfield"),
+    "diagonal": ("diagonal", "meanfield"),
     "mixture": ("mixture", "meanfield"),
     "vamp": ("vamp", "meanfield"),
     "flow-prior": ("autoregressive", "meanfield"),
     "spline-prior": ("spline", "meanfield"),
-    "full-rank": (STANDARD, "full-rank"),
-    "planar-guide": (STANDARD, "planar"),
-    "flow-guide": (STANDARD, "inverse-autoregressive"),
+    "full-rank": ("standard", "full-rank"),
+    "low-rank": ("standard", "low-rank"),
+    "planar-guide": ("standard", "planar"),
+    "flow-guide": ("standard", "inverse-autoregressive"),
     "flow-both": ("autoregressive", "inverse-autoregressive"),
 }
+FLOW = ("flow_depth", "flow_width")
 OWN = {  # the options that a part alone depends on
     "mixture": ("components",),
     "vamp": ("components",),
-    "autoregressive": ("prior_depth", "width"),
-    "spline": ("prior_depth", "width"),
-    "planar": ("guide_depth", "width"),
-    "inverse-autoregressive": ("guide_depth", "width"),
+    "autoregressive": FLOW,
+    "spline": FLOW,
+    "low-rank": ("rank",),
+    "planar": FLOW,
+    "inverse-autoregressive": FLOW,
 }
 COMMON = ("latent", "net", "hidden", "epochs", "batch", "lr", "schedule", "precision", "estimator", "warm_up",
           "particles")
@@ -81,16 +75,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", choices=ROWS, nargs="+", default=[STANDARD, "vamp", "flow-prior", "flow-guide"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--report", action="store_true", help="run nothing: gather what lies in --out")
-    group = parser.add_argument_group("program")
-    group.add_argument("--latent", type=int, default=32, metavar="D", help="dimensions of z")
-    group.add_argument("--net", choices=("conv", "mlp"), default="conv")
-    group.add_argument("--hidden", type=int, nargs="+", default=None, metavar="UNITS",
-                       help="widths of the dense layers (conv: 256 256, mlp: 400), in the decoder reversed")
-    group.add_argument("--components", type=int, default=500, metavar="K",
-                       help="vamp: pseudo-inputs, which start as training images; mixture: Gaussians")
-    group.add_argument("--prior-depth", type=int, default=4, metavar="STEPS", help="steps of a flow in the prior")
-    group.add_argument("--guide-depth", type=int, default=4, metavar="STEPS", help="steps of a flow in the guide")
-    group.add_argument("--width", type=int, default=256, help="of the hidden layers of a flow's steps")
+    add_settings_of_priors_and_guides(parser.add_argument_group("priors and guides"))
+    add_network_options(parser)
+    parser.set_defaults(components=500, flow_depth=4, flow_width=256, latent=32)
     group = parser.add_argument_group("training")
     group.add_argument("--estimator", choices=ESTIMATORS, default="trace", help="of the ELBO and its gradient")
     group.add_argument("--epochs", type=int, default=30)
@@ -170,17 +157,10 @@ def train(row: str, seed: int, images: Data, args: argparse.Namespace) -> dict[s
 def build(row: str, args: argparse.Namespace, images: Tensor) -> VAE:
     """The program of a row. At one seed all rows start from the same decoder and encoder."""
     prior, guide = ROWS[row]
+    words = argparse.Namespace(**vars(args), prior=prior, guide=guide, lik="bernoulli", binarize="dynamic")
     shape = tuple(images.shape[1:])
-    likelihood = likelihoods.Bernoulli(build_decoder(args, shape, maps=shape[0]))
-    posterior = GUIDES[guide](args, build_encoder(args, shape))
-    return VAE(PRIORS[prior](args, posterior, images), likelihood, posterior)
-
-
-def some(images: Tensor, number: int) -> Tensor:
-    """As many images at random, floats in [0, 1]."""
-    if not 1 <= number <= len(images):
-        raise ValueError(f"--components: wanted 1 to {len(images)} training images, got {number}")
-    return images[torch.randperm(len(images))[:number]] / 255
+    likelihood, posterior = build_likelihood(words, shape), build_guide(words, shape)
+    return VAE(build_prior(words, posterior, images), likelihood, posterior)
 
 
 def trained(vae: VAE, images: Data, seed: int, args: argparse.Namespace) -> History:

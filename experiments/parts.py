@@ -50,11 +50,23 @@ def add_part_options(parser: argparse.ArgumentParser) -> None:
                        help="normal: 'pixel' (learned, one a pixel), 'shared' (learned, one in all) or a fixed number")
     group = parser.add_argument_group("prior and guide")
     group.add_argument("--prior", choices=PRIORS, default="standard")
+    group.add_argument("--guide", choices=GUIDES, default="meanfield")
+    add_settings_of_priors_and_guides(group)
+    add_network_options(parser)
+
+
+def add_settings_of_priors_and_guides(group: argparse._ArgumentGroup) -> None:
+    """What single priors and guides depend on."""
     group.add_argument("--components", type=int, default=100, metavar="K",
                        help="mixture: Gaussians; vamp: pseudo-inputs, which start as training images")
-    group.add_argument("--guide", choices=GUIDES, default="meanfield")
     group.add_argument("--rank", type=int, default=1, help="low-rank: rank beside the diagonal")
     group.add_argument("--flow-depth", type=int, default=2, metavar="STEPS", help="steps of a flow, prior or guide")
+    group.add_argument("--flow-width", type=int, default=None, metavar="UNITS",
+                       help="hidden layers of a flow's steps (twice the latent dimensions, at least 64)")
+
+
+def add_network_options(parser: argparse.ArgumentParser) -> None:
+    """The options that choose the networks, and the size of the code between them."""
     group = parser.add_argument_group("networks")
     group.add_argument("--net", choices=("conv", "mlp"), default="conv")
     group.add_argument("--latent", type=int, default=2, metavar="D", help="dimensions of z")
@@ -85,7 +97,7 @@ def build_prior(args: argparse.Namespace, guide: nn.Module, images: Tensor) -> n
         chosen = images[torch.randperm(len(images))[: args.components]]
         return priors.Vamp(guide, chosen / 255)
     steps = {"autoregressive": priors.autoregressive, "spline": priors.spline}[args.prior]
-    return priors.Flow(args.latent, steps, depth=args.flow_depth)
+    return priors.Flow(args.latent, steps, args.flow_depth, args.flow_width)
 
 
 def build_guide(args: argparse.Namespace, shape: tuple[int, int, int]) -> nn.Module:
@@ -97,7 +109,7 @@ def build_guide(args: argparse.Namespace, shape: tuple[int, int, int]) -> nn.Mod
     if args.guide == "low-rank":
         return guides.LowRank(encoder, args.latent, args.rank)
     steps = {"inverse-autoregressive": guides.inverse_autoregressive, "planar": guides.planar}[args.guide]
-    return guides.Flow(encoder, args.latent, steps, depth=args.flow_depth)
+    return guides.Flow(encoder, args.latent, steps, args.flow_depth, args.flow_width)
 
 
 def build_likelihood(args: argparse.Namespace, shape: tuple[int, int, int]) -> nn.Module:
