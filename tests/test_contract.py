@@ -1,0 +1,177 @@
+"""What every prior, likelihood and guide owes the program, alone and in every combination with the others.
+
+The networks are small; what each part computes is tested in its own module's tests.
+"""
+
+import copy
+import inspect
+import itertools
+import math
+
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.nn.auto_reg_nn import MaskedLinear
+from torch import nn
+
+from pyro_vae import VAE, guides, likelihoods, networks, priors
+from pyro_vae.traces import log_weights, paired_traces, sample_sites
+
+SHAPE, LATENT, BATCH = (1, 8, 8), 3, 8
+PIXELS = torch.randint(256, (BATCH, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+# A prior is made for a guide, since Vamp shares it.
+PRIORS = {
+    "StandardNormal": lambda guide: priors.StandardNormal(LATENT),
+    "DiagonalNormal": lambda guide: priors.DiagonalNormal(LATENT),
+    "Mixture": lambda guide: priors.Mixture(LATENT, components=4),
+    "Vamp": lambda guide: priors.Vamp.random(guide, 3, SHAPE),
+    "Flow autoregressive": lambda guide: priors.Flow(LATENT, priors.autoregressive, width=8),
+    "Flow spline": lambda guide: priors.Flow(LATENT, priors.spline, width=8),
+}
+LIKELIHOODS = {
+    "Bernoulli dynamic": lambda decoder: likelihoods.Bernoulli(decoder(1), likelihoods.dynamic),
+    "Bernoulli threshold": lambda decoder: likelihoods.Bernoulli(decoder(1), likelihoods.threshold),
+    "Bernoulli intensity": lambda decoder: likelihoods.Bernoulli(decoder(1), likelihoods.intensity),
+    "ContinuousBernoulli": lambda decoder: likelihoods.ContinuousBernoulli(decoder(1)),
+    "Normal per pixel": lambda decoder: likelihoods.Normal(decoder(2)),
+    "Normal shared": lambda decoder: likelihoods.Normal(decoder(1), nn.Parameter(torch.tensor(-1.0))),
+    "Normal fixed": lambda decoder: likelihoods.Normal(decoder(1), math.log(0.1)),
+    "Beta": lambda decoder: likelihoods.Beta(decoder(2)),
+    "Categorical": lambda decoder: likelihoods.Categorical(decoder(16)),
+    "DiscretizedLogistic": lambda decoder: likelihoods.DiscretizedLogistic(decoder(2)),
+}
+GUIDES = {
+    "MeanField": guides.MeanField,
+    "FullRank": guides.FullRank,
+    "LowRank": lambda network, latent: guides.LowRank(network, latent, rank=2),
+    "Flow autoregressive": lambda network, latent: guides.Flow(network, latent, width=8),
+    "Flow planar": lambda network, latent: guides.Flow(network, latent, guides.planar, width=8),
+}
+PLAIN = ("StandardNormal", "Bernoulli dynamic", "MeanField")
+ALONE = [  # each part beside the plainest of the other two kinds
+    PLAIN,
+    *((prior, *PLAIN[1:]) for prior in PRIORS if prior != PLAIN[0]),
+    *((PLAIN[0], likelihood, PLAIN[2]) for likelihood in LIKELIHOODS if likelihood != PLAIN[1]),
+    *((*PLAIN[:2], guide) for guide in GUIDES if guide != PLAIN[2]),
+]
+alone = pytest.mark.parametrize("parts", ALONE, ids="-".join)
+combinations = pytest.mark.parametrize("parts", [*itertools.product(PRIORS, LIKELIHOODS, GUIDES)], ids="-".join)
+
+
+def build(parts):
+    """The program of a prior, a likelihood and a guide, by their names, and x."""
+    torch.manual_seed(0)
+    prior, likelihood, guide = parts
+    posterior = GUIDES[guide](networks.MLPEncoder(SHAPE, hidden=(8,)), LATENT)
+    made = LIKELIHOODS[likelihood](lambda maps: networks.MLPDecoder(LATENT, SHAPE, maps, hidden=(8,)))
+    vae = VAE(PRIORS[prior](posterior), made, posterior)
+    return vae, vae.observe(PIXELS, torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("module", "makers"), [(priors, PRIORS), (likelihoods, LIKELIHOODS), (guides, GUIDES)], ids=["p", "lik", "q"]
+)
+def test_no_part_is_forgotten(module, makers):
+    """Steps are parts of a flow, and what is abstract is no part; every other module defined there has to be here."""
+    defined = {
+        name
+        for name, value in inspect.getmembers(module, inspect.isclass)
+        if issubclass(value, nn.Module) and value.__module__ == module.__name__
+        if not (name.endswith("Step") or inspect.isabstract(value))
+    }
+    assert {name.split()[0] for name in makers} == defined
+
+
+@alone
+def test_observed_x_is_an_image_in_the_support(parts):
+    vae, x = build(parts)
+    assert x.shape == PIXELS.shape and x.is_floating_point()
+    assert x.min() >= 0 and x.max() <= 1
+    assert vae.likelihood(torch.zeros(BATCH, LATENT)).support.check(x).all()
+    again = vae.observe(PIXELS, torch.Generator().manual_seed(1))
+    assert torch.equal(x, again)
+
+
+@alone
+@pytest.mark.parametrize("particles", [1, 4])
+def test_sites_and_shapes(parts, particles):
+    vae, x = build(parts)
+    batch = (BATCH,) if particles == 1 else (particles, BATCH)
+    model_trace, guide_trace = paired_traces(vae.model, vae.guide, (x,), particles=particles)
+    assert list(sample_sites(model_trace)) == ["z", "x"] and list(sample_sites(guide_trace)) == ["z"]
+    for site in (model_trace.nodes["z"], guide_trace.nodes["z"], model_trace.nodes["x"]):
+        assert site["log_prob"].shape == batch and site["log_prob"].isfinite().all()
+        assert [(frame.name, frame.dim) for frame in site["cond_indep_stack"] if frame.name == "images"] == [
+            ("images", -1)
+        ]
+    assert guide_trace.nodes["z"]["value"].shape == (*batch, LATENT)
+    assert guide_trace.nodes["z"]["value"].requires_grad  # a reparameterised draw
+    assert model_trace.nodes["x"]["fn"].mean.shape == (*batch, *SHAPE)
+    assert log_weights(model_trace, guide_trace).shape == (particles, BATCH)
+
+
+@alone
+def test_particles_are_that_many_single_draws(parts):
+    """Each particle is scored as it would be alone."""
+    vae, x = build(parts)
+    model_trace, guide_trace = paired_traces(vae.model, vae.guide, (x,), particles=4)
+    together, z = log_weights(model_trace, guide_trace), guide_trace.nodes["z"]["value"].detach()
+    for particle, scores in zip(z, together):
+        prior, posterior = vae.prior().log_prob(particle), vae.posterior(x).log_prob(particle)
+        wanted = vae.likelihood(particle).log_prob(x) + prior - posterior
+        torch.testing.assert_close(scores, wanted, rtol=1e-4, atol=1e-3)
+
+
+@alone
+def test_it_draws_images_forward(parts):
+    vae, _ = build(parts)
+    x = vae.model(n=5)
+    assert x.shape == (5, *SHAPE) and x.isfinite().all()
+    assert x[0].ne(x[1]).any()
+
+
+@alone
+def test_state_dict_round_trip_in_float64(parts):
+    vae, x = build(parts)
+    vae = vae.double()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    other = copy.deepcopy(build(parts)[0]).double()
+    other.load_state_dict(vae.state_dict())
+    losses = []
+    for program in (vae, other):
+        torch.manual_seed(2)
+        losses.append(Trace_ELBO().differentiable_loss(program.model, program.guide, x.double()))
+    assert losses[0].dtype == torch.float64
+    assert torch.equal(*losses)
+
+
+@combinations
+def test_one_training_step_moves_every_parameter(parts):
+    vae, x = build(parts)
+    before = copy.deepcopy(dict(vae.named_parameters()))
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-2)
+    loss = Trace_ELBO()(vae.model, vae.guide)(x)
+    loss.backward()
+    optimizer.step()
+    assert loss.isfinite()
+    for name, parameter in vae.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+        assert parameter.isfinite().all() and not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("parts", [("Flow autoregressive", *PLAIN[1:]), (*PLAIN[:2], "Flow autoregressive")])
+def test_only_what_a_mask_hides_stands_still(parts):
+    """Some weights of an autoregressive network are masked for good: just these have no gradient.
+
+    (Not so for splines, of which a step moves the pieces that some z lies in.)
+    """
+    vae, x = build(parts)
+    Trace_ELBO()(vae.model, vae.guide)(x).backward()
+    masked = [layer for layer in vae.modules() if isinstance(layer, MaskedLinear)]
+    assert masked
+    for layer in masked:
+        assert torch.equal(layer.weight.grad != 0, layer.mask != 0)
