@@ -1,0 +1,191 @@
+"""Auto-encoding variational Bayes as the paper states it, and all three algorithms through the library.
+
+``aevb`` is the paper's algorithm 1 word by word, without Pyro; ``trained`` is the same, and wake-sleep, by the
+library's ``fit``; ``mcem`` is its rival, Monte Carlo EM. Kingma & Welling (2013), "the paper" in what follows.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from pyro_vae import VAE, fit, guides, likelihoods, networks, priors
+from pyro_vae.annealing import Path, hamiltonian
+from pyro_vae.data import Data, Split, batches
+from pyro_vae.state import mode, seeded
+from pyro_vae.training import History
+
+MINIBATCH = 100
+INITIAL_SCALE = 0.01  # of the weights' N(0, 0.01): a standard deviation in the code that the first author published
+HELD_OUT = 100  # images after each epoch of ``fit``, which has to see some; the paper's bounds are measured apart
+LEAPFROG, UPDATES, ACCEPTANCE = 10, 5, 0.9  # of Monte Carlo EM
+FIRST_STEP, ADAPTATION, CHUNK = 0.1, 0.5, 1000  # of its Hamiltonian chains; images that are moved at once
+
+Bound = Callable[[VAE, Tensor, Tensor], Tensor]
+Update = Callable[[list[Tensor], Iterable[Tensor]], None]
+
+
+def program(shape: tuple[int, int, int], latent: int, hidden: int, gaussian: bool, binarize: Callable, seed: int) -> VAE:
+    """The paper's program: one hidden tanh layer in encoder and decoder, all parameters drawn from N(0, 0.01).
+
+    Its decoder is Bernoulli, or Gaussian with a mean squashed to (0, 1) and a scale for each pixel.
+    """
+    with seeded(seed):
+        decoder = networks.MLPDecoder(latent, shape, shape[0] * (2 if gaussian else 1), (hidden,), nn.Tanh)
+        likelihood = likelihoods.Normal(decoder) if gaussian else likelihoods.Bernoulli(decoder, binarize)
+        guide = guides.MeanField(networks.MLPEncoder(shape, (hidden,), nn.Tanh), latent)
+        vae = VAE(priors.StandardNormal(latent), likelihood, guide)
+        with torch.no_grad():
+            for parameter in vae.parameters():
+                parameter.normal_(0, INITIAL_SCALE)
+    return vae
+
+
+def aevb(vae: VAE, images: Tensor, bound: Bound, update: Update, epochs: int, M: int = MINIBATCH) -> Iterator[int]:
+    """Algorithm 1 of the paper, L = 1, with the prior N(0, I) on all parameters; yields the samples seen so far."""
+    parameters, N = list(vae.parameters()), len(images)
+    for epoch in range(epochs):
+        for number, index in enumerate(batches(N, M), start=1):
+            x = vae.observe(images[index])  # X^M: a random minibatch of M datapoints
+            epsilon = torch.randn(len(x), vae.prior().event_shape[0], dtype=x.dtype)  # samples of the noise p(ε)
+            log_prior = -sum(parameter.square().sum() for parameter in parameters) / 2
+            objective = N / M * bound(vae, x, epsilon).sum() + log_prior
+            update(parameters, torch.autograd.grad(objective, parameters))  # g = ∇ L^M(θ, φ; X^M, ε)
+            yield epoch * N + min(number * M, N)
+
+
+def bound_a(vae: VAE, x: Tensor, epsilon: Tensor) -> Tensor:
+    """L^A = log p(x, z) − log q(z | x), z = μ + σ ε: (M,); the paper's equation 6."""
+    q = vae.posterior(x)
+    z = q.base_dist.loc + q.base_dist.scale * epsilon
+    return vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - q.log_prob(z)
+
+
+def bound_b(vae: VAE, x: Tensor, epsilon: Tensor) -> Tensor:
+    """L^B = ½ Σ (1 + log σ² − μ² − σ²) + log p(x | z), z = μ + σ ε: (M,); the paper's equations 7 and 10."""
+    q = vae.posterior(x).base_dist
+    z = q.loc + q.scale * epsilon
+    return (1 + q.variance.log() - q.mean.square() - q.variance).sum(-1) / 2 + vae.likelihood(z).log_prob(x)
+
+
+def sgd(step: float) -> Update:
+    """θ ← θ + step g."""
+
+    @torch.no_grad()
+    def update(parameters: list[Tensor], gradients: Iterable[Tensor]) -> None:
+        for theta, g in zip(parameters, gradients):
+            theta += step * g
+
+    return update
+
+
+def adagrad(step: float) -> Update:
+    """G ← G + g², θ ← θ + step g / √G (Duchi et al. 2010)."""
+    squares: dict[Tensor, Tensor] = {}
+
+    @torch.no_grad()
+    def update(parameters: list[Tensor], gradients: Iterable[Tensor]) -> None:
+        for theta, g in zip(parameters, gradients):
+            G = squares[theta] = squares.get(theta, 0) + g.square()
+            theta += step * g / (G.sqrt() + 1e-10)
+
+    return update
+
+
+def map_adagrad(parameters: list[nn.Parameter], step: float, share: float) -> torch.optim.Optimizer:
+    """Adagrad on a loss summed over this share of all training images, and on minus the log prior N(0, I).
+
+    The gradient of the prior belongs to all images, so that a minibatch of M out of N bears M / N of it.
+    """
+    return torch.optim.Adagrad(parameters, lr=step, weight_decay=share, fused=True)
+
+
+def trained(
+    vae: VAE,
+    images: Data,
+    estimator: ELBO,
+    *,
+    step: float,
+    samples: int,
+    after: Callable[[int], None],
+    seed: int = 0,
+    progress: bool = False,
+) -> History:
+    """The library's ``fit`` as the paper trains: minibatches of 100, Adagrad, the prior on the weights.
+
+    ``after`` is called after each update with the number of samples seen, of which there are at least ``samples``.
+    The parameters at the end are those of ``fit``, the best of an epoch on a few validation images.
+    """
+    N = len(images.train)
+    data = replace(images, train=images.train[:samples], valid=images.valid[:HELD_OUT])
+    n = len(data.train)
+    per_epoch, updates = math.ceil(n / MINIBATCH), 0
+
+    def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        made = map_adagrad(parameters, step, MINIBATCH / N)
+        made.register_step_post_hook(lambda *_: updated())
+        return made
+
+    def updated() -> None:
+        nonlocal updates
+        updates += 1
+        epoch, number = divmod(updates, per_epoch)
+        after(epoch * n + number * MINIBATCH)
+
+    return fit(vae, data, estimator, epochs=math.ceil(samples / n), batch_size=MINIBATCH, seed=seed,
+               optimizer=optimizer, progress=progress)
+
+
+def mcem(vae: VAE, images: Split, *, step: float, seed: int = 0) -> Iterator[int]:
+    """Monte Carlo EM (the paper's appendix E): yields, after each update, the samples seen so far. It does not end.
+
+    Each image keeps its z. By turns all of them are moved by a Hamiltonian trajectory of ten leapfrog steps that leaves
+    p(z | x) alone, its step size tuned to an acceptance of 90 %, and the decoder takes five steps of Adagrad on the log
+    prior and log p(x, z) of all images. An image is seen once by each of these fifteen gradients. The guide is not used.
+    """
+    N = len(images)
+    decoder = list(vae.likelihood.parameters())
+    optimizer = map_adagrad(decoder, step, share=1.0)
+    chains = Chains(vae)
+    with seeded(seed):
+        z, state, seen = vae.prior().sample((1, N)), torch.get_rng_state(), 0
+    while True:
+        with seeded(seed), mode(vae, training=True):
+            torch.set_rng_state(state)
+            x = vae.observe(images.images)
+            z = torch.cat([chains.move(*part) for part in zip(x.split(CHUNK), z.split(CHUNK, dim=1))], dim=1)
+            state = torch.get_rng_state()
+        seen += LEAPFROG * N
+        for _ in range(UPDATES):
+            optimizer.zero_grad()
+            for part in zip(x.split(CHUNK), z.split(CHUNK, dim=1)):
+                (-log_joint(vae, *part)).backward()
+            optimizer.step()
+            seen += N
+            yield seen
+
+
+class Chains:
+    """Hamiltonian chains on z, one an image, that leave p(z | x) alone; their step size follows the acceptance."""
+
+    def __init__(self, vae: VAE, step: float = FIRST_STEP):
+        self.vae, self.step, self.acceptance = vae, step, math.nan
+
+    def move(self, x: Tensor, z: Tensor) -> Tensor:
+        """A trajectory from z (1, B, D) given x (B, C, H, W): the next z."""
+        path = Path(self.vae.model, None, (x,))
+        start = path(z)
+        steps = z.new_full(z.shape[1:], self.step)
+        end, probability = hamiltonian(path, start, 1.0, steps, LEAPFROG)
+        self.acceptance = probability.mean().item()
+        self.step *= math.exp(ADAPTATION * (self.acceptance - ACCEPTANCE))
+        return end.z
+
+
+def log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
+    """log p(x, z), summed over the images; z (1, B, D)."""
+    return poutine.trace(poutine.condition(vae.model, data={"z": z[0]})).get_trace(x).log_prob_sum()
