@@ -1,11 +1,14 @@
-"""Global state for the length of a block: random number generators, the modes of a module, what Ctrl-C does."""
+"""Global state: random number generators and the modes of a module for the length of a block, and what Ctrl-C does."""
 
+import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,6 +35,38 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
         yield
 
 
+def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The state of every random number generator: torch's on the CPU and on the device, NumPy's and Python's.
+
+    Tensors and lists, so that it can be saved.
+
+    >>> state = random_state()
+    >>> first = torch.rand(2), np.random.rand(), random.random()
+    >>> set_random_state(state)
+    >>> assert torch.equal(first[0], torch.rand(2)) and first[1:] == (np.random.rand(), random.random())
+    """
+    kind, keys, *rest = np.random.get_state()
+    version, words, gauss = random.getstate()
+    on_cuda = torch.device(device).type == "cuda"
+    return {
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if on_cuda else None,
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
+        "python": [version, torch.tensor(words), gauss],
+    }
+
+
+def set_random_state(state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+    """Sets every random number generator to what ``random_state`` gave."""
+    torch.set_rng_state(state["cpu"])
+    if torch.device(device).type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+
+
 @contextmanager
 def mode(module: nn.Module, training: bool) -> Iterator[None]:
     """A block in training or evaluation mode; the mode of every submodule is restored.
@@ -52,12 +87,21 @@ def mode(module: nn.Module, training: bool) -> Iterator[None]:
             submodule.training = was_training
 
 
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """A signal handler: does for any signal what Ctrl-C does. The exception carries the number of the signal.
+
+    ``signal.signal(signal.SIGTERM, interrupt)`` has ``fit`` end after a whole step then, too.
+    """
+    raise KeyboardInterrupt(number)
+
+
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], None]]:
     """A block in which Ctrl-C raises KeyboardInterrupt where the function that it gives is called, not anywhere.
 
     Raised at once it would tear a step, or be lost where Python ignores exceptions. A second Ctrl-C is raised at once.
-    Outside the main thread, and where the program handles SIGINT itself, nothing is changed.
+    The same holds for SIGTERM where its handler is ``interrupt``. Outside the main thread, and where the program
+    handles a signal otherwise, nothing is changed.
 
     >>> before = signal.signal(signal.SIGINT, signal.default_int_handler)
     >>> try:
@@ -70,23 +114,24 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
     whole
     >>> before = signal.signal(signal.SIGINT, before)
     """
-    asked = threading.Event()
+    asked: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt(number)
 
     def raise_if_asked() -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
+        if asked:
+            raise KeyboardInterrupt(asked[0])
 
     main = threading.current_thread() is threading.main_thread()
-    if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield raise_if_asked
-        return
-    signal.signal(signal.SIGINT, note)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    ours = {number: old for number, old in before.items() if old in (signal.default_int_handler, interrupt)}
+    for number in ours:
+        signal.signal(number, note)
     try:
         yield raise_if_asked
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, old in ours.items():
+            signal.signal(number, old)

@@ -1,0 +1,310 @@
+"""Checkpoints that are whole or not there at all, that say when they are damaged, and that can run no code."""
+
+import errno
+import hashlib
+import io
+import os
+import pickletools
+import time
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs into one folder are then not noticed
+    fcntl = None
+
+MAGIC = b"pyro_vae checkpoint\n"
+FORMAT = 2  # 1 was a bare state dict beside metrics.json; see parts.load_vae
+LARGEST = 1 << 32  # bytes of a file
+LARGEST_TREE = 1 << 23  # bytes of all that is not a tensor
+# What state dicts are pickled of; weights_only allows more, some of which takes any amount of memory.
+ALLOWED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+CURES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EFBIG: "raise the limit on the size of a file",
+    errno.ENOENT: "the folder is gone: make it again, or give another",
+    errno.EACCES: "make the folder writable",
+    errno.EPERM: "make the folder writable",
+    errno.EROFS: "make the file system writable",
+}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be written, is damaged or is of another run: the message names the file and the cure."""
+
+
+def encode(content: Mapping[str, Any]) -> bytes:
+    """Header (magic, format), SHA-256 of what follows, and what ``torch.save`` makes of the content.
+
+    The content: dictionaries, lists, numbers, strings, None and tensors; CheckpointError for anything else.
+
+    >>> decode(encode({"step": 3, "loc": torch.zeros(2)}), "example")
+    {'step': 3, 'loc': tensor([0., 0.])}
+    """
+    file = io.BytesIO()
+    torch.save(dict(content), file)
+    payload = file.getbuffer()
+    _check_payload(file, "the state of this run")
+    return b"".join([_header(FORMAT), hashlib.sha256(payload).digest(), payload])
+
+
+def decode(data: bytes, name: object) -> dict[str, Any]:
+    """What ``encode`` was given; tensors on the CPU. ``name`` is for messages.
+
+    CheckpointError for whatever is not exactly what ``encode`` made; no code of the data is run.
+
+    >>> decode(encode({"step": 3})[:-1], "example")
+    Traceback (most recent call last):
+        ...
+    pyro_vae.checkpoint.CheckpointError: example is damaged: its content does not have the checksum that it names
+    """
+    start = len(_header(FORMAT)) + hashlib.sha256().digest_size
+    if not data.startswith(MAGIC) or len(data) < start:
+        raise CheckpointError(f"{name} is no checkpoint: wanted a file that begins with {MAGIC!r}, got {data[:20]!r}")
+    written = int.from_bytes(data[len(MAGIC) : len(MAGIC) + 4], "big")
+    if written != FORMAT:
+        raise CheckpointError(f"{name} has format {written}, this version of pyro_vae reads {FORMAT}; use the one that "
+                              "wrote it")
+    payload = memoryview(data)[start:]
+    if hashlib.sha256(payload).digest() != data[start - hashlib.sha256().digest_size : start]:
+        raise CheckpointError(f"{name} is damaged: its content does not have the checksum that it names")
+    return load_tree(io.BytesIO(payload), name)
+
+
+def load_tree(file: BinaryIO, name: object) -> dict[str, Any]:
+    """A dictionary that ``torch.save`` wrote, on the CPU; CheckpointError for anything else. It can run no code."""
+    try:
+        _check_payload(file, name)
+        file.seek(0)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch's readers raise many kinds
+        raise CheckpointError(f"{name} cannot be read ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{name}: wanted a dictionary, got {type(content).__name__}")
+    return content
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file of at most 4 GiB; CheckpointError where it cannot be read.
+
+    >>> read_bytes(Path("nowhere"))
+    Traceback (most recent call last):
+        ...
+    pyro_vae.checkpoint.CheckpointError: nowhere cannot be read (No such file or directory)
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1) if os.fstat(file.fileno()).st_size <= LARGEST else None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
+    if data is None or len(data) > LARGEST:
+        raise CheckpointError(f"{path} is larger than {LARGEST >> 30} GiB, so it is none of ours")
+    return data
+
+
+def write_whole(path: Path, data: bytes, keep: Path | None = None) -> None:
+    """Puts a file in its place at once: at every moment the path holds all of the old content or all of the new.
+
+    With ``keep`` the old content is there afterwards. Raises CheckpointError with the cure where it cannot be written;
+    what was there before is then untouched.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_whole(Path(folder, "file"), b"content")
+    ...     Path(folder, "file").read_bytes()
+    b'content'
+    """
+    temporary = path.with_name(f"{path.name}.new")
+    try:
+        try:
+            with temporary.open("wb") as file:
+                _write(file, data)
+                file.flush()
+                os.fsync(file.fileno())
+            if keep is not None and path.exists():
+                os.replace(path, keep)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        cure = CURES.get(error.errno, "see that it can be written")
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror}); what was saved before is untouched: {cure}, then resume"
+        ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """A block in which no other process has the folder; a process that dies lets go of it.
+
+    Raises CheckpointError where another one has it.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise CheckpointError(f"another run is writing to {folder}; wait, or give another folder") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+@dataclass
+class Checkpoints:
+    """Where ``fit`` saves the run, how often, and whether it goes on with what it finds there.
+
+    Args:
+        folder: of ``checkpoint.pt`` and the one before it, ``checkpoint.previous.pt``; it must exist.
+        seconds: at least so many between two; None: not by time.
+        steps: every so many; None: not by steps.
+        resume: go on with the newest whole checkpoint in the folder, if there is one; else begin.
+        settings: whatever else must not differ between the run that is resumed and this one.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Checkpoints(Path(folder)).save({"step": 3})
+    ...     Checkpoints(Path(folder), resume=True).load()
+    {'step': 3}
+    """
+
+    folder: Path
+    seconds: float | None = 60.0
+    steps: int | None = None
+    resume: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.folder, self._saved_at, self._saved_step = Path(self.folder), time.monotonic(), 0
+        if (self.seconds is not None and not self.seconds >= 0) or (self.steps is not None and self.steps < 1):
+            raise ValueError(f"checkpoints: wanted seconds of at least 0 and steps of at least 1, got {self.seconds} "
+                             f"and {self.steps}")
+
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        """Of the newest checkpoint and of the one before it."""
+        return self.folder / "checkpoint.pt", self.folder / "checkpoint.previous.pt"
+
+    def exist(self) -> bool:
+        """Whether there is anything to resume."""
+        return any(path.is_file() for path in self.paths)
+
+    def due(self, step: int) -> bool:
+        """Whether it is time to save, after so many steps in all."""
+        late = self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
+        return late or (self.steps is not None and step - self._saved_step >= self.steps)
+
+    def save(self, content: Mapping[str, Any]) -> None:
+        """Writes a checkpoint; the last one is kept until this one is whole, and then as the previous one."""
+        newest, previous = self.paths
+        write_whole(newest, encode(content), keep=previous)
+        self.note(content.get("step", 0))
+
+    def note(self, step: int) -> None:
+        """Remembers that what is on disk is the state after so many steps."""
+        self._saved_at, self._saved_step = time.monotonic(), step
+
+    def saved(self, step: int) -> bool:
+        """Whether what is on disk is the state after so many steps, at least one."""
+        return step == self._saved_step > 0
+
+    def load(self) -> dict[str, Any] | None:
+        """The newest whole checkpoint, with a warning where that is not the last one; None where there is none.
+
+        CheckpointError where all that there are are damaged.
+        """
+        problems = []
+        for path in self.paths if self.resume else ():
+            if path.is_file():
+                try:
+                    content = decode(read_bytes(path), path)
+                except CheckpointError as error:
+                    problems.append(str(error))
+                    continue
+                if problems:
+                    warnings.warn(f"{problems[0]}; going on from {path.name}, the one before it", stacklevel=3)
+                return content
+        if problems:
+            raise CheckpointError(f"nothing to resume from: {'; '.join(problems)}; train again from the beginning")
+        return None
+
+    def remove(self) -> None:
+        """Removes what was saved: the run has ended."""
+        for path in self.paths[::-1]:
+            path.unlink(missing_ok=True)
+
+
+def check_same(saved: Any, wanted: Mapping[str, Any]) -> None:
+    """ValueError that names the settings in which a checkpoint and this run differ.
+
+    >>> check_same({"seed": 0, "lr": 0.1}, {"seed": 1, "lr": 0.1})
+    Traceback (most recent call last):
+        ...
+    ValueError: the checkpoint is of another run: seed is 0 there and 1 here; ...
+    """
+    saved = saved if isinstance(saved, dict) else {}
+    there = {name: saved.get(name, "absent") for name in (*wanted, *saved)}
+    differ = [name for name in there if there[name] != wanted.get(name, "absent")]
+    if differ:
+        words = ", ".join(f"{name} is {there[name]!r} there and {wanted.get(name, 'absent')!r} here" for name in differ)
+        raise ValueError(f"the checkpoint is of another run: {words}; give its settings, or begin anew")
+
+
+def _header(version: int) -> bytes:
+    return MAGIC + version.to_bytes(4, "big")
+
+
+def _check_payload(file: BinaryIO, name: object) -> None:
+    """Refuses what ``torch.save`` would not have written of a state dict, before anything of it is unpacked."""
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        tops = {entry.filename.partition("/")[0] for entry in entries}
+        if len(tops) != 1 or any(".." in entry.filename.split("/") for entry in entries) or "" in tops:
+            raise CheckpointError(f"{name} holds files with names that torch.save does not give")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise CheckpointError(f"{name} holds compressed files, which torch.save does not write")
+        tree = archive.getinfo(f"{tops.pop()}/data.pkl")
+        if tree.file_size > LARGEST_TREE:
+            raise CheckpointError(f"{name} holds more than {LARGEST_TREE >> 20} MiB that are no tensors")
+        for opcode, argument, _ in pickletools.genops(archive.read(tree)):
+            if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
+                raise CheckpointError(f"{name} holds {opcode.name}, which torch.save does not write")
+            if opcode.name == "GLOBAL" and argument not in ALLOWED and not _is_storage(argument):
+                raise CheckpointError(f"{name} holds {argument.replace(' ', '.')}: only tensors, numbers, strings, "
+                                      "lists and dictionaries are read")
+
+
+def _is_storage(name: str) -> bool:
+    module, _, word = name.partition(" ")
+    return module == "torch" and word.endswith("Storage") and word.isalnum()
+
+
+def _write(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last beyond a loss of power, where folders can be synchronised."""
+    with suppress(PermissionError):  # Windows opens no folders
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,73 @@
+"""Numbers that are not finite: steps that are not taken because of them, and the site where they came from."""
+
+import pyro
+import torch
+from pyro.infer import ELBO
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import Message
+from torch import Tensor, nn
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient became NaN or infinite; the program has the last good parameters again."""
+
+
+def whole(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    """The loss after its backward pass; NaN where the norm of the gradient is not finite.
+
+    >>> parameter = nn.Parameter(torch.zeros(()))
+    >>> optimizer = torch.optim.SGD([parameter], lr=0.1)
+    >>> loss = parameter.sqrt()  # its slope at zero is infinite
+    >>> loss.backward()
+    >>> whole(loss, optimizer)
+    tensor(nan)
+    """
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return loss.detach() + 0 * nn.utils.get_total_norm(gradients)
+
+
+def culprit(program: nn.Module, estimator: ELBO, pixels: Tensor) -> str:
+    """Where a loss on these pixels stops to be finite, in words: x, the first site whose log-probability does, or the
+    parameters whose gradient does. To find what a step met, restore the random numbers that it started from.
+
+    >>> from pyro.infer import Trace_ELBO
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.ones(3, 1))
+    >>> program.observe = lambda pixels: pixels
+    >>> culprit(program, Trace_ELBO(), torch.tensor([[1.0, 2.0, torch.inf]]))
+    'x itself holds 1 values that are not finite'
+    """
+    for parameter in program.parameters():
+        parameter.grad = None
+    x = program.observe(pixels)
+    bad = int((~x.isfinite()).sum())
+    if bad:
+        return f"x itself holds {bad} values that are not finite"
+    model, guide = _First("model"), _First("guide")
+    with pyro.validation_enabled(False), torch.enable_grad():
+        loss = estimator.differentiable_loss(model(program.model), guide(program.guide), x)
+        if guide.site or model.site:
+            return f"the log-probability that went first is that of {guide.site or model.site}"
+        if not loss.isfinite():
+            return "the log-probability of every site is finite, the loss is not"
+        loss.backward()
+    names = [name for name, p in program.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    if names:
+        return f"every log-probability is finite, the gradient of {', '.join(names[:3])} is not ({len(names)} in all)"
+    return "the same batch with the parameters as they are now gives finite numbers"
+
+
+class _First(Messenger):
+    """Notes the first sample site of a program whose log-probability is not finite."""
+
+    def __init__(self, program: str):
+        super().__init__()
+        self.program, self.site = program, ""
+
+    def _pyro_post_sample(self, msg: Message) -> None:
+        if not self.site and not _finite(msg):
+            self.site = f"site {msg['name']!r} of the {self.program}"
+
+
+def _finite(msg: Message) -> bool:
+    return not hasattr(msg["fn"], "log_prob") or bool(msg["fn"].log_prob(msg["value"]).isfinite().all())
