@@ -1,6 +1,5 @@
 """Changes to any program: a KL weight and its warm-up, free bits, frozen parameters, unreparameterised sites."""
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -78,9 +77,16 @@ class KLWeighted(nn.Module):
 
         For ``fit``: ``optimizer=lambda parameters: weighted.anneal(torch.optim.Adam(parameters), LinearWarmUp(1000))``.
         """
-        steps = itertools.count(1)
-        self.set_beta(schedule(0))
-        optimizer.register_step_post_hook(lambda *_: self.set_beta(schedule(next(steps))))
+        optimizer.param_groups[0]["annealed"] = 0
+
+        def anneal(optimizer: torch.optim.Optimizer, *_: Any, steps: int = 1) -> None:
+            # Steps are counted among the settings of the optimiser, so that its state dict goes on where it stood.
+            optimizer.param_groups[0]["annealed"] += steps
+            self.set_beta(schedule(optimizer.param_groups[0]["annealed"]))
+
+        anneal(optimizer, steps=0)
+        optimizer.register_step_post_hook(anneal)
+        optimizer.register_load_state_dict_post_hook(lambda loaded: anneal(loaded, steps=0))
         return optimizer
 
     def model(self, *args: Any, **kwargs: Any) -> Any:

@@ -47,24 +47,35 @@ def random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
     """
     kind, keys, *rest = np.random.get_state()
     version, words, gauss = random.getstate()
-    on_cuda = torch.device(device).type == "cuda"
     return {
-        "cpu": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if on_cuda else None,
+        **torch_random_state(device),
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest],
         "python": [version, torch.tensor(words), gauss],
     }
 
 
+def torch_random_state(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The part of ``random_state`` that is torch's, which takes a microsecond.
+
+    >>> sorted(torch_random_state())
+    ['cpu']
+    """
+    device = torch.device(device)
+    on_cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    return {"cpu": torch.get_rng_state(), **on_cuda}
+
+
 def set_random_state(state: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-    """Sets every random number generator to what ``random_state`` gave."""
+    """Sets the random number generators to what ``random_state`` or ``torch_random_state`` gave."""
     torch.set_rng_state(state["cpu"])
     if torch.device(device).type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words.tolist()), gauss))
+    if "numpy" in state:
+        kind, keys, *rest = state["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    if "python" in state:
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words.tolist()), gauss))
 
 
 @contextmanager
