@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from parts import add_part_options, build_vae
+from parts import add_part_options
 from results import provenance, write_json
 from run import choose_device, describe
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from pyro_vae import data, fit, load
 from pyro_vae.data import Data, batches
+from pyro_vae.parts import build_vae
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from parts import add_part_options, build_vae
+from parts import add_part_options
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from results import METRICS, provenance, results_folder, write_json
 from run import INTERRUPTED, choose_device, describe
@@ -25,6 +25,7 @@ from torch import nn
 from pyro_vae import VAE, data, fit, load
 from pyro_vae.data import Data
 from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted, ScoreFunction, StickingTheLanding
+from pyro_vae.parts import build_vae
 from pyro_vae.plots import estimator_variance
 from pyro_vae.training import NonFiniteLoss, fixed_x
 from pyro_vae.variance import Comparison, compare_estimators

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from parts import build_estimator, build_vae
+from parts import build_estimator
 from results import METRICS, provenance, results_folder, write_json
 from run import INTERRUPTED, SCHEDULES, SHOWN, choose_device, describe
 from run import parse_arguments as parse_run
@@ -38,6 +38,7 @@ from pyro_vae import VAE, analysis, data, evaluate, fit, load
 from pyro_vae.data import Data
 from pyro_vae.evidence import log_evidence
 from pyro_vae.likelihoods import ContinuousBernoulli, Normal, bits_per_dim
+from pyro_vae.parts import build_vae
 from pyro_vae.plots import COLOURS, DPI, tiled
 from pyro_vae.training import NonFiniteLoss, fixed_x
 

@@ -28,9 +28,6 @@ from parts import (
     ESTIMATORS,
     add_network_options,
     add_settings_of_priors_and_guides,
-    build_guide,
-    build_likelihood,
-    build_prior,
 )
 from results import provenance, write_json
 from run import INTERRUPTED, PRECISIONS, SCHEDULES, choose_device, describe, has_closed_kl
@@ -39,6 +36,7 @@ from torch import Tensor, nn
 from pyro_vae import VAE, analysis, data, evaluate, fit, load
 from pyro_vae.data import Data, Split
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
+from pyro_vae.parts import build_guide, build_likelihood, build_prior
 from pyro_vae.plots import COLOURS, DPI, GREY
 from pyro_vae.training import History, NonFiniteLoss, fixed_x
 

@@ -8,7 +8,6 @@ the lower and upper bounds that hold log p(x) between them.
 """
 
 import argparse
-import json
 import sys
 import time
 import warnings
@@ -19,14 +18,14 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from parts import build_vae
 from results import METRICS, provenance, results_folder, write_json
 from run import choose_device
-from run import parse_arguments as parse_run
 from torch import Tensor
 
 from pyro_vae import VAE, data, load
+from pyro_vae.checkpoint import CheckpointError
 from pyro_vae.evidence import Evidence, Sandwich, annealed_evidence, bidirectional, log_evidence
+from pyro_vae.parts import load_vae, read_metrics
 from pyro_vae.plots import COLOURS, DPI
 from pyro_vae.training import fixed_x
 
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
         return run(args)
-    except (ValueError, OSError, data.DataError) as error:
+    except (ValueError, OSError, data.DataError, CheckpointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -85,12 +84,9 @@ def load_run(folder: Path, device: torch.device, data_dir: Path | None = None) -
     """The model that run.py left in a folder, the test pixels of its data, and its metrics."""
     if not (folder / METRICS).is_file() or not (folder / "parameters.pt").is_file():
         raise FileNotFoundError(f"{folder} holds no trained model; train one by run.py --latent 20 --out {folder}")
-    metrics = json.loads((folder / METRICS).read_text())
-    settings = argparse.Namespace(**(vars(parse_run([])) | metrics["settings"]))
-    images = load(metrics["dataset"]["name"], root=data_dir or settings.data_dir)
-    vae = build_vae(settings, images.train.images)
-    vae.load_state_dict(torch.load(folder / "parameters.pt", weights_only=True))
-    return vae.to(device), images.test.images.to(device), metrics
+    vae, metrics = load_vae(folder, device), read_metrics(folder / METRICS)
+    images = load(metrics["dataset"]["name"], root=data_dir or metrics["settings"]["data_dir"])
+    return vae, images.test.images.to(device), metrics
 
 
 def measure(vae: VAE, x: Tensor, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:

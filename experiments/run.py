@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from parts import ESTIMATORS, add_part_options, build_estimator, build_vae
+from parts import ESTIMATORS, add_part_options, build_estimator
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from results import METRICS, provenance, results_folder, write_json
 from torch import Tensor
@@ -25,6 +25,7 @@ from pyro_vae import VAE, analysis, data, evaluate, fit, load, plots
 from pyro_vae.data import Data
 from pyro_vae.divergences import has_closed_form_kl
 from pyro_vae.likelihoods import Normal, bits_per_dim
+from pyro_vae.parts import build_vae
 from pyro_vae.state import seeded
 from pyro_vae.training import Evaluation, History, NonFiniteLoss, fixed_x, warm_cosine
 

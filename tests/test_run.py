@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import run
 import torch
-from parts import BINARIZE, ESTIMATORS, LIKELIHOODS, build_vae
+from parts import BINARIZE, ESTIMATORS, LIKELIHOODS
 from results import provenance
 
 from pyro_vae import evaluate, load
+from pyro_vae.parts import build_vae
 from pyro_vae.training import fixed_x
 
 SCRIPT = Path(run.__file__)
