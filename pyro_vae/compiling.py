@@ -1,0 +1,219 @@
+"""Pyro programs traced once by ``torch.export`` and compiled whole, random draws included.
+
+``torch.compile`` alone breaks a Pyro program into pieces and gains nothing. ``torch.export`` runs it once, handlers,
+plates and traces and all, and keeps only what happened to tensors; that is compiled without a break.
+"""
+
+import os
+import shutil
+import sysconfig
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pyro
+import torch
+from pyro.infer import ELBO, trace_elbo, trace_mean_field_elbo
+from torch import Tensor, nn
+
+# Draws by torch's own generators: the same numbers as eagerly, and on a CPU faster than the compiler's.
+OPTIONS = {"fallback_random": True}
+
+
+class Untraceable(ValueError):
+    """A program that does something else for other data, or keeps its parameters where tracing cannot follow them."""
+
+
+def compiled(elbo: ELBO, model: Callable, guide: Callable, *example: Tensor) -> "Compiled":
+    """A module with the parameters of the program, whose call on such tensors is the loss of ``elbo``, in nats.
+
+    The first graph is made at once, for the ``example``; another one for each new shape or dtype. Where ``model`` and
+    ``guide`` are modules, or methods of modules, those are submodules of the result; parameters kept elsewhere, as in
+    Pyro's store, are registered beside them. Numbers are drawn anew at each call from torch's generator, as eagerly.
+
+    Raises ``Untraceable``, a ValueError, naming the line that is in the way: the program must do the same operations
+    whatever the values of its tensors. Change that line, or train eagerly.
+
+    >>> from pyro.infer import Trace_ELBO
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.ones(3, 2))
+    >>> loss = compiled(Trace_ELBO(), program.model, program.guide, program.simulate(5))
+    >>> loss(program.simulate(5)).backward()
+    """
+    module = Compiled(elbo, model, guide)
+    module.graph(example)
+    return module
+
+
+class Compiled(nn.Module):
+    """What ``compiled`` returns."""
+
+    def __init__(self, elbo: ELBO, model: Callable, guide: Callable):
+        super().__init__()
+        self.loss = Loss(elbo, model, guide)
+        self._graphs: dict[tuple, Callable] = {}
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.graph(args)(*args)
+
+    def graph(self, args: tuple[Tensor, ...]) -> Callable:
+        """The compiled graph for arguments of these shapes."""
+        key = tuple((arg.shape, arg.dtype, arg.device) for arg in args)
+        if key not in self._graphs:
+            graph = torch.compile(traced(self.loss, args), fullgraph=True, dynamic=False, options=OPTIONS)
+            with random_numbers_kept(args), quiet_torch():
+                torch.autograd.grad(graph(*args), [p for p in self.parameters() if p.requires_grad], allow_unused=True)
+            self._graphs[key] = graph
+        return self._graphs[key]
+
+
+class Loss(nn.Module):
+    """The loss of an ELBO as a module that holds the modules of model and guide; ``observe``: what makes x, if any.
+
+    ``others`` are the parameters that the loss was seen to train though no module holds them.
+
+    >>> from pyro.infer import Trace_ELBO
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.ones(3, 1))
+    >>> len(list(Loss(Trace_ELBO(), program.model, program.guide).parameters())) == len(list(program.parameters()))
+    True
+    """
+
+    def __init__(self, elbo: ELBO, model: Callable, guide: Callable, observe: Callable | None = None):
+        super().__init__()
+        self.elbo, self.functions, self.observe = elbo, (model, guide), observe
+        owners = [fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None) for fn in (model, guide)]
+        self.owners = nn.ModuleList(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
+        self.others = nn.ParameterList()
+
+    def other(self, leaf: Tensor) -> nn.Parameter:
+        """The parameter among ``others`` that shares the memory of a leaf, which is added if it is new."""
+        for parameter in self.others:
+            if parameter.data_ptr() == leaf.data_ptr():
+                return parameter
+        self.others.append(leaf if isinstance(leaf, nn.Parameter) else nn.Parameter(leaf.detach()))
+        return self.others[-1]
+
+    def forward(self, *args: Tensor) -> Tensor:
+        args = args if self.observe is None else (self.observe(*args),)
+        return self.elbo.differentiable_loss(*self.functions, *args)
+
+
+def traced(loss: Loss, args: tuple[Tensor, ...]) -> nn.Module:
+    """The loss as one graph of tensor operations, on the very parameters that it trains.
+
+    The state of the random number generators is left as it was. Raises ``Untraceable``.
+
+    >>> from pyro.infer import Trace_ELBO
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.ones(3, 1))
+    >>> loss, x = Loss(Trace_ELBO(), program.model, program.guide), program.simulate(5)
+    >>> graph = traced(loss, (x,))
+    >>> with torch.random.fork_rng():
+    ...     eager = loss(x)
+    >>> torch.equal(graph(x), eager)  # the same draws
+    True
+    """
+    with random_numbers_kept(args), quiet_torch(), pyro.validation_enabled(False), tensors_only():
+        leaves = {leaf.data_ptr(): leaf for leaf in _leaves(loss(*args))}
+        try:
+            exported = torch.export.export(loss, args, strict=False)
+        except Exception as error:
+            raise Untraceable(_explanation(error)) from error
+    changed = list(exported.graph_signature.buffers_to_mutate.values())
+    if changed:
+        raise Untraceable(f"the program changes its buffers {changed} as it runs; take them away, or train eagerly")
+    graph = exported.module(check_guards=False)
+    # What the loss trains but does not hold, as parameters in Pyro's store, was taken for constants.
+    for name, constant in exported.constants.items():
+        leaf = leaves.get(constant.data_ptr()) if torch.is_tensor(constant) else None
+        if leaf is not None:
+            owner, _, attribute = name.rpartition(".")
+            delattr(graph.get_submodule(owner), attribute)
+            graph.get_submodule(owner).register_parameter(attribute, loss.other(leaf))
+    return graph
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """A block in which Pyro's ELBOs read no value back to the host: what they read they leave as a tensor.
+
+    >>> with tensors_only():
+    ...     trace_elbo.torch_item(torch.ones(()))
+    tensor(1.)
+    >>> trace_elbo.torch_item(torch.ones(()))
+    1.0
+    """
+    with (
+        mock.patch.object(trace_elbo, "torch_item", _detached),
+        mock.patch.object(trace_elbo, "warn_if_nan", _unread),
+        mock.patch.object(trace_mean_field_elbo, "torch_item", _detached),
+        mock.patch.object(trace_mean_field_elbo, "warn_if_nan", _unread),
+    ):
+        yield
+
+
+def random_numbers_kept(args: Iterable[Tensor]) -> AbstractContextManager[None]:
+    """A block after which the random number generators, of these tensors' devices too, are as they were before."""
+    return torch.random.fork_rng({arg.device for arg in args if arg.is_cuda})
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """A block without the warnings of torch's compiler about torch itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torch\.")
+        warnings.filterwarnings("ignore", r".*torch\._prims_common", FutureWarning)
+        yield
+
+
+def missing_compiler() -> str | None:
+    """Why nothing can be compiled on this machine; None where a C++ compiler is at hand.
+
+    ``torch.compile`` takes the compiler of the environment variable CXX, or g++.
+    """
+    name = os.environ.get("CXX") or "g++"
+    return None if shutil.which(name) else f"no C++ compiler: {name!r} is not found; install one, or set CXX"
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if torch.is_tensor(value) else value
+
+
+def _unread(value: Any, *args: Any, **kwargs: Any) -> Any:
+    return value
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors that a backward pass gives a gradient."""
+    found, seen, open_nodes = [], set(), [loss.grad_fn]
+    while open_nodes:
+        node = open_nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        open_nodes += [following for following, _ in node.next_functions]
+    return found
+
+
+def _explanation(error: Exception) -> str:
+    libraries = [str(Path(module.__file__).parent) for module in (torch, pyro)]
+    standard = sysconfig.get_paths()["stdlib"]
+
+    def foreign(file: str) -> bool:
+        in_python = file.startswith(standard) and "site-packages" not in file
+        return file.startswith((*libraries, "<")) or in_python or file == __file__
+
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not foreign(frame.filename)]
+    at = f"{frames[-1].filename}, line {frames[-1].lineno}: `{frames[-1].line}`" if frames else "an unknown line"
+    reason = str(error).strip().split("\n")[0]
+    return (
+        f"the program cannot be traced at {at}. What it does must not depend on the values of tensors: take it away, "
+        f'write it with torch.where, or train eagerly (engine="eager"). ({type(error).__name__}: {reason})'
+    )

@@ -1,0 +1,331 @@
+"""What takes a gradient step: ``Eager``, ``Compiled`` or ``SVI``, each from a batch of pixels to its loss, in nats.
+
+All three train by the same numbers: same seed, same curve, up to rounding. The state of the optimiser is that of one
+torch optimiser, whose ``state_dict()`` is the truth at any time, so that one engine can go on where another stopped.
+
+Where the loss or its gradient is not finite, ``Eager`` and ``Compiled`` leave the step out, schedule aside, and return
+a loss that is not finite.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+from torch.optim import Adam, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vae.compiling import OPTIONS, Loss, Untraceable, missing_compiler, quiet_torch, traced
+
+ENGINES = ("auto", "eager", "compiled", "svi")
+WORTH_COMPILING = 2000  # steps from which compiling, 10 to 20 seconds, is earned back by small networks on two cores
+
+
+class Eager:
+    """The gradient of ``estimator(model, guide)`` by autograd, and a step of the torch optimiser.
+
+    >>> from pyro.infer import Trace_ELBO
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.ones(3, 1))
+    >>> program.observe = lambda pixels: pixels
+    >>> step = Eager(program, Trace_ELBO(), Adam(program.parameters()))
+    >>> step(program.simulate(5)).shape
+    torch.Size([])
+    """
+
+    name = "eager"
+
+    def __init__(
+        self,
+        program: nn.Module,
+        estimator: ELBO,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None = None,
+        clip: float | None = None,
+    ):
+        self.loss = Loss(estimator, program.model, program.guide, program.observe)
+        self.optimizer, self.scheduler, self.clip = optimizer, scheduler, clip
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = self.loss(pixels)
+        loss.backward()
+        return self.update(loss)
+
+    def update(self, loss: Tensor) -> Tensor:
+        """Steps the optimiser by the gradients at hand, and the schedule; the loss, or NaN where a gradient is."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        loss = loss.detach() + 0 * norm
+        if self.clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        if loss.is_cuda and self.optimizer.defaults.get("fused"):
+            self.optimizer.found_inf = (~loss.isfinite()).float()  # as GradScaler does: the host need not wait
+            self.optimizer.step()
+        elif loss.isfinite():
+            self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return loss
+
+
+class SVI:
+    """``pyro.infer.SVI.step`` with Pyro's own optimiser, which keeps one torch optimiser a parameter: the reference.
+
+    Those optimisers write their state into the one given. Raises ValueError where Pyro sees no param site of a
+    parameter, which ``SVI`` would leave as it is without a word, and for gradient clipping, which it has not.
+    """
+
+    name = "svi"
+
+    def __init__(
+        self,
+        program: nn.Module,
+        estimator: ELBO,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None = None,
+        clip: float | None = None,
+    ):
+        if clip is not None:
+            raise ValueError('clip: engine="svi" does not clip the norm of all gradients; take "eager" or "compiled"')
+        self.program, self.scheduler, self.optimizer = program, scheduler, optimizer
+        self.each = pyro.optim.PyroOptim(type(optimizer), {})
+        self.svi = pyro.infer.SVI(program.model, program.guide, self.each, estimator)
+        self.checked = False
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        x = self.program.observe(pixels)
+        if not self.checked:
+            self._check_sites(x)
+            self.checked = True
+        self._share_state()
+        loss = self.svi.step(x)
+        self.optimizer.zero_grad()
+        self.optimizer.step()  # moves nothing without gradients; it tells schedules and hooks of the step
+        if self.scheduler is not None:
+            self.scheduler.step()
+        return torch.as_tensor(loss)
+
+    def _share_state(self) -> None:
+        """Has Pyro's optimiser of each parameter work with the settings and in the state of the one given."""
+        for group in self.optimizer.param_groups:
+            settings = {name: value for name, value in group.items() if name != "params"}
+            for parameter in group["params"]:
+                if parameter not in self.each.optim_objs:
+                    self.each.optim_objs[parameter] = type(self.optimizer)([parameter], lr=group["lr"])
+                    self.each.grad_clip[parameter] = None
+                self.each.optim_objs[parameter].state[parameter] = self.optimizer.state[parameter]
+                self.each.optim_objs[parameter].param_groups[0].update(settings)
+
+    def _check_sites(self, x: Tensor) -> None:
+        with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.no_grad():
+            functions = self.program.guide, self.program.model
+            traces = [poutine.trace(function, param_only=True).get_trace(x) for function in functions]
+        sites = [site for trace in traces for site in trace.nodes.values() if site["type"] == "param"]
+        seen = {id(site["value"].unconstrained()) for site in sites}
+        names = [name for name, p in self.program.named_parameters() if p.requires_grad and id(p) not in seen]
+        if names:
+            raise ValueError(
+                f"engine='svi': Pyro sees no param site of {names[:3]} ({len(names)} in all) and would not train them; "
+                "call pyro_vae.vae.parameter_sites(self) in model and guide, or take another engine"
+            )
+
+
+class Compiled:
+    """The whole step as one compiled graph: x from the pixels, the gradient, and Adam on torch's own state.
+
+    With another optimiser than plain Adam, or one with hooks, loss and gradient are one graph and the optimiser takes
+    its step as usual. The first step is eager, as it is torch's own optimiser that makes its state; so are batches of
+    another size than the first, as the last of an epoch may be. The learning rate is an input of the graph.
+
+    Raises ``Untraceable`` at the second step where the program cannot be traced; if not ``strict``, it says why in a
+    line on standard error and goes on eagerly. The other arguments are those of ``Eager``.
+    """
+
+    def __init__(
+        self,
+        program: nn.Module,
+        estimator: ELBO,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None = None,
+        clip: float | None = None,
+        strict: bool = True,
+    ):
+        self.eager = Eager(program, estimator, optimizer, scheduler, clip)
+        self.strict, self.name = strict, "compiled"
+        self.shape: torch.Size | None = None
+        self.run: Callable[[Tensor], Tensor] | None = None
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        if self.shape is None:
+            self.shape = pixels.shape
+            return self.eager(pixels)
+        if self.name == "eager" or pixels.shape != self.shape:
+            return self.eager(pixels)
+        return self._first_run(pixels) if self.run is None else self.run(pixels)
+
+    def _first_run(self, pixels: Tensor) -> Tensor:
+        try:
+            graph = traced(self.eager.loss, (pixels,))
+            self.eager.optimizer.zero_grad()
+            make = _adam_step if _is_plain_adam(self.eager.optimizer) else _gradient_step
+            self.run = make(graph, self.eager)
+            with quiet_torch():
+                return self.run(pixels)
+        except (Untraceable, RuntimeError) as error:
+            if self.strict:
+                raise
+            self.name = "eager"
+            _notice(f"training eagerly: {str(error).splitlines()[0]}")
+            return self.eager(pixels)
+
+
+def engine(
+    name: str,
+    program: nn.Module,
+    estimator: ELBO,
+    optimizer: Optimizer,
+    scheduler: LRScheduler | None = None,
+    clip: float | None = None,
+    steps: int = 0,
+) -> Eager | Compiled | SVI:
+    """The engine of that name; "auto" compiles for ``WORTH_COMPILING`` steps or more, where there is a compiler.
+
+    Which it took is its ``name``. Raises ValueError for a name not among ``ENGINES``. Where nothing can be compiled
+    on this machine, "compiled" says so in a line on standard error and is "eager".
+
+    >>> engine("fast", nn.Identity(), None, None)
+    Traceback (most recent call last):
+        ...
+    ValueError: engine: wanted one of auto, eager, compiled, svi, got 'fast'
+    """
+    if name not in ENGINES:
+        raise ValueError(f"engine: wanted one of {', '.join(ENGINES)}, got {name!r}")
+    arguments = (program, estimator, optimizer, scheduler, clip)
+    if name == "svi":
+        return SVI(*arguments)
+    missing = missing_compiler()
+    if name == "compiled" and missing:
+        _notice(f"training eagerly: {missing}")
+    if missing or name == "eager" or (name == "auto" and steps < WORTH_COMPILING):
+        return Eager(*arguments)
+    return Compiled(*arguments, strict=name == "compiled")
+
+
+def _adam_step(graph: nn.Module, eager: Eager) -> Callable[[Tensor], Tensor]:
+    """Gradient and Adam (Kingma & Ba 2015) as one compiled graph on the tensors of the optimiser's state.
+
+        m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,   p ← p − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
+    """
+    optimizer, scheduler, clip = eager.optimizer, eager.scheduler, eager.clip
+    (group,) = optimizer.param_groups
+    trained = [parameter for parameter in group["params"] if parameter in optimizer.state]
+    names = _names(graph, trained)
+    states = [optimizer.state[parameter] for parameter in trained]
+    (beta1, beta2), eps = group["betas"], group["eps"]
+    values = [parameter.detach() for parameter in trained]
+    means, squares, counts = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+    rate = torch.zeros((), dtype=torch.float64, device=values[0].device)
+    last_rate = None
+
+    def value(values: Sequence[Tensor], pixels: Tensor) -> Tensor:
+        return functional_call(graph, dict(zip(names, values)), (pixels,))
+
+    def step(values, means, squares, counts, rate, pixels):
+        gradients, loss = grad_and_value(value)(values, pixels)
+        loss = loss + 0 * sum(gradient.sum() for gradient in gradients)
+        taken = loss.isfinite()
+        if clip is not None:
+            gradients = _clipped(gradients, clip)
+        for count in counts:
+            count.add_(taken)
+        t = counts[0].double()
+        size = (rate / (1 - beta1**t)).to(values[0].dtype)
+        root = (1 - beta2**t).sqrt().to(values[0].dtype)
+        for p, m, v, g in zip(values, means, squares, gradients):
+            m_new, v_new = m.lerp(g, 1 - beta1), (v * beta2).addcmul(g, g, value=1 - beta2)
+            p.copy_(torch.where(taken, p - size * m_new / (v_new.sqrt() / root + eps), p))
+            m.copy_(torch.where(taken, m_new, m))
+            v.copy_(torch.where(taken, v_new, v))
+        return loss
+
+    whole = _compiled(step)
+
+    def run(pixels: Tensor) -> Tensor:
+        nonlocal last_rate
+        if group["lr"] != last_rate:
+            last_rate = group["lr"]
+            rate.fill_(last_rate)
+        loss = whole(values, means, squares, counts, rate, pixels)
+        if scheduler is not None:
+            scheduler.step()
+        return loss
+
+    return run
+
+
+def _gradient_step(graph: nn.Module, eager: Eager) -> Callable[[Tensor], Tensor]:
+    """Loss and gradient as one compiled graph; the optimiser takes its step by itself."""
+    named = [(name, parameter) for name, parameter in graph.named_parameters() if parameter.requires_grad]
+    names, values = [name for name, _ in named], [parameter.detach() for _, parameter in named]
+
+    def value(values: Sequence[Tensor], pixels: Tensor) -> Tensor:
+        return functional_call(graph, dict(zip(names, values)), (pixels,))
+
+    def step(values, pixels):
+        return grad_and_value(value)(values, pixels)
+
+    both = _compiled(step)
+
+    def run(pixels: Tensor) -> Tensor:
+        gradients, loss = both(values, pixels)
+        for (_, parameter), gradient in zip(named, gradients):
+            parameter.grad = gradient
+        return eager.update(loss)
+
+    return run
+
+
+def _compiled(step: Callable) -> Callable:
+    """The function compiled for the arguments of its first call, without the checks of later ones, which take longer
+    than a small step: engines call it with the same tensors and one shape of pixels.
+
+    torch keeps its graphs by code object, so that without checks each needs one of its own.
+    """
+    own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
+    options: dict[str, Any] = {**OPTIONS, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
+
+
+def _is_plain_adam(optimizer: Optimizer) -> bool:
+    """Whether a step of it is the formula of ``_adam_step``, and nothing else happens at a step."""
+    plain = {"weight_decay": 0, "amsgrad": False, "maximize": False}
+    return (
+        type(optimizer) is Adam
+        and len(optimizer.param_groups) == 1
+        and all(optimizer.param_groups[0][name] == value for name, value in plain.items())
+        and not optimizer._optimizer_step_pre_hooks
+        and not optimizer._optimizer_step_post_hooks
+    )
+
+
+def _names(graph: nn.Module, parameters: Sequence[Tensor]) -> list[str]:
+    names = {id(parameter): name for name, parameter in graph.named_parameters()}
+    return [names[id(parameter)] for parameter in parameters]
+
+
+def _clipped(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
+    """As ``torch.nn.utils.clip_grad_norm_``: the norm of all gradients together is at most the limit."""
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    share = (limit / (norm + 1e-6)).clamp(max=1.0)
+    return [gradient * share for gradient in gradients]
+
+
+def _notice(line: str) -> None:
+    print(line, file=sys.stderr)
