@@ -1,8 +1,12 @@
 """Training of any program by any Pyro ELBO, and the evaluation of its bound, rate and distortion per image."""
 
 import math
+import platform
+import signal
 import time
-from collections.abc import Callable, Iterator
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,10 +19,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from pyro_vae import engines
+from pyro_vae.checkpoint import CheckpointError, Checkpoints, check_same
 from pyro_vae.data import Data, batches
 from pyro_vae.estimators import check_analytic_kl
 from pyro_vae.networks import lowered_precision
-from pyro_vae.state import deferred_interrupt, mode, seeded
+from pyro_vae.nonfinite import NonFiniteLoss, culprit
+from pyro_vae.state import deferred_interrupt, mode, random_state, seeded, set_random_state, torch_random_state
 from pyro_vae.traces import common_scale, image_plate, paired_traces, per_image, sample_sites
 
 
@@ -29,10 +35,6 @@ class Program(Protocol):
     def guide(self, x: Tensor) -> Any: ...
     def observe(self, pixels: Tensor, generator: Generator | None = None) -> Tensor: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss became NaN or infinite; the program has the last good parameters again."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,19 @@ class Evaluation:
 @dataclass
 class History:
     """What ``fit`` saw: a row an epoch, bounds, rates and distortions in nats per image on training and validation
-    images, seconds of training so far and images a second; whether Ctrl-C ended it; and the engine that trained.
+    images, seconds of training so far and images a second; steps left out because their loss or gradient was not
+    finite; the signal that ended it, if one did; and the engine that trained.
     """
 
     rows: list[dict[str, float]] = field(default_factory=list)
-    interrupted: bool = False
+    skipped: int = 0
+    signal: int | None = None
     engine: str = ""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C, or another signal, ended the training early."""
+        return self.signal is not None
 
     @property
     def best_epoch(self) -> int | None:
@@ -93,6 +102,8 @@ def fit(
     precision: torch.dtype | None = None,
     engine: str = "auto",
     clip: float | None = None,
+    skip_non_finite: int = 0,
+    checkpoints: Checkpoints | None = None,
     progress: bool = True,
 ) -> History:
     """Gradient steps on minus the bound over shuffled minibatches; keeps the parameters best on the validation images.
@@ -112,15 +123,22 @@ def fit(
         engine: "eager"; "compiled", the whole step as one graph; "svi", ``pyro.infer.SVI.step``, the reference; "auto"
             compiles where that is earned back, see ``pyro_vae.engines``. All train alike, up to rounding.
         clip: largest norm of all gradients together, to which longer ones are cut; None: they are left as they are.
+        skip_non_finite: how many steps may be left out because their loss or gradient is not finite; one more is an
+            error. ``History.skipped`` counts them.
+        checkpoints: where the run is saved, and whether it goes on from there: to the same bits, on a CPU with the same
+            number of threads, as a run that was never stopped.
         seed: of minibatches and noise. The same seed on the same machine gives the same result.
         progress: whether to show a progress bar.
 
     Raises:
         ValueError: for settings that cannot be, before anything is trained; among them ``TraceMeanField_ELBO`` for a KL
-            that has no closed form.
-        NonFiniteLoss: naming epoch, step and estimator; the program then has its last good parameters.
+            that has no closed form, and settings other than those of the run that is to be resumed.
+        NonFiniteLoss: naming epoch, step, estimator and the site whose log-probability went first; the program then has
+            the last good parameters.
+        CheckpointError: where the run cannot be saved or resumed.
 
-    Ctrl-C ends the training early: the best parameters so far are kept and ``History.interrupted`` is set.
+    Ctrl-C ends the training early, after a whole step, and the run is saved: the best parameters so far are kept and
+    ``History.interrupted`` is set. SIGTERM does the same where its handler is ``state.interrupt``.
 
     >>> from pyro_vae import VAE, guides, likelihoods, load, networks, priors
     >>> digits = load("digits")
@@ -144,36 +162,37 @@ def fit(
         "train": fixed_x(program, data.train.images[: len(data.valid.images)]),
         "valid": fixed_x(program, data.valid.images),
     }
-    history, best, seconds = History(), deepcopy(program.state_dict()), 0.0
-    steps = epochs * math.ceil(len(data.train) / batch_size)
-    scheduler = schedule(optimizer, steps) if schedule else None
-    step = engines.engine(engine, program, estimator, optimizer, scheduler, clip, steps)
-    bar = tqdm(total=epochs * len(data.train.images), unit="image", unit_scale=True, disable=not progress)
-    with seeded(seed, parameters[0].device), mode(program, training=True), bar:
-        first = program.observe(data.train.images[:batch_size])
+    steps, images = math.ceil(len(data.train) / batch_size), data.train.images
+    scheduler = schedule(optimizer, epochs * steps) if schedule else None
+    step = engines.engine(engine, program, estimator, optimizer, scheduler, clip, epochs * steps)
+    run = Run(program, optimizer, scheduler, steps)
+    saver = _Saver(run, checkpoints)
+    bar = tqdm(total=epochs * len(images), unit="image", unit_scale=True, disable=not progress)
+    with seeded(seed, images.device), mode(program, training=True), bar:
+        first = program.observe(images[:batch_size])
         check_program(program, first)
         if isinstance(estimator, TraceMeanField_ELBO):
             check_analytic_kl(program.model, program.guide, first)
+        saver.resume({"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": str(precision),
+                      "engine": engine, "clip": clip, "estimator": _words(estimator), "images": _fingerprint(images)})
+        bar.update(len(run.history.rows) * len(images) + min(run.taken * batch_size, len(images)))
         try:
             with deferred_interrupt() as raise_if_asked:
-                for epoch in range(1, epochs + 1):
-                    start = time.perf_counter()
+                while len(run.history.rows) < epochs:
                     with lowered_precision(program, precision), pyro.validation_enabled(False):
-                        for first, losses in _train_epoch(step, data.train.images, batch_size, epoch, bar):
-                            _check_finite(losses, epoch, first, estimator)
-                            raise_if_asked()
-                    seconds += time.perf_counter() - start
-                    history.engine = step.name
-                    summaries = {name: evaluate(program, x).summary() for name, x in held_out.items()}
-                    history.rows.append(_row(epoch, summaries, seconds, len(data.train.images)))
-                    if history.best_epoch == epoch:
-                        best = deepcopy(program.state_dict())
-        except KeyboardInterrupt:
-            history.interrupted = True
-            best = best if history.rows else deepcopy(program.state_dict())
+                        for losses in _train_epoch(run, step, images, batch_size, bar):
+                            _check_finite(run, losses, estimator, images, skip_non_finite)
+                            saver.between_steps(raise_if_asked)
+                    run.history.engine = step.name
+                    run.end_epoch({name: evaluate(program, x).summary() for name, x in held_out.items()}, len(images))
+                    saver.between_steps(raise_if_asked)
+            saver.save()
+        except KeyboardInterrupt as interrupt:
+            run.history.signal = int(interrupt.args[0]) if interrupt.args else signal.SIGINT
+            run.best = run.best if run.history.rows else deepcopy(program.state_dict())
         finally:
-            program.load_state_dict(best)
-    return history
+            program.load_state_dict(run.best)
+    return run.history
 
 
 def warm_cosine(optimizer: torch.optim.Optimizer, steps: int, warm_up: float = 0.1) -> LRScheduler:
@@ -261,35 +280,186 @@ def _rate_and_distortion(program: Program, x: Tensor, particles: int) -> tuple[T
     return rate, -total(sample_sites(model_trace, observed=True))
 
 
+@dataclass
+class Run:
+    """All that changes while ``fit`` trains: what a checkpoint holds.
+
+    ``epoch_steps``: steps of an epoch; ``taken``: those of the present one that are behind; ``order``: its images, None
+    before it begins; ``best``: the parameters of the best epoch; ``unread``: batch and random numbers of steps whose
+    losses were not looked at yet.
+    """
+
+    program: Program
+    optimizer: torch.optim.Optimizer
+    scheduler: LRScheduler | None
+    epoch_steps: int
+    taken: int = 0
+    order: Tensor | None = None
+    seconds: float = 0.0
+    history: History = field(default_factory=History)
+    best: dict[str, Tensor] = field(default_factory=dict)
+    unread: list[tuple[Tensor, dict[str, Any]]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.best = deepcopy(self.program.state_dict())
+        self.device = next(self.program.parameters()).device
+
+    @property
+    def step(self) -> int:
+        """Steps taken in all."""
+        return len(self.history.rows) * self.epoch_steps + self.taken
+
+    def end_epoch(self, summaries: Mapping[str, Mapping[str, float]], images: int) -> None:
+        """A new row of the history; the parameters, if they are the best so far."""
+        epoch = len(self.history.rows) + 1
+        self.history.rows.append(_row(epoch, summaries, self.seconds, images))
+        self.taken, self.order = 0, None
+        if self.history.best_epoch == epoch:
+            self.best = deepcopy(self.program.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and lists from which ``load_state_dict`` goes on as if nothing had been."""
+        return {
+            "step": self.step,
+            "taken": self.taken,
+            "order": self.order,
+            "program": dict(self.program.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "best": dict(self.best),
+            "history": {"rows": self.history.rows, "skipped": self.history.skipped, "engine": self.history.engine},
+            "seconds": self.seconds,
+            "random": random_state(self.device),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.program.load_state_dict(state["best"])
+        self.best = deepcopy(self.program.state_dict())
+        self.program.load_state_dict(state["program"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.taken, self.seconds = int(state["taken"]), float(state["seconds"])
+        self.history = History(**state["history"])
+        self.order = None if state["order"] is None else state["order"].to(self.device)
+        set_random_state(state["random"], self.device)
+
+
+@dataclass
+class _Saver:
+    """Saves a run when it is time, and when it is asked to end; does nothing without checkpoints."""
+
+    run: Run
+    checkpoints: Checkpoints | None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def resume(self, settings: Mapping[str, Any]) -> None:
+        """Goes on with what was saved, if that is wanted and there is something. ``settings``: what must not differ."""
+        if self.checkpoints is None:
+            return
+        self.settings = {**settings, **_kinds(self.run), **self.checkpoints.settings}
+        saved = self.checkpoints.load()
+        if saved is None:
+            return
+        check_same(saved.get("settings"), self.settings)
+        if saved.get("versions") != _versions():
+            warnings.warn(f"the checkpoint was written under {saved.get('versions')} and is resumed under "
+                          f"{_versions()}: the same bits are not promised", stacklevel=3)
+        try:
+            self.run.load_state_dict(saved)
+        except Exception as error:  # whatever a strange content leads to
+            raise CheckpointError(f"{self.checkpoints.folder}: the checkpoint does not fit this run ({error}); begin "
+                                  "anew") from error
+        self.checkpoints.note(self.run.step)
+
+    def between_steps(self, raise_if_asked: Callable[[], None]) -> None:
+        try:
+            raise_if_asked()
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        if self.checkpoints and self.checkpoints.due(self.run.step):
+            self.save()
+
+    def save(self) -> None:
+        """Saves the run, unless what is on disk is its present state."""
+        if self.checkpoints and not self.checkpoints.saved(self.run.step):
+            self.checkpoints.save({"settings": self.settings, "versions": _versions(), **self.run.state_dict()})
+
+
 def _train_epoch(
-    step: Callable[[Tensor], Tensor], images: Tensor, batch_size: int, epoch: int, bar: tqdm
-) -> Iterator[tuple[int, Tensor]]:
-    """One pass over the images; the losses of a few steps at a time, with the number of the first of them.
+    run: Run, step: Callable[[Tensor], Tensor], images: Tensor, batch_size: int, bar: tqdm
+) -> Iterator[Tensor]:
+    """The rest of a pass over the images; the losses of a few steps at a time.
 
     On an accelerator they are few rarely: reading a loss waits for the device.
     """
     every, losses = 1 if images.device.type == "cpu" else 50, []
-    for number, index in enumerate(batches(len(images), batch_size, images.device), start=1):
+    if run.order is None:
+        run.order = torch.cat(list(batches(len(images), batch_size, images.device)))
+    clock = time.perf_counter() - run.seconds
+    for index in run.order.split(batch_size)[run.taken :]:
+        run.unread.append((index, torch_random_state(images.device)))
         losses.append(step(images[index]))
+        run.taken += 1
+        run.seconds = time.perf_counter() - clock
         bar.update(len(index))
-        if len(losses) == every or number * batch_size >= len(images):
-            yield number - len(losses) + 1, torch.stack(losses)
-            bar.set_postfix_str(f"epoch {epoch}, bound {-losses[-1] / len(index):.1f} nats", refresh=False)
+        if len(losses) == every or run.taken == run.epoch_steps:
+            yield torch.stack(losses)
+            bar.set_postfix_str(
+                f"epoch {len(run.history.rows) + 1}, bound {-losses[-1] / len(index):.1f} nats", refresh=False
+            )
             losses.clear()
 
 
-def _check_finite(losses: Tensor, epoch: int, first: int, estimator: ELBO) -> None:
-    bad = ~losses.isfinite()
-    if bad.any():
-        at = bad.int().argmax().item()
-        raise NonFiniteLoss(
-            f"the loss became {losses[at].item()} in epoch {epoch}, step {first + at}, under "
-            f"{type(estimator).__name__}; the last good parameters are restored. Try a smaller lr, a larger lower "
-            "bound on the likelihood's scale, or look at this batch with pyro.validation_enabled(True)"
-        )
+def _check_finite(run: Run, losses: Tensor, estimator: ELBO, images: Tensor, skip: int) -> None:
+    """Counts the steps among the last whose loss or gradient is not finite; NonFiniteLoss beyond ``skip`` of them."""
+    bad = (~losses.isfinite()).nonzero().flatten().tolist()
+    unread, run.unread = run.unread, []
+    run.history.skipped += len(bad)
+    if run.history.skipped <= skip:
+        return
+    index, numbers = unread[bad[0]]
+    set_random_state(numbers, run.device)
+    where = culprit(run.program, estimator, images[index])
+    many = f" ({run.history.skipped} such steps, {skip} may be left out)" if skip else ""
+    raise NonFiniteLoss(
+        f"the loss or its gradient became {losses[bad[0]].item()} in epoch {len(run.history.rows) + 1}, step "
+        f"{run.taken - len(losses) + bad[0] + 1}, under {type(estimator).__name__}{many}: {where}; the last good "
+        "parameters are restored. Try a smaller lr, a larger lower bound on the likelihood's scale, or skip_non_finite"
+    )
 
 
-def _row(epoch: int, summaries: dict[str, dict[str, float]], seconds: float, images: int) -> dict[str, float]:
+def _kinds(run: Run) -> dict[str, Any]:
+    """What of a run is not a number and yet must not differ where it is resumed."""
+    return {
+        "program": _names_and_shapes(run.program),
+        "optimizer": type(run.optimizer).__name__,
+        "schedule": type(run.scheduler).__name__,
+        "device": run.device.type,
+    }
+
+
+def _names_and_shapes(program: Program) -> str:
+    shapes = {name: list(value.shape) for name, value in program.state_dict().items()}
+    return f"{len(shapes)} tensors, checksum of names and shapes {zlib.crc32(repr(shapes).encode())}"
+
+
+def _words(estimator: ELBO) -> str:
+    return f"{type(estimator).__name__}, {estimator.num_particles} particles"
+
+
+def _fingerprint(images: Tensor) -> str:
+    return f"{len(images)} images, checksum {zlib.crc32(images.cpu().numpy())}"
+
+
+def _versions() -> dict[str, Any]:
+    """What the bits of a training on a CPU depend on beside its settings."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "pyro": pyro.__version__,
+            "threads": torch.get_num_threads()}
+
+
+def _row(epoch: int, summaries: Mapping[str, Mapping[str, float]], seconds: float, images: int) -> dict[str, float]:
     values = {
         f"{name}_{key}": summary[key] for name, summary in summaries.items() for key in ("bound", "rate", "distortion")
     }
