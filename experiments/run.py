@@ -24,6 +24,7 @@ from torch import Tensor
 from pyro_vae import VAE, analysis, data, evaluate, fit, load, plots
 from pyro_vae.data import Data
 from pyro_vae.divergences import has_closed_form_kl
+from pyro_vae.engines import ENGINES
 from pyro_vae.likelihoods import Normal, bits_per_dim
 from pyro_vae.parts import build_vae
 from pyro_vae.state import seeded
@@ -49,6 +50,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--schedule", choices=SCHEDULES, default="warm-cosine",
                        help="the step grows over a tenth of the training and falls to zero as a cosine, or is constant")
     group.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the networks in training")
+    group.add_argument("--engine", choices=ENGINES, default="auto",
+                       help="auto compiles the training step where the training is long enough to earn it back")
+    group.add_argument("--clip", type=float, default=None, metavar="NORM",
+                       help="cut the gradient to this norm, that of all parameters together")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group = parser.add_argument_group("data and results")
@@ -85,9 +90,9 @@ def run(args: argparse.Namespace) -> int:
             print(plan(args, images, vae, out), flush=True)
         history = fit(vae, images, estimator, epochs=args.epochs, batch_size=args.batch, lr=args.lr, seed=args.seed,
                       schedule=SCHEDULES[args.schedule], precision=PRECISIONS[args.precision],
-                      progress=not args.quiet)
+                      engine=args.engine, clip=args.clip, progress=not args.quiet)
         metrics = {"settings": vars(args), "dataset": describe(images), "versions": provenance(),
-                   "interrupted": history.interrupted, "best_epoch": history.best_epoch}
+                   "interrupted": history.interrupted, "best_epoch": history.best_epoch, "engine": history.engine}
         save(folder, vae, history)
         if not history.interrupted:
             metrics |= measure(vae, images, args)
