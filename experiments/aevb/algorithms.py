@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO
@@ -16,20 +17,22 @@ from torch import Tensor, nn
 from pyro_vae import VAE, fit, guides, likelihoods, networks, priors
 from pyro_vae.annealing import Path, hamiltonian
 from pyro_vae.data import Data, Split, batches
-from pyro_vae.state import mode, seeded
+from pyro_vae.state import seeded
 from pyro_vae.training import History
 
 MINIBATCH = 100
 INITIAL_SCALE = 0.01  # of the weights' N(0, 0.01): a standard deviation in the code that the first author published
 HELD_OUT = 100  # images after each epoch of ``fit``, which has to see some; the paper's bounds are measured apart
 LEAPFROG, UPDATES, ACCEPTANCE = 10, 5, 0.9  # of Monte Carlo EM
-FIRST_STEP, ADAPTATION, CHUNK = 0.1, 0.5, 1000  # of its Hamiltonian chains; images that are moved at once
+FIRST_STEP, ADAPTATION, CHUNK = 0.1, 2.0, 1000  # of its Hamiltonian chains; images that are moved at once
 
 Bound = Callable[[VAE, Tensor, Tensor], Tensor]
 Update = Callable[[list[Tensor], Iterable[Tensor]], None]
 
 
-def program(shape: tuple[int, int, int], latent: int, hidden: int, gaussian: bool, binarize: Callable, seed: int) -> VAE:
+def program(
+    shape: tuple[int, int, int], latent: int, hidden: int, gaussian: bool, binarize: Callable[..., Tensor], seed: int
+) -> VAE:
     """The paper's program: one hidden tanh layer in encoder and decoder, all parameters drawn from N(0, 0.01).
 
     Its decoder is Bernoulli, or Gaussian with a mean squashed to (0, 1) and a scale for each pixel.
@@ -83,15 +86,15 @@ def sgd(step: float) -> Update:
     return update
 
 
-def adagrad(step: float) -> Update:
-    """G ← G + g², θ ← θ + step g / √G (Duchi et al. 2010)."""
+def adagrad(step: float, epsilon: float = 1e-10) -> Update:
+    """G ← G + g², θ ← θ + step g / (√G + ε) (Duchi et al. 2010)."""
     squares: dict[Tensor, Tensor] = {}
 
     @torch.no_grad()
     def update(parameters: list[Tensor], gradients: Iterable[Tensor]) -> None:
         for theta, g in zip(parameters, gradients):
             G = squares[theta] = squares.get(theta, 0) + g.square()
-            theta += step * g / (G.sqrt() + 1e-10)
+            theta += step * g / (G.sqrt() + epsilon)
 
     return update
 
@@ -113,7 +116,7 @@ def trained(
     samples: int,
     after: Callable[[int], None],
     seed: int = 0,
-    progress: bool = False,
+    engine: str = "auto",
 ) -> History:
     """The library's ``fit`` as the paper trains: minibatches of 100, Adagrad, the prior on the weights.
 
@@ -137,33 +140,29 @@ def trained(
         after(epoch * n + number * MINIBATCH)
 
     return fit(vae, data, estimator, epochs=math.ceil(samples / n), batch_size=MINIBATCH, seed=seed,
-               optimizer=optimizer, progress=progress)
+               optimizer=optimizer, engine=engine, progress=False)
 
 
-def mcem(vae: VAE, images: Split, *, step: float, seed: int = 0) -> Iterator[int]:
+def mcem(vae: VAE, images: Split, step: float) -> Iterator[int]:
     """Monte Carlo EM (the paper's appendix E): yields, after each update, the samples seen so far. It does not end.
 
     Each image keeps its z. By turns all of them are moved by a Hamiltonian trajectory of ten leapfrog steps that leaves
     p(z | x) alone, its step size tuned to an acceptance of 90 %, and the decoder takes five steps of Adagrad on the log
-    prior and log p(x, z) of all images. An image is seen once by each of these fifteen gradients. The guide is not used.
+    prior and log p(x, z) of all images. An image is seen once by each of these fifteen gradients; the guide is unused.
     """
-    N = len(images)
-    decoder = list(vae.likelihood.parameters())
-    optimizer = map_adagrad(decoder, step, share=1.0)
-    chains = Chains(vae)
-    with seeded(seed):
-        z, state, seen = vae.prior().sample((1, N)), torch.get_rng_state(), 0
+    N, seen = len(images), 0
+    optimizer = map_adagrad(list(vae.likelihood.parameters()), step, share=1.0)
+    chains, z = Chains(vae), vae.prior().sample((1, N))
     while True:
-        with seeded(seed), mode(vae, training=True):
-            torch.set_rng_state(state)
-            x = vae.observe(images.images)
-            z = torch.cat([chains.move(*part) for part in zip(x.split(CHUNK), z.split(CHUNK, dim=1))], dim=1)
-            state = torch.get_rng_state()
+        x = vae.observe(images.images)
+        parts = list(zip(x.split(CHUNK), z.split(CHUNK, dim=1)))
+        parts = [(x, chains.move(x, z)) for x, z in parts]
+        z = torch.cat([z for _, z in parts], dim=1)
         seen += LEAPFROG * N
         for _ in range(UPDATES):
             optimizer.zero_grad()
-            for part in zip(x.split(CHUNK), z.split(CHUNK, dim=1)):
-                (-log_joint(vae, *part)).backward()
+            for x, z_x in parts:
+                (-log_joint(vae, x, z_x)).backward()
             optimizer.step()
             seen += N
             yield seen
@@ -178,9 +177,8 @@ class Chains:
     def move(self, x: Tensor, z: Tensor) -> Tensor:
         """A trajectory from z (1, B, D) given x (B, C, H, W): the next z."""
         path = Path(self.vae.model, None, (x,))
-        start = path(z)
-        steps = z.new_full(z.shape[1:], self.step)
-        end, probability = hamiltonian(path, start, 1.0, steps, LEAPFROG)
+        with pyro.validation_enabled(False):
+            end, probability = hamiltonian(path, path(z), 1.0, z.new_full(z.shape[1:], self.step), LEAPFROG)
         self.acceptance = probability.mean().item()
         self.step *= math.exp(ADAPTATION * (self.acceptance - ACCEPTANCE))
         return end.z
@@ -188,4 +186,5 @@ class Chains:
 
 def log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
     """log p(x, z), summed over the images; z (1, B, D)."""
-    return poutine.trace(poutine.condition(vae.model, data={"z": z[0]})).get_trace(x).log_prob_sum()
+    with pyro.validation_enabled(False):
+        return poutine.trace(poutine.condition(vae.model, data={"z": z[0]})).get_trace(x).log_prob_sum()
