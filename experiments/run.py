@@ -5,12 +5,23 @@
     python experiments/run.py --lik categorical --bins 32 --latent 32 --epochs 20
 
 The data lie in --data-dir, in $PYRO_VAE_DATA or in the user's cache folder; else they are downloaded.
+
+A run that was stopped, by Ctrl-C, a signal or a loss of power, goes on where it stood with the same command and
+--resume.
 """
 
 import argparse
 import csv
+import io
+import json
+import shlex
+import shutil
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +29,17 @@ import torch
 from matplotlib.figure import Figure
 from parts import ESTIMATORS, add_part_options, build_estimator
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
-from results import METRICS, provenance, results_folder, write_json
+from results import METRICS, provenance
 from torch import Tensor
 
 from pyro_vae import VAE, analysis, data, evaluate, fit, load, plots
+from pyro_vae.checkpoint import CheckpointError, Checkpoints, check_same, locked, write_whole
 from pyro_vae.data import Data
 from pyro_vae.divergences import has_closed_form_kl
 from pyro_vae.engines import ENGINES
 from pyro_vae.likelihoods import Normal, bits_per_dim
-from pyro_vae.parts import build_vae
-from pyro_vae.state import seeded
+from pyro_vae.parts import PARAMETERS, build_vae, describe_model, hidden, read_metrics
+from pyro_vae.state import interrupt, seeded
 from pyro_vae.training import Evaluation, History, NonFiniteLoss, fixed_x, warm_cosine
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -36,6 +48,7 @@ SHOWN = 1000  # test images whose codes are drawn in the latent plane
 REPEATS = 10  # draws of each estimator on the test set
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 SCHEDULES = {"warm-cosine": warm_cosine, "constant": None}
+FREE = ("out", "data_dir", "quiet", "overwrite", "resume", "checkpoint_every", "skip_non_finite")  # when resuming
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -56,6 +69,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
                        help="cut the gradient to this norm, that of all parameters together")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    group.add_argument("--skip-non-finite", type=int, default=0, metavar="N",
+                       help="leave out up to N steps whose loss or gradient is not finite; metrics.json counts them")
     group = parser.add_argument_group("data and results")
     group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
                        help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
@@ -63,46 +78,155 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--out", type=Path, default=None,
                        help="folder of the results (default: figures/<dataset>-<lik>-z<latent>-seed<seed>)")
     group.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
+    group.add_argument("--resume", action="store_true",
+                       help="go on with the run that was stopped in --out, to the same result; if there is none, begin")
+    group.add_argument("--checkpoint-every", type=interval, default="60s", metavar="STEPS",
+                       help="save the run every so many steps, or, as in 30s, seconds (default: 60s)")
     group.add_argument("--quiet", action="store_true", help="no plan and no progress bar")
     return parser.parse_args(argv)
 
 
+def interval(text: str) -> dict[str, Any]:
+    """Settings of ``Checkpoints`` for 500 (steps) or 30s (seconds)."""
+    if text.endswith("s"):
+        return {"seconds": float(text[:-1]), "steps": None}
+    return {"seconds": None, "steps": int(text)}
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("--overwrite", "--resume")]
+    again = shlex.join([Path(sys.executable).name, sys.argv[0] if argv is None else __file__, *words, "--resume"])
     try:
-        return run(args)
-    except (ValueError, OSError, NonFiniteLoss, data.DataError) as error:
+        with terminable():
+            return run(args, again)
+    except KeyboardInterrupt as interruption:
+        print(f"interrupted; go on with: {again}", file=sys.stderr)
+        return 128 + int(interruption.args[0] if interruption.args else signal.SIGINT)
+    except (ValueError, OSError, FloatingPointError, NonFiniteLoss, CheckpointError, data.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
 
-def run(args: argparse.Namespace) -> int:
+@contextmanager
+def terminable() -> Iterator[None]:
+    """A block in which SIGTERM does what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run(args: argparse.Namespace, again: str = "") -> int:
     started = time.perf_counter()
     device = choose_device(args.device)
     images = load(args.dataset, root=args.data_dir).to(device)
     if args.epochs is None:
         args.epochs = 10 if len(images.train) > SMALL else 100
+    args.hidden = list(hidden(args))
     torch.manual_seed(args.seed)
     vae, estimator = build_vae(args, images.train.images.cpu()).to(device), build_estimator(args)
     out = args.out or Path("figures") / f"{images.name}-{args.lik}-z{args.latent}-seed{args.seed}"
-    with results_folder(out, args.overwrite) as folder:
+    same = {name: value for name, value in json.loads(json.dumps(vars(args), default=str)).items() if name not in FREE}
+    with run_folder(out):
+        checkpoints = Checkpoints(out, **args.checkpoint_every, resume=args.resume, settings=same)
+        finished = claim(out, checkpoints, args)
+        if finished:
+            print(again_reported(finished, same, out))
+            return 0
         if not args.quiet:
             print(plan(args, images, vae, out), flush=True)
         history = fit(vae, images, estimator, epochs=args.epochs, batch_size=args.batch, lr=args.lr, seed=args.seed,
                       schedule=SCHEDULES[args.schedule], precision=PRECISIONS[args.precision],
-                      engine=args.engine, clip=args.clip, progress=not args.quiet)
-        metrics = {"settings": vars(args), "dataset": describe(images), "versions": provenance(),
-                   "interrupted": history.interrupted, "best_epoch": history.best_epoch, "engine": history.engine}
-        save(folder, vae, history)
+                      engine=args.engine, clip=args.clip, skip_non_finite=args.skip_non_finite,
+                      checkpoints=checkpoints, progress=not args.quiet)
+        model, parameters = describe_model(vae, args, images.shape)
+        metrics = {**model, "settings": vars(args), "dataset": describe(images), "versions": provenance(),
+                   "interrupted": history.interrupted, "best_epoch": history.best_epoch,
+                   "skipped_steps": history.skipped, "engine": history.engine}
+        files = {PARAMETERS: parameters}
+        if history.rows:
+            files["history.csv"] = table(history)
         if not history.interrupted:
             metrics |= measure(vae, images, args)
-            for name, figure in pictures(vae, images, history).items():
-                figure.savefig(folder / f"{name}.png")
+            files |= {f"{name}.png": drawn(figure) for name, figure in pictures(vae, images, history).items()}
         metrics["seconds"] = {"training": history.rows[-1]["seconds"] if history.rows else 0.0,
                               "whole_command": time.perf_counter() - started}
-        write_json(folder / METRICS, metrics)
+        publish(out, files, metrics, checkpoints)
+        if not history.interrupted:
+            checkpoints.remove()
     print(report(metrics, out))
-    return INTERRUPTED if history.interrupted else 0
+    if history.interrupted:
+        print(f"go on with: {again}")
+    return 128 + history.signal if history.interrupted else 0
+
+
+@contextmanager
+def run_folder(out: Path) -> Iterator[None]:
+    """A block in which the folder is there and no other run has it; it is removed again if it stays empty."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise FileExistsError(f"{out} is not a run's results but a file; give another --out") from error
+    except OSError as error:
+        raise OSError(f"{out} cannot be written ({error.strerror}); give another --out") from error
+    with locked(out):
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                out.rmdir()
+
+
+def claim(out: Path, checkpoints: Checkpoints, args: argparse.Namespace) -> dict[str, Any] | None:
+    """Refuses a folder that is not to be written; the metrics of the run, where it is to be resumed and has ended."""
+    for path in out.glob("*.new"):  # what a run that was killed was writing
+        path.unlink()
+    if checkpoints.exist():
+        if args.resume:
+            print(f"resuming the run in {out}", flush=True)
+        elif args.overwrite:
+            checkpoints.remove()
+        else:
+            raise FileExistsError(f"{out} holds a run that was stopped; go on with it by --resume, or give another "
+                                  "--out, or --overwrite")
+    elif any(out.iterdir()):
+        if not (out / METRICS).is_file():
+            raise FileExistsError(f"{out} holds files that are not a run's results; give another --out")
+        if args.resume and not read_metrics(out / METRICS).get("interrupted"):
+            return read_metrics(out / METRICS)
+        if not args.overwrite:
+            raise FileExistsError(f"{out} holds another run's results; give another --out, or --overwrite")
+    elif args.resume:
+        print(f"NOTE: there is nothing to resume in {out}; this run begins", flush=True)
+    return None
+
+
+def again_reported(metrics: dict[str, Any], same: dict[str, Any], out: Path) -> str:
+    """The table of a run that has ended, if it had these settings."""
+    try:
+        check_same({name: value for name, value in metrics["settings"].items() if name not in FREE}, same)
+        return report(metrics, out)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{out / METRICS} is not what a run writes ({error!r}); give another --out") from error
+
+
+def publish(out: Path, files: dict[str, bytes], metrics: dict[str, Any], checkpoints: Checkpoints) -> None:
+    """Puts the results in the place of what the folder held; metrics.json, the last, says that they are whole.
+
+    Until then the checkpoint is there, from which they can be made again.
+    """
+    (out / METRICS).unlink(missing_ok=True)
+    for path in set(out.iterdir()) - set(checkpoints.paths):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name, content in files.items():
+        write_whole(out / name, content)
+    text = json.dumps(metrics, indent=2, allow_nan=False, default=str) + "\n"
+    write_whole(out / METRICS, text.encode())
 
 
 def choose_device(name: str) -> torch.device:
@@ -133,14 +257,20 @@ def plan(args: argparse.Namespace, images: Data, vae: VAE, out: Path) -> str:
     return "\n".join([f"NOTE: {images.note}", *lines] if images.note else lines)
 
 
-def save(folder: Path, vae: VAE, history: History) -> None:
-    """The parameters (a state dict, loadable with ``weights_only=True``) and the history."""
-    torch.save(vae.state_dict(), folder / "parameters.pt")
-    if history.rows:
-        with (folder / "history.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, history.rows[0].keys())
-            writer.writeheader()
-            writer.writerows(history.rows)
+def table(history: History) -> bytes:
+    """The rows of the history as a CSV file."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, history.rows[0].keys())
+    writer.writeheader()
+    writer.writerows(history.rows)
+    return file.getvalue().encode()
+
+
+def drawn(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
 def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Any]:
