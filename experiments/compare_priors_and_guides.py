@@ -13,12 +13,8 @@ taken seed by seed.
 """
 
 import argparse
-import json
-import os
-import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +25,7 @@ from parts import (
     add_network_options,
     add_settings_of_priors_and_guides,
 )
-from results import provenance, write_json
+from results import is_done, mean, parts_of, provenance, save_figure, write_json
 from run import INTERRUPTED, PRECISIONS, SCHEDULES, choose_device, describe, has_closed_kl
 from torch import Tensor, nn
 
@@ -74,8 +70,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--report", action="store_true", help="run nothing: gather what lies in --out")
     add_settings_of_priors_and_guides(parser.add_argument_group("priors and guides"))
-    add_network_options(parser)
-    parser.set_defaults(components=500, flow_depth=4, flow_width=256, latent=32)
+    add_network_options(parser, latent=32)
+    parser.set_defaults(components=500, flow_depth=4, flow_width=256)
     group = parser.add_argument_group("training")
     group.add_argument("--estimator", choices=ESTIMATORS, default="trace", help="of the ELBO and its gradient")
     group.add_argument("--epochs", type=int, default=30)
@@ -122,13 +118,12 @@ def run(args: argparse.Namespace) -> None:
         for row in args.rows:
             path = args.out / f"{name_of(row, args)}-seed{seed}.json"
             settings = {"dataset": images.name, **{name: getattr(args, name) for name in COMMON}}
-            if path.exists():
-                check_settings({path: read(path), "this command": {"settings": settings}})
+            if is_done(path, settings):
                 continue
             print(f"{row}, seed {seed}", flush=True)
             part = {"row": row, "name": name_of(row, args), "seed": seed, "settings": settings, "own": own(row, args),
                     "dataset": describe(images), "versions": provenance(), **train(row, seed, images, args)}
-            write_whole(path, part)
+            write_json(path, part)
             print(f"{row}, seed {seed}: validation bound {part['valid']['bound']:.2f} nats per image", flush=True)
 
 
@@ -191,18 +186,13 @@ def name_of(row: str, args: argparse.Namespace) -> str:
 
 def gather(out: Path) -> str:
     """Table and figure of all runs in the folder, written beside it; returns the table in words."""
-    parts = {path: read(path) for path in sorted(out.glob("*-seed*.json"))}
-    if not parts:
-        raise FileNotFoundError(f"{out} holds no run to report; run without --report first")
-    check_settings(parts)
+    parts = parts_of(out)
     table = tabulate(list(parts.values()))
     first = next(iter(parts.values()))
-    image = out.with_name(f"{out.name}.png")
-    picture(table, first).savefig(temporary(image))
-    temporary(image).replace(image)
+    save_figure(out.with_name(f"{out.name}.png"), picture(table, first))
     runs = [{key: value for key, value in part.items() if key not in ("settings", "dataset", "history")}
             | {"valid_bound_by_epoch": [row["valid_bound"] for row in part["history"]]} for part in parts.values()]
-    write_whole(out.with_name(f"{out.name}.json"), {
+    write_json(out.with_name(f"{out.name}.json"), {
         "settings": first["settings"], "dataset": first["dataset"], "rows": table, "runs": runs,
     })
     return in_words(table)
@@ -228,14 +218,6 @@ def tabulate(parts: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         row["kl_in_closed_form"] = all(run["kl_in_closed_form"] for run in seeds.values())
         table[name] = row
     return table
-
-
-def mean(values: Sequence[float]) -> dict[str, Any] | None:
-    """Mean, its standard error where there are two values or more, and the values; None without any."""
-    if not values:
-        return None
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "standard_error": error, "values": list(values)}
 
 
 def in_words(table: dict[str, dict[str, Any]]) -> str:
@@ -280,32 +262,6 @@ def picture(table: dict[str, dict[str, Any]], run: dict[str, Any]) -> Figure:
         f"bars: two standard errors over the seeds", fontsize="medium"
     )
     return figure
-
-
-def check_settings(parts: dict[Path | str, dict[str, Any]]) -> None:
-    """ValueError unless all were run with the same settings."""
-    (first, reference), *others = parts.items()
-    for path, part in others:
-        for name, value in reference["settings"].items():
-            if part["settings"].get(name) != value:
-                raise ValueError(
-                    f"{first} has {name} = {value}, {path} has {part['settings'].get(name)}, and one table cannot hold "
-                    "both; give another --out"
-                )
-
-
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
-
-
-def write_whole(path: Path, content: dict[str, Any]) -> None:
-    """The whole file or none, also where another process reads it meanwhile."""
-    write_json(temporary(path), content)
-    temporary(path).replace(path)
-
-
-def temporary(path: Path) -> Path:
-    return path.with_name(f".{os.getpid()}-{path.name}")
 
 
 if __name__ == "__main__":

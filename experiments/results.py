@@ -4,13 +4,16 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 METRICS = "metrics.json"
 
@@ -44,8 +47,59 @@ def results_folder(out: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Strict JSON (no NaN), indented; paths as strings."""
-    path.write_text(json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+    """Strict JSON (no NaN), indented; paths as strings. The whole file or none, also where another process reads it."""
+    temporary(path).write_text(json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+    temporary(path).replace(path)
+
+
+def save_figure(path: Path, figure: Figure) -> None:
+    """The whole file or none."""
+    figure.savefig(temporary(path), format=path.suffix[1:])
+    temporary(path).replace(path)
+
+
+def temporary(path: Path) -> Path:
+    """A name for what is to take the place of a file: hidden, in the same folder, this process's own."""
+    return path.with_name(f".{os.getpid()}-{path.name}")
+
+
+def parts_of(out: Path) -> dict[Path, dict[str, Any]]:
+    """The single runs in the folder of an experiment that can be shared and resumed, ``<run>-seed<seed>.json`` each.
+
+    FileNotFoundError where there is none, ValueError where they were not run with the same settings.
+    """
+    parts = {path: json.loads(path.read_text()) for path in sorted(out.glob("[!.]*-seed*.json"))}
+    if not parts:
+        raise FileNotFoundError(f"{out} holds no run to report; run without --report first")
+    check_settings(parts)
+    return parts
+
+
+def is_done(path: Path, settings: dict[str, Any]) -> bool:
+    """Whether a single run has left its file; ValueError where it was run with other settings."""
+    if path.exists():
+        check_settings({path: json.loads(path.read_text()), "this command": {"settings": settings}})
+    return path.exists()
+
+
+def check_settings(parts: dict[Path | str, dict[str, Any]]) -> None:
+    """ValueError unless all were run with the same settings."""
+    (first, reference), *others = parts.items()
+    for path, part in others:
+        for name, value in reference["settings"].items():
+            if part["settings"].get(name) != value:
+                raise ValueError(
+                    f"{first} has {name} = {value}, {path} has {part['settings'].get(name)}, and one table cannot hold "
+                    "both; give another --out"
+                )
+
+
+def mean(values: Sequence[float]) -> dict[str, Any] | None:
+    """Mean, its standard error where there are two values or more, and the values; None without any."""
+    if not values:
+        return None
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "standard_error": error, "values": list(values)}
 
 
 def provenance() -> dict[str, Any]:
