@@ -1,0 +1,226 @@
+#!/usr/bin/env python
+"""A change of structure: a VAE with two stochastic layers is another program, not another setting of the first.
+
+    python experiments/two_layer.py
+    python experiments/two_layer.py --latent 100 --top 50 --net mlp --hidden 200 200 --warm-up 10
+
+The program is ``TwoLayers`` below. The same ``fit`` trains it and the same ``log_evidence`` scores it as the VAE with
+one layer that is trained beside it: the same networks between z1 and x, estimator, epochs and seed. In the results:
+bound, L_K and the rate of each layer in nats per image, as JSON.
+"""
+
+import argparse
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from parts import ESTIMATORS, add_network_options
+from pyro import poutine
+from results import METRICS, provenance, results_folder, write_json
+from run import INTERRUPTED, SCHEDULES, choose_device, describe
+from torch import Generator, Tensor, nn
+
+from pyro_vae import VAE, analysis, data, evaluate, fit, guides, load, log_evidence, priors
+from pyro_vae.data import Data
+from pyro_vae.engines import ENGINES
+from pyro_vae.flows import check_count
+from pyro_vae.handlers import KLWeighted, LinearWarmUp
+from pyro_vae.parts import build_encoder, build_likelihood
+from pyro_vae.state import mode, seeded
+from pyro_vae.traces import image_plate, paired_traces, per_image
+from pyro_vae.training import History, NonFiniteLoss, fixed_x
+from pyro_vae.vae import parameter_sites
+
+LAYERS = {"one layer": ("z",), "two layers": ("z1", "z2")}
+BATCH = 250  # images measured at once
+
+
+class TwoLayers(nn.Module):
+    """p(z2) p(z1 | z2) p(x | z1), with the guide q(z1 | x) q(z2 | z1) (Rezende et al. 2014; Burda et al. 2016).
+
+    Each part is a module whose call returns a distribution: ``top()``, ``middle(z2)``, ``likelihood(z1)``,
+    ``first(x)``, ``second(z1)``.
+    """
+
+    def __init__(self, top: nn.Module, middle: nn.Module, likelihood: nn.Module, first: nn.Module, second: nn.Module):
+        super().__init__()
+        self.top, self.middle, self.likelihood, self.first, self.second = top, middle, likelihood, first, second
+
+    def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
+        for part in (self.top, self.middle, self.likelihood):
+            parameter_sites(part)
+        with pyro.plate("images", n if x is None else len(x)):
+            z2 = pyro.sample("z2", self.top())
+            z1 = pyro.sample("z1", self.middle(z2))
+            return pyro.sample("x", self.likelihood(z1), obs=x)
+
+    def guide(self, x: Tensor) -> Tensor:
+        for part in (self.first, self.second):
+            parameter_sites(part)
+        with pyro.plate("images", len(x)):
+            z1 = pyro.sample("z1", self.first(x))
+            return pyro.sample("z2", self.second(z1))
+
+    def observe(self, pixels: Tensor, generator: Generator | None = None) -> Tensor:
+        return self.likelihood.observe(pixels, generator)
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_network_options(parser, latent=50)
+    parser.set_defaults(net="mlp", lik="bernoulli", binarize="dynamic")
+    parser.add_argument("--top", type=int, default=25, metavar="D", help="dimensions of z2; those of z1: --latent")
+    parser.add_argument("--between", type=int, default=200, metavar="UNITS",
+                        help="widths of the two hidden layers between z1 and z2, either way")
+    group = parser.add_argument_group("training")
+    group.add_argument("--estimator", choices=ESTIMATORS, default="trace", help="of the ELBO and its gradient")
+    group.add_argument("--epochs", type=int, default=20)
+    group.add_argument("--batch", type=int, default=256)
+    group.add_argument("--lr", type=float, default=3e-3, help="largest step of Adam")
+    group.add_argument("--schedule", choices=SCHEDULES, default="warm-cosine", help="of the step")
+    group.add_argument("--warm-up", type=float, default=0.0, metavar="EPOCHS",
+                       help="in which the weight of the KL grows from 0 to 1")
+    group.add_argument("--engine", choices=ENGINES, default="auto", help="what takes the steps; all train alike")
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    group = parser.add_argument_group("measurement, on test images")
+    group.add_argument("--particles", type=int, default=1000, metavar="K", help="of L_K")
+    group.add_argument("--images", type=int, default=1000, help="of which L_K is taken; the bound is taken of all")
+    group = parser.add_argument_group("data and results")
+    group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
+                       help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
+    group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
+    group.add_argument("--out", type=Path, default=None,
+                       help="folder of the results (default: figures/<dataset>-two-layers-seed<seed>)")
+    group.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
+    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        return run(args)
+    except (ValueError, OSError, NonFiniteLoss, data.DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing is saved", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run(args: argparse.Namespace) -> int:
+    images = load(args.dataset, root=args.data_dir).to(choose_device(args.device))
+    if images.note:
+        print(f"NOTE: {images.note}", file=sys.stderr)
+    if not 1 <= args.images <= len(images.test):
+        raise ValueError(f"--images: wanted 1 to {len(images.test)} (the test images), got {args.images}")
+    for name in ("latent", "top", "between"):
+        check_count(f"--{name}", getattr(args, name))
+    out = args.out or Path("figures") / f"{images.name}-two-layers-seed{args.seed}"
+    with results_folder(out, args.overwrite) as folder:
+        programs = {}
+        for name in LAYERS:
+            programs[name] = train_and_measure(name, images, args)
+            print(report(name, programs[name]), flush=True)
+        write_json(folder / METRICS, {"settings": vars(args), "dataset": describe(images), "versions": provenance(),
+                                      "programs": programs})
+    print(f"results in {out}")
+    return 0
+
+
+def train_and_measure(name: str, images: Data, args: argparse.Namespace) -> dict[str, Any]:
+    torch.manual_seed(args.seed)
+    program = build(name, images.shape, args).to(images.train.images.device)
+    history = trained(program, images, args)
+    if history.interrupted:
+        raise KeyboardInterrupt
+    started = time.perf_counter()
+    x = fixed_x(program, images.test.images)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Pareto k̂")  # the share of images that it is about is in the results
+        evidence = log_evidence(program.model, program.guide, x[: args.images], args.particles, seed=args.seed)
+    return {
+        "test": evaluate(program, x, seed=args.seed).summary(),
+        "evidence": evidence.to_dict(),
+        "layers": layers(program, LAYERS[name], x[: args.images], args.seed),
+        "parameters": sum(parameter.numel() for parameter in program.parameters()),
+        "best_epoch": history.best_epoch,
+        "engine": history.engine,
+        "history": history.rows,
+        "seconds": {"training": history.rows[-1]["seconds"], "measurement": time.perf_counter() - started},
+    }
+
+
+def build(name: str, shape: tuple[int, int, int], args: argparse.Namespace) -> nn.Module:
+    """One layer or two; at one seed both start from the same networks between z1 and x."""
+    likelihood = build_likelihood(args, shape)
+    first = guides.MeanField(build_encoder(args, shape), args.latent)
+    if name == "one layer":
+        return VAE(priors.StandardNormal(args.latent), likelihood, first)
+    middle, second = normal(args.top, args.between, args.latent), normal(args.latent, args.between, args.top)
+    return TwoLayers(priors.StandardNormal(args.top), middle, likelihood, first, second)
+
+
+def normal(inputs: int, width: int, outputs: int) -> nn.Module:
+    """N(loc(z), diag(scale(z)²)): what ``MeanField`` makes of any network, not only of one that takes images."""
+    network = nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh())
+    return guides.MeanField(network, outputs, features=width)
+
+
+def trained(program: nn.Module, images: Data, args: argparse.Namespace) -> History:
+    trainable = KLWeighted(program) if args.warm_up > 0 else program
+
+    def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        optimizer = torch.optim.Adam(parameters, lr=args.lr, fused=True)
+        steps = args.warm_up * len(images.train) / args.batch
+        return trainable.anneal(optimizer, LinearWarmUp(steps)) if trainable is not program else optimizer
+
+    return fit(trainable, images, ESTIMATORS[args.estimator](1), epochs=args.epochs, batch_size=args.batch, lr=args.lr,
+               seed=args.seed, optimizer=adam, schedule=SCHEDULES[args.schedule], engine=args.engine,
+               progress=not args.quiet)
+
+
+@torch.no_grad()
+def layers(program: nn.Module, sites: tuple[str, ...], x: Tensor, seed: int, draws: int = 256) -> dict[str, Any]:
+    """For each layer its part of the rate, E_q[log q − log p] of its own site, and how many of its units are active."""
+    rates: dict[str, list[Tensor]] = {site: [] for site in sites}
+    codes: dict[str, list[Tensor]] = {site: [] for site in sites}
+    with seeded(seed, x.device), mode(program, training=False):
+        for batch in x.split(BATCH):
+            model_trace, guide_trace = paired_traces(program.model, program.guide, (batch,), particles=2)
+            plate = image_plate(model_trace, guide_trace)
+            for site in sites:
+                log_q, log_p = (per_image(trace.nodes[site], plate) for trace in (guide_trace, model_trace))
+                rates[site].append((log_q - log_p).mean(0))
+            with pyro.plate("draws", draws, dim=-2):
+                trace = poutine.trace(program.guide).get_trace(batch)
+            for site in sites:
+                codes[site].append(trace.nodes[site]["value"].mean(0))
+    return {site: {"rate": torch.cat(rates[site]).mean().item(),
+                   "active_units": int(analysis.active_units(torch.cat(codes[site])).sum()),
+                   "units": codes[site][0].shape[-1]} for site in sites}
+
+
+def report(name: str, result: dict[str, Any]) -> str:
+    """What was measured of one program, in a few lines."""
+    test, evidence, seconds = result["test"], result["evidence"], result["seconds"]["training"]
+    share = evidence["share_pareto_k_above_0.7"]
+    trust = "" if share is None else f", k̂ > 0.7 for {share:.1%} of them"
+    layers = [f"  {site}: rate {layer['rate']:.2f}, {layer['active_units']} of {layer['units']} units active"
+              for site, layer in result["layers"].items()]
+    return "\n".join([
+        f"{name}, {result['parameters']:,} parameters, {seconds:.0f} seconds of training",
+        f"  test bound {test['bound']:.2f} ± {test['standard_error']:.2f} nats per image ({test['images']} images)",
+        f"  L_{evidence['num_particles']} {evidence['log_px']:.2f} ± {evidence['standard_error']:.2f} "
+        f"({evidence['images']} images{trust})",
+        *layers,
+    ])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
