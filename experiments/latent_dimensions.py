@@ -1,0 +1,230 @@
+#!/usr/bin/env python
+"""How many latent dimensions does a VAE use, and do too many of them harm? The same VAE with z of 2 to 200 dimensions.
+
+    python experiments/latent_dimensions.py
+    python experiments/latent_dimensions.py --dimensions 500 --seeds 0 1
+    python experiments/latent_dimensions.py --report
+
+Each number of dimensions and seed leaves its own file in --out as soon as it ends; what lies there with the same
+settings is not run again. So several commands can share the work, and one that was interrupted goes on. In the end, and
+with --report alone, all that lies in --out is put into one table, <out>.json, and one figure, <out>.png: bounds in nats
+per image on training and test images, active units (Burda et al. 2016), and the rate of every single dimension.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+from parts import ESTIMATORS, add_part_options
+from results import is_done, mean, parts_of, provenance, save_figure, write_json
+from run import INTERRUPTED, PRECISIONS, SCHEDULES, choose_device, describe, has_closed_kl
+
+from pyro_vae import analysis, data, evaluate, fit, load
+from pyro_vae.data import Data
+from pyro_vae.engines import ENGINES
+from pyro_vae.parts import PartSettings, build_vae
+from pyro_vae.plots import COLOURS, DPI, GREY, TRAIN, VALID
+from pyro_vae.training import NonFiniteLoss, fixed_x
+
+COMMON = ("epochs", "batch", "lr", "schedule", "precision", "estimator", "particles")
+
+
+def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 5, 10, 20, 50, 100, 200], metavar="D")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--report", action="store_true", help="run nothing: gather what lies in --out")
+    add_part_options(parser, latent=None)
+    parser.set_defaults(net="mlp")
+    group = parser.add_argument_group("training")
+    group.add_argument("--estimator", choices=ESTIMATORS, default="trace", help="of the ELBO and its gradient")
+    group.add_argument("--epochs", type=int, default=30)
+    group.add_argument("--batch", type=int, default=256)
+    group.add_argument("--lr", type=float, default=3e-3, help="largest step of Adam")
+    group.add_argument("--schedule", choices=SCHEDULES, default="warm-cosine", help="of the step")
+    group.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the networks in training")
+    group.add_argument("--engine", choices=ENGINES, default="auto", help="what takes the steps; all train alike")
+    group.add_argument("--particles", type=int, default=10, metavar="K", help="draws of z per image in the evaluation")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    group = parser.add_argument_group("data and results")
+    group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
+                       help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
+    group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
+    group.add_argument("--out", type=Path, default=Path("figures/latent_dimensions"),
+                       help="folder of the single runs, and beside it name of the table and the figure")
+    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    try:
+        if not args.report:
+            run(args)
+        print(gather(args.out))
+        return 0
+    except (ValueError, OSError, NonFiniteLoss, data.DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted: the runs that had ended are in {args.out}; the same command goes on", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run(args: argparse.Namespace) -> None:
+    """All numbers of dimensions and seeds that are not in the folder yet."""
+    images = load(args.dataset, root=args.data_dir).to(choose_device(args.device))
+    if images.note:
+        print(f"NOTE: {images.note}", file=sys.stderr)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        for latent in args.dimensions:
+            parts = PartSettings.of(argparse.Namespace(**vars(args), latent=latent))
+            path, settings = args.out / f"z{latent}-seed{seed}.json", common_settings(parts, images, args)
+            if is_done(path, settings):
+                continue
+            print(f"D = {latent}, seed {seed}", flush=True)
+            result = train(parts, seed, images, args)
+            write_json(path, {"latent": latent, "seed": seed, "settings": settings, "dataset": describe(images),
+                              "versions": provenance(), **result})
+            print(f"D = {latent}, seed {seed}: test bound {result['test']['bound']:.2f} nats per image, "
+                  f"{result['active_units']} active units", flush=True)
+
+
+def common_settings(parts: PartSettings, images: Data, args: argparse.Namespace) -> dict[str, Any]:
+    """What all runs of one table share: everything but the number of dimensions."""
+    settings = {name: getattr(parts, name) for name in vars(parts) if name != "latent"}
+    settings["hidden"] = list(parts.hidden)
+    return {"dataset": images.name, **settings, **{name: getattr(args, name) for name in COMMON}}
+
+
+def train(parts: PartSettings, seed: int, images: Data, args: argparse.Namespace) -> dict[str, Any]:
+    """The numbers of one number of dimensions and seed. KeyboardInterrupt where the training was interrupted."""
+    torch.manual_seed(seed)
+    vae = build_vae(parts, images.train.images.cpu()).to(images.train.images.device)
+    history = fit(vae, images, ESTIMATORS[args.estimator](1), epochs=args.epochs, batch_size=args.batch, lr=args.lr,
+                  seed=seed, schedule=SCHEDULES[args.schedule], precision=PRECISIONS[args.precision],
+                  engine=args.engine, progress=not args.quiet)
+    if history.interrupted:
+        raise KeyboardInterrupt
+    started = time.perf_counter()
+    pixels = {"train": images.train.images[: len(images.test)], "test": images.test.images}
+    x = {split: fixed_x(vae, part) for split, part in pixels.items()}
+    rates = analysis.rate_per_dimension(vae, x["test"]).tolist() if has_closed_kl(vae, images) else None
+    return {
+        **{split: evaluate(vae, part, particles=args.particles).summary() for split, part in x.items()},
+        "active_units": int(analysis.active_units(analysis.codes(vae, x["test"])).sum()),
+        "rate_per_dimension": rates,
+        "parameters": sum(parameter.numel() for parameter in vae.parameters()),
+        "best_epoch": history.best_epoch,
+        "engine": history.engine,
+        "seconds": {"training": history.rows[-1]["seconds"], "evaluation": time.perf_counter() - started},
+    }
+
+
+def gather(out: Path) -> str:
+    """Table and figure of all runs in the folder, written beside it; returns the table in words."""
+    parts = list(parts_of(out).values())
+    table = tabulate(parts)
+    save_figure(out.with_name(f"{out.name}.png"), picture(table, parts))
+    write_json(out.with_name(f"{out.name}.json"), {
+        "settings": parts[0]["settings"], "dataset": parts[0]["dataset"], "dimensions": table,
+        "runs": [{key: value for key, value in part.items() if key not in ("settings", "dataset")} for part in parts],
+    })
+    return in_words(table)
+
+
+def tabulate(parts: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Means over the seeds for each number of dimensions, the fewest first."""
+    table = {}
+    for latent in sorted({part["latent"] for part in parts}):
+        runs = sorted((part for part in parts if part["latent"] == latent), key=lambda part: part["seed"])
+        table[latent] = {
+            "seeds": [part["seed"] for part in runs],
+            **{split: mean([part[split]["bound"] for part in runs]) for split in ("train", "test")},
+            "test_standard_error_over_images": max(part["test"]["standard_error"] for part in runs),
+            **{name: mean([part["test"][name] for part in runs]) for name in ("rate", "distortion")},
+            "active_units": mean([part["active_units"] for part in runs]),
+            "seconds": mean([part["seconds"]["training"] for part in runs]),
+        }
+    return table
+
+
+def in_words(table: dict[int, dict[str, Any]]) -> str:
+    lines = [f"{'D':>5} {'test bound':>16} {'training bound':>16} {'rate':>7} {'distortion':>10} {'active':>7} "
+             f"{'seconds':>7}"]
+    for latent, row in table.items():
+        bounds = " ".join(f"{cell(row[split]):>16}" for split in ("test", "train"))
+        lines.append(f"{latent:>5} {bounds} {row['rate']['mean']:>7.2f} {row['distortion']['mean']:>10.2f} "
+                     f"{row['active_units']['mean']:>7.1f} {row['seconds']['mean']:>7.0f}   seeds "
+                     f"{' '.join(map(str, row['seeds']))}")
+    return "\n".join([*lines, "nats per image, bounds: higher is better, ± standard error over the seeds"])
+
+
+def cell(entry: dict[str, Any]) -> str:
+    error = entry["standard_error"]
+    return f"{entry['mean']:.2f}" + ("" if error is None else f" ± {error:.2f}")
+
+
+def picture(table: dict[int, dict[str, Any]], parts: list[dict[str, Any]]) -> Figure:
+    """Bounds, active units, and the sorted rates of the single dimensions."""
+    figure = Figure(figsize=(11.5, 3.9), dpi=DPI, layout="constrained")
+    bounds, units, rates = figure.subplots(1, 3)
+    for split, colour, label in (("train", TRAIN, "training images"), ("test", VALID, "test images")):
+        points(bounds, {latent: row[split] for latent, row in table.items()}, colour, label)
+    bounds.set_ylabel("bound (nats per image)")
+    bounds.legend(frameon=False, fontsize="small")
+    points(units, {latent: row["active_units"] for latent, row in table.items()}, VALID, "active")
+    units.plot(list(table), list(table), color=GREY, linewidth=0.8, linestyle="--", label="all of them")
+    units.set_yscale("log")
+    units.set_ylabel("active units on test images")
+    units.legend(frameon=False, fontsize="small")
+    for axes in (bounds, units):
+        axes.set_xscale("log")
+        axes.set_xticks(list(table), [str(latent) for latent in table])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("latent dimensions D")
+    spectra(rates, table, parts)
+    for axes in figure.axes:
+        axes.grid(alpha=0.3)
+    settings = parts[0]["settings"]
+    seeds = {len(row["seeds"]) for row in table.values()}
+    figure.suptitle(f"{settings['dataset']}, {settings['lik']} likelihood, {settings['net']} networks, "
+                    f"{settings['epochs']} epochs, {'one seed' if seeds == {1} else 'a faint point for each seed'}",
+                    fontsize="medium")
+    return figure
+
+
+def points(axes: Axes, entries: dict[int, dict[str, Any]], colour: str, label: str) -> None:
+    """A line through the means, and the single seeds."""
+    axes.plot(list(entries), [entry["mean"] for entry in entries.values()], "o-", color=colour, label=label,
+              markersize=4)
+    seeds = [(latent, value) for latent, entry in entries.items() for value in entry["values"]]
+    axes.scatter(*zip(*seeds), s=10, color=colour, alpha=0.5, linewidths=0)
+
+
+def spectra(axes: Axes, table: dict[int, dict[str, Any]], parts: list[dict[str, Any]]) -> None:
+    """KL(q(z_d | x) ‖ p(z_d)) of each dimension, the largest first, for the first seed of each D."""
+    for place, latent in enumerate(table):
+        run = min((part for part in parts if part["latent"] == latent), key=lambda part: part["seed"])
+        if run["rate_per_dimension"] is not None:
+            ordered = sorted(run["rate_per_dimension"], reverse=True)
+            axes.plot(range(1, latent + 1), ordered, color=COLOURS[place % len(COLOURS)], label=f"D = {latent}",
+                      marker="o", markersize=2, linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xlabel("dimension, the largest rate first")
+    axes.set_ylabel("rate on test images (nats)")
+    if axes.lines:
+        axes.legend(frameon=False, fontsize="x-small")
+    else:
+        axes.text(0.5, 0.5, "no closed form", ha="center", transform=axes.transAxes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
