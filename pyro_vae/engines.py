@@ -145,7 +145,8 @@ class Compiled:
     another size than the first, as the last of an epoch may be. The learning rate is an input of the graph.
 
     Raises ``Untraceable`` at the second step where the program cannot be traced; if not ``strict``, it says why in a
-    line on standard error and goes on eagerly. The other arguments are those of ``Eager``.
+    line on standard error and goes on eagerly. ``shape`` is that of the batches of a run that is resumed, whose first
+    step is not eager. The other arguments are those of ``Eager``.
     """
 
     def __init__(
@@ -156,10 +157,10 @@ class Compiled:
         scheduler: LRScheduler | None = None,
         clip: float | None = None,
         strict: bool = True,
+        shape: torch.Size | None = None,
     ):
         self.eager = Eager(program, estimator, optimizer, scheduler, clip)
-        self.strict, self.name = strict, "compiled"
-        self.shape: torch.Size | None = None
+        self.strict, self.name, self.shape = strict, "compiled", shape
         self.run: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -194,11 +195,12 @@ def engine(
     scheduler: LRScheduler | None = None,
     clip: float | None = None,
     steps: int = 0,
+    shape: torch.Size | None = None,
 ) -> Eager | Compiled | SVI:
     """The engine of that name; "auto" compiles for ``WORTH_COMPILING`` steps or more, where there is a compiler.
 
-    Which it took is its ``name``. Raises ValueError for a name not among ``ENGINES``. Where nothing can be compiled
-    on this machine, "compiled" says so in a line on standard error and is "eager".
+    Which it took is its ``name``; ``shape`` is for ``Compiled``. Raises ValueError for a name not among ``ENGINES``.
+    Where nothing can be compiled on this machine, "compiled" says so in a line on standard error and is "eager".
 
     >>> engine("fast", nn.Identity(), None, None)
     Traceback (most recent call last):
@@ -215,7 +217,7 @@ def engine(
         _notice(f"training eagerly: {missing}")
     if missing or name == "eager" or (name == "auto" and steps < WORTH_COMPILING):
         return Eager(*arguments)
-    return Compiled(*arguments, strict=name == "compiled")
+    return Compiled(*arguments, strict=name == "compiled", shape=shape)
 
 
 def _adam_step(graph: nn.Module, eager: Eager) -> Callable[[Tensor], Tensor]:

@@ -12,20 +12,6 @@ class NonFiniteLoss(RuntimeError):
     """The loss or its gradient became NaN or infinite; the program has the last good parameters again."""
 
 
-def whole(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-    """The loss after its backward pass; NaN where the norm of the gradient is not finite.
-
-    >>> parameter = nn.Parameter(torch.zeros(()))
-    >>> optimizer = torch.optim.SGD([parameter], lr=0.1)
-    >>> loss = parameter.sqrt()  # its slope at zero is infinite
-    >>> loss.backward()
-    >>> whole(loss, optimizer)
-    tensor(nan)
-    """
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return loss.detach() + 0 * nn.utils.get_total_norm(gradients)
-
-
 def culprit(program: nn.Module, estimator: ELBO, pixels: Tensor) -> str:
     """Where a loss on these pixels stops to be finite, in words: x, the first site whose log-probability does, or the
     parameters whose gradient does. To find what a step met, restore the random numbers that it started from.

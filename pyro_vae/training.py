@@ -164,7 +164,6 @@ def fit(
     }
     steps, images = math.ceil(len(data.train) / batch_size), data.train.images
     scheduler = schedule(optimizer, epochs * steps) if schedule else None
-    step = engines.engine(engine, program, estimator, optimizer, scheduler, clip, epochs * steps)
     run = Run(program, optimizer, scheduler, steps)
     saver = _Saver(run, checkpoints)
     bar = tqdm(total=epochs * len(images), unit="image", unit_scale=True, disable=not progress)
@@ -174,7 +173,9 @@ def fit(
         if isinstance(estimator, TraceMeanField_ELBO):
             check_analytic_kl(program.model, program.guide, first)
         saver.resume({"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": str(precision),
-                      "engine": engine, "clip": clip, "estimator": _words(estimator), "images": _fingerprint(images)})
+                      "engine": engine, "clip": clip, "estimator": _words(estimator)}, images)
+        shape = images[:batch_size].shape if run.step else None
+        step = engines.engine(engine, program, estimator, optimizer, scheduler, clip, epochs * steps, shape)
         bar.update(len(run.history.rows) * len(images) + min(run.taken * batch_size, len(images)))
         try:
             with deferred_interrupt() as raise_if_asked:
@@ -353,11 +354,11 @@ class _Saver:
     checkpoints: Checkpoints | None
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def resume(self, settings: Mapping[str, Any]) -> None:
-        """Goes on with what was saved, if that is wanted and there is something. ``settings``: what must not differ."""
+    def resume(self, settings: Mapping[str, Any], images: Tensor) -> None:
+        """Goes on with what was saved, where that is wanted and there is any; settings and images must not differ."""
         if self.checkpoints is None:
             return
-        self.settings = {**settings, **_kinds(self.run), **self.checkpoints.settings}
+        self.settings = {**settings, **_kinds(self.run), "images": _fingerprint(images), **self.checkpoints.settings}
         saved = self.checkpoints.load()
         if saved is None:
             return
