@@ -67,9 +67,9 @@ class Eager:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         if loss.is_cuda and self.optimizer.defaults.get("fused"):
             self.optimizer.found_inf = (~loss.isfinite()).float()  # as GradScaler does: the host need not wait
-            self.optimizer.step()
-        elif loss.isfinite():
-            self.optimizer.step()
+        elif not loss.isfinite():
+            self.optimizer.zero_grad()  # without gradients nothing moves; schedules and hooks are told of the step
+        self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         return loss

@@ -1,0 +1,323 @@
+"""Runs that are stopped and resumed end with the bits of those that were not; damaged checkpoints are refused."""
+
+import copy
+import errno
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from test_training import FEW, Breaks, small_vae
+
+from pyro_vae import checkpoint, fit
+from pyro_vae.checkpoint import CheckpointError, Checkpoints, decode, encode, locked, write_whole
+from pyro_vae.handlers import KLWeighted, LinearWarmUp
+from pyro_vae.training import NonFiniteLoss, warm_cosine
+
+TIMES = ("seconds", "images_per_second")
+CONTENT = {"step": 7, "loc": torch.arange(3.0), "rows": [{"bound": -1.5}], "none": None}
+
+
+@pytest.fixture
+def usual_interrupt():
+    # A process started in the background ignores Ctrl-C; these tests want Python's usual handler.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def train(program, folder=None, resume=False, every=3, **settings):
+    """Five epochs of four steps, and a fifth that is smaller."""
+    checkpoints = folder and Checkpoints(folder, seconds=None, steps=every, resume=resume)
+    settings = {"epochs": 5, "batch_size": 45, "lr": 1e-2, "schedule": warm_cosine, "progress": False, **settings}
+    return fit(program, FEW, checkpoints=checkpoints, **settings)
+
+
+def same_bits(first, second):
+    return all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+
+
+def rows(history):
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in history.rows]
+
+
+def stopped(program, folder, at, **settings):
+    """A run that asks itself to end within the batch of this number; the first is the check of the program."""
+
+    def ask(count, x):
+        if count == at:
+            signal.raise_signal(signal.SIGINT)
+        return x
+
+    history = train(Breaks(program, ask), folder, **settings)
+    assert history.interrupted and history.signal == signal.SIGINT
+    return history
+
+
+@pytest.mark.parametrize("at", [2, 5, 6, 14, 26])  # after steps 1, 4, 5 (the end of an epoch), 13 and the last
+def test_a_run_stopped_at_any_step_ends_with_the_same_bits(tmp_path, usual_interrupt, at):
+    whole, broken, resumed = (Breaks(small_vae(), lambda count, x: x) for _ in range(3))
+    expected = train(whole)
+    stopped(broken.vae, tmp_path, at)
+    history = train(resumed, tmp_path, resume=True)
+    assert same_bits(whole, resumed) and rows(history) == rows(expected)
+    assert history.best_epoch == expected.best_epoch and not history.interrupted
+
+
+def test_a_run_that_died_repeats_only_the_steps_since_its_last_checkpoint(tmp_path):
+    def die(count, x):
+        if count == 15:  # step 14; the last checkpoint is that of step 12
+            raise MemoryError
+        return x
+
+    whole, resumed = (Breaks(small_vae(), lambda count, x: x) for _ in range(2))
+    expected = train(whole)
+    with pytest.raises(MemoryError):
+        train(Breaks(small_vae(), die), tmp_path)
+    assert decode((tmp_path / "checkpoint.pt").read_bytes(), "")["step"] == 12
+    assert decode((tmp_path / "checkpoint.previous.pt").read_bytes(), "")["step"] == 9
+    history = train(resumed, tmp_path, resume=True)
+    assert same_bits(whole, resumed) and rows(history) == rows(expected)
+    assert resumed.count == 1 + 25 - 12
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, usual_interrupt):
+    whole, resumed = small_vae(), small_vae()
+    train(Breaks(whole, lambda count, x: x))
+    stopped(small_vae(), tmp_path, 12)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=r"checkpoint.pt is damaged.*going on from checkpoint.previous.pt"):
+        train(Breaks(resumed, lambda count, x: x), tmp_path, resume=True)
+    assert same_bits(whole, resumed)
+    for path in Checkpoints(tmp_path).paths:
+        path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"nothing to resume from.*train again from the beginning"):
+        train(small_vae(), tmp_path, resume=True)
+
+
+def test_other_settings_are_refused_by_name(tmp_path, usual_interrupt):
+    stopped(small_vae(), tmp_path, 4)
+    program = Breaks(small_vae(), lambda count, x: x)
+    with pytest.raises(ValueError, match=r"lr is 0\.01 there and 0\.02 here, seed is 0 there and 1 here"):
+        train(program, tmp_path, resume=True, lr=0.02, seed=1)
+    with pytest.raises(ValueError, match=r"program is .* tensors"):
+        train(Breaks(small_vae(latent=3), lambda count, x: x), tmp_path, resume=True)
+    other = copy.copy(FEW)
+    object.__setattr__(other, "train", FEW.train[torch.arange(200).flip(0)])
+    with pytest.raises(ValueError, match="images is '200 images, checksum"):
+        fit(program, other, epochs=5, batch_size=45, lr=1e-2, schedule=warm_cosine, progress=False,
+            checkpoints=Checkpoints(tmp_path, resume=True))
+
+
+def test_an_annealed_kl_weight_and_numpys_numbers_go_on_too(tmp_path, usual_interrupt):
+    def run(folder=None, resume=False, at=None):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        weighted = KLWeighted(small_vae())
+
+        def noisy(count, x):
+            if count == at:
+                signal.raise_signal(signal.SIGINT)
+            return (x + torch.from_numpy(np.random.rand(*x.shape)).float() / 10).clamp(max=1).round()
+
+        program = Breaks(weighted, noisy)
+        train(program, folder, resume, optimizer=lambda p: weighted.anneal(torch.optim.Adam(p), LinearWarmUp(20)))
+        return program, weighted.beta.item()
+
+    whole, beta = run()
+    _, early = run(tmp_path, at=10)
+    resumed, late = run(tmp_path, resume=True)
+    assert same_bits(whole, resumed) and late == beta == 1.0 and early == pytest.approx(9 / 20)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_non_finite_steps_are_left_out_counted_and_named():
+    def spoil(count, x):
+        return x * torch.nan if count in (4, 9) else x
+
+    program = Breaks(small_vae(), spoil)
+    assert train(program, skip_non_finite=2).skipped == 2
+    assert all(parameter.isfinite().all() for parameter in program.parameters())
+    with pytest.raises(NonFiniteLoss, match=r"epoch 2, step 3, under Trace_ELBO \(2 such steps, 1 may be left out\)"):
+        train(Breaks(small_vae(), spoil), skip_non_finite=1)
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+@pytest.mark.parametrize(
+    ("part", "site"), [("posterior.head", "site 'z' of the guide"), ("likelihood.network", "site 'x' of the model")]
+)
+def test_the_site_that_went_first_is_named(part, site):
+    vae = small_vae()
+
+    def ruin(count, x):
+        if count == 5:
+            for name, parameter in vae.named_parameters():
+                if name.startswith(part):
+                    parameter.data.fill_(torch.nan)
+        return x
+
+    with pytest.raises(NonFiniteLoss, match=f"epoch 1, step 4.*the log-probability that went first is that of {site}"):
+        train(Breaks(vae, ruin))
+
+
+def test_a_gradient_that_is_not_finite_is_named_and_never_applied():
+    vae = small_vae()
+    vae.extra = torch.nn.Parameter(torch.zeros(()))
+    model = vae.model
+    vae.model = lambda x: model(x + 0 * vae.extra.sqrt().nan_to_num())  # d sqrt(0) is infinite, times zero: NaN
+    with pytest.raises(NonFiniteLoss, match=r"log-probability is finite, the gradient of extra is not \(1 in all"):
+        train(vae, estimator=Trace_ELBO())
+    assert vae.extra == 0
+
+
+def test_what_is_saved_is_read_again():
+    again = decode(encode(CONTENT), "")
+    assert torch.equal(again.pop("loc"), CONTENT["loc"])
+    assert again == {name: value for name, value in CONTENT.items() if name != "loc"}
+
+
+class Payload:
+    """Unpickled by Python's own loader it makes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_malicious_checkpoint_runs_no_code(tmp_path, monkeypatch):
+    victim = tmp_path / "victim"
+    pickle.loads(pickle.dumps(Payload(victim)))
+    assert victim.exists()  # it would
+    victim.rmdir()
+    with pytest.raises(CheckpointError, match="only tensors, numbers, strings"):
+        encode({"step": Payload(victim)})
+    monkeypatch.setattr(checkpoint, "_check_payload", lambda file, name: None)
+    data = encode({"step": Payload(victim)})  # with a right checksum
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        decode(data, "stranger")  # by torch's own refusal
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match=r"stranger holds posix\.mkdir"):
+        decode(data, "stranger")
+    for protocol in (2, 4):
+        (tmp_path / "checkpoint.pt").write_bytes(pickle.dumps(Payload(victim), protocol))
+        with pytest.raises(CheckpointError, match="is no checkpoint"):
+            Checkpoints(tmp_path, resume=True).load()
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/evil", "archive/../../evil"])
+def test_path_names_in_a_checkpoint_are_refused(tmp_path, name):
+    archive = tmp_path / "archive.pt"
+    torch.save(CONTENT, archive)
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr(name, b"evil")
+    with archive.open("rb") as file, pytest.raises(CheckpointError, match=r"names that torch\.save does not give"):
+        checkpoint.load_tree(file, "stranger")
+
+
+def test_what_takes_any_amount_of_memory_is_refused(tmp_path):
+    archive = tmp_path / "archive.pt"
+    torch.save({"step": bytearray(3)}, archive)
+    with archive.open("rb") as file, pytest.raises(CheckpointError, match=r"holds __builtin__\.bytearray"):
+        checkpoint.load_tree(file, "stranger")
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", bytes(1 << 24))
+    with archive.open("rb") as file, pytest.raises(CheckpointError, match="compressed"):
+        checkpoint.load_tree(file, "stranger")
+
+
+@pytest.mark.parametrize("kind", [errno.ENOSPC, errno.EROFS, errno.ENOENT, errno.EACCES])
+def test_a_failing_write_names_the_cure_and_leaves_the_last_checkpoint(tmp_path, monkeypatch, kind):
+    checkpoints = Checkpoints(tmp_path, resume=True)
+    checkpoints.save({"step": 1})
+
+    def fail(file, data):
+        file.write(data[:10])
+        raise OSError(kind, os.strerror(kind))
+
+    monkeypatch.setattr(checkpoint, "_write", fail)
+    with pytest.raises(CheckpointError, match=rf"\({os.strerror(kind)}\).*untouched: {checkpoint.CURES[kind]}"):
+        checkpoints.save({"step": 2})
+    assert checkpoints.load() == {"step": 1} and [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
+
+
+def test_a_folder_removed_in_mid_run_is_an_error_with_the_cure(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+
+    def remove(count, x):
+        if count == 3:
+            folder.rmdir()
+        return x
+
+    with pytest.raises(CheckpointError, match="the folder is gone: make it again"):
+        train(Breaks(small_vae(), remove), folder)
+
+
+@pytest.mark.parametrize("stage", ["written", "renamed"])
+def test_a_write_cut_off_anywhere_leaves_a_whole_checkpoint(tmp_path, monkeypatch, stage):
+    checkpoints = Checkpoints(tmp_path, resume=True)
+    checkpoints.save({"step": 1})
+    checkpoints.save({"step": 2})
+
+    class PowerLoss(BaseException):
+        pass
+
+    def cut(*args):
+        raise PowerLoss
+
+    names, replace = [], os.replace
+
+    def cut_before_the_second(*args):
+        names.append(args)
+        if len(names) == 2:
+            raise PowerLoss
+        replace(*args)
+
+    if stage == "written":
+        monkeypatch.setattr(checkpoint.os, "fsync", cut)
+    else:
+        monkeypatch.setattr(checkpoint.os, "replace", cut_before_the_second)
+    with pytest.raises(PowerLoss):
+        checkpoints.save({"step": 3})
+    monkeypatch.undo()
+    assert checkpoints.load() == {"step": 2}
+
+
+def test_write_whole_replaces_at_once(tmp_path):
+    write_whole(tmp_path / "file", b"old")
+    write_whole(tmp_path / "file", b"new", keep=tmp_path / "kept")
+    assert (tmp_path / "file").read_bytes() == b"new" and (tmp_path / "kept").read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "kept"]
+
+
+def test_a_lock_holds_against_others_and_dies_with_its_process(tmp_path):
+    hold = "import sys, time; from pyro_vae.checkpoint import locked\nwith locked(sys.argv[1]): print(1, flush=True); "
+    words = [sys.executable, "-c", f"{hold} time.sleep(60)", tmp_path]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]) as process:
+        assert process.stdout.readline() == b"1\n"
+        with pytest.raises(CheckpointError, match="another run is writing to"), locked(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+    with locked(tmp_path), pytest.raises(CheckpointError, match="another run"), locked(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_when_it_is_time_to_save(tmp_path):
+    by_steps, by_time, never = Checkpoints(tmp_path, None, 10), Checkpoints(tmp_path, 0.0), Checkpoints(tmp_path, 1e9)
+    by_steps.note(5)
+    assert [by_steps.due(step) for step in (14, 15)] == [False, True] and by_time.due(1) and not never.due(10**9)
+    with pytest.raises(ValueError, match="wanted seconds of at least 0 and steps of at least 1, got -1 and None"):
+        Checkpoints(tmp_path, -1)
