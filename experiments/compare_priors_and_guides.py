@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from pyro_vae import VAE, analysis, data, evaluate, fit, load
 from pyro_vae.data import Data, Split
+from pyro_vae.engines import ENGINES
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
 from pyro_vae.parts import build_guide, build_likelihood, build_prior
 from pyro_vae.plots import COLOURS, DPI, GREY
@@ -79,6 +80,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--lr", type=float, default=3e-3, help="largest step of Adam")
     group.add_argument("--schedule", choices=SCHEDULES, default="warm-cosine", help="of the step")
     group.add_argument("--precision", choices=PRECISIONS, default="bfloat16", help="of the networks in training")
+    group.add_argument("--engine", choices=ENGINES, default="auto", help="what takes the steps; all train alike")
     group.add_argument("--warm-up", type=float, default=0.0, metavar="EPOCHS",
                        help="in which the weight of the KL grows from 0 to 1")
     group.add_argument("--particles", type=int, default=10, metavar="K", help="draws of z per image in the evaluation")
@@ -142,6 +144,7 @@ def train(row: str, seed: int, images: Data, args: argparse.Namespace) -> dict[s
         "kl_in_closed_form": has_closed_kl(vae, images),
         "parameters": sum(parameter.numel() for parameter in vae.parameters()),
         "best_epoch": history.best_epoch,
+        "engine": history.engine,
         "seconds": {"training": history.rows[-1]["seconds"], "all": time.perf_counter() - started},
         "history": history.rows,
     }
@@ -166,7 +169,7 @@ def trained(vae: VAE, images: Data, seed: int, args: argparse.Namespace) -> Hist
 
     return fit(program, images, ESTIMATORS[args.estimator](1), epochs=args.epochs, batch_size=args.batch, lr=args.lr,
                seed=seed, optimizer=adam, schedule=SCHEDULES[args.schedule], precision=PRECISIONS[args.precision],
-               progress=not args.quiet)
+               engine=args.engine, progress=not args.quiet)
 
 
 def measured(vae: VAE, split: Split, particles: int) -> dict[str, float]:
@@ -215,6 +218,7 @@ def tabulate(parts: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             row[f"valid_{part}"] = mean([run["valid"][part] for run in seeds.values()])
         row["active_units"] = mean([run["active_units"] for run in seeds.values()])
         row["seconds"] = mean([run["seconds"]["training"] for run in seeds.values()])
+        row["engines"] = sorted({run.get("engine", "eager") for run in seeds.values()})
         row["kl_in_closed_form"] = all(run["kl_in_closed_form"] for run in seeds.values())
         table[name] = row
     return table
@@ -228,12 +232,13 @@ def in_words(table: dict[str, dict[str, Any]]) -> str:
         return f"{entry['mean']:{sign}.{digits}f}{error}"
 
     width = max(map(len, table))
-    lines = [f"{'':<{width}} {'validation':>16} {'gain':>14} {'test':>16} {'gain':>14} {'active':>6} {'seconds':>7}"]
+    lines = [f"{'':<{width}} {'validation':>16} {'gain':>14} {'test':>16} {'gain':>14} {'active':>6} {'seconds':>7} "
+             f"{'engine':>8}"]
     for name, row in table.items():
         lines.append(
             f"{name:<{width}} {cell(row['valid']):>16} {cell(row['valid_gain'], sign='+'):>14} {cell(row['test']):>16} "
             f"{cell(row['test_gain'], sign='+'):>14} {row['active_units']['mean']:>6.1f} {row['seconds']['mean']:>7.0f}"
-            f"   seeds {' '.join(map(str, row['seeds']))}"
+            f" {'/'.join(row['engines']):>8}   seeds {' '.join(map(str, row['seeds']))}"
         )
     return "\n".join([*lines, "nats per image, higher is better; gains are differences from standard, seed by seed"])
 
