@@ -1,12 +1,14 @@
 """Images as uint8 tensors in memory: found in a folder, downloaded or bundled; split; in shuffled batches."""
 
 import gzip
+import io
 import math
 import os
 import shutil
 import socket
 import tempfile
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,7 +29,8 @@ ENVIRONMENT = "PYRO_VAE_DATA"
 TIMEOUT = 5.0  # seconds that a silent network is waited for
 FREY_FILE = "frey/frey_rawface.mat"
 FREY_URL = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
-FREY_BYTES = 4_000_000  # the file has 1 MB; more is another file
+FREY_BYTES = 4_000_000  # the file has 1 MB, unpacked 1.2 MB; more is another file
+IDX_BYTES = 200_000_000  # MNIST's training images have 47 MB
 
 
 class DataError(RuntimeError):
@@ -255,8 +258,8 @@ def _idx(path: Path, dims: int) -> Tensor:
                 f"{header.hex(' ') or 'an empty file'}; remove it to download it anew"
             )
         sizes = np.frombuffer(header[4:], ">u4").tolist()
-        declared, limit = math.prod(sizes), 1 << 30
-        content = file.read(min(declared, limit) + 1)
+        declared = math.prod(sizes)
+        content = file.read(declared + 1) if declared <= IDX_BYTES else b""
     if len(content) != declared:
         got = f"{len(content):,}" if len(content) < declared else "more"
         raise DataError(f"{path}: the header declares {declared:,} bytes, it holds {got}; remove it to have it anew")
@@ -267,11 +270,36 @@ def _frey(path: Path) -> Split:
     with _readable(path):
         if path.stat().st_size > FREY_BYTES:
             raise DataError(f"{path}: it is larger than {FREY_BYTES:,} bytes, so it is not Frey Face; remove it")
-        faces = scipy.io.loadmat(path, variable_names=["ff"]).get("ff")
-    if not isinstance(faces, np.ndarray) or faces.dtype != np.uint8 or faces.shape != (560, 1965):
-        got = f"{faces.dtype} {faces.shape}" if isinstance(faces, np.ndarray) else "none"
-        raise DataError(f"{path}: wanted a variable ff, uint8 (560, 1965), got {got}; remove it to download it anew")
+        file = io.BytesIO(_unpacked_mat(path.read_bytes()))
+        found = scipy.io.whosmat(file)  # before any of it is read: a file may declare anything
+        if found != [("ff", (560, 1965), "uint8")]:
+            got = next((f"{kind} {shape}" for name, shape, kind in found if name == "ff"), "none")[:200]
+            wanted = "a variable ff, uint8 (560, 1965), and nothing else"
+            raise DataError(f"{path}: wanted {wanted}, got {got}; remove it to download it anew")
+        file.seek(0)
+        faces = scipy.io.loadmat(file)["ff"]
     return Split(torch.from_numpy(faces.T.reshape(-1, 1, 28, 20).copy()))
+
+
+def _unpacked_mat(content: bytes) -> bytes:
+    """A MATLAB 5 file whose elements are compressed, at most FREY_BYTES of it, as one whose elements are not.
+
+    A header of 128 bytes that ends with the byte order, then elements: type, size, content; type 15 is compressed.
+    """
+    if content[:10] != b"MATLAB 5.0" or content[126:128] != b"IM":
+        raise ValueError("it is no little-endian MATLAB 5 file")
+    unpacked, start = [content[:128]], 128
+    while start + 8 <= len(content):
+        kind, size = np.frombuffer(content[start : start + 8], "<u4").tolist()
+        element = content[start : start + 8 + size]
+        start += 8 + size
+        if kind == 15:
+            unpacker = zlib.decompressobj()
+            element = unpacker.decompress(element[8:], FREY_BYTES)
+        unpacked.append(element)
+        if sum(map(len, unpacked)) > FREY_BYTES or len(unpacked) > 100:
+            raise ValueError(f"unpacked it is larger than {FREY_BYTES:,} bytes")
+    return b"".join(unpacked)
 
 
 def _digits() -> Split:
