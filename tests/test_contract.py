@@ -161,6 +161,9 @@ def test_one_training_step_moves_every_parameter(parts):
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all() and parameter.grad.any(), name
         assert parameter.isfinite().all() and not torch.equal(parameter, before[name]), name
+    # Of what the networks put out nothing is unused: each parameter of q and of each pixel gets its gradient.
+    for last in (vae.posterior.head, [layer for layer in vae.likelihood.modules() if isinstance(layer, nn.Linear)][-1]):
+        assert last.bias.grad.all()
 
 
 @pytest.mark.parametrize("parts", [("Flow autoregressive", *PLAIN[1:]), (*PLAIN[:2], "Flow autoregressive")])
