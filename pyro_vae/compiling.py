@@ -4,6 +4,7 @@
 plates and traces and all, and keeps only what happened to tensors; that is compiled without a break.
 """
 
+import logging
 import os
 import shutil
 import sysconfig
@@ -119,15 +120,15 @@ def traced(loss: Loss, args: tuple[Tensor, ...]) -> nn.Module:
     True
     """
     with random_numbers_kept(args), quiet_torch(), pyro.validation_enabled(False), tensors_only():
+        buffers = [(buffer, buffer.clone()) for buffer in loss.buffers()]
         leaves = {leaf.data_ptr(): leaf for leaf in _leaves(loss(*args))}
+        for buffer, value in buffers:
+            buffer.copy_(value)
         try:
             exported = torch.export.export(loss, args, strict=False)
         except Exception as error:
             raise Untraceable(_explanation(error)) from error
-    changed = list(exported.graph_signature.buffers_to_mutate.values())
-    if changed:
-        raise Untraceable(f"the program changes its buffers {changed} as it runs; take them away, or train eagerly")
-    graph = exported.module(check_guards=False)
+        graph = exported.module(check_guards=False)
     # What the loss trains but does not hold, as parameters in Pyro's store, was taken for constants.
     for name, constant in exported.constants.items():
         leaf = leaves.get(constant.data_ptr()) if torch.is_tensor(constant) else None
@@ -164,11 +165,16 @@ def random_numbers_kept(args: Iterable[Tensor]) -> AbstractContextManager[None]:
 
 @contextmanager
 def quiet_torch() -> Iterator[None]:
-    """A block without the warnings of torch's compiler about torch itself."""
+    """A block without what torch's compiler says about torch itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\.")
-        warnings.filterwarnings("ignore", r".*torch\._prims_common", FutureWarning)
-        yield
+        warnings.filterwarnings("ignore", "A model attribute .* requires gradient", UserWarning)
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def missing_compiler() -> str | None:
@@ -211,9 +217,9 @@ def _explanation(error: Exception) -> str:
         return file.startswith((*libraries, "<")) or in_python or file == __file__
 
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not foreign(frame.filename)]
-    at = f"{frames[-1].filename}, line {frames[-1].lineno}: `{frames[-1].line}`" if frames else "an unknown line"
+    at = f" at {frames[-1].filename}, line {frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
     reason = str(error).strip().split("\n")[0]
     return (
-        f"the program cannot be traced at {at}. What it does must not depend on the values of tensors: take it away, "
-        f'write it with torch.where, or train eagerly (engine="eager"). ({type(error).__name__}: {reason})'
+        f"the program cannot be traced{at} ({type(error).__name__}: {reason}). What it does must not depend on the "
+        'values of tensors: take that line away, write it with torch.where, or train eagerly, by engine="eager"'
     )

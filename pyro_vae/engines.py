@@ -180,10 +180,13 @@ class Compiled:
             with quiet_torch():
                 return self.run(pixels)
         except (Untraceable, RuntimeError) as error:
-            if self.strict:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if self.strict and isinstance(error, Untraceable):
                 raise
+            if self.strict:
+                raise Untraceable(f'torch cannot compile this step ({reason}); train by engine="eager"') from error
             self.name = "eager"
-            _notice(f"training eagerly: {str(error).splitlines()[0]}")
+            _notice(f"training eagerly: {reason}")
             return self.eager(pixels)
 
 

@@ -1,0 +1,224 @@
+"""Engines: the same training by each of them; what they say when they cannot."""
+
+import copy
+import shutil
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO
+from torch import nn
+
+from pyro_vae import VAE, fit, guides, handlers, likelihoods, load, networks, priors
+from pyro_vae.data import Data
+from pyro_vae.engines import ENGINES, SVI, WORTH_COMPILING, Compiled, Eager, engine
+from pyro_vae.training import warm_cosine
+
+DIGITS = load("digits")
+BATCHES = [batch for _ in range(10) for batch in DIGITS.train.images[:220].split(50)]  # the last of five is smaller
+COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+
+
+@pytest.fixture(autouse=True)
+def no_validation():
+    with pyro.validation_enabled(False):
+        yield
+
+
+def small_vae(latent=2):
+    torch.manual_seed(0)
+    return VAE(
+        priors.StandardNormal(latent),
+        likelihoods.Bernoulli(networks.MLPDecoder(latent, DIGITS.shape, maps=1, hidden=(16,))),
+        guides.MeanField(networks.MLPEncoder(DIGITS.shape, hidden=(16,)), latent),
+    )
+
+
+def adam(parameters):
+    return torch.optim.Adam(parameters, lr=1e-2, fused=True)
+
+
+class Training:
+    """An engine that has taken a step on each of the batches."""
+
+    def __init__(self, kind, program=None, optimizer=adam, batches=BATCHES, schedule=warm_cosine, **settings):
+        self.program = program or small_vae()
+        self.optimizer = optimizer(list(self.program.parameters()))
+        scheduler = schedule and schedule(self.optimizer, len(batches))
+        self.step = kind(self.program, Trace_ELBO(), self.optimizer, scheduler, **settings)
+        torch.manual_seed(1)
+        self.losses = torch.stack([self.step(batch) for batch in batches])
+
+
+def assert_same_training(a, b, rtol=1e-4):
+    torch.testing.assert_close(a.losses, b.losses, rtol=1e-5, atol=0.0)
+    assert not torch.equal(a.losses[0], a.losses[5])
+    for one, other in zip(a.program.parameters(), b.program.parameters()):
+        torch.testing.assert_close(one, other, rtol=rtol, atol=1e-5)
+    states = (dict(training.optimizer.state_dict()["state"]) for training in (a, b))
+    for one, other in zip(*(state.values() for state in states)):
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            scale = other[key].abs().max().item()
+            torch.testing.assert_close(one[key], other[key], rtol=1e-3, atol=1e-3 * scale)
+
+
+def test_eager_is_svi():
+    assert_same_training(Training(Eager), Training(SVI))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A compiled training with a schedule, clipping and smaller last batches."""
+    if not shutil.which("g++"):
+        pytest.skip("no C++ compiler")
+    with pyro.validation_enabled(False):
+        return Training(Compiled, clip=60.0)
+
+
+def test_compiled_is_eager(trained):
+    reference = Training(Eager, clip=60.0)
+    assert_same_training(trained, reference)
+    assert (trained.losses - Training(Eager).losses).abs().max() > 1  # the clipping is felt
+    assert trained.step.run is not None and trained.step.name == "compiled"
+
+
+def test_another_engine_goes_on_from_the_state_of_the_compiled_one(trained):
+    results = []
+    for kind in Eager, Compiled:
+        program = small_vae()
+        program.load_state_dict(trained.program.state_dict())
+        optimizer = adam(list(program.parameters()))
+        optimizer.load_state_dict(copy.deepcopy(trained.optimizer.state_dict()))
+        step = kind(program, Trace_ELBO(), optimizer)
+        torch.manual_seed(2)
+        step(BATCHES[0])
+        results.append(torch.cat([p.detach().flatten() for p in program.parameters()]))
+        assert {state["step"].item() for state in optimizer.state.values()} == {len(BATCHES) + 1}
+    assert torch.equal(*results)
+
+
+def test_compiled_leaves_out_a_step_that_is_not_finite(trained):
+    weight = trained.program.likelihood.network.layers[0].weight
+    kept = weight.detach().clone()
+    before = copy.deepcopy((trained.program.state_dict(), trained.optimizer.state_dict()["state"]))
+    with torch.no_grad():
+        weight[0, 0] = torch.nan
+    assert not trained.step(BATCHES[0]).isfinite()
+    with torch.no_grad():
+        weight.copy_(kept)
+    for name, value in trained.program.state_dict().items():
+        assert torch.equal(value, before[0][name])
+    for number, state in trained.optimizer.state_dict()["state"].items():
+        assert all(torch.equal(state[key], before[1][number][key]) for key in state)
+
+
+def test_eager_leaves_out_a_step_whose_gradient_alone_is_not_finite():
+    training = Training(Eager, batches=BATCHES[:2], schedule=None)
+    before = copy.deepcopy(training.program.state_dict())
+    training.program.likelihood.network.layers[0].weight.register_hook(lambda gradient: gradient * torch.inf)
+    assert not training.step(BATCHES[0]).isfinite()
+    for name, value in training.program.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@COMPILER
+def test_hooks_and_annealing_work_under_a_compiled_gradient():
+    def anneal(program):
+        return lambda parameters: program.anneal(adam(parameters), handlers.LinearWarmUp(steps=40))
+
+    trainings = []
+    for kind in Compiled, Eager:
+        program = handlers.KLWeighted(small_vae())
+        trainings.append(Training(kind, program, anneal(program), BATCHES[:20], schedule=None))
+        assert program.beta == 0.5
+    assert_same_training(*trainings)
+    assert trainings[0].step.run is not None
+
+
+class Branching(nn.Module):
+    """A program that looks at its data; without param sites."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(1))
+
+    def observe(self, pixels, generator=None):
+        return pixels / 16
+
+    def model(self, x):
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            if x.mean() > 0.3:
+                z = 2 * z
+            pyro.sample("x", dist.Normal(z[:, :, None, None], 1.0).expand(x.shape).to_event(3), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(self.loc, 1.0).expand([len(x), 1]).to_event(1))
+
+
+def test_control_flow_that_depends_on_data_is_an_error_that_names_the_line():
+    with pytest.raises(ValueError, match=r"test_engines.py, line \d+: `if x.mean\(\) > 0.3:`.*engine=.eager"):
+        Training(Compiled, Branching(), batches=BATCHES[:2])
+
+
+def test_what_torch_cannot_compile_is_an_error_that_names_the_way_out_and_leaves_no_trace():
+    def normalised():
+        program = small_vae()
+        program.posterior.network.layers.append(nn.BatchNorm1d(16))
+        return program
+
+    with pytest.raises(ValueError, match=r"cannot compile this step.*engine=.eager"):
+        Training(Compiled, normalised(), batches=BATCHES[:2])
+    buffers = [Training(kind, normalised(), batches=BATCHES[:3], **settings).program.posterior.network.layers[-1]
+               for kind, settings in ((Eager, {}), (Compiled, {"strict": False}))]
+    assert torch.equal(*(buffer.running_mean for buffer in buffers)) and buffers[0].num_batches_tracked == 3
+
+
+def test_auto_says_why_it_trains_eagerly_and_does(capsys):
+    training = Training(Compiled, Branching(), batches=BATCHES[:4], strict=False)
+    assert_one_line(capsys, "training eagerly: ", "if x.mean() > 0.3")
+    assert training.step.name == "eager"
+    torch.testing.assert_close(training.losses, Training(Eager, Branching(), batches=BATCHES[:4]).losses)
+
+
+def test_no_compiler(capsys, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    arguments = small_vae(), Trace_ELBO(), None
+    assert isinstance(engine("compiled", *arguments), Eager)
+    assert_one_line(capsys, "training eagerly: no C++ compiler: 'no-such-compiler' is not found")
+    assert isinstance(engine("auto", *arguments, steps=10 * WORTH_COMPILING), Eager)
+
+
+def assert_one_line(capsys, *parts):
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and all(part in said for part in parts)
+
+
+@COMPILER
+def test_auto_compiles_long_trainings():
+    arguments = small_vae(), Trace_ELBO(), None
+    assert isinstance(engine("auto", *arguments, steps=WORTH_COMPILING - 1), Eager)
+    assert isinstance(engine("auto", *arguments, steps=WORTH_COMPILING), Compiled)
+
+
+def test_svi_refuses_what_it_would_ignore():
+    with pytest.raises(ValueError, match="clip"):
+        Training(SVI, clip=1.0)
+    with pytest.raises(ValueError, match=r"no param site of \['loc'\].*parameter_sites"):
+        Training(SVI, Branching(), batches=BATCHES[:1])
+
+
+@pytest.mark.parametrize("name", [name for name in ENGINES if name != "compiled"])
+def test_fit_says_which_engine_it_took(name):
+    few = Data("few", DIGITS.train[:100], DIGITS.valid[:50], DIGITS.test[:50])
+    history = fit(small_vae(), few, engine=name, epochs=1, batch_size=50, progress=False)
+    assert history.engine == {"auto": "eager"}.get(name, name)
+
+
+def test_unknown_engines_and_clips():
+    with pytest.raises(ValueError, match="wanted one of auto, eager, compiled, svi, got 'fast'"):
+        fit(small_vae(), DIGITS, engine="fast")
+    with pytest.raises(ValueError, match="clip: wanted a positive number"):
+        fit(small_vae(), DIGITS, clip=0.0)
