@@ -37,7 +37,7 @@ from pyro_vae.checkpoint import CheckpointError, Checkpoints, check_same, locked
 from pyro_vae.data import Data
 from pyro_vae.divergences import has_closed_form_kl
 from pyro_vae.engines import ENGINES
-from pyro_vae.likelihoods import Normal, bits_per_dim
+from pyro_vae.likelihoods import DiscretizedLogistic, Normal, bits_per_dim
 from pyro_vae.parts import PARAMETERS, build_vae, describe_model, hidden, read_metrics
 from pyro_vae.state import interrupt, seeded
 from pyro_vae.training import Evaluation, History, NonFiniteLoss, fixed_x, warm_cosine
@@ -285,7 +285,7 @@ def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Any]:
         metrics["knn_accuracy"] = analysis.knn_accuracy(
             train_codes, images.train.labels, codes, images.test.labels, neighbours=15
         )
-    if isinstance(vae.likelihood, Normal):
+    if isinstance(vae.likelihood, Normal | DiscretizedLogistic):
         metrics["share_of_scales_at_bound"] = vae.likelihood.share_at_bound(codes[:SHOWN])
     metrics["active_units"] = int(analysis.active_units(codes).sum())
     metrics["rate_per_dimension"] = None

@@ -17,6 +17,9 @@ from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 
 LEVELS = 256
+# Beyond these a network has gone astray; they keep its log-probabilities finite there, and change nothing elsewhere.
+LARGEST_LOG_SCALE = 40.0
+LARGEST_MEAN_LOGIT = 50.0
 
 
 def checked_pixels(pixels: Tensor) -> Tensor:
@@ -183,7 +186,8 @@ class Normal(Likelihood):
 
     def pixel_distribution(self, loc: Tensor, log_scale: Tensor | None = None) -> TorchDistribution:
         log_scale = self.log_scale if log_scale is None else log_scale
-        return dist.Normal(loc.sigmoid(), soft_minimum(log_scale, self.min_log_scale).exp())
+        log_scale = soft_minimum(log_scale, self.min_log_scale).clamp(max=LARGEST_LOG_SCALE)
+        return dist.Normal(loc.sigmoid(), log_scale.exp())
 
     @torch.no_grad()
     def share_at_bound(self, z: Tensor) -> float:
@@ -204,6 +208,7 @@ class Beta(Likelihood):
 
     def pixel_distribution(self, mean_logit: Tensor, log_concentration: Tensor) -> TorchDistribution:
         low, high = self.log_concentration_range
+        mean_logit = mean_logit.clamp(-LARGEST_MEAN_LOGIT, LARGEST_MEAN_LOGIT)
         log_c = -soft_minimum(-soft_minimum(log_concentration, low), -high)
         return dist.Beta((F.logsigmoid(mean_logit) + log_c).exp(), (F.logsigmoid(-mean_logit) + log_c).exp())
 
@@ -245,7 +250,7 @@ class DiscretizedLogistic(Likelihood):
     """Mass of each grey level under a logistic distribution: P(g) = F(x + ½/255) − F(x − ½/255), x = g / 255.
 
     The two end levels take the tails (Salimans et al. 2017). The location is squashed to (0, 1); the log scale is kept
-    above ``min_log_scale`` smoothly.
+    above ``min_log_scale`` smoothly; ``share_at_bound`` counts how often that binds.
     """
 
     parameters_per_pixel = 2
@@ -256,7 +261,13 @@ class DiscretizedLogistic(Likelihood):
         self.min_log_scale = min_log_scale
 
     def pixel_distribution(self, loc: Tensor, log_scale: Tensor) -> TorchDistribution:
-        return LogisticLevels(loc.sigmoid(), soft_minimum(log_scale, self.min_log_scale))
+        log_scale = soft_minimum(log_scale, self.min_log_scale).clamp(max=LARGEST_LOG_SCALE)
+        return LogisticLevels(loc.sigmoid(), log_scale)
+
+    @torch.no_grad()
+    def share_at_bound(self, z: Tensor) -> float:
+        """Share of the pixels whose log scale the lower bound holds up."""
+        return (self.maps(z)[1] < self.min_log_scale).double().mean().item()
 
     def observe(self, pixels: Tensor, generator: Generator | None = None) -> Tensor:
         return checked_pixels(pixels) / 255

@@ -1,0 +1,200 @@
+"""Whatever a file or a network holds: an error that says so, or finite numbers; never a crash, never code run."""
+
+import gzip
+import io
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import hypothesis.strategies as st
+import pytest
+import scipy.io
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from torch import nn
+
+from pyro_vae import data as D
+from pyro_vae import likelihoods as L
+from pyro_vae import load_vae
+from pyro_vae.checkpoint import CheckpointError, decode, encode
+from pyro_vae.parts import PARAMETERS
+
+FIXTURE = Path(__file__).parent / "fixtures/format1"
+CHECKPOINT = encode({"step": 3, "loc": torch.arange(5.0), "rows": [{"bound": -1.0}]})
+QUICK = settings(max_examples=60, deadline=None, derandomize=True, database=None,
+                 suppress_health_check=[HealthCheck.function_scoped_fixture])
+FAMILIES = {
+    "bernoulli": L.Bernoulli(nn.Identity()),
+    "intensity": L.Bernoulli(nn.Identity(), L.intensity),
+    "continuous-bernoulli": L.ContinuousBernoulli(nn.Identity()),
+    "normal": L.Normal(nn.Identity()),
+    "beta": L.Beta(nn.Identity()),
+    "categorical": L.Categorical(nn.Identity(), bins=5),
+    "logistic": L.DiscretizedLogistic(nn.Identity()),
+}
+
+
+def idx(images):
+    return struct.pack(">4B3I", 0, 0, 8, 3, *images.shape) + images.numpy().tobytes()
+
+
+IMAGES = idx(torch.arange(3 * 28 * 28, dtype=torch.uint8).reshape(3, 28, 28))
+
+
+@st.composite
+def damaged(draw, content):
+    """The content cut off, with bytes changed, or with bytes put in."""
+    at = draw(st.integers(0, len(content) - 1))
+    kind = draw(st.sampled_from(["cut", "change", "insert"]))
+    if kind == "cut":
+        return content[:at]
+    new = draw(st.binary(min_size=1, max_size=8))
+    changed = content[:at] + new + content[at + (len(new) if kind == "change" else 0) :]
+    return changed if changed != content else content + b"\0"
+
+
+def loaded_idx(tmp_path, content, name="images"):
+    path = tmp_path / name
+    path.write_bytes(content)
+    return D._idx(path.with_suffix(""), dims=3)
+
+
+@QUICK
+@given(damaged(IMAGES) | st.binary(max_size=100))
+def test_any_idx_file_is_images_or_an_error(tmp_path, content):
+    try:
+        assert loaded_idx(tmp_path, content).dtype == torch.uint8
+    except D.DataError as error:
+        assert str(tmp_path) in str(error) and "remove it" in str(error)
+
+
+@pytest.mark.parametrize("size", [0, 1 << 16, (1 << 32) - 1])
+def test_an_idx_file_may_declare_any_size(tmp_path, size):
+    content = struct.pack(">4B3I", 0, 0, 8, 3, size, size, size) + bytes(100)
+    with pytest.raises(D.DataError, match="the header declares"):
+        loaded_idx(tmp_path, content)
+
+
+def test_a_small_archive_of_a_large_file_is_refused_in_little_memory(tmp_path):
+    bomb = gzip.compress(struct.pack(">4B3I", 0, 0, 8, 3, 1 << 14, 28, 28) + bytes(1 << 25))
+    with pytest.raises(D.DataError, match="the header declares 12,845,056 bytes, it holds more"):
+        loaded_idx(tmp_path, bomb, "images.gz")
+
+
+@QUICK
+@given(damaged(gzip.compress(IMAGES, mtime=0)))
+def test_any_idx_archive_is_images_or_an_error(tmp_path, content):
+    try:
+        assert loaded_idx(tmp_path, content, "images.gz").dtype == torch.uint8
+    except D.DataError as error:
+        assert "remove it" in str(error)
+
+
+def mat(compress):
+    file = io.BytesIO()
+    scipy.io.savemat(file, {"ff": torch.arange(560 * 1965).reshape(560, 1965).byte().numpy()}, do_compression=compress)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("front", [True, False])
+def test_any_mat_file_is_faces_or_an_error(tmp_path, compress, front):
+    whole = mat(compress)
+    path = tmp_path / D.FREY_FILE
+    path.parent.mkdir()
+
+    @QUICK
+    @given(damaged(whole[:260] if front else whole))
+    def check(content):
+        path.write_bytes(content + whole[260:] if front else content)
+        try:
+            assert D._frey(path).images.shape == (1965, 1, 28, 20)
+        except D.DataError as error:
+            assert str(path) in str(error) and "remove it" in str(error)
+
+    check()
+
+
+@QUICK
+@given(damaged(CHECKPOINT) | st.binary(max_size=200))
+def test_a_checkpoint_with_any_change_is_refused(content):
+    with pytest.raises(CheckpointError, match="it"):
+        decode(content, "it")
+
+
+def test_a_checkpoint_cut_off_anywhere_is_refused():
+    for end in range(len(CHECKPOINT)):
+        with pytest.raises(CheckpointError, match="it"):
+            decode(CHECKPOINT[:end], "it")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copytree(FIXTURE, tmp_path / "run")
+    return tmp_path / "run"
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3))
+
+
+def models(folder, content):
+    """Loads the run with this metrics.json: None where it is refused."""
+    (folder / "metrics.json").write_bytes(content)
+    try:
+        return load_vae(folder)
+    except CheckpointError as error:
+        assert str(folder) in str(error)
+        return None
+
+
+@QUICK
+@given(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=100))
+@example(b"[" * 100_000)
+@example(b'{"settings": ' * 50_000)
+@example(b"9" * 10_000)
+def test_any_metrics_that_are_none_are_refused(folder, content):
+    assert models(folder, content) is None
+
+
+@QUICK
+@given(st.data())
+def test_any_value_of_any_setting_loads_the_same_model_or_none(folder, data):
+    metrics = json.loads((FIXTURE / "metrics.json").read_text())
+    name = data.draw(st.sampled_from(["lik", "bins", "scale", "prior", "guide", "components", "rank", "flow_depth",
+                                      "flow_width", "net", "latent", "hidden", "binarize", "format", "shape"]))
+    value = data.draw(JSON | st.sampled_from([10**9, [10**9], [1] * 1000, 2**16, [2**16, 2**16], "vamp", "planar",
+                                              "spline", "inverse-autoregressive", [1, 10**4, 10**4]]))
+    part = {"format": metrics, "shape": metrics["dataset"]}.get(name, metrics["settings"])
+    part[name] = value
+    vae = models(folder, json.dumps(metrics).encode())
+    if vae is not None:
+        state = torch.load(FIXTURE / PARAMETERS, weights_only=True)
+        assert all(torch.equal(value, state[name]) for name, value in vae.state_dict().items())
+
+
+@QUICK
+@given(damaged((FIXTURE / PARAMETERS).read_bytes()))
+def test_any_parameters_are_a_model_or_an_error(folder, content):
+    (folder / PARAMETERS).write_bytes(content)
+    models(folder, (FIXTURE / "metrics.json").read_bytes())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_logits_and_pixels_give_finite_numbers(family):
+    likelihood = FAMILIES[family]
+    maps = likelihood.parameters_per_pixel
+
+    @settings(QUICK, max_examples=100)
+    @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=4 * maps, max_size=4 * maps),
+           st.binary(min_size=4, max_size=4))
+    def check(logits, pixels):
+        z = torch.tensor(logits).reshape(maps, 2, 2).requires_grad_()
+        x = likelihood.observe(torch.tensor(list(pixels), dtype=torch.uint8).reshape(1, 1, 2, 2))
+        p = likelihood(z)
+        log_prob = p.log_prob(x[0])
+        (gradient,) = torch.autograd.grad(log_prob, z)
+        assert log_prob.isfinite() and gradient.isfinite().all() and p.mean.isfinite().all()
+
+    check()
