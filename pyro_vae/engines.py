@@ -8,7 +8,8 @@ a loss that is not finite.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -221,6 +222,38 @@ def engine(
     if missing or name == "eager" or (name == "auto" and steps < WORTH_COMPILING):
         return Eager(*arguments)
     return Compiled(*arguments, strict=name == "compiled", shape=shape)
+
+
+@contextmanager
+def fast_matmul(device: torch.device | str) -> Iterator[None]:
+    """A block in which float32 products on a CPU take the faster kernel, where it is measured to be as accurate.
+
+    That is what ``torch.set_float32_matmul_precision("medium")`` selects: on an AMD CPU oneDNN in place of MKL, more
+    than twice as fast, with a relative error of 4e-7 where the other has 3e-7. On CPUs where it computes in bfloat16
+    (an error of 4e-3) the block changes nothing; nor does it on other devices, or where the user has chosen already.
+
+    >>> with fast_matmul("cpu"):
+    ...     chosen = torch.get_float32_matmul_precision()
+    >>> chosen in ("medium", "highest"), torch.get_float32_matmul_precision()
+    (True, 'highest')
+    """
+    before = torch.get_float32_matmul_precision()
+    try:
+        if torch.device(device).type == "cpu" and before == "highest":
+            torch.set_float32_matmul_precision("medium")
+            if _matmul_error() > 1e-6:
+                torch.set_float32_matmul_precision(before)
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _matmul_error() -> float:
+    """Relative error of a float32 product, in the Frobenius norm."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(128, 784, generator=generator), torch.randn(784, 128, generator=generator)
+    exact = a.double() @ b.double()
+    return ((a @ b - exact).norm() / exact.norm()).item()
 
 
 def _adam_step(graph: nn.Module, eager: Eager) -> Callable[[Tensor], Tensor]:

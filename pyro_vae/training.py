@@ -180,7 +180,11 @@ def fit(
         try:
             with deferred_interrupt() as raise_if_asked:
                 while len(run.history.rows) < epochs:
-                    with lowered_precision(program, precision), pyro.validation_enabled(False):
+                    with (
+                        lowered_precision(program, precision),
+                        engines.fast_matmul(images.device),
+                        pyro.validation_enabled(False),
+                    ):
                         for losses in _train_epoch(run, step, images, batch_size, bar):
                             _check_finite(run, losses, estimator, images, skip_non_finite)
                             saver.between_steps(raise_if_asked)

@@ -12,7 +12,7 @@ from torch import nn
 
 from pyro_vae import VAE, fit, guides, handlers, likelihoods, load, networks, priors
 from pyro_vae.data import Data
-from pyro_vae.engines import ENGINES, SVI, WORTH_COMPILING, Compiled, Eager, engine
+from pyro_vae.engines import ENGINES, SVI, WORTH_COMPILING, Compiled, Eager, _matmul_error, engine, fast_matmul
 from pyro_vae.training import warm_cosine
 
 DIGITS = load("digits")
@@ -215,6 +215,16 @@ def test_fit_says_which_engine_it_took(name):
     few = Data("few", DIGITS.train[:100], DIGITS.valid[:50], DIGITS.test[:50])
     history = fit(small_vae(), few, engine=name, epochs=1, batch_size=50, progress=False)
     assert history.engine == {"auto": "eager"}.get(name, name)
+
+
+def test_the_faster_matmul_is_taken_only_where_it_is_accurate_and_for_the_block(monkeypatch):
+    with fast_matmul("cpu"):
+        assert _matmul_error() < 1e-6
+    monkeypatch.setattr("pyro_vae.engines._matmul_error", lambda: 4e-3)
+    with pytest.raises(KeyError), fast_matmul("cpu"):
+        assert torch.get_float32_matmul_precision() == "highest"
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_unknown_engines_and_clips():
