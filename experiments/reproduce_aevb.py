@@ -36,7 +36,6 @@ from aevb.report import gather
 from parts import BINARIZE, ESTIMATORS
 from pyro.infer import ELBO
 from results import is_done, provenance, write_json
-from run import INTERRUPTED
 from torch import Tensor
 
 from pyro_vae import VAE, annealed_evidence, data, evaluate, load, log_evidence
@@ -48,11 +47,12 @@ from pyro_vae.training import NonFiniteLoss, fixed_x
 STEPS = (0.01, 0.02, 0.1)  # of Adagrad, from which the paper chooses
 AEVB, WAKE_SLEEP, MCEM = "aevb", "wake-sleep", "mcem"
 LITERAL = "literal"
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 TRAIN_IMAGES = 10_000  # the first so many training images on which the training bound is measured
 EVIDENCE_IMAGES = 1000  # of either split for the marginal likelihood, as in the paper
 PARTICLES = 1000  # of importance sampling from a guide; Monte Carlo EM has none, so it takes
 ANNEALING = {"num_temperatures": 30, "chains": 6, "leapfrog": 5}
-CHOICE = {AEVB: 50, WAKE_SLEEP: 50, MCEM: 10}  # a step is chosen on this part of the samples of a run
+CHOICE = 20  # a step is chosen on this part of the samples of a run
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def choose_step(run: Run, images: Data, engine: str) -> list[dict[str, Any]]:
 
     For Monte Carlo EM, which has no bound, it is the annealed one on a hundred training images.
     """
-    samples = max(run.samples // CHOICE[run.algorithm], algorithms.MINIBATCH)
+    samples = max(run.samples // CHOICE, algorithms.MINIBATCH)
 
     def measure(vae: VAE, images: Data, seen: int) -> dict[str, float]:
         if run.algorithm == MCEM:

@@ -199,6 +199,7 @@ SHOWN = ["mnist-3", "mnist-2", "frey-2", "likelihood-1000"]
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures") / "aevb"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce_aevb, "CHOICE", 2)  # a twentieth would be a single step
         patch.setattr(reproduce_aevb, "EVIDENCE_IMAGES", 20)
         patch.setattr(reproduce_aevb, "PARTICLES", 200)
         patch.setattr(reproduce_aevb, "ANNEALING", {"num_temperatures": 30, "chains": 8, "leapfrog": 5})
