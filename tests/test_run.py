@@ -1,8 +1,10 @@
 """The command line from end to end on the bundled digits, and what it refuses."""
 
 import csv
+import errno
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +17,8 @@ import torch
 from parts import BINARIZE, ESTIMATORS, LIKELIHOODS
 from results import provenance
 
-from pyro_vae import evaluate, load
+from pyro_vae import checkpoint, evaluate, guides, load
+from pyro_vae.checkpoint import Checkpoints, locked
 from pyro_vae.parts import build_vae
 from pyro_vae.training import fixed_x
 
@@ -175,14 +178,129 @@ def test_ctrl_c_saves_what_was_trained(tmp_path):
         finally:
             process.kill()
     assert process.returncode == 130 and "interrupted: what was trained so far is saved in" in out
+    again = shlex.join(["python", str(SCRIPT), *words, "--resume"])
+    assert out.rstrip().endswith(f"go on with: {again}".replace("python", Path(sys.executable).name, 1))
+    assert (tmp_path / "out/checkpoint.pt").is_file()
     assert json.loads((tmp_path / "out/metrics.json").read_text())["interrupted"] is True
     assert torch.load(tmp_path / "out/parameters.pt", weights_only=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.fixture
+def asked(monkeypatch):
+    """Has the next run get a signal at a step."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def ask(number, at):
+        def due(self, step):
+            if step == at:
+                monkeypatch.undo()
+                signal.raise_signal(number)
+            return False
+
+        monkeypatch.setattr(Checkpoints, "due", due)
+
+    yield ask
+    signal.signal(signal.SIGINT, before)
+
+
+def state_of(folder):
+    return torch.load(folder / "parameters.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(("number", "at"), [(signal.SIGINT, 3), (signal.SIGTERM, 6), (signal.SIGTERM, 10)])
+def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, capsys, asked, number, at):
+    assert command(tmp_path, "--out", str(tmp_path / "whole")) == 0
+    asked(number, at)
+    assert command(tmp_path) == 128 + number
+    assert "go on with: " in capsys.readouterr().out
+    before = signal.getsignal(signal.SIGTERM)
+    assert command(tmp_path) == 1
+    assert "holds a run that was stopped; go on with it by --resume" in capsys.readouterr().err
+    assert command(tmp_path, "--resume", "--lr", "0.1") == 1
+    assert "the checkpoint is of another run: lr is 0.005 there and 0.1 here" in capsys.readouterr().err
+    assert command(tmp_path, "--resume") == 0
+    whole, resumed = state_of(tmp_path / "whole"), state_of(tmp_path / "out")
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("whole", "out"))
+    assert one["test"] == two["test"] and one["best_epoch"] == two["best_epoch"] and not two["interrupted"]
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {path.name for path in (tmp_path / "whole").iterdir()}
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_resuming_what_has_ended_or_not_begun(tmp_path, capsys):
+    assert command(tmp_path, "--resume") == 0
+    assert "NOTE: there is nothing to resume in" in capsys.readouterr().out
+    before = (tmp_path / "out/metrics.json").read_bytes()
+    assert command(tmp_path, "--resume") == 0
+    assert "test bound" in capsys.readouterr().out and (tmp_path / "out/metrics.json").read_bytes() == before
+    assert command(tmp_path, "--resume", "--seed", "3") == 1
+    assert "seed is 0 there and 3 here" in capsys.readouterr().err
+    for damage in ("[]", "{", '{"settings": 3}', '{"settings": {}}'):
+        (tmp_path / "out/metrics.json").write_text(damage)
+        assert command(tmp_path, "--resume") == 1
+        assert "error: " in capsys.readouterr().err
+
+
+def test_a_signal_in_the_measurement_loses_no_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "measure", lambda *args: signal.raise_signal(signal.SIGTERM))
+    assert command(tmp_path) == 143
+    assert "interrupted; go on with: " in capsys.readouterr().err
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"checkpoint.pt"}
+    monkeypatch.undo()
+    assert command(tmp_path, "--resume") == 0
+
+
+def test_the_results_of_a_finished_run_are_kept_until_the_next_is_whole(tmp_path, monkeypatch):
+    assert command(tmp_path, "--seed", "1") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "measure", lambda *args: signal.raise_signal(signal.SIGTERM))
+        assert command(tmp_path, "--seed", "2", "--overwrite") == 143
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["seed"] == 1
+    assert command(tmp_path, "--seed", "2", "--resume") == 0
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["seed"] == 2
+
+
+def test_two_runs_into_one_folder(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out"):
+        assert command(tmp_path) == 1
+        assert "another run is writing to" in capsys.readouterr().err
+    assert command(tmp_path) == 0
+
+
+def test_a_disk_that_is_full_when_results_are_written(tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        def full(file, data):
+            if "checkpoint" not in file.name:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            file.write(data)
+
+        patch.setattr(checkpoint, "_write", full)
+        assert command(tmp_path) == 1
+    assert "No space left on device); what was saved before is untouched: free some space" in capsys.readouterr().err
+    assert command(tmp_path, "--resume") == 0
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_steps_that_are_not_finite_are_counted_in_the_metrics(tmp_path, capsys, monkeypatch):
+    def spoil(self, x):
+        spoil.calls += 1
+        return finite(self, x * torch.nan if spoil.calls in (4, 5) else x)
+
+    finite, spoil.calls = guides.MeanField.forward, 0
+    monkeypatch.setattr(guides.MeanField, "forward", spoil)
+    assert command(tmp_path, "--skip-non-finite", "2") == 0
+    assert json.loads((tmp_path / "out/metrics.json").read_text())["skipped_steps"] == 2
+    spoil.calls = 0
+    assert command(tmp_path, "--overwrite") == 1
+    assert re.search("error: .*in epoch 1, step 3, under Trace_ELBO: .* site 'z' of the guide", capsys.readouterr().err)
+
+
 def test_help_reads_well():
     done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, check=True)
-    for words in ("Train one VAE and measure it", "--lik {bernoulli,", "dimensions of z", "--overwrite"):
+    for words in ("Train one VAE and measure it", "--lik {bernoulli,", "dimensions of z", "--overwrite", "--resume"):
         assert words in done.stdout
 
 

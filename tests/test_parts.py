@@ -1,0 +1,142 @@
+"""Programs from words and from the folders of runs: what is loaded is what was saved, and nothing else is."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_vae import evaluate, load, load_vae
+from pyro_vae.checkpoint import CheckpointError
+from pyro_vae.parts import GUIDES, LIKELIHOODS, METRICS, PARAMETERS, PRIORS, PartSettings, build_vae, describe_model
+from pyro_vae.training import fixed_x
+
+FIXTURE = Path(__file__).parent / "fixtures/format1"
+PIXELS = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def saved(folder, **settings):
+    settings = PartSettings(net="mlp", hidden=(16,), components=5, latent=3, **settings)
+    torch.manual_seed(1)
+    vae = build_vae(settings, PIXELS)
+    metrics, parameters = describe_model(vae, settings, (1, 8, 8))
+    (folder / PARAMETERS).write_bytes(parameters)
+    (folder / METRICS).write_text(json.dumps(metrics))
+    return vae
+
+
+SLOTS = [("lik", name) for name in LIKELIHOODS] + [("prior", name) for name in PRIORS] + [("guide", g) for g in GUIDES]
+SLOTS += [("scale", "shared"), ("scale", "0.3"), ("binarize", "intensity")]
+
+
+@pytest.mark.parametrize(("slot", "name"), SLOTS)
+def test_what_was_saved_is_loaded(tmp_path, slot, name):
+    settings = {"lik": "normal"} if slot == "scale" else {}
+    vae, state = saved(tmp_path, **{slot: name}, **settings), torch.get_rng_state()
+    again = load_vae(tmp_path)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in vae.state_dict().items())
+    x = fixed_x(vae, PIXELS)
+    assert torch.equal(evaluate(vae, x).bound, evaluate(again, fixed_x(again, PIXELS)).bound)
+
+
+def test_conv_networks_with_their_default_layers(tmp_path):
+    settings = PartSettings(latent=7)
+    vae = build_vae(settings, PIXELS)
+    metrics, parameters = describe_model(vae, settings, (1, 8, 8))
+    (tmp_path / PARAMETERS).write_bytes(parameters)
+    (tmp_path / METRICS).write_text(json.dumps(metrics))
+    assert metrics["model"]["parts"]["hidden"] == ()
+    assert torch.equal(load_vae(tmp_path).state_dict()["likelihood.network.layers.0.weight"],
+                       vae.state_dict()["likelihood.network.layers.0.weight"])
+
+
+def test_a_folder_of_the_first_format_gives_the_model_that_was_measured():
+    vae, metrics = load_vae(FIXTURE), json.loads((FIXTURE / METRICS).read_text())
+    assert "format" not in metrics
+    bound = evaluate(vae, fixed_x(vae, load("digits").test.images)).summary()["bound"]
+    assert bound == pytest.approx(metrics["test"]["bound"], abs=1e-5)
+
+
+def test_it_is_loaded_onto_a_device():
+    assert {value.device.type for value in load_vae(FIXTURE, "meta").state_dict().values()} == {"meta"}
+
+
+def change(folder, *path, value):
+    metrics = json.loads((folder / METRICS).read_text())
+    part = metrics
+    for name in path[:-1]:
+        part = part[name]
+    part[path[-1]] = value
+    (folder / METRICS).write_text(json.dumps(metrics))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("format",), 3, "format 3, where this version of pyro_vae reads 1 to 2"),
+        (("model", "parts", "temperature"), 1, r"unknown settings \['temperature'\]; a later version wrote them"),
+        (("model", "parts", "lik"), "os.system", "lik: wanted one of bernoulli, .*, got 'os.system'"),
+        (("model", "parts", "latent"), 10**9, "latent: wanted a whole number from 1 to 1048576, got 1000000000"),
+        (("model", "parts", "latent"), True, "latent: wanted a whole number"),
+        (("model", "parts", "hidden"), [10**6, 10**6], r"ask for tensors of shapes .*parameters\.pt has none"),
+        (("model", "parts", "guide"), "inverse-autoregressive", "ask for tensors of shapes"),
+        (("model", "shape"), [1, 28, 28], "ask for tensors of shapes"),
+        (("model", "shape"), "1, 8, 8", r"shape: wanted \[C, H, W\]"),
+        (("model",), None, "wanted an object 'model', got NoneType"),
+        (("model", "parameters_sha256"), "0" * 64, r"parameters\.pt is damaged: it does not have the checksum"),
+    ],
+)
+def test_what_is_not_known_is_refused(tmp_path, path, value, message):
+    saved(tmp_path)
+    change(tmp_path, *path, value=value)
+    with pytest.raises(CheckpointError, match=f"holds no model that can be loaded: .*{message}"):
+        load_vae(tmp_path)
+
+
+def test_every_changed_byte_of_the_parameters_is_noticed(tmp_path):
+    saved(tmp_path)
+    data = bytearray((tmp_path / PARAMETERS).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / PARAMETERS).write_bytes(data)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_vae(tmp_path)
+
+
+def test_malicious_parameters_run_no_code(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "victim"),)
+
+    shutil.copytree(FIXTURE, tmp_path / "run")
+    torch.save({"prior.loc": Payload()}, tmp_path / "run" / PARAMETERS)
+    with pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
+        load_vae(tmp_path / "run")
+    saved(tmp_path)
+    torch.save({"prior.loc": Payload()}, tmp_path / PARAMETERS)
+    digest = hashlib.sha256((tmp_path / PARAMETERS).read_bytes()).hexdigest()
+    change(tmp_path, "model", "parameters_sha256", value=digest)
+    with pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
+        load_vae(tmp_path)
+    assert not (tmp_path / "victim").exists()
+
+
+def test_a_tensor_may_not_claim_more_memory_than_the_file_has(tmp_path):
+    shutil.copytree(FIXTURE, tmp_path / "run")
+    state = torch.load(FIXTURE / PARAMETERS, weights_only=True)
+    state["prior.loc"] = torch.zeros(1).expand(10**12)
+    torch.save(state, tmp_path / "run" / PARAMETERS)
+    with pytest.raises(CheckpointError, match="something else than plain tensors"):
+        load_vae(tmp_path / "run")
+
+
+def test_metrics_that_are_no_json_or_none_at_all(tmp_path):
+    with pytest.raises(CheckpointError, match=r"metrics\.json cannot be read \(No such file"):
+        load_vae(tmp_path)
+    for content in ("[]", "{", "[" * 100_000):
+        (tmp_path / METRICS).write_text(content)
+        with pytest.raises(CheckpointError, match=r"metrics\.json"):
+            load_vae(tmp_path)
