@@ -105,10 +105,11 @@ def read_bytes(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(LARGEST + 1) if os.fstat(file.fileno()).st_size <= LARGEST else None
+            size = os.fstat(file.fileno()).st_size
+            data = file.read(size + 1) if size <= LARGEST else None  # read(n) takes n bytes of memory at once
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
-    if data is None or len(data) > LARGEST:
+    if data is None:
         raise CheckpointError(f"{path} is larger than {LARGEST >> 30} GiB, so it is none of ours")
     return data
 
