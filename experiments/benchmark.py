@@ -253,7 +253,7 @@ def numpyro_way(net: str) -> Round:
     def run(pixels: Tensor) -> float:
         batches = jnp.asarray(pixels.numpy()).transpose(0, 1, 3, 4, 2)
         if not carry:
-            carry.extend((inference.init(jax.random.PRNGKey(0), batches[0].astype("float32")), jax.random.PRNGKey(1)))
+            carry.extend((inference.init(jax.random.PRNGKey(0), jnp.zeros(batches[0].shape)), jax.random.PRNGKey(1)))
         start = time.perf_counter()
         carry[:], losses = scan(*carry, batches)
         losses.block_until_ready()

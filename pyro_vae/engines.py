@@ -248,6 +248,15 @@ def fast_matmul(device: torch.device | str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def warn_if_emulated(precision: torch.dtype | None, device: torch.device | str) -> None:
+    """Says in a line on standard error that bfloat16 will be slow, where a CPU has no instructions for it."""
+    if precision is not torch.bfloat16 or torch.device(device).type != "cpu":
+        return
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if able.get("architecture") == "x86_64" and not (able.get("avx512_bf16") or able.get("amx_bf16")):
+        _notice("bfloat16 will be slow: this CPU has no instructions for it and emulates them; float32 is faster here")
+
+
 def _matmul_error() -> float:
     """Relative error of a float32 product, in the Frobenius norm."""
     generator = torch.Generator().manual_seed(0)

@@ -166,6 +166,7 @@ def fit(
     scheduler = schedule(optimizer, epochs * steps) if schedule else None
     run = Run(program, optimizer, scheduler, steps)
     saver = _Saver(run, checkpoints)
+    engines.warn_if_emulated(precision, images.device)
     bar = tqdm(total=epochs * len(images), unit="image", unit_scale=True, disable=not progress)
     with seeded(seed, images.device), mode(program, training=True), bar:
         first = program.observe(images[:batch_size])

@@ -12,7 +12,17 @@ from torch import nn
 
 from pyro_vae import VAE, fit, guides, handlers, likelihoods, load, networks, priors
 from pyro_vae.data import Data
-from pyro_vae.engines import ENGINES, SVI, WORTH_COMPILING, Compiled, Eager, _matmul_error, engine, fast_matmul
+from pyro_vae.engines import (
+    ENGINES,
+    SVI,
+    WORTH_COMPILING,
+    Compiled,
+    Eager,
+    _matmul_error,
+    engine,
+    fast_matmul,
+    warn_if_emulated,
+)
 from pyro_vae.training import warm_cosine
 
 DIGITS = load("digits")
@@ -225,6 +235,17 @@ def test_the_faster_matmul_is_taken_only_where_it_is_accurate_and_for_the_block(
         assert torch.get_float32_matmul_precision() == "highest"
         raise KeyError
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_cpu_that_emulates_bfloat16_is_said_to_be_slow(capsys, monkeypatch):
+    able = {"architecture": "x86_64", "avx512_bf16": False}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    warn_if_emulated(torch.bfloat16, "cpu")
+    assert_one_line(capsys, "bfloat16 will be slow")
+    able["avx512_bf16"] = True
+    warn_if_emulated(torch.bfloat16, "cpu")
+    warn_if_emulated(None, "cpu")
+    assert capsys.readouterr().err == ""
 
 
 def test_unknown_engines_and_clips():
