@@ -26,7 +26,10 @@ FORMAT = 2  # 1 was a bare state dict beside metrics.json; see parts.load_vae
 LARGEST = 1 << 32  # bytes of a file
 LARGEST_TREE = 1 << 23  # bytes of all that is not a tensor
 # What state dicts are pickled of; weights_only allows more, some of which takes any amount of memory.
-ALLOWED = {"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"}
+ALLOWED = {
+    "collections OrderedDict", "collections Counter", "torch Size",
+    "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter",
+}
 CURES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
@@ -173,7 +176,7 @@ class Checkpoints:
     """Where ``fit`` saves the run, how often, and whether it goes on with what it finds there.
 
     Args:
-        folder: of ``checkpoint.pt`` and the one before it, ``checkpoint.previous.pt``; it must exist.
+        folder: of ``checkpoint.pt`` and the one before it, ``checkpoint.previous.pt``; ``fit`` makes it.
         seconds: at least so many between two; None: not by time.
         steps: every so many; None: not by steps.
         resume: go on with the newest whole checkpoint in the folder, if there is one; else begin.

@@ -23,6 +23,12 @@ def culprit(program: nn.Module, estimator: ELBO, pixels: Tensor) -> str:
     >>> culprit(program, Trace_ELBO(), torch.tensor([[1.0, 2.0, torch.inf]]))
     'x itself holds 1 values that are not finite'
     """
+    spoilt = [name for name, parameter in program.named_parameters() if not parameter.isfinite().all()]
+    after = f"; {', '.join(spoilt[:3])} ({len(spoilt)} parameters in all) are not finite either" if spoilt else ""
+    return _culprit(program, estimator, pixels) + after
+
+
+def _culprit(program: nn.Module, estimator: ELBO, pixels: Tensor) -> str:
     for parameter in program.parameters():
         parameter.grad = None
     x = program.observe(pixels)

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
-from pyro_vae import engines
+from pyro_vae import distributed, engines
 from pyro_vae.checkpoint import CheckpointError, Checkpoints, check_same
 from pyro_vae.data import Data, batches
 from pyro_vae.estimators import check_analytic_kl
@@ -140,6 +140,9 @@ def fit(
     Ctrl-C ends the training early, after a whole step, and the run is saved: the best parameters so far are kept and
     ``History.interrupted`` is set. SIGTERM does the same where its handler is ``state.interrupt``.
 
+    Under ``torchrun``, in a block of ``distributed.processes``, every rank calls ``fit`` with the same arguments, only
+    rank 0 with checkpoints: ``batch_size`` images are shared out in each step, those of the evaluation too.
+
     >>> from pyro_vae import VAE, guides, likelihoods, load, networks, priors
     >>> digits = load("digits")
     >>> vae = VAE(
@@ -155,6 +158,7 @@ def fit(
     _check_settings(program, data, estimator, epochs, batch_size, lr)
     if clip is not None and not 0 < clip < math.inf:
         raise ValueError(f"clip: wanted a positive number, the largest norm of all gradients together, got {clip}")
+    distributed.check_batches(len(data.train), batch_size)
     parameters = [parameter for parameter in program.parameters() if parameter.requires_grad]
     data = data.to(parameters[0].device)
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=True) if optimizer is None else optimizer(parameters)
@@ -168,14 +172,15 @@ def fit(
     saver = _Saver(run, checkpoints)
     engines.warn_if_emulated(precision, images.device)
     bar = tqdm(total=epochs * len(images), unit="image", unit_scale=True, disable=not progress)
-    with seeded(seed, images.device), mode(program, training=True), bar:
+    with seeded(distributed.own_seed(seed), images.device), mode(program, training=True), bar:
         first = program.observe(images[:batch_size])
         check_program(program, first)
         if isinstance(estimator, TraceMeanField_ELBO):
             check_analytic_kl(program.model, program.guide, first)
         saver.resume({"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": str(precision),
                       "engine": engine, "clip": clip, "estimator": _words(estimator)}, images)
-        shape = images[:batch_size].shape if run.step else None
+        _follow_first(run, seed)
+        shape = distributed.share(images[:batch_size]).shape if run.step else None
         step = engines.engine(engine, program, estimator, optimizer, scheduler, clip, epochs * steps, shape)
         bar.update(len(run.history.rows) * len(images) + min(run.taken * batch_size, len(images)))
         try:
@@ -190,7 +195,7 @@ def fit(
                             _check_finite(run, losses, estimator, images, skip_non_finite)
                             saver.between_steps(raise_if_asked)
                     run.history.engine = step.name
-                    run.end_epoch({name: evaluate(program, x).summary() for name, x in held_out.items()}, len(images))
+                    run.end_epoch({name: _shared(program, x).summary() for name, x in held_out.items()}, len(images))
                     saver.between_steps(raise_if_asked)
             saver.save()
         except KeyboardInterrupt as interrupt:
@@ -273,6 +278,21 @@ def check_program(program: Program, x: Tensor) -> None:
                         f"site {name!r}: its log-probability is not finite on the first batch; check the initial "
                         "parameters, and that x was made by observe(pixels)"
                     )
+
+
+def _shared(program: Program, x: Tensor) -> Evaluation:
+    """``evaluate`` with the images shared out over the ranks; its values are on every rank."""
+    part = evaluate(program, x.tensor_split(distributed.world())[distributed.rank()], seed=distributed.own_seed(0))
+    return Evaluation(distributed.joined(part.rate), distributed.joined(part.distortion))
+
+
+def _follow_first(run: "Run", seed: int) -> None:
+    """Gives every rank the state of rank 0, which may have resumed it; the noise of the others is made anew."""
+    if distributed.world() > 1:
+        state = distributed.from_first(run.state_dict() if distributed.rank() == 0 else None)
+        if distributed.rank() > 0:
+            run.load_state_dict(state)
+            torch.manual_seed(distributed.own_seed(seed) + 17 * run.step)
 
 
 def _rate_and_distortion(program: Program, x: Tensor, particles: int) -> tuple[Tensor, Tensor]:
@@ -363,6 +383,7 @@ class _Saver:
         """Goes on with what was saved, where that is wanted and there is any; settings and images must not differ."""
         if self.checkpoints is None:
             return
+        self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         self.settings = {**settings, **_kinds(self.run), "images": _fingerprint(images), **self.checkpoints.settings}
         saved = self.checkpoints.load()
         if saved is None:
@@ -402,11 +423,11 @@ def _train_epoch(
     """
     every, losses = 1 if images.device.type == "cpu" else 50, []
     if run.order is None:
-        run.order = torch.cat(list(batches(len(images), batch_size, images.device)))
+        run.order = distributed.from_first(torch.cat(list(batches(len(images), batch_size, images.device))))
     clock = time.perf_counter() - run.seconds
     for index in run.order.split(batch_size)[run.taken :]:
         run.unread.append((index, torch_random_state(images.device)))
-        losses.append(step(images[index]))
+        losses.append(step(images[distributed.share(index)]))
         run.taken += 1
         run.seconds = time.perf_counter() - clock
         bar.update(len(index))

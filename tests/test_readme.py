@@ -10,18 +10,21 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
+RUN = Path(__file__).parent / "fixtures/format1"
 
 
 @pytest.mark.filterwarnings("ignore:.*Pareto")
-def test_python_blocks_run_in_order():
+def test_python_blocks_run_in_order(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names = {"torch": torch, "pyro": pyro, "dist": dist, "SVI": SVI}
     names |= {"Trace_ELBO": Trace_ELBO, "TraceMeanField_ELBO": TraceMeanField_ELBO}
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     for block in blocks:
         code = block.replace('"mnist"', '"digits"').replace(":500]", ":10]").replace("draws=100", "draws=3")
+        code = code.replace("figures/mnist-bernoulli-z2-seed0", str(RUN)).replace("=10, check", "=1, check")
         exec(code.replace("data, pv.estimators", "data, epochs=1, estimator=pv.estimators"), names)
-    assert len(blocks) == 6
+    assert len(blocks) == 8
     rows = names["history"].rows
     assert rows[-1]["valid_bound"] > rows[0]["valid_bound"]
     vae, ring = names["vae"], names["Ring"]()
