@@ -368,6 +368,8 @@ class Run:
         self.taken, self.seconds = int(state["taken"]), float(state["seconds"])
         self.history = History(**state["history"])
         self.order = None if state["order"] is None else state["order"].to(self.device)
+        if not 0 <= self.taken <= self.epoch_steps or (self.taken and self.order is None):
+            raise ValueError(f"{self.taken} steps taken of an epoch's {self.epoch_steps}")
         set_random_state(state["random"], self.device)
 
 

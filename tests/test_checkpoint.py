@@ -117,6 +117,24 @@ def test_other_settings_are_refused_by_name(tmp_path, usual_interrupt):
             checkpoints=Checkpoints(tmp_path, resume=True))
 
 
+def test_other_versions_or_threads_are_said(tmp_path, usual_interrupt, monkeypatch):
+    stopped(small_vae(), tmp_path, 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
+    with pytest.warns(UserWarning, match=r"is resumed under .*'threads': 1000.*: the same bits are not promised"):
+        train(Breaks(small_vae(), lambda count, x: x), tmp_path, resume=True)
+
+
+def test_a_whole_checkpoint_of_strange_content_is_an_error(tmp_path, usual_interrupt):
+    stopped(small_vae(), tmp_path, 4)
+    path = tmp_path / "checkpoint.pt"
+    content = decode(path.read_bytes(), "")
+    strange = {"taken": "x", "order": 3, "seconds": None, "program": {}, "optimizer": {"state": 1}, "random": None, "history": {"a": 1}}
+    for name, value in [*strange.items(), ("taken", 6), ("order", None)]:
+        path.write_bytes(encode({**content, name: value}))
+        with pytest.raises(CheckpointError, match="the checkpoint does not fit this run"):
+            train(Breaks(small_vae(), lambda count, x: x), tmp_path, resume=True)
+
+
 def test_an_annealed_kl_weight_and_numpys_numbers_go_on_too(tmp_path, usual_interrupt):
     def run(folder=None, resume=False, at=None):
         torch.manual_seed(0)
