@@ -128,7 +128,8 @@ def test_a_whole_checkpoint_of_strange_content_is_an_error(tmp_path, usual_inter
     stopped(small_vae(), tmp_path, 4)
     path = tmp_path / "checkpoint.pt"
     content = decode(path.read_bytes(), "")
-    strange = {"taken": "x", "order": 3, "seconds": None, "program": {}, "optimizer": {"state": 1}, "random": None, "history": {"a": 1}}
+    strange = {"taken": "x", "order": 3, "seconds": None, "program": {}, "optimizer": {"state": 1}, "random": None,
+               "history": {"a": 1}}
     for name, value in [*strange.items(), ("taken", 6), ("order", None)]:
         path.write_bytes(encode({**content, name: value}))
         with pytest.raises(CheckpointError, match="the checkpoint does not fit this run"):
