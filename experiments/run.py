@@ -6,6 +6,10 @@
 
 The data lie in --data-dir, in $PYRO_VAE_DATA or in the user's cache folder; else they are downloaded.
 
+Several processes, or machines, train one VAE together, each on its share of every batch:
+
+    torchrun --nproc-per-node=2 experiments/run.py --lik bernoulli
+
 A run that was stopped, by Ctrl-C, a signal or a loss of power, goes on where it stood with the same command and
 --resume.
 """
@@ -14,6 +18,7 @@ import argparse
 import csv
 import io
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -32,7 +37,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from results import METRICS, provenance
 from torch import Tensor
 
-from pyro_vae import VAE, analysis, data, evaluate, fit, load, plots
+from pyro_vae import VAE, analysis, data, distributed, evaluate, fit, load, plots
 from pyro_vae.checkpoint import CheckpointError, Checkpoints, check_same, locked, write_whole
 from pyro_vae.data import Data
 from pyro_vae.divergences import has_closed_form_kl
@@ -98,13 +103,19 @@ def main(argv: list[str] | None = None) -> int:
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("--overwrite", "--resume")]
     again = shlex.join([Path(sys.executable).name, sys.argv[0] if argv is None else __file__, *words, "--resume"])
     try:
-        with terminable():
+        with terminable(), distributed.processes():
             return run(args, again)
     except KeyboardInterrupt as interruption:
         print(f"interrupted; go on with: {again}", file=sys.stderr)
         return 128 + int(interruption.args[0] if interruption.args else signal.SIGINT)
     except (ValueError, OSError, FloatingPointError, NonFiniteLoss, CheckpointError, data.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        reason = str(error).splitlines()[0]
+        print(f"error: rank {os.environ['RANK']}: another one has ended, or this one failed: {reason}", file=sys.stderr)
         return 1
 
 
@@ -132,18 +143,23 @@ def run(args: argparse.Namespace, again: str = "") -> int:
     vae, estimator = build_vae(args, images.train.images.cpu()).to(device), build_estimator(args)
     out = args.out or Path("figures") / f"{images.name}-{args.lik}-z{args.latent}-seed{args.seed}"
     same = {name: value for name, value in json.loads(json.dumps(vars(args), default=str)).items() if name not in FREE}
+    settings = {"epochs": args.epochs, "batch_size": args.batch, "lr": args.lr, "seed": args.seed,
+                "schedule": SCHEDULES[args.schedule], "precision": PRECISIONS[args.precision], "engine": args.engine,
+                "clip": args.clip, "skip_non_finite": args.skip_non_finite}
+    if distributed.rank() > 0:
+        if distributed.from_first(None):  # rank 0 has a run to train, and the folder for it
+            fit(vae, images, estimator, **settings, progress=False)
+        return 0
     with run_folder(out):
         checkpoints = Checkpoints(out, **args.checkpoint_every, resume=args.resume, settings=same)
         finished = claim(out, checkpoints, args)
+        distributed.from_first(not finished)
         if finished:
             print(again_reported(finished, same, out))
             return 0
         if not args.quiet:
             print(plan(args, images, vae, out), flush=True)
-        history = fit(vae, images, estimator, epochs=args.epochs, batch_size=args.batch, lr=args.lr, seed=args.seed,
-                      schedule=SCHEDULES[args.schedule], precision=PRECISIONS[args.precision],
-                      engine=args.engine, clip=args.clip, skip_non_finite=args.skip_non_finite,
-                      checkpoints=checkpoints, progress=not args.quiet)
+        history = fit(vae, images, estimator, **settings, checkpoints=checkpoints, progress=not args.quiet)
         model, parameters = describe_model(vae, args, images.shape)
         metrics = {**model, "settings": vars(args), "dataset": describe(images), "versions": provenance(),
                    "interrupted": history.interrupted, "best_epoch": history.best_epoch,

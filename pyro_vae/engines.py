@@ -22,6 +22,7 @@ from torch.func import functional_call, grad_and_value
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vae import distributed
 from pyro_vae.compiling import OPTIONS, Loss, Untraceable, missing_compiler, quiet_torch, traced
 
 ENGINES = ("auto", "eager", "compiled", "svi")
@@ -62,8 +63,10 @@ class Eager:
     def update(self, loss: Tensor) -> Tensor:
         """Steps the optimiser by the gradients at hand, and the schedule; the loss, or NaN where a gradient is."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        loss = loss.detach().clone()
+        distributed.sum_([loss, *(parameter.grad for parameter in parameters)])
         norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
-        loss = loss.detach() + 0 * norm
+        loss = loss + 0 * norm
         if self.clip is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         if loss.is_cuda and self.optimizer.defaults.get("fused"):
@@ -93,6 +96,8 @@ class SVI:
         scheduler: LRScheduler | None = None,
         clip: float | None = None,
     ):
+        if distributed.world() > 1:
+            raise ValueError('engine: "svi" trains in one process; take "eager" or "compiled" under torchrun')
         if clip is not None:
             raise ValueError('clip: engine="svi" does not clip the norm of all gradients; take "eager" or "compiled"')
         self.program, self.scheduler, self.optimizer = program, scheduler, optimizer
@@ -351,10 +356,13 @@ def _compiled(step: Callable) -> Callable:
 
 
 def _is_plain_adam(optimizer: Optimizer) -> bool:
-    """Whether a step of it is the formula of ``_adam_step``, and nothing else happens at a step."""
+    """Whether a step of it is the formula of ``_adam_step``, and nothing else happens at a step, such as a sum of the
+    gradients of several processes.
+    """
     plain = {"weight_decay": 0, "amsgrad": False, "maximize": False}
     return (
         type(optimizer) is Adam
+        and distributed.world() == 1
         and len(optimizer.param_groups) == 1
         and all(optimizer.param_groups[0][name] == value for name, value in plain.items())
         and not optimizer._optimizer_step_pre_hooks

@@ -1,0 +1,83 @@
+"""What ``test_distributed.py`` runs under torchrun: python distributed_worker.py {train,die} FILE."""
+
+import os
+import sys
+import warnings
+
+import pyro.distributions as dist
+import torch
+from pyro.infer import Trace_ELBO
+from torch import nn
+
+from pyro_vae import VAE, distributed, fit, guides, likelihoods, load, networks, priors
+from pyro_vae.data import Data
+from pyro_vae.engines import Eager
+from pyro_vae.state import seeded
+
+DIGITS = load("digits")
+FEW = Data("few", DIGITS.train[:152], DIGITS.valid[:51], DIGITS.test[:10])
+
+
+class Point(nn.Module):
+    """A guide without noise."""
+
+    def __init__(self, posterior):
+        super().__init__()
+        self.posterior = posterior
+
+    def forward(self, x):
+        return dist.Delta(self.posterior(x).mean, event_dim=1)
+
+
+def small_vae(noise=True):
+    torch.manual_seed(0)
+    posterior = guides.MeanField(networks.MLPEncoder(DIGITS.shape, hidden=(16,)), 2)
+    decoder = networks.MLPDecoder(2, DIGITS.shape, maps=1, hidden=(16,))
+    binarize = likelihoods.dynamic if noise else likelihoods.threshold
+    return VAE(priors.StandardNormal(2), likelihoods.Bernoulli(decoder, binarize),
+               posterior if noise else Point(posterior))
+
+
+def gradient():
+    """The gradient of a step on 51 images, without noise, as the difference of the parameters that it makes."""
+    vae = small_vae(noise=False)
+    before = nn.utils.parameters_to_vector(vae.parameters()).detach().clone()
+    step = Eager(vae, Trace_ELBO(), torch.optim.SGD(vae.parameters(), lr=1e-3))
+    loss = step(FEW.train.images[distributed.share(torch.arange(51))])
+    return loss, before - nn.utils.parameters_to_vector(vae.parameters()).detach()
+
+
+def train(file):
+    loss, slope = gradient()
+    with seeded(distributed.own_seed(0)):
+        noise = torch.rand(1)
+    vae = small_vae(noise=False)
+    history = fit(vae, FEW, epochs=3, batch_size=50, lr=1e-2, clip=100.0, progress=False)
+    result = {
+        "loss": loss,
+        "slope": slope,
+        "noise": distributed.joined(noise),
+        "parameters": distributed.joined(nn.utils.parameters_to_vector(vae.parameters()).detach()[None]),
+        "bounds": distributed.joined(torch.tensor([[row["valid_bound"] for row in history.rows]])),
+    }
+    if distributed.rank() == 0:
+        torch.save(result, file)
+
+
+def die(file):
+    vae = small_vae()
+    observe = vae.observe
+
+    def leave(pixels, generator=None):
+        if generator is None and distributed.rank() == 1:
+            os._exit(3)
+        return observe(pixels, generator)
+
+    vae.observe = leave
+    fit(vae, FEW, epochs=3, batch_size=50, progress=False)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error", UserWarning)
+    with distributed.processes(minutes=1):
+        {"train": train, "die": die}[sys.argv[1]](sys.argv[2])

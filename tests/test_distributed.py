@@ -1,0 +1,62 @@
+"""Training over several processes: the same step as one, the same parameters on each, noise of their own."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_worker import gradient, small_vae, train
+
+from pyro_vae import distributed, fit, load
+
+WORKER = Path(__file__).with_name("distributed_worker.py")
+
+
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", WORKER, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1])}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    file = tmp_path_factory.mktemp("two") / "result.pt"
+    done = torchrun("train", file)
+    assert done.returncode == 0, done.stderr
+    return torch.load(file)
+
+
+def test_two_ranks_take_the_step_of_one(two):
+    loss, slope = gradient()
+    torch.testing.assert_close(two["loss"], loss)
+    torch.testing.assert_close(two["slope"], slope, rtol=1e-5, atol=1e-6)
+    assert slope.abs().max() > 0.01
+
+
+def test_ranks_have_the_same_parameters_and_results_and_noise_of_their_own(two):
+    assert torch.equal(two["parameters"][0], two["parameters"][1])
+    assert torch.equal(two["bounds"][0], two["bounds"][1])
+    assert two["noise"][0] != two["noise"][1]
+
+
+def test_without_noise_two_ranks_train_as_one(two, tmp_path):
+    train(tmp_path / "result.pt")
+    one = torch.load(tmp_path / "result.pt")
+    assert two["bounds"][0, -1] > two["bounds"][0, 0] + 1
+    torch.testing.assert_close(two["bounds"][0], one["bounds"][0], rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(two["parameters"][0], one["parameters"][0], rtol=1e-3, atol=1e-5)
+
+
+def test_the_others_stop_where_a_rank_dies():
+    start = time.perf_counter()
+    done = torchrun("die", "unused")
+    assert done.returncode != 0 and time.perf_counter() - start < 60
+
+
+def test_a_batch_with_fewer_images_than_ranks_is_refused(monkeypatch):
+    monkeypatch.setattr(distributed, "world", lambda: 4)
+    with pytest.raises(ValueError, match=r"4 ranks share each batch.*the smallest has 1;"):
+        fit(small_vae(), load("digits"), batch_size=16, progress=False)
