@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import reproduce_aevb
 import torch
-from aevb import algorithms, report
+from aevb import algorithms, marginal, report
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import Bernoulli, Normal
 
@@ -189,6 +189,35 @@ def test_monte_carlo_em_finds_the_maximum_of_the_posterior_of_a_bias():
     assert gradient.abs().max() < 0.02 and bias.abs().min() > 1
 
 
+# The marginal likelihood
+
+
+def test_the_marginal_likelihood_by_numerical_integration():
+    vae, x = small(), torch.rand(4, 1, 8, 8).round()
+    with torch.no_grad():
+        for parameter in vae.likelihood.parameters():
+            parameter.mul_(40)
+        grid = torch.linspace(-7, 7, 281)
+        z = torch.cartesian_prod(grid, grid)
+        joint = vae.likelihood(z).log_prob(x.unsqueeze(1)) + vae.prior().log_prob(z)
+        expected = joint.logsumexp(1) + 2 * math.log(grid[1] - grid[0])
+        spread = vae.likelihood(z).log_prob(x.unsqueeze(1)).std(1)
+    evidence = marginal.marginal_likelihood(vae, x, 2**14)
+    assert spread.min() > 1  # there is something to integrate
+    torch.testing.assert_close(evidence.log_px.float(), expected, rtol=0, atol=0.02)
+
+
+def test_annealing_and_draws_of_the_prior_find_the_same_marginal_likelihood():
+    run = reproduce_aevb.Run("likelihood-1000", "aevb", 3000, 0, "meanfield", "dynamic", digits=True)
+    images = reproduce_aevb.images_of(run, None)
+    _, vae = reproduce_aevb.train(run, images, 0.1, 3000, [3000], lambda *_: {})
+    x = training.fixed_x(vae, images.test.images[:50])
+    by_prior, by_annealing = marginal.marginal_likelihood(vae, x, 2**14), reproduce_aevb.annealed(vae, x, seed=0)
+    error = math.hypot(by_prior.monte_carlo_error, by_annealing["monte_carlo_error"])
+    assert 0 < error < 0.1
+    assert by_annealing["log_px"] == pytest.approx(by_prior.mean, abs=4 * error)
+
+
 # The panels, small, on the digits
 
 WORDS = ["--digits", "--samples", "1500", "--jobs", "1", "--quiet"]
@@ -201,8 +230,8 @@ def out(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce_aevb, "CHOICE", 2)  # a twentieth would be a single step
         patch.setattr(reproduce_aevb, "EVIDENCE_IMAGES", 20)
-        patch.setattr(reproduce_aevb, "PARTICLES", 200)
-        patch.setattr(reproduce_aevb, "ANNEALING", {"num_temperatures": 30, "chains": 8, "leapfrog": 5})
+        patch.setattr(reproduce_aevb, "DRAWS", 2**12)
+        patch.setattr(reproduce_aevb, "ANNEALED_IMAGES", 5)
         assert reproduce_aevb.main([*WORDS, "--panels", *SHOWN, "--out", str(folder)]) == 0
     return folder
 
@@ -227,19 +256,6 @@ def test_every_run_is_measured_on_both_splits_and_improves(out):
         assert set(tried) == {0.01, 0.02, 0.1} and run["step"] == max(tried, key=tried.get)
 
 
-def test_annealing_and_importance_sampling_measure_the_same():
-    """Monte Carlo EM is measured by annealing, the others by their guides: one program by both."""
-    run = reproduce_aevb.Run("likelihood-1000", "aevb", 3000, 0, "meanfield", "dynamic", digits=True)
-    images = reproduce_aevb.images_of(run, None)
-    _, vae = reproduce_aevb.train(run, images, 0.01, 3000, [3000], lambda *_: {})
-    x = training.fixed_x(vae, images.test.images[:50])
-    by_guide = reproduce_aevb.evidence(run, vae, x)
-    by_annealing = reproduce_aevb.evidence(replace(run, algorithm="mcem"), vae, x)
-    error = math.hypot(by_guide["monte_carlo_error"], by_annealing["monte_carlo_error"])
-    assert 0 < error < 0.1
-    assert by_annealing["log_px"] == pytest.approx(by_guide["log_px"], abs=4 * error)
-
-
 def test_tables_and_figures_are_written(out):
     names = {path.name for path in out.parent.iterdir()}
     assert names == {"aevb", "aevb.txt", "aevb.json", *(f"aevb_figure{n}.png" for n in (2, 3, 4, 5))}
@@ -257,16 +273,16 @@ def test_what_lies_there_is_not_run_again_and_other_settings_are_refused(out, mo
 
 @pytest.mark.parametrize("name", reproduce_aevb.PANELS)
 def test_every_panel_can_be_trained_and_measured(name, monkeypatch):
-    monkeypatch.setattr(reproduce_aevb, "ANNEALING", {"num_temperatures": 3, "chains": 1, "leapfrog": 1})
+    monkeypatch.setattr(reproduce_aevb, "DRAWS", 64)
+    monkeypatch.setattr(reproduce_aevb, "ANNEALED_IMAGES", 2)
+    monkeypatch.setattr(reproduce_aevb, "ANNEALING", {"num_temperatures": 3, "chains": 2, "leapfrog": 2})
     for algorithm in reproduce_aevb.PANELS[name].algorithms:
         run = reproduce_aevb.Run(name, algorithm, 200, 0, "trace", "dynamic", digits=True)
         images = reproduce_aevb.images_of(run, None)
-        (point,), _ = reproduce_aevb.train(
-            run, replace(images, train=images.train[:200], test=images.test[:5]), 0.01, 200, [200],
-            lambda vae, images, seen, run=run: {"bound": reproduce_aevb.evidence(run, vae, torch.ones(2, 1, 8, 8) / 2)
-                                                if name.startswith("frey") else {}},
-        )  # fmt: skip
-        assert point["samples"] >= 200
+        images = replace(images, train=images.train[:200], test=images.test[:25])
+        points, _ = reproduce_aevb.train(run, images, 0.01, 200, [200], reproduce_aevb.measurement(run))
+        assert len(points) == 1 and points[0]["samples"] >= 200
+        assert points[0]["train_details"]["images"] == 200 and points[0]["test_details"]["images"] == 25
 
 
 def test_the_literal_algorithm_and_grey_levels_from_the_command_line(tmp_path):
