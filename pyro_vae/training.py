@@ -126,7 +126,7 @@ def fit(
         skip_non_finite: how many steps may be left out because their loss or gradient is not finite; one more is an
             error. ``History.skipped`` counts them.
         checkpoints: where the run is saved, and whether it goes on from there: to the same bits, on a CPU with the same
-            number of threads, as a run that was never stopped.
+            number of threads and one process, as a run that was never stopped.
         seed: of minibatches and noise. The same seed on the same machine gives the same result.
         progress: whether to show a progress bar.
 
@@ -466,6 +466,7 @@ def _kinds(run: Run) -> dict[str, Any]:
         "optimizer": type(run.optimizer).__name__,
         "schedule": type(run.scheduler).__name__,
         "device": run.device.type,
+        "processes": distributed.world(),
     }
 
 
