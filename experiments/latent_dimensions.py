@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import NullLocator, StrMethodFormatter
 from parts import ESTIMATORS, add_part_options
 from results import is_done, mean, parts_of, provenance, save_figure, write_json
 from run import INTERRUPTED, PRECISIONS, SCHEDULES, choose_device, describe, has_closed_kl
@@ -29,7 +30,7 @@ from pyro_vae import analysis, data, evaluate, fit, load
 from pyro_vae.data import Data
 from pyro_vae.engines import ENGINES
 from pyro_vae.parts import PartSettings, build_vae
-from pyro_vae.plots import COLOURS, DPI, GREY, TRAIN, VALID
+from pyro_vae.plots import DPI, GREY, TRAIN, VALID
 from pyro_vae.training import NonFiniteLoss, fixed_x
 
 COMMON = ("epochs", "batch", "lr", "schedule", "precision", "estimator", "particles")
@@ -182,7 +183,10 @@ def picture(table: dict[int, dict[str, Any]], parts: list[dict[str, Any]]) -> Fi
     bounds.legend(frameon=False, fontsize="small")
     points(units, {latent: row["active_units"] for latent, row in table.items()}, VALID, "active")
     units.plot(list(table), list(table), color=GREY, linewidth=0.8, linestyle="--", label="all of them")
-    units.set_yscale("log")
+    units.set_yscale("symlog", linthresh=1)  # none active is a result too
+    units.set_yticks(list(table), [str(latent) for latent in table])
+    units.yaxis.set_minor_locator(NullLocator())
+    units.set_ylim(bottom=0)
     units.set_ylabel("active units on test images")
     units.legend(frameon=False, fontsize="small")
     for axes in (bounds, units):
@@ -211,13 +215,15 @@ def points(axes: Axes, entries: dict[int, dict[str, Any]], colour: str, label: s
 
 def spectra(axes: Axes, table: dict[int, dict[str, Any]], parts: list[dict[str, Any]]) -> None:
     """KL(q(z_d | x) ‖ p(z_d)) of each dimension, the largest first, for the first seed of each D."""
+    shades = colormaps["viridis"]
     for place, latent in enumerate(table):
         run = min((part for part in parts if part["latent"] == latent), key=lambda part: part["seed"])
         if run["rate_per_dimension"] is not None:
             ordered = sorted(run["rate_per_dimension"], reverse=True)
-            axes.plot(range(1, latent + 1), ordered, color=COLOURS[place % len(COLOURS)], label=f"D = {latent}",
-                      marker="o", markersize=2, linewidth=1)
+            axes.plot(range(1, latent + 1), ordered, "o-", color=shades(0.9 - 0.9 * place / len(table)),
+                      label=f"D = {latent}", markersize=2, linewidth=1)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("dimension, the largest rate first")
     axes.set_ylabel("rate on test images (nats)")
     if axes.lines:
