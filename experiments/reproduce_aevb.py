@@ -51,10 +51,10 @@ LITERAL = "literal"
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 TRAIN_IMAGES = 10_000  # the first so many training images on which the training bound is measured
 EVIDENCE_IMAGES = 1000  # of either split for the marginal likelihood, as in the paper
-DRAWS = 2**18  # of the prior, for the marginal likelihood
+DRAWS, QUICK_DRAWS = 2**18, 2**14  # of the prior, for the marginal likelihood; at the end of a run twice as many
 ANNEALED_IMAGES = 50  # of the test set on which the last one is checked by annealing
 ANNEALING = {"num_temperatures": 200, "chains": 8, "leapfrog": 5}
-CHOICE = 20  # a step is chosen on this part of the samples of a run
+CHOICE, QUICK_CHOICE = 20, 50  # a step is chosen on this part of the samples of a run
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class Run:
     seed: int
     estimator: str
     binarize: str
+    choice: int
+    draws: int
     digits: bool = False
 
     @property
@@ -164,9 +166,11 @@ def asked_for(args: argparse.Namespace) -> list[Run]:
         raise ValueError(f"--samples: wanted at least {algorithms.MINIBATCH}, a minibatch, got {samples}")
     if args.jobs < 1:
         raise ValueError(f"--jobs: wanted at least 1, got {args.jobs}")
+    choice = max(samples // (QUICK_CHOICE if args.quick else CHOICE), algorithms.MINIBATCH)
+    draws = QUICK_DRAWS if args.quick else DRAWS
     return [
         Run(name, algorithm, samples, args.seed, args.estimator,
-            "dynamic" if PANELS[name].dataset == "frey" else args.binarize, args.digits)
+            "dynamic" if PANELS[name].dataset == "frey" else args.binarize, choice, draws, args.digits)
         for name in args.panels
         for algorithm in PANELS[name].algorithms
         if algorithm in args.algorithms
@@ -208,20 +212,18 @@ def choose_step(run: Run, images: Data, engine: str) -> list[dict[str, Any]]:
 
     For Monte Carlo EM, which has no bound, it is the marginal likelihood of a few training images.
     """
-    samples = max(run.samples // CHOICE, algorithms.MINIBATCH)
-
     def measure(vae: VAE, images: Data, seen: int) -> dict[str, float]:
         if run.algorithm == MCEM:
-            return {"train": marginal_likelihood(vae, fixed_x(vae, images.train.images[:100]), DRAWS // 4).mean}
+            return {"train": marginal_likelihood(vae, fixed_x(vae, images.train.images[:100]), run.draws).mean}
         return {"train": evaluate(vae, fixed_x(vae, images.train.images[:1000])).summary()["bound"]}
 
     rows = []
     for step in STEPS:
         try:
-            points, _ = train(run, images, step, samples, [samples], measure, engine)
-            rows.append({"step": step, "samples": samples, "train": points[-1]["train"]})
+            points, _ = train(run, images, step, run.choice, [run.choice], measure, engine)
+            rows.append({"step": step, "samples": run.choice, "train": points[-1]["train"]})
         except (NonFiniteLoss, FloatingPointError):
-            rows.append({"step": step, "samples": samples, "train": None})
+            rows.append({"step": step, "samples": run.choice, "train": None})
     return rows
 
 
@@ -268,11 +270,10 @@ def estimator(run: Run) -> ELBO:
 def points_of(run: Run) -> list[int]:
     """Samples seen at which a run is measured, in equal ratios: bounds on the paper's grid, eight a decade."""
     if PANELS[run.panel].evidence:
-        coarse = [lead * 10**power for power in range(3, 9) for lead in (1, 2, 4, 5, 6)]
-        first = run.samples // (10 if run.algorithm == MCEM else 20)
-        return [n for n in coarse if first <= n < run.samples] + [run.samples]
+        coarse = sorted({lead * 10**power for power in range(3, 9) for lead in (1, 2, 5)} | {40_000_000, 60_000_000})
+        return [n for n in coarse if run.samples / 20 <= n < run.samples] + [run.samples]
     grid = [round(10 ** (k / 8)) for k in range(24, 80)]
-    return [n for n in grid if run.samples / 300 <= n < run.samples] + [run.samples]
+    return [n for n in grid if run.samples / 32 <= n < run.samples] + [run.samples]
 
 
 def measurement(run: Run) -> Callable[[VAE, Data, int], dict[str, Any]]:
@@ -286,7 +287,7 @@ def measurement(run: Run) -> Callable[[VAE, Data, int], dict[str, Any]]:
         for split, part in pixels.items():
             x = fixed_x(vae, part)
             if panel.evidence:
-                details = marginal_likelihood(vae, x, DRAWS, run.seed)
+                details = marginal_likelihood(vae, x, run.draws * (2 if seen >= run.samples else 1), run.seed)
                 numbers |= {split: details.mean, f"{split}_details": details.to_dict()}
             else:
                 details = evaluate(vae, x).summary()

@@ -62,7 +62,8 @@ def assert_trajectories_agree(state, vae, bound, update, by_fit):
 
 @pytest.mark.parametrize("gaussian", [False, True], ids=["bernoulli", "gaussian"])
 @pytest.mark.parametrize("elbo", BOUNDS)
-def test_the_paper_s_algorithm_moves_parameters_as_the_library_does(doubles, first_order, elbo, gaussian):
+def test_the_paper_s_algorithm_moves_parameters_as_the_library_does(doubles, first_order, monkeypatch, elbo, gaussian):
+    monkeypatch.setattr(algorithms, "EPOCH", 1)
     vae, seen, by_fit = small(gaussian), [], []
 
     def after(n):
@@ -87,6 +88,18 @@ def test_the_paper_s_algorithm_by_sgd_moves_parameters_as_the_library_does(doubl
     images = replace(DIGITS, train=DIGITS.train[:N])
     fit(vae, images, epochs=2, batch_size=100, optimizer=sgd, engine="eager", progress=False)
     assert_trajectories_agree(first_order[0], small(), algorithms.bound_a, algorithms.sgd(step), by_fit)
+
+
+def test_a_small_training_set_is_repeated_until_the_samples_are_seen(monkeypatch):
+    monkeypatch.setattr(algorithms, "EPOCH", 450)
+    seen, pixels, vae = [], [], small()
+    observe = vae.observe
+    vae.observe = lambda batch, generator=None: pixels.append(batch) or observe(batch, generator)
+    images = replace(DIGITS, train=DIGITS.train[:200])
+    algorithms.trained(vae, images, Trace_ELBO(), step=0.01, samples=900, after=seen.append, engine="eager")
+    assert seen == [100, 200, 300, 400, 450, 550, 650, 750, 850, 900]
+    counts = torch.cat(pixels[-10:-5]).flatten(1).unique(dim=0, return_counts=True)[1]
+    assert len(counts) == 200 and sorted(counts.unique().tolist()) == [2, 3]
 
 
 def test_the_program_is_the_paper_s():
@@ -208,7 +221,7 @@ def test_the_marginal_likelihood_by_numerical_integration():
 
 
 def test_annealing_and_draws_of_the_prior_find_the_same_marginal_likelihood():
-    run = reproduce_aevb.Run("likelihood-1000", "aevb", 3000, 0, "meanfield", "dynamic", digits=True)
+    run = reproduce_aevb.Run("likelihood-1000", "aevb", 3000, 0, "meanfield", "dynamic", 100, 64, digits=True)
     images = reproduce_aevb.images_of(run, None)
     _, vae = reproduce_aevb.train(run, images, 0.1, 3000, [3000], lambda *_: {})
     x = training.fixed_x(vae, images.test.images[:50])
@@ -273,11 +286,10 @@ def test_what_lies_there_is_not_run_again_and_other_settings_are_refused(out, mo
 
 @pytest.mark.parametrize("name", reproduce_aevb.PANELS)
 def test_every_panel_can_be_trained_and_measured(name, monkeypatch):
-    monkeypatch.setattr(reproduce_aevb, "DRAWS", 64)
     monkeypatch.setattr(reproduce_aevb, "ANNEALED_IMAGES", 2)
     monkeypatch.setattr(reproduce_aevb, "ANNEALING", {"num_temperatures": 3, "chains": 2, "leapfrog": 2})
     for algorithm in reproduce_aevb.PANELS[name].algorithms:
-        run = reproduce_aevb.Run(name, algorithm, 200, 0, "trace", "dynamic", digits=True)
+        run = reproduce_aevb.Run(name, algorithm, 200, 0, "trace", "dynamic", choice=100, draws=64, digits=True)
         images = reproduce_aevb.images_of(run, None)
         images = replace(images, train=images.train[:200], test=images.test[:25])
         points, _ = reproduce_aevb.train(run, images, 0.01, 200, [200], reproduce_aevb.measurement(run))

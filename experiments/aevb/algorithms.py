@@ -23,6 +23,7 @@ from pyro_vae.training import History
 MINIBATCH = 100
 INITIAL_SCALE = 0.01  # of the weights' N(0, 0.01): a standard deviation in the code that the first author published
 HELD_OUT = 100  # images after each epoch of ``fit``, which has to see some; the paper's bounds are measured apart
+EPOCH = 20_000  # images that an epoch of ``fit`` has at least
 LEAPFROG, UPDATES, ACCEPTANCE = 10, 5, 0.9  # of Monte Carlo EM
 FIRST_STEP, ADAPTATION, CHUNK = 0.1, 2.0, 1000  # of its Hamiltonian chains; images that are moved at once
 
@@ -121,11 +122,12 @@ def trained(
     """The library's ``fit`` as the paper trains: minibatches of 100, Adagrad, the prior on the weights.
 
     ``after`` is called after each update with the number of samples seen, of which there are at least ``samples``.
-    The parameters at the end are those of ``fit``, the best of an epoch on a few validation images.
+    The parameters at the end are those of ``fit``, the best of an epoch on a few validation images. A small training
+    set is repeated within an epoch, after each of which ``fit`` measures.
     """
     N = len(images.train)
-    data = replace(images, train=images.train[:samples], valid=images.valid[:HELD_OUT])
-    n = len(data.train)
+    n = min(samples, max(N, EPOCH))
+    data = replace(images, train=images.train[torch.arange(n) % N], valid=images.valid[:HELD_OUT])
     per_epoch, updates = math.ceil(n / MINIBATCH), 0
 
     def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

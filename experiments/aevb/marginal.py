@@ -12,7 +12,7 @@ from torch.nn.functional import softplus
 from pyro_vae import VAE
 from pyro_vae.evidence import Evidence, from_log_weights
 
-IMAGES = 250  # whose weights are held at once
+HELD = 2**25  # weights that are held at once
 DECODED = 10_000  # draws whose logits are
 
 
@@ -28,7 +28,7 @@ def marginal_likelihood(vae: VAE, x: Tensor, draws: int, seed: int = 0) -> Evide
     sobol = torch.quasirandom.SobolEngine(vae.prior().event_shape[0], scramble=True, seed=seed)
     u = sobol.draw(draws, dtype=torch.float64).clamp(1e-12, 1 - 1e-12)
     z = torch.special.ndtri(u).to(x.dtype)
-    parts = [from_log_weights(log_likelihoods(vae, part.flatten(1), z)) for part in x.split(IMAGES)]
+    parts = [from_log_weights(log_likelihoods(vae, part.flatten(1), z)) for part in x.split(max(1, HELD // draws))]
     columns = zip(*((part.log_px, part.standard_error, part.ess, part.pareto_k) for part in parts))
     return Evidence(*map(torch.cat, columns), draws, seed)
 

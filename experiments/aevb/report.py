@@ -137,8 +137,9 @@ def claims(bounds: list[Result], evidence: list[Result]) -> list[dict[str, Any]]
         tolerance = TOLERANCE[row["panel"].split("-")[0]]
         if row["algorithm"] == "aevb" and row["test_difference"] is not None and row["log10_samples"] == 7:
             found.append({
-                "claim": f"{row['panel']}, {row['binarize']}: AEVB's test bound at 10^7 is the paper's ± {tolerance:g}",
-                "holds": abs(row["test_difference"]) <= tolerance,
+                "claim": f"{row['panel']}, {row['binarize']}: AEVB's test bound at 10^7 within {tolerance:g} of the "
+                         "paper's, or above it",
+                "holds": row["test_difference"] >= -tolerance,
                 "numbers": f"{row['test']:.1f}, paper {row['test_paper']:.1f}: {row['test_difference']:+.1f}",
             })
     for ours, other in pairs(bounds, "aevb", "wake-sleep"):
