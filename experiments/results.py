@@ -38,10 +38,11 @@ def results_folder(out: Path, overwrite: bool) -> Iterator[Path]:
         raise OSError(f"{out} cannot be written ({error.strerror}); give another --out") from error
     try:
         yield folder
-        if out.exists():
-            shutil.rmtree(out)
         folder.chmod(0o755)
+        if out.exists():  # moved away, not removed: between the two renames nothing is lost
+            os.replace(out, f"{folder}-old")
         os.replace(folder, out)
+        shutil.rmtree(f"{folder}-old", ignore_errors=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
