@@ -41,7 +41,7 @@ from torch import Tensor
 
 from pyro_vae import VAE, annealed_evidence, data, evaluate, load
 from pyro_vae.data import Data
-from pyro_vae.engines import ENGINES
+from pyro_vae.engines import ENGINES, fast_matmul
 from pyro_vae.state import seeded
 from pyro_vae.training import NonFiniteLoss, fixed_x
 
@@ -241,7 +241,7 @@ def train(
             state.update(deepcopy(vae.state_dict()) if not due else {})
 
     if run.algorithm == MCEM or (run.algorithm == AEVB and engine == LITERAL):
-        with seeded(run.seed):
+        with seeded(run.seed), fast_matmul("cpu"):
             for seen in by_hand(run, vae, images, step, samples):
                 after(seen)
                 if not due:

@@ -279,6 +279,8 @@ def test_tables_and_figures_are_written(out):
 
 def test_what_lies_there_is_not_run_again_and_other_settings_are_refused(out, monkeypatch, capsys):
     monkeypatch.setattr(reproduce_aevb, "finish", lambda *_: pytest.fail("ran again"))
+    monkeypatch.setattr(reproduce_aevb, "CHOICE", 2)
+    monkeypatch.setattr(reproduce_aevb, "DRAWS", 2**12)
     assert reproduce_aevb.main([*WORDS, "--panels", *SHOWN, "--out", str(out)]) == 0
     assert reproduce_aevb.main([*WORDS, "--panels", "mnist-3", "--seed", "1", "--out", str(out)]) == 1
     assert "seed = 0" in capsys.readouterr().err

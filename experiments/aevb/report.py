@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 from parts import BINARIZE
 from results import save_figure, write_json
 from torch import Tensor
@@ -93,10 +94,16 @@ def key_of(result: Result, split: str) -> tuple[str, int, str, str]:
     return result["panel"]["dataset"], result["panel"]["latent"], result["settings"]["algorithm"], split
 
 
+def order_of(result: Result) -> tuple:
+    """MNIST before Frey Face, then by D, algorithm and how x is made."""
+    dataset, *rest = key_of(result, "")
+    return dataset == "frey", dataset, *rest, result["settings"]["binarize"]
+
+
 def table_2(results: list[Result]) -> list[dict[str, Any]]:
     """A row for each run and number of samples: ours, the paper's and the difference, of both splits."""
     paper, rows = published_bounds(), []
-    for result in sorted(results, key=lambda result: (*key_of(result, ""), result["settings"]["binarize"])):
+    for result in sorted(results, key=order_of):
         posts = [post for post in POSTS if at(measured(result, "test"), post) is not None]
         for post in posts or [max(measured(result, "test"))]:
             row: dict[str, Any] = {"panel": result["settings"]["panel"], "algorithm": result["settings"]["algorithm"],
@@ -232,10 +239,12 @@ def in_words(tables: dict[str, Any], results: dict[str, Result]) -> str:
 
 def figure_2(results: list[Result]) -> Figure | None:
     """A panel for each data set and D: lines are ours, points the paper's; full and filled: test, else training."""
-    panels = sorted({(r["panel"]["dataset"], r["panel"]["latent"]) for r in results}, key=lambda p: (p[0] == "frey", p))
+    paper = published_bounds()
+    panels = {key_of(result, "test")[:2] for result in results if key_of(result, "test") in paper}
+    panels = sorted(panels, key=lambda panel: (panel[0] == "frey", panel))
     if not panels:
         return None
-    paper, columns = published_bounds(), min(5, len(panels))
+    columns = min(5, len(panels))
     rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(0.8 + 2.9 * columns, 0.9 + 2.7 * rows), dpi=DPI, layout="constrained")
     axes_of = dict(zip(panels, figure.subplots(rows, columns, squeeze=False).flat))
@@ -250,11 +259,13 @@ def figure_2(results: list[Result]) -> Figure | None:
                 axes.plot([10**x for x in points], list(points.values()), "o", markersize=3, color=COLOUR[algorithm],
                           markerfacecolor=face, markeredgewidth=0.7, linewidth=0)
         axes.set(xscale="log", title=f"{TITLES[dataset]}, $N_z$ = {latent}", ylim=limits(shown, paper, dataset, latent))
+        axes.set_xlabel("training samples seen")
         axes.grid(alpha=0.3)
+    for axes in figure.axes[len(panels) :]:
+        axes.set_axis_off()
     for axes in list(axes_of.values())[::columns]:
         axes.set_ylabel("bound (nats per image)")
-    figure.supxlabel("training samples seen", fontsize="medium")
-    legend(figure, results, ("aevb", "wake-sleep"))
+    legend(figure, results, ("aevb", "wake-sleep"), columns)
     return figure
 
 
@@ -284,9 +295,10 @@ def figure_3(results: list[Result]) -> Figure | None:
                 axes.plot(list(points), list(points.values()), "o", markersize=4, color=colour, markerfacecolor=face,
                           linewidth=0)
         axes.set(xscale="log", xlabel="training samples seen", title=f"N = {images}, $N_z$ = 3, 100 hidden units")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("log p(x) (nats per image)")
-    legend(figure, results, tuple(NAMES))
+    legend(figure, results, tuple(NAMES), len(sizes))
     return figure
 
 
@@ -299,8 +311,8 @@ def draw(axes: Axes, results: list[Result]) -> None:
             axes.plot(*zip(*points), style, color=colour, alpha=0.45 if grey else 1.0, linewidth=1.4)
 
 
-def legend(figure: Figure, results: list[Result], algorithms_: tuple[str, ...]) -> None:
-    marks = [Line2D([], [], color=COLOUR[name], label=NAMES[name]) for name in algorithms_]
+def legend(figure: Figure, results: list[Result], shown: tuple[str, ...], panels: int) -> None:
+    marks = [Line2D([], [], color=COLOUR[name], label=NAMES[name]) for name in shown]
     marks += [
         Line2D([], [], color=GREY, label="ours, test"),
         Line2D([], [], color=GREY, linestyle="--", label="ours, training"),
@@ -309,7 +321,8 @@ def legend(figure: Figure, results: list[Result], algorithms_: tuple[str, ...]) 
     ]
     if any(result["settings"]["binarize"] == "intensity" for result in results):
         marks.append(Line2D([], [], color=GREY, alpha=0.45, label="ours, grey levels"))
-    figure.legend(handles=marks, loc="outside lower center", ncols=len(marks), frameon=False, fontsize="small")
+    columns = min(len(marks), 2 * panels)
+    figure.legend(handles=marks, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
 
 
 def figures_4_and_5(results: dict[str, Result], out: Path) -> dict[str, Figure | None]:
@@ -320,13 +333,14 @@ def figures_4_and_5(results: dict[str, Result], out: Path) -> dict[str, Figure |
         if aevb and result["settings"]["binarize"] != "intensity" and (out / f"{name}.pt").exists():
             of = programs.setdefault(result["panel"]["dataset"], {})
             of[result["panel"]["latent"]] = load_program(result, out, name)
-    planes = {dataset: analysis.manifold(of[2], SIDE)[None] for dataset, of in programs.items() if 2 in of}
+    planes = {TITLES[dataset]: analysis.manifold(of[2], SIDE) for dataset, of in sorted(programs.items(), reverse=True)
+              if 2 in of}
     draws = {
         f"{TITLES[dataset]}, $N_z$ = {latent}": analysis.sample_prior(of[latent], COLUMNS**2)
-        for dataset, of in programs.items() for latent in (2, 5, 10, 20) if latent in of
+        for dataset, of in sorted(programs.items(), reverse=True) for latent in (2, 5, 10, 20) if latent in of
     }
     return {
-        "figure4": pictures({TITLES[name]: grid[0] for name, grid in planes.items()}),
+        "figure4": pictures(planes, gap=0),
         "figure5": pictures({name: images.unflatten(0, (COLUMNS, COLUMNS)) for name, images in draws.items()}),
     }
 
@@ -340,7 +354,7 @@ def load_program(result: Result, out: Path, name: str) -> VAE:
     return vae
 
 
-def pictures(grids: dict[str, Tensor]) -> Figure | None:
+def pictures(grids: dict[str, Tensor], gap: int = 1) -> Figure | None:
     """Grids of images (rows, columns, C, H, W), each under its name, four in a row."""
     if not grids:
         return None
@@ -351,6 +365,6 @@ def pictures(grids: dict[str, Tensor]) -> Figure | None:
     for axes in panels:
         axes.set_axis_off()
     for axes, (name, grid) in zip(figure.axes, grids.items()):
-        axes.imshow(tiled(grid, gap=1), cmap="gray", vmin=0, vmax=1)
+        axes.imshow(tiled(grid, gap=gap), cmap="gray", vmin=0, vmax=1)
         axes.set_title(name, fontsize="medium")
     return figure
