@@ -206,7 +206,7 @@ def engine(
     steps: int = 0,
     shape: torch.Size | None = None,
 ) -> Eager | Compiled | SVI:
-    """The engine of that name; "auto" compiles for ``WORTH_COMPILING`` steps or more, where there is a compiler.
+    """The engine of that name; "auto" compiles ``WORTH_COMPILING`` steps or more on a CPU, where there is a compiler.
 
     Which it took is its ``name``; ``shape`` is for ``Compiled``. Raises ValueError for a name not among ``ENGINES``.
     Where nothing can be compiled on this machine, "compiled" says so in a line on standard error and is "eager".
@@ -221,10 +221,11 @@ def engine(
     arguments = (program, estimator, optimizer, scheduler, clip)
     if name == "svi":
         return SVI(*arguments)
+    on_cpu = next(program.parameters()).device.type == "cpu"
     missing = missing_compiler()
     if name == "compiled" and missing:
         _notice(f"training eagerly: {missing}")
-    if missing or name == "eager" or (name == "auto" and steps < WORTH_COMPILING):
+    if missing or name == "eager" or (name == "auto" and not (steps >= WORTH_COMPILING and on_cpu)):
         return Eager(*arguments)
     return Compiled(*arguments, strict=name == "compiled", shape=shape)
 
