@@ -13,10 +13,11 @@ from distributed_worker import gradient, small_vae, train
 from pyro_vae import distributed, fit, load
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
+RUN = Path(__file__).parents[1] / "experiments" / "run.py"
 
 
-def torchrun(*arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", WORKER, *arguments]
+def torchrun(*arguments, script=WORKER):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1])}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
@@ -60,3 +61,11 @@ def test_a_batch_with_fewer_images_than_ranks_is_refused(monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 4)
     with pytest.raises(ValueError, match=r"4 ranks share each batch.*the smallest has 1;"):
         fit(small_vae(), load("digits"), batch_size=16, progress=False)
+
+
+def test_one_rank_reports_what_both_have_trained(tmp_path):
+    settings = "--dataset=digits", "--net=mlp", "--hidden=16", "--epochs=2"
+    done = torchrun(*settings, f"--out={tmp_path / 'run'}", script=RUN)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test bound") == 1
+    assert (tmp_path / "run" / "metrics.json").is_file()
