@@ -108,6 +108,23 @@ def test_another_engine_goes_on_from_the_state_of_the_compiled_one(trained):
     assert torch.equal(*results)
 
 
+@COMPILER
+def test_a_resumed_compiled_training_goes_on_to_the_same_bits():
+    whole = Training(Compiled, batches=BATCHES[:2], schedule=None, clip=60.0)
+    resumed = Training(Eager, batches=BATCHES[:1], schedule=None)
+    resumed.program.load_state_dict(whole.program.state_dict())
+    resumed.optimizer.load_state_dict(copy.deepcopy(whole.optimizer.state_dict()))
+    resumed.step = Compiled(
+        resumed.program, Trace_ELBO(), resumed.optimizer, clip=60.0, shape=BATCHES[0].shape, strict=True
+    )
+    for training in whole, resumed:
+        torch.manual_seed(3)
+        training.losses = torch.stack([training.step(batch) for batch in BATCHES[2:5]])
+    assert torch.equal(whole.losses, resumed.losses)
+    for one, other in zip(whole.program.parameters(), resumed.program.parameters()):
+        assert torch.equal(one, other)
+
+
 def test_compiled_leaves_out_a_step_that_is_not_finite(trained):
     weight = trained.program.likelihood.network.layers[0].weight
     kept = weight.detach().clone()
