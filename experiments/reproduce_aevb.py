@@ -154,9 +154,12 @@ def run_all(args: argparse.Namespace) -> None:
         for run in runs:
             finish(run, args)
         return
-    with ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+    pool = ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (1,))
+    try:
         for done in [pool.submit(finish, run, args) for run in runs]:
             done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C, what has begun is waited for
 
 
 def asked_for(args: argparse.Namespace) -> list[Run]:
@@ -181,9 +184,10 @@ def finish(run: Run, args: argparse.Namespace) -> None:
     """A run from its start to its files."""
     started = time.perf_counter()
     panel, images = PANELS[run.panel], images_of(run, args.data_dir)
-    choice = choose_step(run, images, args.engine)
-    step = max(choice, key=lambda entry: -math.inf if entry["train"] is None else entry["train"])["step"]
-    points, vae = train(run, images, step, run.samples, points_of(run), measurement(run), args.engine)
+    with fast_matmul("cpu"):
+        choice = choose_step(run, images, args.engine)
+        step = max(choice, key=lambda entry: -math.inf if entry["train"] is None else entry["train"])["step"]
+        points, vae = train(run, images, step, run.samples, points_of(run), measurement(run), args.engine)
     result = {
         "settings": vars(run), "panel": vars(panel), "step": step, "choice_of_step": choice, "points": points,
         "shape": images.shape, "train_images": len(images.train), "seconds": time.perf_counter() - started,
@@ -241,7 +245,7 @@ def train(
             state.update(deepcopy(vae.state_dict()) if not due else {})
 
     if run.algorithm == MCEM or (run.algorithm == AEVB and engine == LITERAL):
-        with seeded(run.seed), fast_matmul("cpu"):
+        with seeded(run.seed):
             for seen in by_hand(run, vae, images, step, samples):
                 after(seen)
                 if not due:
