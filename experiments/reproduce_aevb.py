@@ -252,8 +252,10 @@ def train(
                     break
     else:
         options = {"step": step, "samples": samples, "after": after, "seed": run.seed, "engine": engine}
-        if algorithms.trained(vae, images, estimator(run), **options).interrupted:
+        history = algorithms.trained(vae, images, estimator(run), **options)
+        if history.interrupted:
             raise KeyboardInterrupt
+        points[-1]["engine"] = history.engine
     vae.load_state_dict(state)
     return points, vae
 
