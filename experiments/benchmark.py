@@ -66,6 +66,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     images = load(args.dataset, root=args.data_dir)
+    if tuple(images.shape) != (1, 28, 28):
+        print(f"error: the nets are for images of 1 × 28 × 28, as of MNIST, not for {images.name}", file=sys.stderr)
+        return 1
     args.out.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"settings": vars(args), "dataset": images.name, "versions": provenance(),
                               "threads": torch.get_num_threads(), "peak": peak()}

@@ -1,0 +1,46 @@
+"""The benchmark measures the same step in every way, and its ratios are those of one round."""
+
+import argparse
+
+import benchmark
+import pyro
+import pytest
+import torch
+from pyro.infer import TraceMeanField_ELBO
+
+from pyro_vae import load
+from pyro_vae.data import Data, Split
+
+PIXELS = torch.randint(256, (40, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("net", ["mlp", "conv"])
+def test_the_step_by_hand_is_the_programs(net):
+    vae = benchmark.build(net)
+    torch.manual_seed(1)
+    by_hand = benchmark.ByHand(vae)(PIXELS)
+    torch.manual_seed(1)
+    x = vae.observe(PIXELS)
+    torch.testing.assert_close(by_hand, TraceMeanField_ELBO()(vae.model, vae.guide)(x), rtol=1e-4, atol=0.0)
+
+
+def test_every_way_that_is_not_compiled_is_timed_in_every_round():
+    ways = ["fit", "svi", "eager", "torch eager"]
+    args = argparse.Namespace(images=40, rounds=2, only=ways)
+    split = Split(PIXELS, None)
+    with pyro.validation_enabled(False):
+        case = benchmark.compare(Data("random", split, split, split), "mlp", 20, args)
+    assert list(case["medians"]) == ways and all(len(rates) == 2 for rates in case["images_per_second"].values())
+    assert all(rate > 0 for rates in case["images_per_second"].values() for rate in rates)
+    assert case["flops_per_image"] == pytest.approx(2 * (3 * 784 * 400 * 2 - 784 * 400 + 3 * 400 * 60), rel=0.01)
+    assert "eager" in benchmark.speed_table({"speed": [case], "peak": benchmark.peak(), "evaluation": []})
+
+
+def test_ratios_are_taken_within_a_round():
+    assert benchmark.ratio({"a": [1.0, 20.0, 3.0], "b": [1.0, 10.0, 1.0]}, "a", "b") == 2.0
+
+
+def test_other_images_are_refused(capsys):
+    assert benchmark.main(["--dataset", "digits"]) == 1
+    assert "1 × 28 × 28" in capsys.readouterr().err
+    assert load("digits").shape == (1, 8, 8)
