@@ -65,7 +65,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    images = load(args.dataset, root=args.data_dir)
+    try:
+        images = load(args.dataset, root=args.data_dir)
+    except data.DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     if tuple(images.shape) != (1, 28, 28):
         print(f"error: the nets are for images of 1 × 28 × 28, as of MNIST, not for {images.name}", file=sys.stderr)
         return 1
