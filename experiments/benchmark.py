@@ -283,11 +283,11 @@ WAYS: dict[str, Callable[[str], Round]] = {
 
 
 def compare(images: Data, net: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Images a second of each way, in rounds; the first round, in which things are compiled, is timed apart."""
+    """Images a second of each way, in rounds of which the first does not count; compiling is timed apart."""
     torch._dynamo.reset()
     steps = max(2, args.images // batch)
     pixels = images.train.images[: steps * batch].unflatten(0, (steps, batch))
-    bar = tqdm(total=(args.rounds + 1) * len(args.only), desc=f"{net}, batch {batch}")
+    bar = tqdm(total=(args.rounds + 2) * len(args.only), desc=f"{net}, batch {batch}")
     ways, first = {}, {}
     for name in args.only:
         start = time.perf_counter()
@@ -296,9 +296,11 @@ def compare(images: Data, net: str, batch: int, args: argparse.Namespace) -> dic
         first[name] = time.perf_counter() - start
         bar.update()
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.rounds):
+    for number in range(args.rounds + 1):
         for name, run in ways.items():
-            rates[name].append(steps * batch / run(pixels))
+            rate = steps * batch / run(pixels)
+            if number > 0:
+                rates[name].append(rate)
             bar.update()
     bar.close()
     flops = flops_per_image(net)
