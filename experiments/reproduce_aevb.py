@@ -54,7 +54,7 @@ EVIDENCE_IMAGES = 1000  # of either split for the marginal likelihood, as in the
 DRAWS, QUICK_DRAWS = 2**18, 2**14  # of the prior, for the marginal likelihood; at the end of a run twice as many
 ANNEALED_IMAGES = 50  # of the test set on which the last one is checked by annealing
 ANNEALING = {"num_temperatures": 200, "chains": 8, "leapfrog": 5}
-CHOICE, QUICK_CHOICE = 20, 50  # a step is chosen on this part of the samples of a run
+CHOICE, QUICK_CHOICE = 20, 100  # a step is chosen on this part of the samples of a run
 
 
 @dataclass(frozen=True)
