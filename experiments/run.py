@@ -101,7 +101,9 @@ def interval(text: str) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("--overwrite", "--resume")]
-    again = shlex.join([Path(sys.executable).name, sys.argv[0] if argv is None else __file__, *words, "--resume"])
+    ranks = os.environ.get("LOCAL_WORLD_SIZE")
+    launcher = ["torchrun", f"--nproc-per-node={ranks}"] if ranks else [Path(sys.executable).name]
+    again = shlex.join([*launcher, sys.argv[0] if argv is None else __file__, *words, "--resume"])
     try:
         with terminable(), distributed.processes():
             return run(args, again)
