@@ -105,7 +105,7 @@ class Loss(nn.Module):
         return self.elbo.differentiable_loss(*self.functions, *args)
 
 
-def traced(loss: Loss, args: tuple[Tensor, ...]) -> nn.Module:
+def traced(loss: nn.Module, args: tuple[Tensor, ...]) -> nn.Module:
     """The loss as one graph of tensor operations, on the very parameters that it trains.
 
     The state of the random number generators is left as it was. Raises ``Untraceable``.
@@ -143,15 +143,16 @@ def traced(loss: Loss, args: tuple[Tensor, ...]) -> nn.Module:
 
 
 def channels_last(graph: nn.Module) -> None:
-    """Has convolutions of several channels work with the channels innermost, in memory: the faster way on a CPU.
+    """Has convolutions of lowered precision work with the channels innermost, in memory: the faster way on a CPU.
 
-    A compiled step is faster by 8 to 15 %; an eager one would be slower, as it pays for each conversion apart.
+    They are in graphs of their own, one for each block of autocast. A compiled step is faster by 5 to 15 % in bfloat16;
+    in float32, or where it is eager and pays for each conversion apart, it would be slower.
     """
     for part in graph.modules():
-        if not isinstance(part, torch.fx.GraphModule):
+        if part is graph or not isinstance(part, torch.fx.GraphModule):
             continue
         for node in part.graph.nodes:
-            if node.target in CONVOLUTIONS and node.args[0].meta["val"].shape[1] > 1:
+            if node.target in CONVOLUTIONS:
                 for argument in node.args[:2]:
                     with part.graph.inserting_before(node):
                         layout = {"memory_format": torch.channels_last}

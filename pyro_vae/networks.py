@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.convolutions import Conv2d, ConvTranspose2d
+
 Shape = tuple[int, int, int]
 ROWS = 256  # of a batch that a network sees at a time on a CPU
 
@@ -96,7 +98,7 @@ class ConvEncoder(Network):
     def __init__(self, shape: Shape, channels: Sequence[int] = (32, 64), hidden: Sequence[int] = ()):
         sides = _sides(_checked_shape(shape), len(channels))
         pairs = itertools.pairwise([shape[0], *_positive("channels", channels)])
-        convolutions = [layer for a, b in pairs for layer in (nn.Conv2d(a, b, 4, 2, 1), nn.ReLU())]
+        convolutions = [layer for a, b in pairs for layer in (Conv2d(a, b, 4, 2, 1), nn.ReLU())]
         widths = [channels[-1] * sides[-1][0] * sides[-1][1], *hidden]
         super().__init__(shape, *convolutions, nn.Flatten(), *_dense(widths, nn.ReLU))
         self.out_features = widths[-1]
@@ -134,7 +136,7 @@ class ConvDecoder(Network):
         convolutions = [
             layer
             for (a, b), ((h, w), (to_h, to_w)) in steps
-            for layer in (nn.ReLU(), nn.ConvTranspose2d(a, b, 4, 2, 1, output_padding=(to_h - 2 * h, to_w - 2 * w)))
+            for layer in (nn.ReLU(), ConvTranspose2d(a, b, 4, 2, 1, output_padding=(to_h - 2 * h, to_w - 2 * w)))
         ]
         first = nn.Linear(widths[-1], torch.Size(start).numel())
         super().__init__((latent,), *_dense(widths, nn.ReLU), first, nn.Unflatten(-1, start), *convolutions)

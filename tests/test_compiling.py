@@ -94,14 +94,23 @@ def test_convolutions_whose_channels_are_turned_innermost():
     torch.manual_seed(0)
     vae = VAE(
         priors.StandardNormal(3),
-        likelihoods.Bernoulli(networks.ConvDecoder(3, SHAPE, 1, channels=(4, 4))),
-        guides.MeanField(networks.ConvEncoder(SHAPE, channels=(4, 4)), 3),
+        likelihoods.Bernoulli(networks.ConvDecoder(3, SHAPE, 1, channels=(8, 8))),
+        guides.MeanField(networks.ConvEncoder(SHAPE, channels=(8, 8)), 3),
     )
+
+    def nodes(target):
+        parts = [part for part in traced(loss_of(vae), (PIXELS,)).modules() if isinstance(part, torch.fx.GraphModule)]
+        return [node for part in parts for node in part.graph.nodes if node.target == target]
+
+    with lowered_precision(vae, torch.bfloat16):
+        values = []
+        for loss in (loss_of(vae), traced(loss_of(vae), (PIXELS,))):
+            torch.manual_seed(1)
+            values.append(loss(PIXELS).detach())
+        torch.testing.assert_close(*values, rtol=4e-3, atol=0)  # of other sums, in bfloat16
+        assert len(nodes(torch.ops.aten.contiguous.default)) == 2 * 2  # the ends of the networks are products
     assert_same(loss_of(vae), rtol=1e-4)
-    parts = [part for part in traced(loss_of(vae), (PIXELS,)).modules() if isinstance(part, torch.fx.GraphModule)]
-    nodes = [node for part in parts for node in part.graph.nodes]
-    turned = [node for node in nodes if node.target == torch.ops.aten.contiguous.default]
-    assert len(turned) == 2 * 3  # the first of four convolutions has one channel
+    assert not nodes(torch.ops.aten.contiguous.default)
 
 
 def test_bfloat16():
