@@ -36,6 +36,7 @@ from torch import Tensor
 
 from pyro_vae import VAE, analysis, data, evaluate, fit, load
 from pyro_vae.data import Data
+from pyro_vae.engines import ENGINES
 from pyro_vae.evidence import log_evidence
 from pyro_vae.likelihoods import ContinuousBernoulli, Normal, bits_per_dim
 from pyro_vae.parts import build_vae
@@ -87,6 +88,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--latent", type=int, default=20, metavar="D")
     group.add_argument("--hidden", type=int, nargs="+", default=None, metavar="UNITS", help="as in run.py")
     group.add_argument("--epochs", type=int, default=5)
+    group.add_argument("--engine", choices=ENGINES, default="auto", help="what takes the steps; all train alike")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group = parser.add_argument_group("measurement")
     group.add_argument("--evidence", type=int, default=20, metavar="K", help="particles of the bound L_K")
@@ -177,12 +179,12 @@ def run(settings: argparse.Namespace, images: Data, args: argparse.Namespace, fo
     try:
         history = fit(vae, images, build_estimator(settings), epochs=settings.epochs, batch_size=settings.batch,
                       lr=settings.lr, seed=settings.seed, schedule=SCHEDULES[settings.schedule],
-                      progress=not args.quiet)
+                      engine=args.engine, progress=not args.quiet)
         if history.interrupted:
             raise KeyboardInterrupt
         seconds = history.rows[-1]["seconds"]
-        outcome |= {"best_epoch": history.best_epoch, "results": {**measure(vae, images, args),
-                                                                  "training_seconds": seconds}}
+        outcome |= {"best_epoch": history.best_epoch, "engine": history.engine,
+                    "results": {**measure(vae, images, args), "training_seconds": seconds}}
         torch.save(strips(vae, images), folder / "pictures.pt")
     except (NonFiniteLoss, FloatingPointError) as error:
         outcome["failed"] = str(error)

@@ -37,7 +37,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from results import METRICS, provenance
 from torch import Tensor
 
-from pyro_vae import VAE, analysis, data, distributed, evaluate, fit, load, plots
+from pyro_vae import VAE, analysis, data, distributed, evaluate, fit, load, log_evidence, plots
 from pyro_vae.checkpoint import CheckpointError, Checkpoints, check_same, locked, write_whole
 from pyro_vae.data import Data
 from pyro_vae.divergences import has_closed_form_kl
@@ -45,7 +45,7 @@ from pyro_vae.engines import ENGINES
 from pyro_vae.likelihoods import DiscretizedLogistic, Normal, bits_per_dim
 from pyro_vae.parts import PARAMETERS, build_vae, describe_model, hidden, read_metrics
 from pyro_vae.state import interrupt, seeded
-from pyro_vae.training import Evaluation, History, NonFiniteLoss, fixed_x, warm_cosine
+from pyro_vae.training import History, NonFiniteLoss, fixed_x, warm_cosine
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 SMALL = 5000  # training images up to which ten epochs are too few steps
@@ -53,7 +53,8 @@ SHOWN = 1000  # test images whose codes are drawn in the latent plane
 REPEATS = 10  # draws of each estimator on the test set
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 SCHEDULES = {"warm-cosine": warm_cosine, "constant": None}
-FREE = ("out", "data_dir", "quiet", "overwrite", "resume", "checkpoint_every", "skip_non_finite")  # when resuming
+# Options that may differ where a run is resumed.
+FREE = ("out", "data_dir", "quiet", "overwrite", "resume", "checkpoint_every", "skip_non_finite", "evidence")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -76,6 +77,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group.add_argument("--skip-non-finite", type=int, default=0, metavar="N",
                        help="leave out up to N steps whose loss or gradient is not finite; metrics.json counts them")
+    group = parser.add_argument_group("measurement")
+    group.add_argument("--evidence", type=int, default=10, metavar="K",
+                       help="particles of the importance sampling of log p(x) on all test images; 0: none")
     group = parser.add_argument_group("data and results")
     group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
                        help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
@@ -136,6 +140,8 @@ def terminable() -> Iterator[None]:
 
 def run(args: argparse.Namespace, again: str = "") -> int:
     started = time.perf_counter()
+    if args.evidence < 0:
+        raise ValueError(f"--evidence: wanted a number of particles, or 0 for no log p(x), got {args.evidence}")
     device = choose_device(args.device)
     images = load(args.dataset, root=args.data_dir).to(device)
     if args.epochs is None:
@@ -295,8 +301,11 @@ def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Any]:
     """Everything that metrics.json says of the test images."""
     x = fixed_x(vae, images.test.images)
     test = evaluate(vae, x, seed=args.seed)
-    summary = {**test.summary(), **grey_scale(vae, test, x), "particles": 1, "seed": args.seed}
+    summary = {**test.summary(), **grey_scale(vae, test.bound, x), "particles": 1, "seed": args.seed}
     metrics: dict[str, Any] = {"test": summary}
+    if args.evidence:
+        evidence = log_evidence(vae.model, vae.guide, x, args.evidence, seed=args.seed, progress=not args.quiet)
+        metrics["evidence"] = {**evidence.to_dict(), **grey_scale(vae, evidence.log_px, x)}
     codes = analysis.codes(vae, x)
     if images.test.labels is not None:
         train_codes = analysis.codes(vae, fixed_x(vae, images.train.images))
@@ -321,12 +330,12 @@ def has_closed_kl(vae: VAE, images: Data) -> bool:
     return has_closed_form_kl(vae.posterior(fixed_x(vae, images.valid.images[:2])), vae.prior())
 
 
-def grey_scale(vae: VAE, test: Evaluation, x: Tensor) -> dict[str, float]:
-    """bits/dim and its standard error, where the likelihood scores grey levels."""
+def grey_scale(vae: VAE, log_px: Tensor, x: Tensor) -> dict[str, float]:
+    """bits/dim and its standard error from nats of single images, where the likelihood scores grey levels."""
     width = vae.likelihood.level_width
     if width is None:
         return {}
-    bits = bits_per_dim(test.bound, x[0].numel(), width)
+    bits = bits_per_dim(log_px, x[0].numel(), width)
     return {"bits_per_dim": bits.mean().item(), "bits_per_dim_standard_error": bits.std().item() / len(bits) ** 0.5}
 
 
@@ -363,10 +372,12 @@ def report(metrics: dict[str, Any], out: Path) -> str:
     note = [f"NOTE: {metrics['dataset']['note']}"] if metrics["dataset"]["note"] else []
     if metrics["interrupted"]:
         return "\n".join([*note, f"interrupted: what was trained so far is saved in {out}"])
-    test = metrics["test"]
+    test, evidence = metrics["test"], metrics.get("evidence")
     rows = [
         ("test bound", f"{test['bound']:.2f} ± {test['standard_error']:.2f} nats per image, {test['images']} images"),
         ("rate, distortion", f"{test['rate']:.2f}, {test['distortion']:.2f} nats per image"),
+        *([("log p(x)", f"at least {evidence['log_px']:.2f} ± {evidence['standard_error']:.2f} nats per image, "
+                        f"{evidence['num_particles']} particles")] if evidence else []),
         ("active units", f"{metrics['active_units']} of {metrics['settings']['latent']}"),
     ]
     if "bits_per_dim" in test:

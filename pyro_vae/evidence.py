@@ -15,7 +15,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.ops.stats import fit_generalized_pareto
@@ -23,8 +22,11 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_vae.annealing import PILOTS, Path, Setting, anneal, forward_run, particle_trace, sigmoid
+from pyro_vae.engines import fast_matmul
+from pyro_vae.importance import Weights
+from pyro_vae.networks import lowered_precision
 from pyro_vae.state import mode, seeded
-from pyro_vae.traces import check_sites, log_weights, plate_nesting, sample_sites
+from pyro_vae.traces import plate_nesting, sample_sites
 
 TRUSTED = 0.7  # the largest Pareto k̂ at which importance sampling is to be trusted (Vehtari et al. 2024)
 
@@ -197,6 +199,8 @@ def log_evidence(
     *,
     chunk: int | None = None,
     batch_size: int | None = None,
+    precision: torch.dtype | None = None,
+    compiled: bool | None = None,
     seed: int | None = None,
     progress: bool = False,
 ) -> Evidence:
@@ -215,6 +219,10 @@ def log_evidence(
             nothing but speed, memory and rounding.
         batch_size: images whose K particles are drawn at once; 250,000 / K if not given, at most 250. Another batch
             size draws other random numbers.
+        precision: ``torch.bfloat16`` has the networks of ``pyro_vae.networks`` compute in it, which moves log p̂ a
+            little; distributions and sums keep the dtype of x.
+        compiled: whether the model is compiled, which changes nothing but speed and rounding; None: on a CPU, where
+            there is a compiler and it is earned back. With True an untraceable model is an error, ``Untraceable``.
         seed: of random numbers of its own, that leave the caller's alone; None: the caller's are used.
         progress: whether to show a progress bar.
 
@@ -234,11 +242,15 @@ def log_evidence(
     chunk = _chunk(chunk, args)
     batch_size = min(max(250_000 // num_particles, 1), 250) if batch_size is None else batch_size
     _at_least_one(batch_size=batch_size)
-    columns = []
-    with _measuring(model, guide, args, seed), _bar(len(args[0]) * num_particles, "particle", progress) as bar:
+    columns, slices = [], len(args[0]) * num_particles // chunk
+    with (
+        _measuring(model, guide, args, seed, precision),
+        _bar(len(args[0]) * num_particles, "particle", progress) as bar,
+    ):
         nesting = plate_nesting(model, guide, next(_batches(args, 2)))
+        weights = Weights(model, guide, nesting, chunk, compiled, slices)
         for batch in _batches(args, batch_size):
-            log_w = _importance_weights(model, guide, batch, num_particles, chunk, nesting, bar)
+            log_w = weights(batch, num_particles, bar)
             columns.append(_statistics(log_w, first=sum(len(column[0]) for column in columns)))
     evidence = Evidence(*map(torch.cat, zip(*columns)), num_particles, seed)
     _warn_untrusted(evidence, "more particles, a better guide or annealed_evidence may help")
@@ -434,32 +446,6 @@ def _warn_untrusted(evidence: Evidence, advice: str) -> None:
         )
 
 
-def _importance_weights(
-    model: Callable, guide: Callable, args: tuple[Tensor, ...], K: int, chunk: int, nesting: int, bar: tqdm
-) -> Tensor:
-    """log w of shape (K, B). Pyro validates the guide's run and the model's first."""
-    with pyro.validation_enabled(True):
-        guide_trace = particle_trace(guide, args, K, nesting)
-    step = max(1, chunk // len(args[0]))
-    log_w = []
-    for start in range(0, K, step):
-        part = _slice(guide_trace, start, min(start + step, K), nesting)
-        with pyro.validation_enabled(start == 0):
-            model_trace = particle_trace(poutine.replay(model, trace=part), args, min(step, K - start), nesting)
-        check_sites(model_trace, part)
-        log_w.append(log_weights(model_trace, part))
-        bar.update(log_w[-1].numel())
-    return torch.cat(log_w)
-
-
-def _slice(trace: poutine.Trace, start: int, stop: int, nesting: int) -> poutine.Trace:
-    """The trace of particles start … stop − 1 alone; their dimension is the first of every sample site."""
-    part = trace.copy()
-    for name, site in sample_sites(trace).items():
-        part.nodes[name] = {**site, "value": site["value"][start:stop], "log_prob": site["log_prob"][start:stop]}
-    return part
-
-
 def _simulate(model: Callable, args: tuple[Tensor, ...]) -> tuple[dict[str, Tensor], Tensor]:
     """(z, x) ~ p(z, x): values of the latent sites, each (1, ...), and the images x."""
     nesting = plate_nesting(model, model, args)
@@ -506,13 +492,21 @@ def _setting(
 
 
 @contextmanager
-def _measuring(model: Callable, guide: Callable | None, args: tuple[Tensor, ...], seed: int | None) -> Iterator[None]:
-    """A block with random numbers of its own, if seeded, and the program's modules in evaluation mode."""
+def _measuring(
+    model: Callable,
+    guide: Callable | None,
+    args: tuple[Tensor, ...],
+    seed: int | None,
+    precision: torch.dtype | None = None,
+) -> Iterator[None]:
+    """A block with random numbers of its own, if seeded, and the program's modules in evaluation mode and precision."""
     owners = {id(owner): owner for f in (model, guide) for owner in (f, getattr(f, "__self__", None))}
     with ExitStack() as stack:
         for owner in owners.values():
             if isinstance(owner, nn.Module):
                 stack.enter_context(mode(owner, training=False))
+                stack.enter_context(lowered_precision(owner, precision))
+        stack.enter_context(fast_matmul(args[0].device))
         if seed is not None:
             stack.enter_context(seeded(seed, args[0].device))
         yield

@@ -49,6 +49,9 @@ def test_everything_is_written_and_agrees(tmp_path, capsys):
     assert test["bound"] == pytest.approx(-test["rate"] - test["distortion"]) and test["images"] == 250
     for name in ("Trace_ELBO", "TraceMeanField_ELBO"):
         assert metrics["estimators"][name]["bound"] == pytest.approx(test["bound"], abs=6 * test["standard_error"])
+    evidence = metrics["evidence"]
+    assert evidence["images"] == 250 and evidence["num_particles"] == 10
+    assert test["bound"] < evidence["log_px"] < test["bound"] + 10
     with (out / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -129,6 +132,7 @@ def test_results_of_another_run_are_kept_unless_told(tmp_path, capsys):
         (["--batch", "1298"], r"batch_size: wanted 1 to 1297 \(the training images\), got 1298"),
         (["--batch", "0"], "batch_size: wanted 1 to 1297"),
         (["--epochs", "0"], "epochs: wanted"),
+        (["--evidence", "-1"], "--evidence: wanted a number of particles, or 0 for no log p"),
         (["--particles", "0"], "--particles: wanted at least 1, got 0"),
         (["--scale", "big", "--lik", "normal"], "--scale: wanted 'pixel', 'shared' or a positive number, got 'big'"),
         (["--scale", "-1", "--lik", "normal"], "positive number, got '-1'"),
