@@ -8,7 +8,7 @@ features to its parameters. A decoder maps z (..., D) to parameter maps (..., ma
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Network(nn.Module):
         return out.reshape(*batch, *out.shape[1:])
 
     def _rows(self, rows: Tensor) -> Tensor:
-        with torch.autocast(rows.device.type, self.dtype, enabled=self.dtype is not None):
+        with nullcontext() if self.dtype is None else torch.autocast(rows.device.type, self.dtype):
             # Tensors of many megabytes are new memory at every use: 6400 images in parts take half the time on a CPU.
             in_parts = rows.device.type == "cpu" and len(rows) > ROWS
             out = torch.cat([self.layers(part) for part in rows.split(ROWS)]) if in_parts else self.layers(rows)
