@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
+from copy import copy
 from typing import Any, NamedTuple
 
 import pyro
@@ -10,9 +11,10 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from pyro.poutine.util import prune_subsample_sites
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from pyro_vae.compiling import Graphs, traced
 from pyro_vae.traces import (
     PARTICLES,
     check_sites,
@@ -74,10 +76,19 @@ class Point(NamedTuple):
 
 
 class Path:
-    """The densities between a starting density (guide, or prior where it is None) and p(x, z), in flat z (C, B, D)."""
+    """The densities between a starting density (guide, or prior where it is None) and p(x, z), in flat z (C, B, D).
 
-    def __init__(self, model: Callable, guide: Callable | None, args: tuple[Tensor, ...]):
-        self.model, self.guide, self.args = model, guide, args
+    ``graphs``: what is compiled, shared by the paths of several batches; without, nothing is.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable | None,
+        args: tuple[Tensor, ...],
+        graphs: Graphs | None = None,
+    ):
+        self.model, self.guide, self.args, self.graphs = model, guide, args, graphs
         self.source = model if guide is None else guide
         self.nesting = plate_nesting(model, self.source, args)
         with pyro.validation_enabled(True):
@@ -92,12 +103,26 @@ class Path:
         }
 
     def __call__(self, z: Tensor) -> Point:
+        graph = self.graphs and self.graphs.get(lambda: self._point(z), (z, *self.args))
+        if graph:
+            return Point(z, *graph(z, *self.args))
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            start, delta = self._log_densities(self._unflatten(z))
+            start, delta = self.log_densities(z)
             (start_gradient,) = torch.autograd.grad(start.sum(), z, retain_graph=True)
             (delta_gradient,) = torch.autograd.grad(delta.sum(), z)
         return Point(z.detach(), start.detach(), delta.detach(), start_gradient, delta_gradient)
+
+    def _point(self, z: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+        """From z and the program's arguments, of the shapes of this z and ``args``, to a ``Point`` without its z."""
+        densities = traced(Densities(self), (z, *self.args))
+
+        def point(z: Tensor, *args: Tensor) -> tuple[Tensor, ...]:
+            (start, delta), pullback = torch.func.vjp(lambda z: densities(z, *args).unbind(), z)
+            one, none = torch.ones_like(start), torch.zeros_like(start)
+            return start, delta, *pullback((one, none)), *pullback((none, one))
+
+        return point
 
     def draw(self, chains: int) -> Tensor:
         """z ~ f_0, (chains, B, D)."""
@@ -120,9 +145,9 @@ class Path:
             for (name, shape), part in zip(self.shapes.items(), parts)
         }
 
-    def _log_densities(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """log f_0 and log p(x, z) − log f_0, each (C, B)."""
-        chains = len(next(iter(values.values())))
+        chains, values = len(z), self._unflatten(z)
         sites = sample_sites(self._trace(poutine.condition(self.model, data=values), chains))
         prior = self._sum(site for name, site in sites.items() if name in self.shapes)
         likelihood = self._sum(site for name, site in sites.items() if name not in self.shapes)
@@ -137,6 +162,21 @@ class Path:
 
     def _sum(self, sites: Iterable[Mapping[str, Any]]) -> Tensor:
         return sum(per_image(site, self.plate) for site in sites) / self.scale
+
+
+class Densities(nn.Module):
+    """Both log densities of a path, (2, C, B), from z and the program's arguments, with the modules of the program."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        owners = [getattr(function, "__self__", None) for function in (path.model, path.guide)]
+        self.owners = nn.ModuleList(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
+
+    def forward(self, z: Tensor, *args: Tensor) -> Tensor:
+        path = copy(self.path)
+        path.args = args
+        return torch.stack(path.log_densities(z))
 
 
 class Setting(NamedTuple):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 # Draws by torch's own generators: the same numbers as eagerly, and on a CPU faster than the compiler's.
 OPTIONS = {"fallback_random": True}
+WORTH_CALLS = 500  # of a graph of some milliseconds, from which the seconds of compiling it are earned back
 CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding, torch.ops.aten.conv_transpose2d.input)
 
 
@@ -140,6 +141,46 @@ def traced(loss: nn.Module, args: tuple[Tensor, ...]) -> nn.Module:
     if all(arg.device.type == "cpu" for arg in args):
         channels_last(graph)
     return graph
+
+
+class Graphs:
+    """Functions of tensors, compiled one for each of the shapes that they are called with, where that is wanted.
+
+    Args:
+        wanted: True: what cannot be traced is an error; False: nothing is compiled; None: on a CPU where there is a
+            compiler and ``calls`` are at least ``WORTH_CALLS``; what cannot be traced is then left to its eager form.
+        calls: with tensors of one shape, that are to be expected.
+
+    >>> graphs = Graphs(wanted=None, calls=3, device="cpu")
+    >>> graphs.get(lambda: torch.compile(torch.sin), (torch.zeros(2),)) is None
+    True
+    """
+
+    def __init__(self, wanted: bool | None, calls: int, device: torch.device | str):
+        earned = calls >= WORTH_CALLS and torch.device(device).type == "cpu"
+        self.strict = bool(wanted)
+        self.wanted = earned and not missing_compiler() if wanted is None else wanted
+        self._graphs: dict[tuple, Callable | None] = {}
+
+    def get(self, make: Callable[[], Callable], example: tuple[Tensor, ...]) -> Callable | None:
+        """The compiled function for tensors like these, by ``make`` if it is new; None where it is to be eager."""
+        if not self.wanted:
+            return None
+        key = tuple((tensor.shape, tensor.dtype) for tensor in example)
+        if key not in self._graphs:
+            self._graphs[key] = self._made(make, example)
+        return self._graphs[key]
+
+    def _made(self, make: Callable[[], Callable], example: tuple[Tensor, ...]) -> Callable | None:
+        try:
+            with quiet_torch():
+                graph = torch.compile(make(), fullgraph=True, dynamic=False, options=OPTIONS)
+                graph(*example)
+            return graph
+        except Untraceable:
+            if self.strict:
+                raise
+            return None
 
 
 def channels_last(graph: nn.Module) -> None:

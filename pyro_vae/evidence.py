@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_vae.annealing import PILOTS, Path, Setting, anneal, forward_run, particle_trace, sigmoid
+from pyro_vae.compiling import Graphs
 from pyro_vae.engines import fast_matmul
 from pyro_vae.importance import Weights
 from pyro_vae.networks import lowered_precision
@@ -248,7 +249,7 @@ def log_evidence(
         _bar(len(args[0]) * num_particles, "particle", progress) as bar,
     ):
         nesting = plate_nesting(model, guide, next(_batches(args, 2)))
-        weights = Weights(model, guide, nesting, chunk, compiled, slices)
+        weights = Weights(model, guide, nesting, chunk, Graphs(compiled, slices, args[0].device))
         for batch in _batches(args, batch_size):
             log_w = weights(batch, num_particles, bar)
             columns.append(_statistics(log_w, first=sum(len(column[0]) for column in columns)))
@@ -269,6 +270,7 @@ def annealed_evidence(
     schedule: Callable[[int], Tensor] | None = None,
     step_size: float | None = None,
     chunk: int | None = None,
+    compiled: bool | None = None,
     seed: int | None = None,
     progress: bool = False,
 ) -> AnnealedEvidence:
@@ -290,7 +292,7 @@ def annealed_evidence(
         step_size: the first one, in standard deviations of f_0, estimated for each image and dimension of z; ½ D^−¼ if
             not given.
         chunk: number of z decoded at once, which sets how many images run together (and so which random numbers).
-        model, x, seed, progress: as in ``log_evidence``.
+        model, x, compiled, seed, progress: as in ``log_evidence``.
 
     Raises ValueError as ``log_evidence`` does, for sites whose support is not all real numbers, and where no proposal
     was accepted at all; warns of single images in which none was.
@@ -303,10 +305,10 @@ def annealed_evidence(
     """
     setting = _setting(num_temperatures, chains, leapfrog, schedule, step_size)
     args, chunk = _arguments(x), _chunk(chunk, _arguments(x))
-    columns = []
+    columns, graphs = [], _graphs(compiled, setting, args, chunk)
     with _measuring(model, guide, args, seed), _bar(len(args[0]) * num_temperatures, "step", progress) as bar:
         for batch in _batches(args, max(1, chunk // (chains + PILOTS))):
-            run = forward_run(Path(model, guide, batch), setting, bar)
+            run = forward_run(Path(model, guide, batch, graphs), setting, bar)
             first = sum(len(column[0]) for column in columns)
             columns.append((*_statistics(run.log_w, first), run.acceptance.mean(0).cpu(), run.steps[-1].cpu()))
     *statistics, acceptance, step = map(torch.cat, zip(*columns))
@@ -330,6 +332,7 @@ def bidirectional(
     schedule: Callable[[int], Tensor] | None = None,
     step_size: float | None = None,
     chunk: int | None = None,
+    compiled: bool | None = None,
     seed: int | None = None,
     progress: bool = False,
 ) -> Sandwich:
@@ -346,7 +349,7 @@ def bidirectional(
         model: a program that observes its first argument, as it is, at its one observed site.
         x: of images only their number and shape matter: they are replaced by the model's. Of a tuple, what follows x
             (labels, say) is kept.
-        guide, num_temperatures, chains, leapfrog, schedule, step_size, chunk, seed, progress: as in
+        guide, num_temperatures, chains, leapfrog, schedule, step_size, chunk, compiled, seed, progress: as in
             ``annealed_evidence``.
 
     Raises ValueError as ``annealed_evidence`` does, and where the model has another observed site.
@@ -359,12 +362,12 @@ def bidirectional(
     """
     setting = _setting(num_temperatures, chains, leapfrog, schedule, step_size)
     args, chunk = _arguments(x), _chunk(chunk, _arguments(x))
-    columns = []
+    columns, graphs = [], _graphs(compiled, setting, args, chunk)
     with _measuring(model, guide, args, seed), _bar(2 * len(args[0]) * num_temperatures, "step", progress) as bar:
         batches = list(_batches(args, max(1, chunk // (chains + PILOTS))))
         draws = [_simulate(model, batch) for batch in batches]  # first: the same images for any temperatures
         for batch, (values, simulated) in zip(batches, draws):
-            path = Path(model, guide, (simulated, *batch[1:]))
+            path = Path(model, guide, (simulated, *batch[1:]), graphs)
             forward = forward_run(path, setting, bar)
             start = path.flatten(values).expand(chains, -1, -1)
             reverse = anneal(path, start, setting.reversed(), forward.steps.flip(0), forward.scale, 0, bar)
@@ -489,6 +492,12 @@ def _setting(
         wanted = f"{num_temperatures + 1} rising numbers from 0 to 1, as from annealing.linear"
         raise ValueError(f"schedule: wanted {wanted}; got {betas}")
     return Setting(betas, chains, leapfrog, step_size)
+
+
+def _graphs(compiled: bool | None, setting: Setting, args: tuple[Tensor, ...], chunk: int) -> Graphs:
+    together = max(1, chunk // (setting.chains + PILOTS))
+    calls = len(setting.betas) * setting.leapfrog * (len(args[0]) // together)
+    return Graphs(compiled, calls, args[0].device)
 
 
 @contextmanager

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_vae.annealing import particle_trace
-from pyro_vae.compiling import OPTIONS, Untraceable, missing_compiler, quiet_torch, traced
+from pyro_vae.compiling import Graphs, traced
 from pyro_vae.traces import check_sites, common_scale, image_plate, log_weights, per_image, sample_sites
-
-WORTH_COMPILING = 500  # slices of one shape from which compiling, some seconds, is earned back
 
 
 class Weights:
@@ -23,75 +21,55 @@ class Weights:
         model, guide: a program whose sites share a plate over images.
         nesting: its ``plate_nesting``.
         chunk: number of z decoded at once.
-        compiled: whether the model is traced once and compiled for slices of one shape; None: on a CPU, where there
-            is a compiler and ``slices`` are many.
-        slices: how many of one shape there will be.
+        graphs: what of the model is compiled.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1).double())
-    >>> weights = Weights(program.model, program.guide, nesting=1, chunk=10)
+    >>> weights = Weights(program.model, program.guide, nesting=1, chunk=10, graphs=Graphs(False, 0, "cpu"))
     >>> weights((torch.zeros(2, 3).double(),), K=50, bar=tqdm(disable=True)).shape
     torch.Size([50, 2])
     """
 
-    def __init__(
-        self, model: Callable, guide: Callable, nesting: int, chunk: int, compiled: bool | None = False, slices: int = 0
-    ):
-        self.model, self.guide, self.nesting, self.chunk = model, guide, nesting, chunk
-        self.strict = bool(compiled)
-        worth = slices >= WORTH_COMPILING and not missing_compiler()
-        self.compiled = worth if compiled is None else compiled
-        self.graphs: dict[tuple, Callable | None] = {}
+    def __init__(self, model: Callable, guide: Callable, nesting: int, chunk: int, graphs: Graphs):
+        self.model, self.guide, self.nesting, self.chunk, self.graphs = model, guide, nesting, chunk, graphs
 
     def __call__(self, args: tuple[Tensor, ...], K: int, bar: tqdm) -> Tensor:
-        """Of shape (K, B). Pyro validates the guide's run and the model's first."""
+        """Of shape (K, B). Pyro validates the guide's run and the model's first, which are eager."""
         with pyro.validation_enabled(True):
             guide_trace = particle_trace(self.guide, args, K, self.nesting)
-        step = max(1, self.chunk // len(args[0]))
-        log_w: list[Tensor] = []
-        joint = None
+        step, log_w, graph = max(1, self.chunk // len(args[0])), [], None
         for start in range(0, K, step):
             part = _slice(guide_trace, start, min(start + step, K))
-            if joint is not None and start + step <= K:
-                log_w.append(joint(part))
-            else:
+            if graph is None or start + step > K:
                 with pyro.validation_enabled(start == 0):
                     replayed = poutine.replay(self.model, trace=part)
                     model_trace = particle_trace(replayed, args, min(step, K - start), self.nesting)
                 check_sites(model_trace, part)
                 log_w.append(log_weights(model_trace, part))
-                if start == 0 and self.compiled and args[0].device.type == "cpu":
-                    joint = self._compiled(model_trace, part, args)
+                graph = self._graph(model_trace, part, args) if start == 0 else graph
+            else:
+                log_w.append(graph(part))
             bar.update(log_w[-1].numel())
         return torch.cat(log_w)
 
-    def _compiled(
+    def _graph(
         self, model_trace: poutine.Trace, guide_trace: poutine.Trace, args: tuple[Tensor, ...]
     ) -> Callable[[poutine.Trace], Tensor] | None:
-        """From a slice of the guide's trace to its log weights; None where the model cannot be traced."""
+        """From a slice of the guide's trace, like this one, to its log weights; None where they are to be eager."""
         names, plate = list(sample_sites(model_trace, observed=False)), image_plate(model_trace, guide_trace)
         scale = common_scale(model_trace, guide_trace)
-        example = (*(guide_trace.nodes[name]["value"] for name in names), *args)
-        key = tuple((tensor.shape, tensor.dtype) for tensor in example)
-        if key not in self.graphs:
-            self.graphs[key] = self._graph(Joint(self.model, names, plate, self.nesting), example)
-        graph = self.graphs[key]
+
+        def values(part: poutine.Trace) -> tuple[Tensor, ...]:
+            return tuple(part.nodes[name]["value"] for name in names)
+
+        example = (*values(guide_trace), *args)
+        joint = self.graphs.get(lambda: traced(Joint(self.model, names, plate, self.nesting), example), example)
 
         def weights(part: poutine.Trace) -> Tensor:
             log_q = sum(per_image(site, plate) for site in sample_sites(part).values())
-            with quiet_torch():
-                log_p = graph(*(part.nodes[name]["value"] for name in names), *args)
-            return (log_p - log_q) / scale
+            return (joint(*values(part), *args) - log_q) / scale
 
-        return None if graph is None else weights
-
-    def _graph(self, joint: nn.Module, example: tuple[Tensor, ...]) -> Callable | None:
-        try:
-            return torch.compile(traced(joint, example), fullgraph=True, dynamic=False, options=OPTIONS)
-        except Untraceable:
-            if self.strict:
-                raise
-            return None
+        return None if joint is None else weights
 
 
 class Joint(nn.Module):

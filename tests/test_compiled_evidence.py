@@ -1,4 +1,4 @@
-"""Importance weights by a compiled model: those of the eager one, for every structure of a program."""
+"""Importance weights and annealing by compiled programs: those of the eager ones, for every structure."""
 
 import pyro
 import pyro.distributions as dist
@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import pyro_vae as pv
-from pyro_vae import importance
+from pyro_vae import compiling
+from pyro_vae.annealing import Path
 from pyro_vae.compiling import Untraceable
-from pyro_vae.evidence import log_evidence
+from pyro_vae.evidence import annealed_evidence, bidirectional, log_evidence
 from pyro_vae.linear_gaussian import LinearGaussian
 
 pytestmark = pytest.mark.filterwarnings("ignore:Pareto k̂")
@@ -36,12 +37,10 @@ def two_layers(x, labels, guide=False):
 def programs():
     program = vae()
     yield program.model, program.guide, program.observe(torch.randint(256, (7, 1, 8, 8), dtype=torch.uint8))
-    program = LinearGaussian(torch.randn(5, 2).double())
-    yield program.model, lambda x: program.guide(x + 0.1), program.simulate(7)
     yield two_layers, lambda *args: two_layers(*args, guide=True), (torch.randn(7, 3), torch.arange(7))
 
 
-@pytest.mark.parametrize("model, guide, x", list(programs()), ids=["conv", "linear", "two layers"])
+@pytest.mark.parametrize("model, guide, x", list(programs()), ids=["conv", "two layers"])
 def test_compiled_is_eager(model, guide, x):
     # Batches of three images and of one, in slices of four particles, the last of two.
     eager, compiled = (
@@ -52,17 +51,45 @@ def test_compiled_is_eager(model, guide, x):
     torch.testing.assert_close(compiled.ess, eager.ess, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "model, guide, x, from_guide", [(*program, i == 0) for i, program in enumerate(programs())],
+    ids=["conv, from the guide", "two layers, from the prior"],
+)
+def test_compiled_densities_and_gradients_are_the_eager_ones(model, guide, x, from_guide):
+    args = x if isinstance(x, tuple) else (x,)
+    graphs = compiling.Graphs(True, 0, "cpu")
+    with torch.no_grad():
+        for batch in (args, tuple(arg.flip(0) for arg in args)):  # one graph, other arguments
+            eager = Path(model, guide if from_guide else None, batch)
+            z = eager.draw(4)
+            for one, other in zip(eager(z), Path(model, guide if from_guide else None, batch, graphs)(z)):
+                torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
+    assert len(graphs._graphs) == 1
+
+
+def test_compiled_annealing_is_eager():
+    program = LinearGaussian(torch.randn(5, 2).double())
+    settings = {"num_temperatures": 20, "chains": 3, "leapfrog": 3, "seed": 0}
+    for evaluate, values in ((annealed_evidence, ("log_px", "acceptance")), (bidirectional, ("lower", "upper"))):
+        one, other = (
+            evaluate(program.model, None, torch.zeros(4, 5).double(), compiled=compiled, **settings)
+            for compiled in (False, True)
+        )
+        for value in values:
+            torch.testing.assert_close(getattr(other, value), getattr(one, value), rtol=1e-6, atol=1e-6)
+
+
 def test_a_model_is_compiled_where_that_is_earned_back(monkeypatch):
     program, made = vae(), []
-    graph = importance.Weights._graph
-    monkeypatch.setattr(importance.Weights, "_graph", lambda *args: made.append(args) or graph(*args))
+    make = compiling.Graphs._made
+    monkeypatch.setattr(compiling.Graphs, "_made", lambda *args: made.append(args) or make(*args))
     x = program.observe(torch.randint(256, (6, 1, 8, 8), dtype=torch.uint8))
     log_evidence(program.model, program.guide, x, 20, chunk=6, batch_size=3, seed=0)
     assert not made
-    monkeypatch.setattr(importance, "WORTH_COMPILING", 20)
+    monkeypatch.setattr(compiling, "WORTH_CALLS", 20)
     log_evidence(program.model, program.guide, x, 20, chunk=6, batch_size=3, seed=0)
     assert len(made) == 1  # for both batches
-    monkeypatch.setattr(importance, "missing_compiler", lambda: "none here")
+    monkeypatch.setattr(compiling, "missing_compiler", lambda: "none here")
     log_evidence(program.model, program.guide, x, 20, chunk=6, batch_size=3, seed=0)
     assert len(made) == 1
 
@@ -77,7 +104,7 @@ def test_a_model_that_cannot_be_traced_is_run_eagerly_unless_it_must_not(monkeyp
         with pyro.plate("images", len(x)):
             pyro.sample("z", dist.Normal(0.4 * x, 0.5))
 
-    monkeypatch.setattr(importance, "WORTH_COMPILING", 1)
+    monkeypatch.setattr(compiling, "WORTH_CALLS", 1)
     x = torch.randn(3)
     auto, eager = (log_evidence(model, guide, x, 30, chunk=9, compiled=how, seed=0) for how in (None, False))
     assert torch.equal(auto.log_px, eager.log_px)
@@ -85,12 +112,11 @@ def test_a_model_that_cannot_be_traced_is_run_eagerly_unless_it_must_not(monkeyp
         log_evidence(model, guide, x, 30, chunk=9, compiled=True, seed=0)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_lowered_precision_of_the_networks_moves_the_estimate_a_little(compiled):
+def test_lowered_precision_of_the_networks_moves_the_estimate_a_little():
     program = vae()
     x = program.observe(torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8))
     full, lowered = (
-        log_evidence(program.model, program.guide, x, 40, chunk=16, precision=dtype, compiled=compiled, seed=0)
+        log_evidence(program.model, program.guide, x, 40, chunk=16, precision=dtype, seed=0)
         for dtype in (None, torch.bfloat16)
     )
     difference = (full.log_px - lowered.log_px).abs()
