@@ -3,6 +3,7 @@
 
     python experiments/benchmark.py                    # the MLP 784-400-20 and the conv 32-64 net, batch 128 and 512
     python experiments/benchmark.py --nets mlp --batches 128 --rounds 5 --only compiled "torch whole step"
+    python experiments/benchmark.py --nets default --batches 256 --only fit "torch eager"
     python experiments/benchmark.py --scaling          # cost against images, particles, latent size and image side
 
 Every way sees the same images in memory, in turns: each round takes some steps of each, one after the other, so that a
@@ -39,9 +40,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from pyro_vae import VAE, data, evaluate, fit, guides, likelihoods, load, networks, priors
+from pyro_vae.convolutions import Conv2d, ConvTranspose2d
 from pyro_vae.data import Data, Split
 from pyro_vae.engines import Compiled, Eager, fast_matmul
 from pyro_vae.networks import lowered_precision
+from pyro_vae.parts import PartSettings, build_vae
 from pyro_vae.training import fixed_x
 
 LATENT, LR = 20, 1e-3
@@ -50,7 +53,8 @@ Round = Callable[[Tensor], float]  # from batches (steps, B, C, H, W) of pixels 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", nargs="+", choices=("mlp", "conv"), default=["mlp", "conv"])
+    parser.add_argument("--nets", nargs="+", choices=("mlp", "conv", "default"), default=["mlp", "conv"],
+                        help="default: that of run.py")
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 512], metavar="SIZE")
     parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY",
                         help="of: " + ", ".join(WAYS))
@@ -93,6 +97,8 @@ def main(argv: list[str] | None = None) -> int:
 def build(net: str, shape: tuple[int, int, int] = (1, 28, 28), latent: int = LATENT) -> VAE:
     """The networks of pytorch/examples and the like: 784-400-z, or 4 × 4 convolutions to 32 and 64 maps."""
     torch.manual_seed(0)
+    if net == "default":
+        return build_vae(PartSettings(), torch.zeros(1, *shape, dtype=torch.uint8))
     encoder, decoder = {
         "mlp": (networks.MLPEncoder, networks.MLPDecoder), "conv": (networks.ConvEncoder, networks.ConvDecoder)
     }[net]
@@ -101,12 +107,14 @@ def build(net: str, shape: tuple[int, int, int] = (1, 28, 28), latent: int = LAT
 
 
 class ByHand(nn.Module):
-    """The same loss without Pyro: x ~ Bernoulli(g / 255), the KL in closed form."""
+    """The same loss without Pyro, by torch's own layers: x ~ Bernoulli(g / 255), the KL in closed form."""
 
     def __init__(self, vae: VAE):
         super().__init__()
         self.encoder = nn.Sequential(vae.posterior.network.layers, vae.posterior.head)
         self.decoder = vae.likelihood.network.layers
+        for layer in self.modules():
+            layer.__class__ = {Conv2d: nn.Conv2d, ConvTranspose2d: nn.ConvTranspose2d}.get(type(layer), type(layer))
 
     def forward(self, pixels: Tensor) -> Tensor:
         grey = pixels / 255
@@ -287,9 +295,10 @@ def compare(images: Data, net: str, batch: int, args: argparse.Namespace) -> dic
     torch._dynamo.reset()
     steps = max(2, args.images // batch)
     pixels = images.train.images[: steps * batch].unflatten(0, (steps, batch))
-    bar = tqdm(total=(args.rounds + 2) * len(args.only), desc=f"{net}, batch {batch}")
+    names = [name for name in args.only if (net, name) != ("default", "numpyro")]  # in which it is not written
+    bar = tqdm(total=(args.rounds + 2) * len(names), desc=f"{net}, batch {batch}")
     ways, first = {}, {}
-    for name in args.only:
+    for name in names:
         start = time.perf_counter()
         ways[name] = WAYS[name](net)
         ways[name](pixels[:2])

@@ -14,7 +14,7 @@ from pyro_vae.data import Data, Split
 PIXELS = torch.randint(256, (40, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("net", ["mlp", "conv"])
+@pytest.mark.parametrize("net", ["mlp", "conv", "default"])
 def test_the_step_by_hand_is_the_programs(net):
     vae = benchmark.build(net)
     torch.manual_seed(1)
