@@ -19,7 +19,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from results import METRICS, provenance, results_folder, write_json
-from run import choose_device
+from run import EVIDENCE, choose_device
 from torch import Tensor
 
 from pyro_vae import VAE, data, load
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     if not 1 <= args.images <= len(pixels) or args.simulated < 1:
         raise ValueError(f"--images: wanted 1 to {len(pixels)} (the test images), --simulated: at least 1; "
                          f"got {args.images} and {args.simulated}")
-    out = args.out or args.run / "evidence"
+    out = args.out or args.run / EVIDENCE
     with results_folder(out, args.overwrite) as folder:
         x = fixed_x(vae, pixels[: args.images])
         results = measure(vae, x, args)

@@ -23,6 +23,7 @@ import shlex
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -47,6 +48,10 @@ from pyro_vae.parts import PARAMETERS, build_vae, describe_model, hidden, read_m
 from pyro_vae.state import interrupt, seeded
 from pyro_vae.training import History, NonFiniteLoss, fixed_x, warm_cosine
 
+HISTORY, EVIDENCE = "history.csv", "evidence"
+PICTURES = ("latent_plane", "reconstructions", "samples", "aggregate_posterior", "interpolation", "learning_curves",
+            "manifold")
+WRITTEN = (METRICS, PARAMETERS, HISTORY, *(f"{name}.png" for name in PICTURES))  # all that a run leaves in its folder
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 SMALL = 5000  # training images up to which ten epochs are too few steps
 SHOWN = 1000  # test images whose codes are drawn in the latent plane
@@ -167,6 +172,8 @@ def run(args: argparse.Namespace, again: str = "") -> int:
             return 0
         if not args.quiet:
             print(plan(args, images, vae, out), flush=True)
+        elif images.note:
+            print(f"NOTE: {images.note}", flush=True)
         history = fit(vae, images, estimator, **settings, checkpoints=checkpoints, progress=not args.quiet)
         model, parameters = describe_model(vae, args, images.shape)
         metrics = {**model, "settings": vars(args), "dataset": describe(images), "versions": provenance(),
@@ -174,7 +181,7 @@ def run(args: argparse.Namespace, again: str = "") -> int:
                    "skipped_steps": history.skipped, "engine": history.engine}
         files = {PARAMETERS: parameters}
         if history.rows:
-            files["history.csv"] = table(history)
+            files[HISTORY] = table(history)
         if not history.interrupted:
             metrics |= measure(vae, images, args)
             files |= {f"{name}.png": drawn(figure) for name, figure in pictures(vae, images, history).items()}
@@ -194,6 +201,8 @@ def run_folder(out: Path) -> Iterator[None]:
     """A block in which the folder is there and no other run has it; it is removed again if it stays empty."""
     try:
         out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except FileExistsError as error:
         raise FileExistsError(f"{out} is not a run's results but a file; give another --out") from error
     except OSError as error:
@@ -208,14 +217,12 @@ def run_folder(out: Path) -> Iterator[None]:
 
 def claim(out: Path, checkpoints: Checkpoints, args: argparse.Namespace) -> dict[str, Any] | None:
     """Refuses a folder that is not to be written; the metrics of the run, where it is to be resumed and has ended."""
-    for path in out.glob("*.new"):  # what a run that was killed was writing
-        path.unlink()
+    for path in (*checkpoints.paths, *(out / name for name in WRITTEN)):  # what a run that was killed was writing
+        path.with_name(f"{path.name}.new").unlink(missing_ok=True)
     if checkpoints.exist():
         if args.resume:
             print(f"resuming the run in {out}", flush=True)
-        elif args.overwrite:
-            checkpoints.remove()
-        else:
+        elif not args.overwrite:
             raise FileExistsError(f"{out} holds a run that was stopped; go on with it by --resume, or give another "
                                   "--out, or --overwrite")
     elif any(out.iterdir()):
@@ -240,13 +247,13 @@ def again_reported(metrics: dict[str, Any], same: dict[str, Any], out: Path) -> 
 
 
 def publish(out: Path, files: dict[str, bytes], metrics: dict[str, Any], checkpoints: Checkpoints) -> None:
-    """Puts the results in the place of what the folder held; metrics.json, the last, says that they are whole.
+    """Puts the results in the place of another run's; metrics.json, the last, says that they are whole.
 
     Until then the checkpoint is there, from which they can be made again.
     """
-    (out / METRICS).unlink(missing_ok=True)
-    for path in set(out.iterdir()) - set(checkpoints.paths):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for name in WRITTEN:
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / EVIDENCE, ignore_errors=True)  # of the model that was there
     for name, content in files.items():
         write_whole(out / name, content)
     text = json.dumps(metrics, indent=2, allow_nan=False, default=str) + "\n"

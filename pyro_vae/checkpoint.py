@@ -57,6 +57,8 @@ def encode(content: Mapping[str, Any]) -> bytes:
     torch.save(dict(content), file)
     payload = file.getbuffer()
     _check_payload(file, "the state of this run")
+    if len(payload) >= LARGEST - 100:
+        raise CheckpointError(f"the state of this run is larger than {LARGEST >> 30} GiB, which is not read back")
     return b"".join([_header(FORMAT), hashlib.sha256(payload).digest(), payload])
 
 
@@ -98,22 +100,24 @@ def load_tree(file: BinaryIO, name: object) -> dict[str, Any]:
     return content
 
 
-def read_bytes(path: Path) -> bytes:
-    """The content of a file of at most 4 GiB; CheckpointError where it cannot be read.
+def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
+    """The content of a file of at most so many bytes; CheckpointError where it cannot be read.
 
     >>> read_bytes(Path("nowhere"))
     Traceback (most recent call last):
         ...
     pyro_vae.checkpoint.CheckpointError: nowhere cannot be read (No such file or directory)
     """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no file")  # to open a named pipe would wait for a writer
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(size + 1) if size <= LARGEST else None  # read(n) takes n bytes of memory at once
+            data = file.read(size + 1) if size <= largest else None  # read(n) takes n bytes of memory at once
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
     if data is None:
-        raise CheckpointError(f"{path} is larger than {LARGEST >> 30} GiB, so it is none of ours")
+        raise CheckpointError(f"{path} is larger than {largest >> 20} MiB, so it is none of ours")
     return data
 
 
@@ -154,7 +158,7 @@ def write_whole(path: Path, data: bytes, keep: Path | None = None) -> None:
 def locked(folder: Path) -> Iterator[None]:
     """A block in which no other process has the folder; a process that dies lets go of it.
 
-    Raises CheckpointError where another one has it.
+    Raises CheckpointError where another one has it. Where a file system knows no locks, none is held.
     """
     if fcntl is None:
         yield
@@ -162,9 +166,11 @@ def locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         os.close(handle)
         raise CheckpointError(f"another run is writing to {folder}; wait, or give another folder") from error
+    except OSError as error:
+        warnings.warn(f"{folder} cannot be locked ({error.strerror}): see that no other run writes to it", stacklevel=3)
     try:
         yield
     finally:
@@ -197,6 +203,7 @@ class Checkpoints:
 
     def __post_init__(self) -> None:
         self.folder, self._saved_at, self._saved_step = Path(self.folder), time.monotonic(), 0
+        self._newest_is_good = False  # whether it is whole and of this run
         if (self.seconds is not None and not self.seconds >= 0) or (self.steps is not None and self.steps < 1):
             raise ValueError(f"checkpoints: wanted seconds of at least 0 and steps of at least 1, got {self.seconds} "
                              f"and {self.steps}")
@@ -216,9 +223,15 @@ class Checkpoints:
         return late or (self.steps is not None and step - self._saved_step >= self.steps)
 
     def save(self, content: Mapping[str, Any]) -> None:
-        """Writes a checkpoint; the last one is kept until this one is whole, and then as the previous one."""
+        """Writes a checkpoint; the last one is kept until this one is whole, and then as the previous one.
+
+        What is damaged, or another run's, is not kept beyond that.
+        """
         newest, previous = self.paths
-        write_whole(newest, encode(content), keep=previous)
+        write_whole(newest, encode(content), keep=previous if self._newest_is_good else None)
+        if not self.resume and not self._newest_is_good:
+            previous.unlink(missing_ok=True)
+        self._newest_is_good = True
         self.note(content.get("step", 0))
 
     def note(self, step: int) -> None:
@@ -242,6 +255,7 @@ class Checkpoints:
                 except CheckpointError as error:
                     problems.append(str(error))
                     continue
+                self._newest_is_good = not problems
                 if problems:
                     warnings.warn(f"{problems[0]}; going on from {path.name}, the one before it", stacklevel=3)
                 return content
@@ -279,6 +293,8 @@ def _check_payload(file: BinaryIO, name: object) -> None:
     """Refuses what ``torch.save`` would not have written of a state dict, before anything of it is unpacked."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
+        if len({entry.filename for entry in entries}) != len(entries):
+            raise CheckpointError(f"{name} holds two files of one name, which torch.save does not write")
         tops = {entry.filename.partition("/")[0] for entry in entries}
         if len(tops) != 1 or any(".." in entry.filename.split("/") for entry in entries) or "" in tops:
             raise CheckpointError(f"{name} holds files with names that torch.save does not give")
@@ -310,5 +326,8 @@ def _sync_folder(folder: Path) -> None:
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that synchronises no folders
+                raise
         finally:
             os.close(handle)

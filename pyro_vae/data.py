@@ -186,7 +186,7 @@ def _existing(path: Path) -> Path | None:
 
 
 def _download(name: str, root: Path | str | None, allowed: bool) -> Path:
-    """Downloads into a temporary folder that becomes the data set's folder when it is whole."""
+    """Downloads into a temporary folder, whose files go into their places when all of them are whole."""
     folder, file = _folders(root)[-1], _files(name)[0]
     searched = ", ".join(str(path / file) for path in _folders(root))
     cure = f"put its files where {searched} is looked for, or name their folder by --data-dir or {ENVIRONMENT}"
@@ -200,9 +200,10 @@ def _download(name: str, root: Path | str | None, allowed: bool) -> Path:
     try:
         with _timeout(TIMEOUT):
             _fetch(name, scratch)
-        target = folder / Path(file).parts[0]
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(scratch / target.name, target)
+        for path in [path for path in scratch.rglob("*") if path.is_file()]:
+            target = folder / path.relative_to(scratch)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
     except Exception as error:
         raise MissingData(f"{name} was not found, and its download failed ({error}); {cure}") from error
     finally:
@@ -220,6 +221,7 @@ def _fetch(name: str, folder: Path) -> None:
         length = int(source.headers.get("Content-Length") or 0)
         with tqdm.wrapattr(file, "write", total=length, desc=path.name) as target:
             shutil.copyfileobj(source, target)
+    _frey(path)  # whole, and what was asked for
 
 
 @contextmanager
@@ -243,6 +245,9 @@ def _idx_splits(folder: Path) -> tuple[Split, Split]:
                 f"{folder}: wanted {part} images of 28 × 28 pixels and as many labels, got {tuple(images.shape)} and "
                 f"{tuple(labels.shape)}; remove the folder to download them anew"
             )
+        if labels.max() > 9:
+            raise DataError(f"{folder}: the {part} labels go up to {labels.max()}, wanted 0 to 9; remove the folder to "
+                            "download them anew")
         splits.append(Split(images.unsqueeze(1), labels.long()))
     return tuple(splits)
 

@@ -10,7 +10,6 @@ a loss that is not finite.
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FunctionType
 from typing import Any
 
 import pyro
@@ -23,7 +22,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import distributed
-from pyro_vae.compiling import OPTIONS, Loss, Untraceable, missing_compiler, quiet_torch, traced
+from pyro_vae.compiling import OPTIONS, Loss, Untraceable, missing_compiler, own_code, quiet_torch, traced
 
 ENGINES = ("auto", "eager", "compiled", "svi")
 WORTH_COMPILING = 2000  # steps from which compiling, 10 to 20 seconds, is earned back by small networks on two cores
@@ -173,8 +172,8 @@ class Compiled:
         if self.shape is None:
             self.shape = pixels.shape
             return self.eager(pixels)
-        if self.name == "eager" or pixels.shape != self.shape:
-            return self.eager(pixels)
+        if self.name == "eager" or pixels.shape != self.shape or not self.eager.optimizer.state:
+            return self.eager(pixels)  # Adam has no state yet where the steps so far were left out
         return self._first_run(pixels) if self.run is None else self.run(pixels)
 
     def _first_run(self, pixels: Tensor) -> Tensor:
@@ -351,9 +350,8 @@ def _compiled(step: Callable) -> Callable:
 
     torch keeps its graphs by code object, so that without checks each needs one of its own.
     """
-    own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__, None, step.__closure__)
     options: dict[str, Any] = {**OPTIONS, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    return torch.compile(own, fullgraph=True, dynamic=False, options=options)
+    return torch.compile(own_code(step), fullgraph=True, dynamic=False, options=options)
 
 
 def _is_plain_adam(optimizer: Optimizer) -> bool:

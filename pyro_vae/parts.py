@@ -159,9 +159,12 @@ def log_scale_option(scale: str) -> float | nn.Parameter | None:
     if scale == "shared":
         return nn.Parameter(torch.tensor(SHARED_LOG_SCALE))
     try:
-        return math.log(float(scale))
-    except ValueError as error:
-        raise ValueError(f"--scale: wanted 'pixel', 'shared' or a positive number, got {scale!r}") from error
+        log_scale = math.log(float(scale))
+    except ValueError:
+        log_scale = math.nan
+    if not math.isfinite(log_scale):
+        raise ValueError(f"--scale: wanted 'pixel', 'shared' or a positive number, got {scale!r}")
+    return log_scale
 
 
 def build_encoder(settings: Any, shape: Shape) -> nn.Module:
@@ -194,7 +197,7 @@ def describe_model(vae: VAE, settings: Any, shape: Shape) -> tuple[dict[str, Any
     torch.save(dict(vae.state_dict()), file)
     digest = hashlib.sha256(file.getbuffer()).hexdigest()
     model = {"shape": list(shape), "parts": asdict(PartSettings.of(settings)), "parameters_sha256": digest}
-    return {"format": FORMAT, "model": model}, file.getvalue()
+    return {"format": FORMAT, "model": {**model, "sha256": _checksum(model)}}, file.getvalue()
 
 
 def load_vae(folder: Path | str, device: torch.device | str = "cpu") -> VAE:
@@ -219,7 +222,7 @@ def load_vae(folder: Path | str, device: torch.device | str = "cpu") -> VAE:
         state = load_tree(io.BytesIO(data), folder / PARAMETERS)
         _check_memory(settings, shape, state)
         with seeded(0):
-            vae = build_vae(settings, torch.zeros(settings.components, *shape, dtype=torch.uint8))
+            vae = build_vae(settings, torch.zeros(1, *shape, dtype=torch.uint8).expand(settings.components, -1, -1, -1))
         vae.load_state_dict(state)
     except CheckpointError:
         raise
@@ -231,13 +234,13 @@ def load_vae(folder: Path | str, device: torch.device | str = "cpu") -> VAE:
 
 def read_metrics(path: Path) -> dict[str, Any]:
     """The content of a metrics.json; CheckpointError where that is no JSON object."""
-    data = read_bytes(path)
+    data = read_bytes(path, LARGEST_JSON)
     try:
-        content = json.loads(data) if len(data) <= LARGEST_JSON else None
+        content = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no JSON ({error})") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: wanted an object of at most {LARGEST_JSON >> 20} MiB")
+        raise CheckpointError(f"{path}: wanted an object, got {type(content).__name__}")
     return content
 
 
@@ -248,6 +251,8 @@ def _model(metrics: Mapping[str, Any]) -> tuple[PartSettings, Shape, str | None]
     if version == FORMAT:
         model = _object(metrics, "model")
         parts, shape, digest = _object(model, "parts"), model.get("shape"), str(model.get("parameters_sha256"))
+        if model.get("sha256") != _checksum({name: value for name, value in model.items() if name != "sha256"}):
+            raise ValueError(f"the model in {METRICS} is damaged: it does not have the checksum that it names")
         if set(parts) - known:
             raise ValueError(f"unknown settings {sorted(set(parts) - known)}; a later version wrote them")
     elif version == 1:
@@ -263,6 +268,11 @@ def _model(metrics: Mapping[str, Any]) -> tuple[PartSettings, Shape, str | None]
     if isinstance(parts.get("hidden"), list):
         parts = {**parts, "hidden": tuple(parts["hidden"])}
     return PartSettings(**parts), tuple(shape), digest
+
+
+def _checksum(model: Mapping[str, Any]) -> str:
+    """SHA-256 of the JSON of a model's shape, parts and the checksum of its parameters."""
+    return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()
 
 
 def _object(content: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -27,6 +27,12 @@ from pyro_vae.nonfinite import NonFiniteLoss, culprit
 from pyro_vae.state import deferred_interrupt, mode, random_state, seeded, set_random_state, torch_random_state
 from pyro_vae.traces import common_scale, image_plate, paired_traces, per_image, sample_sites
 
+# Of a row of the history, in their order.
+ROW = ("epoch", *(f"{split}_{term}" for split in ("train", "valid") for term in ("bound", "rate", "distortion")),
+       "seconds", "images_per_second")
+GOOD_ONES = "the last good parameters are restored."
+CURES = "Try a smaller lr, a larger lower bound on the likelihood's scale, or skip_non_finite"
+
 
 class Program(Protocol):
     """What can be trained: an ``nn.Module`` with a model and a guide of x, and a way from pixels to x."""
@@ -195,14 +201,14 @@ def fit(
                             _check_finite(run, losses, estimator, images, skip_non_finite)
                             saver.between_steps(raise_if_asked)
                     run.history.engine = step.name
-                    run.end_epoch({name: _shared(program, x).summary() for name, x in held_out.items()}, len(images))
+                    run.end_epoch(_summaries(run, held_out, estimator), len(images))
                     saver.between_steps(raise_if_asked)
             saver.save()
         except KeyboardInterrupt as interrupt:
             run.history.signal = int(interrupt.args[0]) if interrupt.args else signal.SIGINT
-            run.best = run.best if run.history.rows else deepcopy(program.state_dict())
         finally:
-            program.load_state_dict(run.best)
+            if run.history.rows or not all(parameter.isfinite().all() for parameter in parameters):
+                program.load_state_dict(run.best)
     return run.history
 
 
@@ -286,6 +292,15 @@ def _shared(program: Program, x: Tensor) -> Evaluation:
     return Evaluation(distributed.joined(part.rate), distributed.joined(part.distortion))
 
 
+def _summaries(run: "Run", held_out: Mapping[str, Tensor], estimator: ELBO) -> dict[str, dict[str, float]]:
+    """Bound, rate and distortion of each of the held-out sets; NonFiniteLoss where one is not finite."""
+    try:
+        return {name: _shared(run.program, x).summary() for name, x in held_out.items()}
+    except FloatingPointError as error:
+        raise NonFiniteLoss(f"after epoch {len(run.history.rows) + 1} under {type(estimator).__name__}: {error}; "
+                            f"{GOOD_ONES} {CURES}") from error
+
+
 def _follow_first(run: "Run", seed: int) -> None:
     """Gives every rank the state of rank 0, which may have resumed it; the noise of the others is made anew."""
     if distributed.world() > 1:
@@ -353,7 +368,9 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "best": dict(self.best),
-            "history": {"rows": self.history.rows, "skipped": self.history.skipped, "engine": self.history.engine},
+            "history": {"rows": torch.tensor([[row[name] for name in ROW] for row in self.history.rows],
+                                             dtype=torch.float64).reshape(-1, len(ROW)),
+                        "skipped": self.history.skipped, "engine": self.history.engine},
             "seconds": self.seconds,
             "random": random_state(self.device),
         }
@@ -366,7 +383,9 @@ class Run:
         if self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
         self.taken, self.seconds = int(state["taken"]), float(state["seconds"])
-        self.history = History(**state["history"])
+        rows = [dict(zip(ROW, row)) for row in state["history"]["rows"].reshape(-1, len(ROW)).tolist()]
+        rows = [{**row, "epoch": int(row["epoch"])} for row in rows]
+        self.history = History(**{**state["history"], "rows": rows})
         self.order = None if state["order"] is None else state["order"].to(self.device)
         if not 0 <= self.taken <= self.epoch_steps or (self.taken and self.order is None):
             raise ValueError(f"{self.taken} steps taken of an epoch's {self.epoch_steps}")
@@ -396,6 +415,8 @@ class _Saver:
                           f"{_versions()}: the same bits are not promised", stacklevel=3)
         try:
             self.run.load_state_dict(saved)
+            if self.run.order is not None and not _is_permutation(self.run.order, len(images)):
+                raise ValueError("its order of the images is none")
         except Exception as error:  # whatever a strange content leads to
             raise CheckpointError(f"{self.checkpoints.folder}: the checkpoint does not fit this run ({error}); begin "
                                   "anew") from error
@@ -454,9 +475,12 @@ def _check_finite(run: Run, losses: Tensor, estimator: ELBO, images: Tensor, ski
     many = f" ({run.history.skipped} such steps, {skip} may be left out)" if skip else ""
     raise NonFiniteLoss(
         f"the loss or its gradient became {losses[bad[0]].item()} in epoch {len(run.history.rows) + 1}, step "
-        f"{run.taken - len(losses) + bad[0] + 1}, under {type(estimator).__name__}{many}: {where}; the last good "
-        "parameters are restored. Try a smaller lr, a larger lower bound on the likelihood's scale, or skip_non_finite"
+        f"{run.taken - len(losses) + bad[0] + 1}, under {type(estimator).__name__}{many}: {where}; {GOOD_ONES} {CURES}"
     )
+
+
+def _is_permutation(order: Tensor, count: int) -> bool:
+    return torch.equal(order.sort().values, torch.arange(count, device=order.device))
 
 
 def _kinds(run: Run) -> dict[str, Any]:
@@ -490,10 +514,9 @@ def _versions() -> dict[str, Any]:
 
 
 def _row(epoch: int, summaries: Mapping[str, Mapping[str, float]], seconds: float, images: int) -> dict[str, float]:
-    values = {
-        f"{name}_{key}": summary[key] for name, summary in summaries.items() for key in ("bound", "rate", "distortion")
-    }
-    return {"epoch": epoch, **values, "seconds": seconds, "images_per_second": epoch * images / seconds}
+    values = {f"{name}_{term}": summary[term] for name, summary in summaries.items() for term in summary}
+    row = {"epoch": epoch, **values, "seconds": seconds, "images_per_second": epoch * images / seconds}
+    return {name: row[name] for name in ROW}
 
 
 def _check_settings(program: Any, data: Data, estimator: ELBO, epochs: int, batch_size: int, lr: float) -> None:

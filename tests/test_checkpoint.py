@@ -19,7 +19,7 @@ from test_training import FEW, Breaks, small_vae
 from pyro_vae import checkpoint, fit
 from pyro_vae.checkpoint import CheckpointError, Checkpoints, decode, encode, locked, write_whole
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
-from pyro_vae.training import NonFiniteLoss, warm_cosine
+from pyro_vae.training import ROW, History, NonFiniteLoss, Run, warm_cosine
 
 TIMES = ("seconds", "images_per_second")
 CONTENT = {"step": 7, "loc": torch.arange(3.0), "rows": [{"bound": -1.5}], "none": None}
@@ -130,7 +130,8 @@ def test_a_whole_checkpoint_of_strange_content_is_an_error(tmp_path, usual_inter
     content = decode(path.read_bytes(), "")
     strange = {"taken": "x", "order": 3, "seconds": None, "program": {}, "optimizer": {"state": 1}, "random": None,
                "history": {"a": 1}}
-    for name, value in [*strange.items(), ("taken", 6), ("order", None)]:
+    others = [("taken", 6), ("order", None), ("order", torch.zeros(200, dtype=torch.int64))]
+    for name, value in [*strange.items(), *others]:
         path.write_bytes(encode({**content, name: value}))
         with pytest.raises(CheckpointError, match="the checkpoint does not fit this run"):
             train(Breaks(small_vae(), lambda count, x: x), tmp_path, resume=True)
@@ -340,3 +341,74 @@ def test_when_it_is_time_to_save(tmp_path):
     assert [by_steps.due(step) for step in (14, 15)] == [False, True] and by_time.due(1) and not never.due(10**9)
     with pytest.raises(ValueError, match="wanted seconds of at least 0 and steps of at least 1, got -1 and None"):
         Checkpoints(tmp_path, -1)
+
+
+def test_no_moment_without_a_whole_checkpoint_after_a_damaged_one(tmp_path, monkeypatch):
+    first = Checkpoints(tmp_path)
+    for step in (1, 2):
+        first.save({"step": step})
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    resumed = Checkpoints(tmp_path, resume=True)
+    with pytest.warns(UserWarning, match="going on from checkpoint.previous.pt"):
+        assert resumed.load() == {"step": 1}
+
+    replace, moves = os.replace, []
+
+    def cut(source, target):
+        moves.append(target)
+        if len(moves) == 2:
+            raise KeyboardInterrupt  # as if killed between two renames
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", cut)
+    resumed.save({"step": 3})
+    assert moves == [tmp_path / "checkpoint.pt"]  # the damaged one does not take the place of the whole one
+    monkeypatch.setattr(os, "replace", replace)
+    (tmp_path / "checkpoint.pt").unlink()
+    assert Checkpoints(tmp_path, resume=True).load() == {"step": 1}
+
+
+def test_a_new_run_leaves_nothing_of_the_old_one_beside_its_own(tmp_path):
+    old = Checkpoints(tmp_path)
+    for step in (1, 2):
+        old.save({"step": step})
+    new = Checkpoints(tmp_path)
+    assert new.load() is None and new.exist()
+    new.save({"step": 5})
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="nothing to resume from"):
+        Checkpoints(tmp_path, resume=True).load()
+
+
+def test_two_files_of_one_name_in_an_archive(tmp_path):
+    torch.save({"loc": torch.zeros(2)}, tmp_path / "file")
+    with pytest.warns(UserWarning, match="Duplicate name"), zipfile.ZipFile(tmp_path / "file", "a") as archive:
+        tree = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        archive.writestr(tree, archive.read(tree))
+    with (tmp_path / "file").open("rb") as file, pytest.raises(CheckpointError, match="two files of one name"):
+        checkpoint.load_tree(file, "file")
+
+
+def test_a_named_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="is no file"):
+        checkpoint.read_bytes(tmp_path / "pipe")
+
+
+def test_the_history_of_a_hundred_thousand_epochs_is_saved():
+    program = small_vae()
+    optimizer = torch.optim.Adam(program.parameters())
+    row = dict.fromkeys(ROW, 1.0)
+    run = Run(program, optimizer, None, 4, history=History([{**row, "epoch": n} for n in range(100_000)]))
+    content = decode(encode(run.state_dict()), "")
+    run.load_state_dict(content)
+    assert run.history.rows[7] == {**row, "epoch": 7}
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(checkpoint.fcntl, "flock", unsupported)
+    with pytest.warns(UserWarning, match="cannot be locked"), locked(tmp_path):
+        pass

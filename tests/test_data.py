@@ -1,6 +1,7 @@
 """Splits and batches; files found, fabricated, damaged and missing."""
 
 import gzip
+import io
 import os
 import socket
 import struct
@@ -207,6 +208,33 @@ def test_labels_that_do_not_belong(mnist):
     damaged(mnist[0] / "MNIST/raw", "t10k-labels-idx1-ubyte", lambda b: idx_bytes(np.zeros(9, np.uint8)))
     with pytest.raises(D.DataError, match=r"as many labels, got \(10, 28, 28\) and \(9,\)"):
         D.load("mnist", mnist[0], valid_size=7)
+
+
+def test_labels_that_are_no_digits(mnist):
+    damaged(mnist[0] / "MNIST/raw", "t10k-labels-idx1-ubyte", lambda b: idx_bytes(np.full(10, 200, np.uint8)))
+    with pytest.raises(D.DataError, match="the t10k labels go up to 200, wanted 0 to 9"):
+        D.load("mnist", mnist[0], valid_size=7)
+
+
+def test_a_download_leaves_what_is_there_and_is_checked(tmp_path, monkeypatch):
+    (tmp_path / "frey").mkdir()
+    (tmp_path / "frey/notes.txt").write_text("mine")
+
+    def serve(url):
+        answer = io.BytesIO(content)
+        answer.headers = {}
+        return answer
+
+    monkeypatch.setattr("urllib.request.urlopen", serve)
+    content = b"<html>log in first</html>"
+    with pytest.raises(D.MissingData, match="its download failed"):
+        D.load("frey", tmp_path)
+    assert [path.name for path in (tmp_path / "frey").iterdir()] == ["notes.txt"]
+    file = io.BytesIO()
+    scipy.io.savemat(file, {"ff": np.random.RandomState(0).randint(0, 256, (560, 1965), dtype=np.uint8)})
+    content = file.getvalue()
+    assert len(D.load("frey", tmp_path).train) == 1565
+    assert (tmp_path / "frey/notes.txt").read_text() == "mine"
 
 
 def test_damaged_gzip(mnist):

@@ -270,3 +270,16 @@ def test_unknown_engines_and_clips():
         fit(small_vae(), DIGITS, engine="fast")
     with pytest.raises(ValueError, match="clip: wanted a positive number"):
         fit(small_vae(), DIGITS, clip=0.0)
+
+
+@COMPILER
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_first_step_that_is_left_out_leaves_the_optimiser_without_a_state():
+    program = small_vae()
+    with torch.no_grad():
+        program.posterior.head.bias.fill_(torch.nan)
+    step = Compiled(program, Trace_ELBO(), adam(list(program.parameters())))
+    assert not step(BATCHES[0]).isfinite() and not step(BATCHES[1]).isfinite()
+    with torch.no_grad():
+        program.posterior.head.bias.zero_()
+    assert all(step(batch).isfinite() for batch in BATCHES[:3])

@@ -11,7 +11,17 @@ import torch
 
 from pyro_vae import evaluate, load, load_vae
 from pyro_vae.checkpoint import CheckpointError
-from pyro_vae.parts import GUIDES, LIKELIHOODS, METRICS, PARAMETERS, PRIORS, PartSettings, build_vae, describe_model
+from pyro_vae.parts import (
+    GUIDES,
+    LIKELIHOODS,
+    METRICS,
+    PARAMETERS,
+    PRIORS,
+    PartSettings,
+    _checksum,
+    build_vae,
+    describe_model,
+)
 from pyro_vae.training import fixed_x
 
 FIXTURE = Path(__file__).parent / "fixtures/format1"
@@ -71,7 +81,17 @@ def change(folder, *path, value):
     for name in path[:-1]:
         part = part[name]
     part[path[-1]] = value
+    if isinstance(metrics["model"], dict):  # as somebody would who means it
+        metrics["model"]["sha256"] = _checksum({name: v for name, v in metrics["model"].items() if name != "sha256"})
     (folder / METRICS).write_text(json.dumps(metrics))
+
+
+def test_settings_that_changed_by_accident_are_refused(tmp_path):
+    saved(tmp_path)
+    text = (tmp_path / METRICS).read_text()
+    (tmp_path / METRICS).write_text(text.replace('"bernoulli"', '"continuous-bernoulli"'))  # of the same networks
+    with pytest.raises(CheckpointError, match=r"the model in metrics\.json is damaged"):
+        load_vae(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import run
 import torch
-from parts import BINARIZE, ESTIMATORS, LIKELIHOODS
+from parts import BINARIZE, ESTIMATORS, GUIDES, LIKELIHOODS, PRIORS
 from results import provenance
 
 from pyro_vae import checkpoint, evaluate, guides, load
@@ -74,8 +74,11 @@ def test_the_saved_parameters_are_those_that_were_measured(tmp_path):
 @pytest.mark.parametrize("lik", [lik for lik in LIKELIHOODS if lik != "bernoulli"])
 def test_every_likelihood(tmp_path, lik):
     assert command(tmp_path, "--lik", lik) == 0
-    test = json.loads((tmp_path / "out/metrics.json").read_text())["test"]
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    test = metrics["test"]
     assert 0 < test["bits_per_dim"] < 30 and test["bits_per_dim_standard_error"] > 0
+    if lik in ("normal", "logistic"):
+        assert 0 <= metrics["share_of_scales_at_bound"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -96,6 +99,19 @@ def test_options(tmp_path, words):
     assert (tmp_path / "out/metrics.json").is_file()
 
 
+@pytest.mark.parametrize("words", [*(["--prior", name] for name in PRIORS), *(["--guide", name] for name in GUIDES)])
+def test_every_prior_and_guide(tmp_path, capsys, words):
+    words = [*words, "--components", "5", "--flow-width", "8", "--epochs", "1"]
+    assert run.main(["--dataset", "digits", *SMALL[:-1], "--out", str(tmp_path / "out"), *words]) == 0
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    closed = metrics["kl_in_closed_form"]
+    assert closed == (words[1] in ("standard", "diagonal", "meanfield", "full-rank", "low-rank"))
+    assert ("by Monte Carlo: it has no closed form" in capsys.readouterr().out) == (not closed)
+    assert 0 <= metrics["active_units"] <= 2 and ("TraceMeanField_ELBO" in metrics["estimators"]) == closed
+    assert (len(metrics["rate_per_dimension"]) == 2) if closed else metrics["rate_per_dimension"] is None
+    assert (tmp_path / "out/aggregate_posterior.png").is_file() and (tmp_path / "out/samples.png").is_file()
+
+
 def test_digits_instead_of_mnist_are_named_at_the_start_at_the_end_and_in_the_results(tmp_path, monkeypatch, capsys):
     def refuse(*args, **kwargs):
         raise urllib.error.URLError("no network in this test")
@@ -103,10 +119,10 @@ def test_digits_instead_of_mnist_are_named_at_the_start_at_the_end_and_in_the_re
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     monkeypatch.delenv("PYRO_VAE_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    words = [word for word in SMALL if word != "--quiet"]
-    assert run.main([*words, "--out", str(tmp_path / "out")]) == 0
-    printed = capsys.readouterr().out
-    assert printed.count("NOTE: not MNIST but scikit-learn's 8 × 8 digits") == 2
+    for words in ([word for word in SMALL if word != "--quiet"], [*SMALL, "--overwrite"]):
+        assert run.main([*words, "--out", str(tmp_path / "out")]) == 0
+        printed = capsys.readouterr().out
+        assert printed.count("NOTE: not MNIST but scikit-learn's 8 × 8 digits") == 2
     assert "not MNIST" in json.loads((tmp_path / "out/metrics.json").read_text())["dataset"]["note"]
 
 
@@ -136,6 +152,7 @@ def test_results_of_another_run_are_kept_unless_told(tmp_path, capsys):
         (["--particles", "0"], "--particles: wanted at least 1, got 0"),
         (["--scale", "big", "--lik", "normal"], "--scale: wanted 'pixel', 'shared' or a positive number, got 'big'"),
         (["--scale", "-1", "--lik", "normal"], "positive number, got '-1'"),
+        (["--scale", "inf", "--lik", "normal"], "positive number, got 'inf'"),
         (["--hidden", "8", "0"], r"hidden: wanted positive whole numbers, got"),
         (["--dataset", "frey", "--data-dir", "/nowhere/at/all"], "frey was not found"),
     ],
@@ -312,3 +329,37 @@ def test_provenance_names_versions_and_commit():
     found = provenance()
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", found["torch"])
     assert found["git_commit"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", found["git_commit"])
+
+
+def test_what_is_not_a_runs_is_left_alone(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.new").write_text("mine")
+    assert command(tmp_path) == 1
+    (out / "thesis.new").unlink()
+    assert command(tmp_path) == 0
+    (out / "notes.txt").write_text("mine")
+    (out / "evidence").mkdir()
+    assert command(tmp_path, "--overwrite", "--latent", "3") == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    assert not (out / "manifold.png").exists() and not (out / "evidence").exists()  # of the model that was there
+
+
+def test_a_stopped_run_outlives_a_mistaken_one_in_its_place(tmp_path, capsys):
+    out = tmp_path / "out"
+    Checkpoints(out).folder.mkdir()
+    Checkpoints(out).save({"step": 3})
+    assert command(tmp_path, "--overwrite", "--batch", "99999") == 1
+    assert Checkpoints(out, resume=True).load() == {"step": 3}
+    assert command(tmp_path, "--overwrite") == 0
+    assert not Checkpoints(out).exist()
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(tmp_path, capsys, monkeypatch):
+    def read_only(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(run.tempfile, "TemporaryFile", read_only)
+    assert command(tmp_path) == 1
+    assert re.search("error: .*out cannot be written .*Read-only", capsys.readouterr().err)
