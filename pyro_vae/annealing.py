@@ -10,20 +10,18 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_vae.compiling import Graphs, traced
+from pyro_vae.compiling import Graphs, owners, traced
 from pyro_vae.traces import (
-    PARTICLES,
     check_sites,
     common_scale,
     image_plate,
+    particle_trace,
     per_image,
     plate_nesting,
     sample_sites,
-    score,
 )
 
 TARGET_ACCEPTANCE = 0.65  # of Hamiltonian proposals (Neal 2011)
@@ -51,14 +49,6 @@ def sigmoid(num_temperatures: int, slope: float = 4.0) -> Tensor:
     return (beta - beta[0]) / (beta[-1] - beta[0])
 
 
-def particle_trace(program: Callable, args: tuple[Tensor, ...], particles: int, nesting: int) -> poutine.Trace:
-    """The trace of a program in a plate of particles to the left of its ``nesting`` plates, scored."""
-    plate = pyro.plate(PARTICLES, particles, dim=-nesting - 1)
-    trace = prune_subsample_sites(poutine.trace(plate(program)).get_trace(*args))
-    score(trace)
-    return trace
-
-
 class Point(NamedTuple):
     """A position z (C, B, D), with log f_0 and Δ = log p(x, z) − log f_0, each (C, B), and their gradients."""
 
@@ -78,7 +68,8 @@ class Point(NamedTuple):
 class Path:
     """The densities between a starting density (guide, or prior where it is None) and p(x, z), in flat z (C, B, D).
 
-    ``graphs``: what is compiled, shared by the paths of several batches; without, nothing is.
+    ``graphs``: what is compiled, shared by the paths of several batches; without, nothing is. ``validated``: whether
+    Pyro looks at the supports; not of images that the model itself drew, which may lie beyond [0, 1].
     """
 
     def __init__(
@@ -87,11 +78,12 @@ class Path:
         guide: Callable | None,
         args: tuple[Tensor, ...],
         graphs: Graphs | None = None,
+        validated: bool = True,
     ):
         self.model, self.guide, self.args, self.graphs = model, guide, args, graphs
         self.source = model if guide is None else guide
-        self.nesting = plate_nesting(model, self.source, args)
-        with pyro.validation_enabled(True):
+        with pyro.validation_enabled(validated):
+            self.nesting = plate_nesting(model, self.source, args)
             source = self._trace(self.source, 1)
             model_trace = source if guide is None else self._trace(poutine.replay(model, trace=source), 1)
         _check_program(model_trace, source)
@@ -169,9 +161,7 @@ class Densities(nn.Module):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.path = path
-        owners = [getattr(function, "__self__", None) for function in (path.model, path.guide)]
-        self.owners = nn.ModuleList(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
+        self.path, self.owners = path, nn.ModuleList(owners(path.model, path.guide))
 
     def forward(self, z: Tensor, *args: Tensor) -> Tensor:
         path = copy(self.path)
@@ -263,6 +253,6 @@ def _check_program(model_trace: poutine.Trace, source: poutine.Trace) -> None:
 
 
 def _is_real(support: constraints.Constraint) -> bool:
-    while isinstance(support, constraints.independent):
+    while hasattr(support, "base_constraint"):  # of an independent distribution, or of a mixture
         support = support.base_constraint
     return isinstance(support, type(constraints.real))

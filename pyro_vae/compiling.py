@@ -7,12 +7,14 @@ plates and traces and all, and keeps only what happened to tensors; that is comp
 import logging
 import os
 import shutil
+import sys
 import sysconfig
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 from unittest import mock
 
@@ -89,8 +91,7 @@ class Loss(nn.Module):
     def __init__(self, elbo: ELBO, model: Callable, guide: Callable, observe: Callable | None = None):
         super().__init__()
         self.elbo, self.functions, self.observe = elbo, (model, guide), observe
-        owners = [fn if isinstance(fn, nn.Module) else getattr(fn, "__self__", None) for fn in (model, guide)]
-        self.owners = nn.ModuleList(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
+        self.owners = nn.ModuleList(owners(model, guide))
         self.others = nn.ParameterList()
 
     def other(self, leaf: Tensor) -> nn.Parameter:
@@ -106,8 +107,20 @@ class Loss(nn.Module):
         return self.elbo.differentiable_loss(*self.functions, *args)
 
 
+def owners(*functions: Callable | None) -> list[nn.Module]:
+    """The modules that these are, or whose methods they are, each once.
+
+    >>> layer = nn.Linear(1, 1)
+    >>> owners(layer, layer.forward, print, None)
+    [Linear(in_features=1, out_features=1, bias=True)]
+    """
+    found = [function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+             for function in functions]
+    return list(dict.fromkeys(owner for owner in found if isinstance(owner, nn.Module)))
+
+
 def traced(loss: nn.Module, args: tuple[Tensor, ...]) -> nn.Module:
-    """The loss as one graph of tensor operations, on the very parameters that it trains.
+    """The loss, or another function of a program, as one graph of tensor operations, on its very parameters.
 
     The state of the random number generators is left as it was. Raises ``Untraceable``.
 
@@ -151,6 +164,8 @@ class Graphs:
             compiler and ``calls`` are at least ``WORTH_CALLS``; what cannot be traced is then left to its eager form.
         calls: with tensors of one shape, that are to be expected.
 
+    One instance is for one function: it is looked up by the shapes and dtypes of its arguments alone.
+
     >>> graphs = Graphs(wanted=None, calls=3, device="cpu")
     >>> graphs.get(lambda: torch.compile(torch.sin), (torch.zeros(2),)) is None
     True
@@ -173,14 +188,30 @@ class Graphs:
 
     def _made(self, make: Callable[[], Callable], example: tuple[Tensor, ...]) -> Callable | None:
         try:
-            with quiet_torch():
-                graph = torch.compile(make(), fullgraph=True, dynamic=False, options=OPTIONS)
+            if self.strict and missing_compiler():
+                raise Untraceable(missing_compiler())
+            with random_numbers_kept(example), quiet_torch():
+                graph = torch.compile(own_code(make()), fullgraph=True, dynamic=False, options=OPTIONS)
                 graph(*example)
             return graph
-        except Untraceable:
+        except Exception as error:  # of the program, of torch's compiler, or of the one that it calls
             if self.strict:
                 raise
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"not compiled, which is only slower: {reason}", file=sys.stderr)
             return None
+
+
+def own_code(function: Callable) -> Callable:
+    """The function with a code object of its own: torch keeps its graphs, and counts them, by code object.
+
+    >>> own_code(lambda x: 2 * x)(3)
+    6
+    """
+    if not isinstance(function, FunctionType):
+        return function
+    code = function.__code__.replace()
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
 
 
 def channels_last(graph: nn.Module) -> None:
@@ -284,5 +315,6 @@ def _explanation(error: Exception) -> str:
     reason = str(error).strip().split("\n")[0]
     return (
         f"the program cannot be traced{at} ({type(error).__name__}: {reason}). What it does must not depend on the "
-        'values of tensors: take that line away, write it with torch.where, or train eagerly, by engine="eager"'
+        'values of tensors: take that line away, write it with torch.where, or run eagerly, by engine="eager" in fit '
+        "and compiled=False in the evidence"
     )

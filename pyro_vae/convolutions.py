@@ -33,9 +33,9 @@ class ConvTranspose2d(nn.ConvTranspose2d):
     torch.Size([5, 1, 28, 28])
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.out_channels > FEW or not _as_product(self, x):
-            return super().forward(x)
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if self.out_channels > FEW or output_size is not None or not _as_product(self, x):
+            return super().forward(x, output_size)
         return transposed_convolution(x, self.weight, self.bias, self.stride[0], self.padding[0], self.output_padding)
 
 
@@ -80,8 +80,9 @@ def transposed_convolution(
 
 def _as_product(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
     """Whether the layer is being compiled for a CPU, and one that the functions of this file know."""
+    if not torch.compiler.is_compiling() or x.device.type != "cpu" or isinstance(layer.padding, str):
+        return False
     (s, t), (p, q) = layer.stride, layer.padding
     plain = layer.kernel_size == (2 * s, 2 * s) and s == t and p == q and layer.groups == 1 and layer.dilation == (1, 1)
     inside = all(more <= p for more in getattr(layer, "output_padding", (0, 0)))
-    known = x.dim() == 4 and plain and inside and layer.padding_mode == "zeros" and layer.bias is not None
-    return known and x.device.type == "cpu" and torch.compiler.is_compiling()
+    return x.dim() == 4 and plain and inside and layer.padding_mode == "zeros" and layer.bias is not None

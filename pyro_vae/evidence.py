@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from pyro import poutine
 from pyro.ops.stats import fit_generalized_pareto
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae.annealing import PILOTS, Path, Setting, anneal, forward_run, particle_trace, sigmoid
-from pyro_vae.compiling import Graphs
-from pyro_vae.engines import fast_matmul
+from pyro_vae.annealing import PILOTS, Path, Setting, anneal, forward_run, sigmoid
+from pyro_vae.compiling import Graphs, owners
+from pyro_vae.engines import fast_matmul, warn_if_emulated
 from pyro_vae.importance import Weights
 from pyro_vae.networks import lowered_precision
 from pyro_vae.state import mode, seeded
-from pyro_vae.traces import plate_nesting, sample_sites
+from pyro_vae.traces import particle_trace, plate_nesting, sample_sites
 
 TRUSTED = 0.7  # the largest Pareto k̂ at which importance sampling is to be trusted (Vehtari et al. 2024)
 
@@ -367,7 +367,7 @@ def bidirectional(
         batches = list(_batches(args, max(1, chunk // (chains + PILOTS))))
         draws = [_simulate(model, batch) for batch in batches]  # first: the same images for any temperatures
         for batch, (values, simulated) in zip(batches, draws):
-            path = Path(model, guide, (simulated, *batch[1:]), graphs)
+            path = Path(model, guide, (simulated, *batch[1:]), graphs, validated=False)
             forward = forward_run(path, setting, bar)
             start = path.flatten(values).expand(chains, -1, -1)
             reverse = anneal(path, start, setting.reversed(), forward.steps.flip(0), forward.scale, 0, bar)
@@ -496,7 +496,7 @@ def _setting(
 
 def _graphs(compiled: bool | None, setting: Setting, args: tuple[Tensor, ...], chunk: int) -> Graphs:
     together = max(1, chunk // (setting.chains + PILOTS))
-    calls = len(setting.betas) * setting.leapfrog * (len(args[0]) // together)
+    calls = len(setting.betas) * setting.leapfrog * max(1, len(args[0]) // together)
     return Graphs(compiled, calls, args[0].device)
 
 
@@ -509,12 +509,11 @@ def _measuring(
     precision: torch.dtype | None = None,
 ) -> Iterator[None]:
     """A block with random numbers of its own, if seeded, and the program's modules in evaluation mode and precision."""
-    owners = {id(owner): owner for f in (model, guide) for owner in (f, getattr(f, "__self__", None))}
+    warn_if_emulated(precision, args[0].device)
     with ExitStack() as stack:
-        for owner in owners.values():
-            if isinstance(owner, nn.Module):
-                stack.enter_context(mode(owner, training=False))
-                stack.enter_context(lowered_precision(owner, precision))
+        for owner in owners(model, guide):
+            stack.enter_context(mode(owner, training=False))
+            stack.enter_context(lowered_precision(owner, precision))
         stack.enter_context(fast_matmul(args[0].device))
         if seed is not None:
             stack.enter_context(seeded(seed, args[0].device))

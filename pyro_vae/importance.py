@@ -9,9 +9,18 @@ from pyro import poutine
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_vae.annealing import particle_trace
-from pyro_vae.compiling import Graphs, traced
-from pyro_vae.traces import check_sites, common_scale, image_plate, log_weights, per_image, sample_sites
+from pyro_vae.compiling import Graphs, owners, traced
+from pyro_vae.traces import (
+    check_sites,
+    common_scale,
+    image_plate,
+    log_weights,
+    particle_trace,
+    per_image,
+    sample_sites,
+)
+
+FEW = 10  # slices of a batch of images up to which they are eager: a last, small batch is not worth a graph
 
 
 class Weights:
@@ -46,7 +55,7 @@ class Weights:
                     model_trace = particle_trace(replayed, args, min(step, K - start), self.nesting)
                 check_sites(model_trace, part)
                 log_w.append(log_weights(model_trace, part))
-                graph = self._graph(model_trace, part, args) if start == 0 else graph
+                graph = self._graph(model_trace, part, args) if start == 0 and K // step >= FEW else graph
             else:
                 log_w.append(graph(part))
             bar.update(log_w[-1].numel())
@@ -79,13 +88,12 @@ class Joint(nn.Module):
 
     def __init__(self, model: Callable, names: Sequence[str], plate: Any, nesting: int):
         super().__init__()
-        self.names, self.plate, self.nesting, self.model = tuple(names), plate, nesting, model
-        owner = getattr(model, "__self__", None)
-        self.owner = owner if isinstance(owner, nn.Module) else None
+        self.names, self.plate, self.nesting, self.model = tuple(names), plate, nesting, (model,)
+        self.owners = nn.ModuleList(owners(model))
 
     def forward(self, *tensors: Tensor) -> Tensor:
         values, args = dict(zip(self.names, tensors)), tensors[len(self.names) :]
-        conditioned = poutine.condition(self.model, data=values)
+        conditioned = poutine.condition(*self.model, data=values)
         trace = particle_trace(conditioned, args, len(tensors[0]), self.nesting)
         return sum(per_image(site, self.plate) for site in sample_sites(trace).values())
 

@@ -101,6 +101,20 @@ def paired_traces(
     return model_trace, guide_trace
 
 
+def particle_trace(program: Callable, args: Sequence, particles: int, nesting: int) -> poutine.Trace:
+    """The trace of one function in a plate of particles to the left of its ``nesting`` plates, scored.
+
+    >>> import pyro.distributions as dist
+    >>> trace = particle_trace(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), (), particles=5, nesting=1)
+    >>> trace.nodes["z"]["log_prob"].shape
+    torch.Size([5, 1])
+    """
+    plate = pyro.plate(PARTICLES, particles, dim=-nesting - 1)
+    trace = prune_subsample_sites(poutine.trace(plate(program)).get_trace(*args))
+    score(trace)
+    return trace
+
+
 def score(trace: poutine.Trace) -> None:
     """Computes the log-probability of each sample site, scaled and masked; shapes are checked under validation.
 

@@ -122,3 +122,24 @@ def test_lowered_precision_of_the_networks_moves_the_estimate_a_little():
     difference = (full.log_px - lowered.log_px).abs()
     assert 0 < difference.max() < 0.5
     assert program.likelihood.network.dtype is None
+
+
+def test_many_graphs_in_one_process(monkeypatch):
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile(function, backend="eager", fullgraph=True))
+    for seed in range(10):  # torch allows eight of one code object
+        program = LinearGaussian(torch.randn(5, 2).double())
+        settings = {"num_temperatures": 3, "chains": 2, "leapfrog": 1, "seed": seed, "compiled": True}
+        annealed_evidence(program.model, None, torch.zeros(3, 5).double(), **settings)
+
+
+def test_a_compiler_that_fails_is_said_and_only_slower(monkeypatch, capsys):
+    def broken(*args, **kwargs):
+        raise RuntimeError("g++ ran out of memory")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    graphs = compiling.Graphs(None, compiling.WORTH_CALLS, "cpu")
+    assert graphs.get(lambda: torch.sin, (torch.zeros(2),)) is None
+    assert "not compiled, which is only slower: g++ ran out of memory" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="out of memory"):
+        compiling.Graphs(True, 0, "cpu").get(lambda: torch.sin, (torch.zeros(2),))

@@ -14,7 +14,16 @@ from pyro.infer import Trace_ELBO
 from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import nn
 
-from pyro_vae import VAE, guides, likelihoods, networks, priors
+from pyro_vae import (
+    VAE,
+    annealed_evidence,
+    bidirectional,
+    guides,
+    likelihoods,
+    log_evidence,
+    networks,
+    priors,
+)
 from pyro_vae.traces import log_weights, paired_traces, sample_sites
 
 SHAPE, LATENT, BATCH = (1, 8, 8), 3, 8
@@ -121,6 +130,17 @@ def test_particles_are_that_many_single_draws(parts):
         prior, posterior = vae.prior().log_prob(particle), vae.posterior(x).log_prob(particle)
         wanted = vae.likelihood(particle).log_prob(x) + prior - posterior
         torch.testing.assert_close(scores, wanted, rtol=1e-4, atol=1e-3)
+
+
+@alone
+@pytest.mark.filterwarnings("ignore:Hamiltonian Monte Carlo accepted nothing")
+def test_its_evidence_is_estimated_in_every_way(parts):
+    vae, x = build(parts)
+    settings = {"num_temperatures": 3, "chains": 2, "leapfrog": 1, "seed": 0}
+    assert log_evidence(vae.model, vae.guide, x, 3, seed=0).log_px.isfinite().all()
+    for start in (None, vae.guide):
+        assert annealed_evidence(vae.model, start, x, **settings).log_px.isfinite().all()
+    assert bidirectional(vae.model, vae.guide, x, **settings).gap.isfinite().all()
 
 
 @alone
