@@ -164,7 +164,7 @@ class Normal(Likelihood):
     """Normal density, its mean squashed to (0, 1); the scale per pixel, shared or fixed.
 
     ``log_scale`` None: one map more of the network is the log scale of each pixel; a number: fixed; an ``nn.Parameter``
-    of shape (): shared and learned. The log scale is kept above ``min_log_scale`` smoothly (Rybkin et al. 2021);
+    of shape (): shared and learned. What is learned is kept above ``min_log_scale`` smoothly (Rybkin et al. 2021);
     ``share_at_bound`` counts how often that binds.
 
     >>> from pyro_vae.networks import MLPDecoder
@@ -186,7 +186,8 @@ class Normal(Likelihood):
 
     def pixel_distribution(self, loc: Tensor, log_scale: Tensor | None = None) -> TorchDistribution:
         log_scale = self.log_scale if log_scale is None else log_scale
-        log_scale = soft_minimum(log_scale, self.min_log_scale).clamp(max=LARGEST_LOG_SCALE)
+        if "log_scale" not in self._buffers:  # it is learned
+            log_scale = soft_minimum(log_scale, self.min_log_scale).clamp(max=LARGEST_LOG_SCALE)
         return dist.Normal(loc.sigmoid(), log_scale.exp())
 
     @torch.no_grad()
@@ -194,6 +195,19 @@ class Normal(Likelihood):
         """Share of the pixels whose log scale the lower bound holds up."""
         log_scale = self.log_scale if self.log_scale is not None else self.maps(z)[1]
         return (log_scale < self.min_log_scale).double().mean().item()
+
+
+class _Interior(constraints.Constraint):
+    """0 < x < 1."""
+
+    def check(self, value: Tensor) -> Tensor:
+        return (value > 0) & (value < 1)
+
+
+class InteriorBeta(dist.Beta):
+    """A beta distribution that scores neither 0 nor 1, where its density may be zero or infinite."""
+
+    support = _Interior()
 
 
 class Beta(Likelihood):
@@ -210,7 +224,7 @@ class Beta(Likelihood):
         low, high = self.log_concentration_range
         mean_logit = mean_logit.clamp(-LARGEST_MEAN_LOGIT, LARGEST_MEAN_LOGIT)
         log_c = -soft_minimum(-soft_minimum(log_concentration, low), -high)
-        return dist.Beta((F.logsigmoid(mean_logit) + log_c).exp(), (F.logsigmoid(-mean_logit) + log_c).exp())
+        return InteriorBeta((F.logsigmoid(mean_logit) + log_c).exp(), (F.logsigmoid(-mean_logit) + log_c).exp())
 
     def observe(self, pixels: Tensor, generator: Generator | None = None) -> Tensor:
         return dequantize(checked_pixels(pixels), generator).clamp(self.margin, 1 - self.margin)

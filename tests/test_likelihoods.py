@@ -103,6 +103,18 @@ def test_scipy_agrees():
     c = math.exp(concentration)
     expected = scipy.stats.beta.logpdf(x, loc * c, (1 - loc) * c)
     assert np.allclose(pixel("beta", 0.3, 2.0).log_prob(torch.tensor(x)), expected)
+    shared = math.exp(-6 + math.log1p(math.exp(-1 + 6)))
+    for name, scale in (("normal_shared", shared), ("normal_fixed", 0.1)):
+        log_p = pixel(name, 0.3).log_prob(torch.tensor(x)).detach()
+        assert np.allclose(log_p, scipy.stats.norm.logpdf(x, loc, scale)), name
+
+
+@pytest.mark.parametrize("bins", [2, 16, 256])
+def test_categorical_is_torchs_over_the_bins_in_their_order(bins):
+    logits = torch.sin(torch.arange(bins, dtype=torch.float64))
+    centres = (torch.arange(bins) + 0.5) / bins
+    expected = torch.distributions.Categorical(logits=logits).log_prob(torch.arange(bins))
+    torch.testing.assert_close(pixel(f"categorical_{bins}", *logits.tolist()).log_prob(centres.double()), expected)
 
 
 def test_logistic_levels_are_differences_of_the_cumulative_distribution():

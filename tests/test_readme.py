@@ -37,5 +37,7 @@ def test_files_and_pictures_it_names_exist():
     root = Path(__file__).parents[1]
     for name in re.findall(r"`(?:pyro_vae/)?(\w+\.py)`", README):
         assert (root / "pyro_vae" / name).is_file() or (root / "experiments" / name).is_file(), name
+    for path in (root / "pyro_vae").glob("[!_]*.py"):
+        assert f"`{path.name}`" in README or f"`pyro_vae/{path.name}`" in README, path.name
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (root / path).is_file(), path

@@ -201,3 +201,25 @@ def test_bad_x():
     normal = VAE(vae.prior, likelihoods.Normal(networks.MLPDecoder(2, SHAPE, maps=2)), vae.posterior)
     with pytest.raises(ValueError, match="from 0 to 255"):
         normal.model(torch.linspace(0, 255, 64).reshape(1, *SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "maps", "value"),
+    [
+        (likelihoods.Bernoulli, 1, 0.5),
+        (likelihoods.ContinuousBernoulli, 1, 1.5),
+        (likelihoods.Normal, 2, -0.5),
+        (likelihoods.Beta, 2, 0.0),
+        (likelihoods.Beta, 2, 1.0),
+        (likelihoods.Categorical, 16, 0.5),
+        (likelihoods.DiscretizedLogistic, 2, 0.001),
+    ],
+)
+def test_x_outside_the_support(likelihood, maps, value):
+    plain = small_vae()
+    vae = VAE(plain.prior, likelihood(networks.MLPDecoder(2, SHAPE, maps=maps)), plain.posterior)
+    x = vae.observe(PIXELS)
+    vae.model(x)
+    x[0, 0, 3, 3] = value
+    with pytest.raises(ValueError, match="outside the support"):
+        vae.model(x)
