@@ -86,7 +86,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("training, the rest as in run.py")
     group.add_argument("--net", choices=("conv", "mlp"), default="conv")
     group.add_argument("--latent", type=int, default=20, metavar="D")
-    group.add_argument("--hidden", type=int, nargs="+", default=None, metavar="UNITS", help="as in run.py")
+    group.add_argument("--hidden", type=int, nargs="*", default=[], metavar="UNITS",
+                       help="as in run.py (default: no dense layers)")
     group.add_argument("--epochs", type=int, default=5)
     group.add_argument("--engine", choices=ENGINES, default="auto", help="what takes the steps; all train alike")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -146,9 +147,8 @@ def train_all(args: argparse.Namespace) -> None:
 
 def run_settings(args: argparse.Namespace, name: str, seed: int) -> argparse.Namespace:
     """The options of run.py that train this run."""
-    hidden = ["--hidden", *map(str, args.hidden)] if args.hidden else []
-    return parse_run([*FAMILIES[name].words.split(), "--net", args.net, "--latent", str(args.latent), *hidden,
-                      "--epochs", str(args.epochs), "--seed", str(seed)])
+    return parse_run([*FAMILIES[name].words.split(), "--net", args.net, "--latent", str(args.latent),
+                      "--hidden", *map(str, args.hidden), "--epochs", str(args.epochs), "--seed", str(seed)])
 
 
 def identity(settings: argparse.Namespace, args: argparse.Namespace, images: Data) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="run nothing: gather what lies in --out")
     add_settings_of_priors_and_guides(parser.add_argument_group("priors and guides"))
     add_network_options(parser, latent=32)
-    parser.set_defaults(components=500, flow_depth=4, flow_width=256)
+    parser.set_defaults(components=500, flow_depth=4, flow_width=256, hidden=[])  # short runs: no dense layers
     group = parser.add_argument_group("training")
     group.add_argument("--estimator", choices=ESTIMATORS, default="trace", help="of the ELBO and its gradient")
     group.add_argument("--epochs", type=int, default=30)

@@ -58,9 +58,9 @@ def add_network_options(parser: argparse.ArgumentParser, latent: int | None) -> 
     group.add_argument("--net", choices=NETWORKS, default="conv")
     if latent is not None:
         group.add_argument("--latent", type=int, default=latent, metavar="D", help="dimensions of z")
-    group.add_argument("--hidden", type=int, nargs="+", default=None, metavar="UNITS",
-                       help="widths of the dense layers, in the decoder reversed (mlp: 400; conv: 256 256 up to "
-                            f"{FEW} latent dimensions, of which a decoder has to make more, else none)")
+    group.add_argument("--hidden", type=int, nargs="*", default=None, metavar="UNITS",
+                       help="widths of the dense layers, in the decoder reversed; none where no number follows (400; "
+                            f"conv up to {FEW} latent dimensions, of which a decoder has to make more: 256 256)")
 
 
 def build_estimator(args: argparse.Namespace) -> ELBO:

@@ -33,7 +33,7 @@ PRIORS = ("standard", "diagonal", "mixture", "vamp", "autoregressive", "spline")
 GUIDES = ("meanfield", "full-rank", "low-rank", "inverse-autoregressive", "planar")
 LIKELIHOODS = ("bernoulli", "continuous-bernoulli", "normal", "beta", "categorical", "logistic")
 NETWORKS = ("conv", "mlp")
-FEW = 5  # latent dimensions up to which the conv networks have dense layers by default
+FEW = 5  # latent dimensions of which a decoder has to make so much that the conv networks have two dense layers
 SHARED_LOG_SCALE = -1.5  # where a learned scale that all pixels share starts
 
 METRICS, PARAMETERS = "metrics.json", "parameters.pt"
@@ -181,7 +181,9 @@ def build_decoder(settings: Any, shape: Shape, maps: int) -> nn.Module:
 
 def hidden(settings: Any) -> tuple[int, ...]:
     """The encoder's dense layers; the decoder has them in reverse."""
-    return tuple(settings.hidden or {"conv": (256, 256) if settings.latent <= FEW else (), "mlp": (400,)}[settings.net])
+    if settings.hidden is not None:
+        return tuple(settings.hidden)
+    return (256, 256) if settings.net == "conv" and settings.latent <= FEW else (400,)
 
 
 def describe_model(vae: VAE, settings: Any, shape: Shape) -> tuple[dict[str, Any], bytes]:

@@ -21,6 +21,7 @@ from pyro_vae.parts import (
     _checksum,
     build_vae,
     describe_model,
+    hidden,
 )
 from pyro_vae.training import fixed_x
 
@@ -53,13 +54,21 @@ def test_what_was_saved_is_loaded(tmp_path, slot, name):
     assert torch.equal(evaluate(vae, x).bound, evaluate(again, fixed_x(again, PIXELS)).bound)
 
 
+@pytest.mark.parametrize("net, latent, given, widths", [
+    ("conv", 2, None, (256, 256)), ("conv", 6, None, (400,)), ("mlp", 2, None, (400,)), ("conv", 2, (), ()),
+    ("mlp", 6, (7, 5), (7, 5)),
+])
+def test_dense_layers(net, latent, given, widths):
+    assert hidden(PartSettings(net=net, latent=latent, hidden=given)) == widths
+
+
 def test_conv_networks_with_their_default_layers(tmp_path):
     settings = PartSettings(latent=7)
     vae = build_vae(settings, PIXELS)
     metrics, parameters = describe_model(vae, settings, (1, 8, 8))
     (tmp_path / PARAMETERS).write_bytes(parameters)
     (tmp_path / METRICS).write_text(json.dumps(metrics))
-    assert metrics["model"]["parts"]["hidden"] == ()
+    assert metrics["model"]["parts"]["hidden"] == (400,)
     assert torch.equal(load_vae(tmp_path).state_dict()["likelihood.network.layers.0.weight"],
                        vae.state_dict()["likelihood.network.layers.0.weight"])
 
