@@ -8,6 +8,7 @@ the lower and upper bounds that hold log p(x) between them.
 """
 
 import argparse
+import resource
 import sys
 import time
 import warnings
@@ -40,6 +41,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("measurement")
     group.add_argument("--images", type=int, default=200, help="of the test set, the first so many")
     group.add_argument("--particles", type=int, nargs="+", default=[1, 10, 100, 1000, 5000], metavar="K")
+    group.add_argument("--all", action="store_true", help="importance sampling on all test images")
+    group.add_argument("--bfloat16", action="store_true",
+                       help="once more with the networks in bfloat16, by the most particles: how far that moves it")
     group.add_argument("--temperatures", type=int, nargs="+", default=[30, 100, 300], metavar="T")
     group.add_argument("--chains", type=int, default=8, help="annealed chains per image")
     group.add_argument("--leapfrog", type=int, default=8, help="steps of each Hamiltonian transition")
@@ -70,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
                          f"got {args.images} and {args.simulated}")
     out = args.out or args.run / EVIDENCE
     with results_folder(out, args.overwrite) as folder:
-        x = fixed_x(vae, pixels[: args.images])
-        results = measure(vae, x, args)
+        results = measure(vae, fixed_x(vae, pixels), args)
         metrics = {"settings": vars(args), "trained": trained, "versions": provenance(), **results,
                    "seconds": time.perf_counter() - started}
         picture(results).savefig(folder / "evidence.png")
@@ -92,37 +95,65 @@ def load_run(folder: Path, device: torch.device, data_dir: Path | None = None) -
 def measure(vae: VAE, x: Tensor, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
     """All bounds, a row each: summaries in nats per image, and seconds."""
     common = {"seed": args.seed, "progress": not args.quiet}
+    importance = importance_rows(vae, x if args.all else x[: args.images], args, common)
+    x = x[: args.images]
     chains = {"chains": args.chains, "leapfrog": args.leapfrog, **common}
     template = x[torch.arange(args.simulated) % len(x)]  # only its shape and support matter
     starts: dict[str, Callable | None] = {"prior": None, "guide": vae.guide}
     return {
-        "importance": [row(log_evidence, vae.model, vae.guide, x, K, **common) for K in sorted(args.particles)],
+        "importance": importance,
         "annealed": [
-            {"start": name, **row(annealed_evidence, vae.model, guide, x, num_temperatures=T, **chains)}
+            {"start": name, **timed(annealed_evidence, vae.model, guide, x, num_temperatures=T, **chains)[1]}
             for name, guide in starts.items()
             for T in sorted(args.temperatures)
         ],
         "bidirectional": [
-            {"start": "guide", **row(bidirectional, vae.model, vae.guide, template, num_temperatures=T, **chains)}
+            {"start": "guide",
+             **timed(bidirectional, vae.model, vae.guide, template, num_temperatures=T, **chains)[1]}
             for T in sorted(args.temperatures)
         ],
     }
 
 
-def row(evaluator: Callable[..., Evidence | Sandwich], *args: Any, **options: Any) -> dict[str, Any]:
+def importance_rows(vae: VAE, x: Tensor, args: argparse.Namespace, common: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each K in float32 and, if asked for, for the largest in bfloat16: with its distance from float32, by images.
+
+    Beside the mean over all of x, that over the images that are annealed; and the most memory of the process so far.
+    """
+    rows, before = [], None
+    for K, precision in [(K, None) for K in sorted(args.particles)] + [(max(args.particles), torch.bfloat16)]:
+        if precision is not None and not args.bfloat16:
+            break
+        evidence, entry = timed(log_evidence, vae.model, vae.guide, x, K, precision=precision, **common)
+        entry |= {"precision": str(precision or x.dtype).removeprefix("torch."),
+                  "log_px_of_annealed_images": evidence.log_px[: args.images].mean().item(),
+                  "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        if precision is not None:
+            difference = evidence.log_px - before.log_px
+            entry |= {"bias": difference.mean().item(),
+                      "bias_standard_error": difference.std().item() / len(difference) ** 0.5}
+        rows.append(entry)
+        before = evidence
+    return rows
+
+
+def timed(
+    evaluator: Callable[..., Evidence | Sandwich], *args: Any, **options: Any
+) -> tuple[Evidence | Sandwich, dict[str, Any]]:
     started = time.perf_counter()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Pareto k̂")  # the share of images that it is about is in the row
         result = evaluator(*args, **options)
     setting = {name: options[name] for name in ("leapfrog",) if name in options}
-    return {**result.to_dict(), **setting, "seconds": time.perf_counter() - started}
+    return result, {**result.to_dict(), **setting, "seconds": time.perf_counter() - started}
 
 
 def picture(results: dict[str, list[dict[str, Any]]]) -> Figure:
     """Three panels: importance sampling, annealing, both bounds."""
     figure = Figure(figsize=(11.5, 3.8), dpi=DPI, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    importance, n = results["importance"], results["importance"][0]["images"]
+    importance = [entry for entry in results["importance"] if "bias" not in entry]
+    n, annealed = importance[0]["images"], results["annealed"][0]["images"]
     draw(left, importance, "num_particles", "log_px", "monte_carlo_error", "importance sampling", IMPORTANCE)
     for entry in importance:
         share = entry["share_pareto_k_above_0.7"]
@@ -134,8 +165,9 @@ def picture(results: dict[str, list[dict[str, Any]]]) -> Figure:
         rows = [entry for entry in results["annealed"] if entry["start"] == start]
         draw(middle, rows, "num_temperatures", "log_px", "monte_carlo_error", f"annealed from the {start}", colour)
     best = importance[-1]
-    middle.axhline(best["log_px"], color=IMPORTANCE, linestyle="--", label=f"importance, K = {best['num_particles']}")
-    middle.set(xlabel="temperatures T", title=f"the same {n} test images")
+    label = f"importance, K = {best['num_particles']}"
+    middle.axhline(best["log_px_of_annealed_images"], color=IMPORTANCE, linestyle="--", label=label)
+    middle.set(xlabel="temperatures T", title=f"the {'first' if annealed < n else 'same'} {annealed} test images")
     for name, colour in (("upper", UPPER), ("lower", GUIDE)):
         draw(right, results["bidirectional"], "num_temperatures", name, None, f"{name} bound", colour)
     last = results["bidirectional"][-1]
@@ -159,11 +191,17 @@ def draw(axes: Axes, rows: list[dict], at: str, value: str, error: str | None, l
 
 def report(results: dict[str, list[dict[str, Any]]], out: Path) -> str:
     lines = [f"{'bound':<28} {'nats per image':>15} {'± Monte Carlo':>14} {'seconds':>8}"]
-    named = [(f"importance, K = {r['num_particles']}", r) for r in results["importance"]]
+    named = [(f"importance, K = {r['num_particles']}" + ", bfloat16" * ("bias" in r), r) for r in results["importance"]]
     named += [(f"annealed from {r['start']}, T = {r['num_temperatures']}", r) for r in results["annealed"]]
     for name, r in named:
         error = "" if r["monte_carlo_error"] is None else f"{r['monte_carlo_error']:.3f}"
         lines.append(f"{name:<28} {r['log_px']:>15.3f} {error:>14} {r['seconds']:>8.0f}")
+    for r in results["importance"]:
+        if "bias" in r:
+            lines.append(f"bfloat16 moves it by {r['bias']:+.4f} ± {r['bias_standard_error']:.4f} nats per image")
+    best = [r for r in results["importance"] if "bias" not in r][-1]
+    lines.append(f"importance, K = {best['num_particles']}, on the annealed images alone: "
+                 f"{best['log_px_of_annealed_images']:.3f}")
     for r in results["bidirectional"]:
         lines.append(
             f"{r['lower']:.3f} ≤ log p(x) ≤ {r['upper']:.3f} on {r['images']} simulated images, gap {r['gap']:.3f} ± "

@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,7 +84,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--skip-non-finite", type=int, default=0, metavar="N",
                        help="leave out up to N steps whose loss or gradient is not finite; metrics.json counts them")
     group = parser.add_argument_group("measurement")
-    group.add_argument("--evidence", type=int, default=10, metavar="K",
+    group.add_argument("--evidence", type=int, default=50, metavar="K",
                        help="particles of the importance sampling of log p(x) on all test images; 0: none")
     group = parser.add_argument_group("data and results")
     group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
@@ -311,7 +312,9 @@ def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Any]:
     summary = {**test.summary(), **grey_scale(vae, test.bound, x), "particles": 1, "seed": args.seed}
     metrics: dict[str, Any] = {"test": summary}
     if args.evidence:
-        evidence = log_evidence(vae.model, vae.guide, x, args.evidence, seed=args.seed, progress=not args.quiet)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Pareto k̂")  # the table says it
+            evidence = log_evidence(vae.model, vae.guide, x, args.evidence, seed=args.seed, progress=not args.quiet)
         metrics["evidence"] = {**evidence.to_dict(), **grey_scale(vae, evidence.log_px, x)}
     codes = analysis.codes(vae, x)
     if images.test.labels is not None:
@@ -383,8 +386,7 @@ def report(metrics: dict[str, Any], out: Path) -> str:
     rows = [
         ("test bound", f"{test['bound']:.2f} ± {test['standard_error']:.2f} nats per image, {test['images']} images"),
         ("rate, distortion", f"{test['rate']:.2f}, {test['distortion']:.2f} nats per image"),
-        *([("log p(x)", f"at least {evidence['log_px']:.2f} ± {evidence['standard_error']:.2f} nats per image, "
-                        f"{evidence['num_particles']} particles")] if evidence else []),
+        *(evidence_rows(evidence) if evidence else []),
         ("active units", f"{metrics['active_units']} of {metrics['settings']['latent']}"),
     ]
     if "bits_per_dim" in test:
@@ -398,6 +400,16 @@ def report(metrics: dict[str, Any], out: Path) -> str:
     rows += [("seconds", f"{seconds['training']:.0f} training, {seconds['whole_command']:.0f} in all"),
              ("results", str(out))]
     return "\n".join([*note, *(f"{name:<20} {value}" for name, value in rows)])
+
+
+def evidence_rows(evidence: dict[str, Any]) -> list[tuple[str, str]]:
+    """log p(x), and a warning where it cannot be trusted."""
+    rows = [("log p(x)", f"at least {evidence['log_px']:.2f} ± {evidence['standard_error']:.2f} nats per image, "
+                         f"{evidence['num_particles']} particles")]
+    if evidence["share_pareto_k_above_0.7"]:
+        rows.append(("WARNING", f"Pareto k̂ > 0.7 for {evidence['share_pareto_k_above_0.7']:.1%} of the images: their "
+                                "log p(x) cannot be trusted; give more particles by --evidence"))
+    return rows
 
 
 if __name__ == "__main__":

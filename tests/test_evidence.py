@@ -529,6 +529,13 @@ def test_the_experiment_measures_a_trained_model(tmp_path, capsys):
     assert again.mean == pytest.approx(metrics["importance"][1]["log_px"])
     assert f"importance, K = 30 {again.mean:>25.3f}" in capsys.readouterr().out
     assert experiment.main(words) == 1 and "--overwrite" in capsys.readouterr().err
+    assert experiment.main([*words, "--overwrite", "--all", "--bfloat16"]) == 0
+    assert "bfloat16 moves it by" in capsys.readouterr().out
+    *_, full, lowered = json.loads((out / "metrics.json").read_text())["importance"]
+    assert full["images"] == lowered["images"] == 250 and lowered["precision"] == "bfloat16"
+    everything = log_evidence(vae.model, vae.guide, fixed_x(vae, pixels), 30, seed=0)
+    assert full["log_px_of_annealed_images"] == pytest.approx(everything.log_px[:6].mean().item())
+    assert lowered["bias"] == pytest.approx(lowered["log_px"] - full["log_px"], abs=1e-9) and lowered["bias"] != 0
     assert experiment.main([*words, "--overwrite", "--images", "251"]) == 1
     assert "--images: wanted 1 to 250" in capsys.readouterr().err
 

@@ -50,13 +50,14 @@ def test_everything_is_written_and_agrees(tmp_path, capsys):
     for name in ("Trace_ELBO", "TraceMeanField_ELBO"):
         assert metrics["estimators"][name]["bound"] == pytest.approx(test["bound"], abs=6 * test["standard_error"])
     evidence = metrics["evidence"]
-    assert evidence["images"] == 250 and evidence["num_particles"] == 10
+    assert evidence["images"] == 250 and evidence["num_particles"] == 50
     assert test["bound"] < evidence["log_px"] < test["bound"] + 10
     with (out / "history.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     printed = capsys.readouterr().out
     assert f"{test['bound']:.2f} ± {test['standard_error']:.2f} nats per image" in printed and str(out) in printed
+    assert ("Pareto k̂ > 0.7" in printed) == (evidence["share_pareto_k_above_0.7"] > 0)
 
 
 def test_the_saved_parameters_are_those_that_were_measured(tmp_path):
