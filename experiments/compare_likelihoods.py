@@ -487,7 +487,7 @@ def picture(families: dict[str, dict[str, Any]], common: dict[str, Any]) -> Figu
         axes.set_title(title, fontsize="medium")
     for axes in panels:
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
         axes.grid(alpha=0.3)
     for axes in panels[:3]:
         if axes.get_legend_handles_labels()[0]:
