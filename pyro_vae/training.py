@@ -188,6 +188,9 @@ def fit(
         _follow_first(run, seed)
         shape = distributed.share(images[:batch_size]).shape if run.step else None
         step = engines.engine(engine, program, estimator, optimizer, scheduler, clip, epochs * steps, shape)
+        if run.history.engine not in ("", step.name):
+            warnings.warn(f"the run was trained by {run.history.engine!r} and goes on by {step.name!r}: the same bits "
+                          "are not promised", stacklevel=2)
         bar.update(len(run.history.rows) * len(images) + min(run.taken * batch_size, len(images)))
         try:
             with deferred_interrupt() as raise_if_asked:

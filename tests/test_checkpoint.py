@@ -4,6 +4,7 @@ import copy
 import errno
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -61,14 +62,43 @@ def stopped(program, folder, at, **settings):
     return history
 
 
-@pytest.mark.parametrize("at", [2, 5, 6, 14, 26])  # after steps 1, 4, 5 (the end of an epoch), 13 and the last
-def test_a_run_stopped_at_any_step_ends_with_the_same_bits(tmp_path, usual_interrupt, at):
+# after steps 1, 4, 5 (the end of an epoch), 13 and the last
+@pytest.mark.parametrize(("at", "engine"), [*((at, "eager") for at in (2, 5, 6, 14, 26)), (14, "svi")])
+def test_a_run_stopped_at_any_step_ends_with_the_same_bits(tmp_path, usual_interrupt, at, engine):
     whole, broken, resumed = (Breaks(small_vae(), lambda count, x: x) for _ in range(3))
-    expected = train(whole)
-    stopped(broken.vae, tmp_path, at)
-    history = train(resumed, tmp_path, resume=True)
+    expected = train(whole, engine=engine)
+    stopped(broken.vae, tmp_path, at, engine=engine)
+    history = train(resumed, tmp_path, resume=True, engine=engine)
     assert same_bits(whole, resumed) and rows(history) == rows(expected)
     assert history.best_epoch == expected.best_epoch and not history.interrupted
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_a_compiled_run_that_was_stopped_ends_with_the_same_bits(tmp_path, usual_interrupt, monkeypatch):
+    # Compiled steps do not run the program's Python: a checkpoint is due when the signal comes.
+    whole, broken, resumed = (small_vae() for _ in range(3))
+    expected = train(whole, engine="compiled")
+
+    def ask(self, step):
+        if step == 13:
+            signal.raise_signal(signal.SIGINT)
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "due", ask)
+        assert train(broken, tmp_path, engine="compiled").interrupted
+    assert decode((tmp_path / "checkpoint.pt").read_bytes(), "")["step"] in (13, 14)
+    history = train(resumed, tmp_path, resume=True, engine="compiled")
+    assert same_bits(whole, resumed) and rows(history) == rows(expected) and history.engine == "compiled"
+
+
+def test_another_engine_than_the_one_that_was_stopped_is_said(tmp_path, usual_interrupt, monkeypatch):
+    stopped(small_vae(), tmp_path, 14, engine="auto")
+    content = decode((tmp_path / "checkpoint.pt").read_bytes(), "")
+    content["history"]["engine"] = "compiled"
+    (tmp_path / "checkpoint.pt").write_bytes(encode(content))
+    with pytest.warns(UserWarning, match="was trained by 'compiled' and goes on by 'eager'"):
+        train(Breaks(small_vae(), lambda count, x: x), tmp_path, resume=True, engine="auto")
 
 
 def test_a_run_that_died_repeats_only_the_steps_since_its_last_checkpoint(tmp_path):
