@@ -397,7 +397,8 @@ def report(metrics: dict[str, Any], out: Path) -> str:
         rows.append((name, f"{value['bound']:.3f}, standard deviation over {value['draws']} draws "
                            f"{value['sd_over_draws']:.4f} nats per image"))
     seconds = metrics["seconds"]
-    rows += [("seconds", f"{seconds['training']:.0f} training ({metrics['engine']}), {seconds['whole_command']:.0f} in all"),
+    rows += [("seconds", f"{seconds['training']:.0f} training ({metrics['engine']}), "
+                         f"{seconds['whole_command']:.0f} in all"),
              ("results", str(out))]
     return "\n".join([*note, *(f"{name:<20} {value}" for name, value in rows)])
 
