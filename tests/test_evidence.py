@@ -21,6 +21,7 @@ from pyro_vae.training import fixed_x
 pytestmark = pytest.mark.filterwarnings("ignore:Pareto k̂")  # but where it is waited for
 
 P, D = 6, 2
+EAGER = {"compiled": False}  # compiled programs have tests of their own
 
 
 def oracle(seed: int = 0, scale: float = 0.7) -> LinearGaussian:
@@ -225,7 +226,7 @@ def test_annealing_comes_within_a_twentieth_of_a_nat(from_guide):
     program = rough(narrower=0.5)
     x = images(program, 20)
     evidence = annealed_evidence(
-        program.model, program.guide if from_guide else None, x, num_temperatures=500, leapfrog=3, seed=0
+        program.model, program.guide if from_guide else None, x, num_temperatures=500, leapfrog=3, seed=0, **EAGER
     )
     error = evidence.log_px - truth(program, x)
     assert error.mean().abs() < 0.05
@@ -239,7 +240,7 @@ def test_bidirectional_bounds_bracket_the_truth(from_guide):
     program = rough(narrower=0.5)
     template = torch.zeros(30, P, dtype=torch.float64)
     guide = program.guide if from_guide else None
-    close = bidirectional(program.model, guide, template, num_temperatures=500, leapfrog=3, seed=0)
+    close = bidirectional(program.model, guide, template, num_temperatures=500, leapfrog=3, seed=0, **EAGER)
     exact = truth(program, close.x)
     assert close.x.shape == template.shape
     assert abs(close.gap.mean()) < 0.05
@@ -337,10 +338,10 @@ def test_two_sites_and_a_plate_within_the_images():
     evidence = log_evidence(hierarchical, guide, x, 20_000, seed=0)
     assert ((evidence.log_px - hierarchical_evidence(x)) / evidence.standard_error).abs().max() < 4
     for start in (None, guide):
-        annealed = annealed_evidence(hierarchical, start, x, num_temperatures=200, leapfrog=4, chains=100, seed=0)
+        annealed = annealed_evidence(hierarchical, start, x, num_temperatures=200, leapfrog=4, chains=100, seed=0, **EAGER)
         assert ((annealed.log_px - hierarchical_evidence(x)) / annealed.standard_error).abs().max() < 4
         assert annealed.standard_error.max() < 0.1
-    bounds = bidirectional(hierarchical, None, x, num_temperatures=200, leapfrog=4, seed=0)
+    bounds = bidirectional(hierarchical, None, x, num_temperatures=200, leapfrog=4, seed=0, **EAGER)
     assert bounds.x.shape == x.shape and abs(bounds.gap.mean()) < 0.2
 
 
@@ -359,7 +360,7 @@ def test_labels_beside_the_images_and_parameters_in_the_store():
     x, y = torch.tensor([0.5, 1.0, 2.0]), torch.tensor([0, 1, 1])
     exact = dist.Normal(torch.tensor([0.0, 3.0, 3.0]), 2**0.5).log_prob(x).double()
     torch.testing.assert_close(log_evidence(model, guide, (x, y), 30, seed=0).log_px, exact, atol=1e-5, rtol=0)
-    annealed = annealed_evidence(model, None, (x, y), num_temperatures=200, leapfrog=3, chains=50, seed=0)
+    annealed = annealed_evidence(model, None, (x, y), num_temperatures=200, leapfrog=3, chains=50, seed=0, **EAGER)
     assert (annealed.log_px - exact).abs().max() < 0.1
     bounds = bidirectional(model, guide, (x, y), num_temperatures=5, seed=0)
     torch.testing.assert_close(bounds.gap, torch.zeros(3).double(), atol=1e-4, rtol=0)
