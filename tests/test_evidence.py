@@ -338,7 +338,8 @@ def test_two_sites_and_a_plate_within_the_images():
     evidence = log_evidence(hierarchical, guide, x, 20_000, seed=0)
     assert ((evidence.log_px - hierarchical_evidence(x)) / evidence.standard_error).abs().max() < 4
     for start in (None, guide):
-        annealed = annealed_evidence(hierarchical, start, x, num_temperatures=200, leapfrog=4, chains=100, seed=0, **EAGER)
+        settings = {"num_temperatures": 200, "leapfrog": 4, "chains": 100, "seed": 0, **EAGER}
+        annealed = annealed_evidence(hierarchical, start, x, **settings)
         assert ((annealed.log_px - hierarchical_evidence(x)) / annealed.standard_error).abs().max() < 4
         assert annealed.standard_error.max() < 0.1
     bounds = bidirectional(hierarchical, None, x, num_temperatures=200, leapfrog=4, seed=0, **EAGER)

@@ -186,7 +186,8 @@ def test_an_out_that_cannot_be_written(tmp_path, capsys):
 
 
 def test_ctrl_c_saves_what_was_trained(tmp_path):
-    words = ["--dataset", "digits", "--net", "mlp", "--epochs", "100000", "--engine", "eager", "--out", str(tmp_path / "out")]
+    words = ["--dataset", "digits", "--net", "mlp", "--epochs", "100000", "--engine", "eager"]
+    words += ["--out", str(tmp_path / "out")]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     # A process started in the background ignores Ctrl-C, and would hand that on.
     usual = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
