@@ -470,7 +470,7 @@ def picture(families: dict[str, dict[str, Any]], common: dict[str, Any]) -> Figu
     panels = figure.subplots(2, 3, sharey=True).flatten()
     both = {"bound": ("bound, all test images", BOUND), "log_px": (f"$L_{{{K}}}$, {n} test images", EVIDENCE)}
     for axes, kind, title in ((panels[0], "bits/dim", "grey levels: bits/dim ← better"),
-                              (panels[1], "nats", "black and white: nats per image, better →")):
+                              (panels[1], "nats", "black and white: nats, better →")):
         for bound, (label, colour) in both.items():
             points(axes, [row[bound] if row["unit"] == kind else None for row in rows], label, colour)
         axes.set_title(title, fontsize="medium")
@@ -479,7 +479,7 @@ def picture(families: dict[str, dict[str, Any]], common: dict[str, Any]) -> Figu
                    label="least possible")
     points(panels[2], [row["knn_accuracy"] for row in rows], f"{NEIGHBOURS} neighbours", EVIDENCE)
     points(panels[2], [row["linear_probe_accuracy"] for row in rows], "linear probe", BOUND)
-    panels[2].set_title("accuracy of probes of the codes, better →", fontsize="medium")
+    panels[2].set_title("accuracy of probes, better →", fontsize="medium")
     others = {"mse": "squared error of a pixel ← better", "active_units": "active units",
               "training_seconds": "seconds of training"}
     for axes, (quantity, title) in zip(panels[3:], others.items()):
@@ -489,9 +489,9 @@ def picture(families: dict[str, dict[str, Any]], common: dict[str, Any]) -> Figu
         axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
         axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
         axes.grid(alpha=0.3)
-    for axes in panels[:3]:
+    for axes, place in zip(panels[:3], ("best", "best", "lower center")):
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize="x-small")
+            axes.legend(fontsize="x-small", loc=place)
     return figure
 
 
