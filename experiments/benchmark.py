@@ -5,6 +5,7 @@
     python experiments/benchmark.py --nets mlp --batches 128 --rounds 5 --only compiled "torch whole step"
     python experiments/benchmark.py --nets default --batches 256 --only fit "torch eager"
     python experiments/benchmark.py --scaling          # cost against images, particles, latent size and image side
+    python experiments/benchmark.py --parts            # cost of other priors and guides, conv net, z of 32, batch 256
 
 Every way sees the same images in memory, in turns: each round takes some steps of each, one after the other, so that a
 busy machine is busy for all. The images a second of one machine say little; the ratios of a round do.
@@ -61,6 +62,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=5120, help="that each way sees in a round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scaling", action="store_true", help="measure cost against sizes instead")
+    parser.add_argument("--parts", action="store_true", help="measure the cost of other priors and guides instead")
     parser.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto")
     parser.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
     parser.add_argument("--out", type=Path, default=Path("figures/benchmark"), help="the results, .json and .png")
@@ -84,6 +86,9 @@ def main(argv: list[str] | None = None) -> int:
         if args.scaling:
             result["scaling"] = scaling(args.rounds)
             figure, text = scaling_figure(result["scaling"]), scaling_table(result["scaling"])
+        elif args.parts:
+            result["parts"] = [cost_of_parts(images, engine, args.rounds) for engine in (Eager, Compiled)]
+            figure, text = parts_figure(result["parts"]), parts_table(result["parts"])
         else:
             result["speed"] = [compare(images, net, batch, args) for net in args.nets for batch in args.batches]
             result["evaluation"] = [evaluation(images, net, args.rounds) for net in args.nets]
@@ -373,6 +378,45 @@ def step_seconds(rounds: int, images: int = 128, particles: int = 1, latent: int
     pixels = torch.randint(256, (4, images, 1, side, side), dtype=torch.uint8)
     run(pixels)
     return statistics.median(run(pixels) / 4 for _ in range(rounds))
+
+
+PARTS = {  # in the words of run.py; the first is what the others are compared with
+    "standard normal, mean-field": {},
+    "flow prior": {"prior": "autoregressive", "flow_depth": 4, "flow_width": 256},
+    "VampPrior of 500": {"prior": "vamp", "components": 500},
+    "flow guide": {"guide": "inverse-autoregressive", "flow_depth": 4, "flow_width": 256},
+}
+
+
+def cost_of_parts(images: Data, kind: type, rounds: int, steps: int = 5, batch: int = 256) -> dict[str, Any]:
+    """Seconds of a step under each prior and guide, in turns, and the median of its ratio to the first in one round."""
+    pixels = images.train.images[: steps * batch].unflatten(0, (steps, batch))
+    ways = {}
+    for name, words in PARTS.items():
+        torch.manual_seed(0)
+        vae = build_vae(PartSettings(latent=32, **words), images.train.images[:1000])
+        ways[name] = with_fast_matmul(timed(kind(vae, Trace_ELBO(), adam(vae))))
+        ways[name](pixels[:2])
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(rounds):
+        for name, run in ways.items():
+            seconds[name].append(run(pixels) / steps)
+    return {"engine": kind.__name__.lower(), "seconds": seconds,
+            "ratios": {name: ratio(seconds, name, next(iter(PARTS))) for name in PARTS}}
+
+
+def parts_table(cases: list[dict[str, Any]]) -> str:
+    return "\n".join(f"{case['engine']:<9} {name:<28} {1e3 * statistics.median(case['seconds'][name]):7.1f} ms a step, "
+                     f"{case['ratios'][name]:.2f} ×" for case in cases for name in PARTS)
+
+
+def parts_figure(cases: list[dict[str, Any]]) -> Figure:
+    figure, axes = plt.subplots(1, len(cases), figsize=(4.5 * len(cases), 2.4), sharey=True, layout="constrained")
+    for axis, case in zip(axes, cases):
+        axis.barh(list(PARTS), list(case["ratios"].values()))
+        axis.set(title=case["engine"], xlabel="seconds a step / those of the first")
+    axes[0].invert_yaxis()
+    return figure
 
 
 def speed_table(result: dict[str, Any]) -> str:

@@ -44,3 +44,14 @@ def test_other_images_are_refused(capsys):
     assert benchmark.main(["--dataset", "digits"]) == 1
     assert "1 × 28 × 28" in capsys.readouterr().err
     assert load("digits").shape == (1, 8, 8)
+
+
+def test_parts_are_compared_with_the_first_in_each_round(monkeypatch):
+    monkeypatch.setitem(benchmark.PARTS, "VampPrior of 500", {"prior": "vamp", "components": 5})
+    split = Split(PIXELS, None)
+    with pyro.validation_enabled(False):
+        data = Data("random", split, split, split)
+        case = benchmark.cost_of_parts(data, benchmark.Eager, rounds=2, steps=2, batch=10)
+    assert case["ratios"]["standard normal, mean-field"] == 1.0 and min(case["ratios"].values()) > 0
+    assert all(len(seconds) == 2 for seconds in case["seconds"].values())
+    assert benchmark.parts_table([case]).count("ms a step") == len(benchmark.PARTS)
