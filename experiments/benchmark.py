@@ -65,7 +65,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--parts", action="store_true", help="measure the cost of other priors and guides instead")
     parser.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto")
     parser.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
-    parser.add_argument("--out", type=Path, default=Path("figures/benchmark"), help="the results, .json and .png")
+    parser.add_argument("--out", type=Path, default=None,
+                        help="the results, .json and .png (default: figures/benchmark, _scaling or _parts)")
     return parser.parse_args(argv)
 
 
@@ -79,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     if tuple(images.shape) != (1, 28, 28):
         print(f"error: the nets are for images of 1 × 28 × 28, as of MNIST, not for {images.name}", file=sys.stderr)
         return 1
+    args.out = args.out or Path(f"figures/benchmark{'_scaling' * args.scaling or '_parts' * args.parts}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"settings": vars(args), "dataset": images.name, "versions": provenance(),
                               "threads": torch.get_num_threads(), "peak": peak()}
@@ -398,9 +400,10 @@ def cost_of_parts(images: Data, kind: type, rounds: int, steps: int = 5, batch: 
         ways[name] = with_fast_matmul(timed(kind(vae, Trace_ELBO(), adam(vae))))
         ways[name](pixels[:2])
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
+    for number in range(rounds + 1):
         for name, run in ways.items():
-            seconds[name].append(run(pixels) / steps)
+            second = run(pixels) / steps
+            seconds[name] += [second] if number > 0 else []
     return {"engine": kind.__name__.lower(), "seconds": seconds,
             "ratios": {name: ratio(seconds, name, next(iter(PARTS))) for name in PARTS}}
 

@@ -69,9 +69,10 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     vae, pixels, trained = load_run(args.run, choose_device(args.device), args.data_dir)
-    if not 1 <= args.images <= len(pixels) or args.simulated < 1:
-        raise ValueError(f"--images: wanted 1 to {len(pixels)} (the test images), --simulated: at least 1; "
-                         f"got {args.images} and {args.simulated}")
+    if not 2 <= args.images <= len(pixels) or args.simulated < 2 or min(args.temperatures) < 2:
+        raise ValueError(f"--images: wanted 2 to {len(pixels)} (the test images), --simulated and --temperatures: at "
+                         "least 2; "
+                         f"got {args.images}, {args.simulated} and {min(args.temperatures)}")
     out = args.out or args.run / EVIDENCE
     with results_folder(out, args.overwrite) as folder:
         results = measure(vae, fixed_x(vae, pixels), args)

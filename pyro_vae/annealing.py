@@ -82,6 +82,7 @@ class Path:
     ):
         self.model, self.guide, self.args, self.graphs = model, guide, args, graphs
         self.source = model if guide is None else guide
+        self.validated = validated
         with pyro.validation_enabled(validated):
             self.nesting = plate_nesting(model, self.source, args)
             source = self._trace(self.source, 1)
@@ -118,7 +119,8 @@ class Path:
 
     def draw(self, chains: int) -> Tensor:
         """z ~ f_0, (chains, B, D)."""
-        nodes = self._trace(self.source, chains).nodes
+        with pyro.validation_enabled(self.validated):
+            nodes = self._trace(self.source, chains).nodes
         return self.flatten({name: nodes[name]["value"] for name in self.shapes})
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:

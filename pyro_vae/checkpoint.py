@@ -22,7 +22,7 @@ except ImportError:  # Windows: two runs into one folder are then not noticed
     fcntl = None
 
 MAGIC = b"pyro_vae checkpoint\n"
-FORMAT = 2  # 1 was a bare state dict beside metrics.json; see parts.load_vae
+FORMAT = 3  # in 2 the history was a list; 1 was a bare state dict beside metrics.json; see parts.load_vae
 LARGEST = 1 << 32  # bytes of a file
 LARGEST_TREE = 1 << 23  # bytes of all that is not a tensor
 # What state dicts are pickled of; weights_only allows more, some of which takes any amount of memory.
@@ -108,9 +108,9 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
         ...
     pyro_vae.checkpoint.CheckpointError: nowhere cannot be read (No such file or directory)
     """
-    if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} is no file")  # to open a named pipe would wait for a writer
     try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(f"{path} is no file")  # to open a named pipe would wait for a writer
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             data = file.read(size + 1) if size <= largest else None  # read(n) takes n bytes of memory at once
@@ -122,10 +122,10 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
 
 
 def write_whole(path: Path, data: bytes, keep: Path | None = None) -> None:
-    """Puts a file in its place at once: at every moment the path holds all of the old content or all of the new.
+    """Puts a file in its place at once: at every moment all of the old content is there or all of the new.
 
-    With ``keep`` the old content is there afterwards. Raises CheckpointError with the cure where it cannot be written;
-    what was there before is then untouched.
+    With ``keep`` the old content is there afterwards, and between two renames it is there alone. Raises CheckpointError
+    with the cure where it cannot be written; what was there before is then untouched.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -247,7 +247,7 @@ class Checkpoints:
 
         CheckpointError where all that there are are damaged.
         """
-        problems = []
+        self._newest_is_good, self._saved_step, problems = False, 0, []
         for path in self.paths if self.resume else ():
             if path.is_file():
                 try:

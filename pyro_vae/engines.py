@@ -172,8 +172,10 @@ class Compiled:
         if self.shape is None:
             self.shape = pixels.shape
             return self.eager(pixels)
-        if self.name == "eager" or pixels.shape != self.shape or not self.eager.optimizer.state:
-            return self.eager(pixels)  # Adam has no state yet where the steps so far were left out
+        if self.name == "eager" or pixels.shape != self.shape:
+            return self.eager(pixels)
+        if _is_plain_adam(self.eager.optimizer) and not self.eager.optimizer.state:
+            return self.eager(pixels)  # which makes that state, and did not yet: the steps so far were left out
         return self._first_run(pixels) if self.run is None else self.run(pixels)
 
     def _first_run(self, pixels: Tensor) -> Tensor:

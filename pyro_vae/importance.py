@@ -55,11 +55,14 @@ class Weights:
                     model_trace = particle_trace(replayed, args, min(step, K - start), self.nesting)
                 check_sites(model_trace, part)
                 log_w.append(log_weights(model_trace, part))
-                graph = self._graph(model_trace, part, args) if start == 0 and K // step >= FEW else graph
+                graph = self._graph(model_trace, part, args) if start == 0 and self._worth(K // step) else graph
             else:
                 log_w.append(graph(part))
             bar.update(log_w[-1].numel())
         return torch.cat(log_w)
+
+    def _worth(self, slices: int) -> bool:
+        return slices >= FEW or self.graphs.strict
 
     def _graph(
         self, model_trace: poutine.Trace, guide_trace: poutine.Trace, args: tuple[Tensor, ...]

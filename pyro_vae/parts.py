@@ -37,7 +37,7 @@ FEW = 5  # latent dimensions of which a decoder has to make so much that the con
 SHARED_LOG_SCALE = -1.5  # where a learned scale that all pixels share starts
 
 METRICS, PARAMETERS = "metrics.json", "parameters.pt"
-FORMAT = 2  # of a run's folder; 1 named neither format nor model, only all options of the command line
+FORMAT = 3  # of a run's folder; 2 had no checksum of the model; 1 named no model, only all options of the command line
 CHOICES = {"lik": LIKELIHOODS, "binarize": tuple(BINARIZE), "prior": PRIORS, "guide": GUIDES, "net": NETWORKS}
 LARGEST_SIZE = 1 << 20  # of any layer, code or image
 LARGEST_JSON = 1 << 24  # bytes
@@ -250,10 +250,11 @@ def _model(metrics: Mapping[str, Any]) -> tuple[PartSettings, Shape, str | None]
     """Settings of the parts, shape of the images and SHA-256 of the parameters, from any format; ValueError."""
     known = {field.name for field in fields(PartSettings)}
     version = metrics.get("format", 1)
-    if version == FORMAT:
+    if version in (2, FORMAT):
         model = _object(metrics, "model")
         parts, shape, digest = _object(model, "parts"), model.get("shape"), str(model.get("parameters_sha256"))
-        if model.get("sha256") != _checksum({name: value for name, value in model.items() if name != "sha256"}):
+        described = {name: value for name, value in model.items() if name != "sha256"}
+        if version == FORMAT and model.get("sha256") != _checksum(described):
             raise ValueError(f"the model in {METRICS} is damaged: it does not have the checksum that it names")
         if set(parts) - known:
             raise ValueError(f"unknown settings {sorted(set(parts) - known)}; a later version wrote them")

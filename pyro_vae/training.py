@@ -188,9 +188,6 @@ def fit(
         _follow_first(run, seed)
         shape = distributed.share(images[:batch_size]).shape if run.step else None
         step = engines.engine(engine, program, estimator, optimizer, scheduler, clip, epochs * steps, shape)
-        if run.history.engine not in ("", step.name):
-            warnings.warn(f"the run was trained by {run.history.engine!r} and goes on by {step.name!r}: the same bits "
-                          "are not promised", stacklevel=2)
         bar.update(len(run.history.rows) * len(images) + min(run.taken * batch_size, len(images)))
         try:
             with deferred_interrupt() as raise_if_asked:
@@ -203,15 +200,18 @@ def fit(
                         for losses in _train_epoch(run, step, images, batch_size, bar):
                             _check_finite(run, losses, estimator, images, skip_non_finite)
                             saver.between_steps(raise_if_asked)
+                    if run.history.engine not in ("", step.name):
+                        warnings.warn(f"the run was trained by {run.history.engine!r} and went on by {step.name!r}: "
+                                      "the same bits are not promised", stacklevel=2)
                     run.history.engine = step.name
                     run.end_epoch(_summaries(run, held_out, estimator), len(images))
                     saver.between_steps(raise_if_asked)
             saver.save()
         except KeyboardInterrupt as interrupt:
             run.history.signal = int(interrupt.args[0]) if interrupt.args else signal.SIGINT
+            run.best = run.best if run.history.rows else deepcopy(program.state_dict())
         finally:
-            if run.history.rows or not all(parameter.isfinite().all() for parameter in parameters):
-                program.load_state_dict(run.best)
+            program.load_state_dict(run.best)
     return run.history
 
 
@@ -298,7 +298,8 @@ def _shared(program: Program, x: Tensor) -> Evaluation:
 def _summaries(run: "Run", held_out: Mapping[str, Tensor], estimator: ELBO) -> dict[str, dict[str, float]]:
     """Bound, rate and distortion of each of the held-out sets; NonFiniteLoss where one is not finite."""
     try:
-        return {name: _shared(run.program, x).summary() for name, x in held_out.items()}
+        with pyro.validation_enabled(False):  # what is not finite is found by its values
+            return {name: _shared(run.program, x).summary() for name, x in held_out.items()}
     except FloatingPointError as error:
         raise NonFiniteLoss(f"after epoch {len(run.history.rows) + 1} under {type(estimator).__name__}: {error}; "
                             f"{GOOD_ONES} {CURES}") from error

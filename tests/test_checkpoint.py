@@ -97,7 +97,7 @@ def test_another_engine_than_the_one_that_was_stopped_is_said(tmp_path, usual_in
     content = decode((tmp_path / "checkpoint.pt").read_bytes(), "")
     content["history"]["engine"] = "compiled"
     (tmp_path / "checkpoint.pt").write_bytes(encode(content))
-    with pytest.warns(UserWarning, match="was trained by 'compiled' and goes on by 'eager'"):
+    with pytest.warns(UserWarning, match="was trained by 'compiled' and went on by 'eager'"):
         train(Breaks(small_vae(), lambda count, x: x), tmp_path, resume=True, engine="auto")
 
 

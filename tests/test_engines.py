@@ -283,3 +283,14 @@ def test_a_first_step_that_is_left_out_leaves_the_optimiser_without_a_state():
     with torch.no_grad():
         program.posterior.head.bias.zero_()
     assert all(step(batch).isfinite() for batch in BATCHES[:3])
+
+
+@COMPILER
+def test_an_optimiser_without_a_state_is_compiled_too():
+    def sgd(parameters):
+        return torch.optim.SGD(parameters, lr=1e-3)
+
+    training = Training(Compiled, optimizer=sgd, batches=BATCHES[:4], schedule=None)
+    assert training.step.run is not None
+    eager = Training(Eager, optimizer=sgd, batches=BATCHES[:4], schedule=None)
+    torch.testing.assert_close(training.losses, eager.losses, rtol=1e-5, atol=0.0)

@@ -539,7 +539,7 @@ def test_the_experiment_measures_a_trained_model(tmp_path, capsys):
     assert full["log_px_of_annealed_images"] == pytest.approx(everything.log_px[:6].mean().item())
     assert lowered["bias"] == pytest.approx(lowered["log_px"] - full["log_px"], abs=1e-9) and lowered["bias"] != 0
     assert experiment.main([*words, "--overwrite", "--images", "251"]) == 1
-    assert "--images: wanted 1 to 250" in capsys.readouterr().err
+    assert "--images: wanted 2 to 250" in capsys.readouterr().err
 
 
 def test_the_experiment_wants_a_trained_model(tmp_path, capsys):

@@ -103,10 +103,18 @@ def test_settings_that_changed_by_accident_are_refused(tmp_path):
         load_vae(tmp_path)
 
 
+def test_a_folder_of_the_format_before_is_read(tmp_path):
+    vae = saved(tmp_path)
+    metrics = json.loads((tmp_path / METRICS).read_text())
+    del metrics["model"]["sha256"]
+    (tmp_path / METRICS).write_text(json.dumps({**metrics, "format": 2}))
+    assert all(torch.equal(a, b) for a, b in zip(load_vae(tmp_path).parameters(), vae.parameters()))
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("format",), 3, "format 3, where this version of pyro_vae reads 1 to 2"),
+        (("format",), 4, "format 4, where this version of pyro_vae reads 1 to 3"),
         (("model", "parts", "temperature"), 1, r"unknown settings \['temperature'\]; a later version wrote them"),
         (("model", "parts", "lik"), "os.system", "lik: wanted one of bernoulli, .*, got 'os.system'"),
         (("model", "parts", "latent"), 10**9, "latent: wanted a whole number from 1 to 1048576, got 1000000000"),

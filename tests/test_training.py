@@ -11,7 +11,7 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pyro_vae import VAE, evaluate, fit, guides, likelihoods, load, networks, priors
+from pyro_vae import VAE, evaluate, fit, guides, likelihoods, load, networks, priors, training
 from pyro_vae.data import Data
 from pyro_vae.training import NonFiniteLoss, check_program, fixed_x, warm_cosine
 
@@ -281,3 +281,12 @@ def test_programs_without_parameters_or_methods_are_refused():
         quick(small_vae().requires_grad_(False))
     with pytest.raises(ValueError, match=r"wanted an nn\.Module with model, guide and observe, got Linear"):
         quick(nn.Linear(2, 2))
+
+
+def test_a_bound_that_is_not_finite_names_the_epoch_and_the_cures(monkeypatch):
+    def broken(*args, **kwargs):
+        raise FloatingPointError("the bound of 3 of 50 images is not finite")
+
+    monkeypatch.setattr(training, "evaluate", broken)
+    with pytest.raises(NonFiniteLoss, match=r"after epoch 1 under Trace_ELBO: the bound of 3 .* Try a smaller lr"):
+        fit(small_vae(), FEW, epochs=2, progress=False)
