@@ -289,4 +289,4 @@ def test_a_bound_that_is_not_finite_names_the_epoch_and_the_cures(monkeypatch):
 
     monkeypatch.setattr(training, "evaluate", broken)
     with pytest.raises(NonFiniteLoss, match=r"after epoch 1 under Trace_ELBO: the bound of 3 .* Try a smaller lr"):
-        fit(small_vae(), FEW, epochs=2, progress=False)
+        fit(small_vae(), FEW, epochs=2, batch_size=50, progress=False)
