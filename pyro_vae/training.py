@@ -146,6 +146,8 @@ def fit(
     Ctrl-C ends the training early, after a whole step, and the run is saved: the best parameters so far are kept and
     ``History.interrupted`` is set. SIGTERM does the same where its handler is ``state.interrupt``.
 
+    On a CPU the process keeps freed memory from then on, up to 1 GiB (``engines.keep_freed_memory``).
+
     Under ``torchrun``, in a block of ``distributed.processes``, every rank calls ``fit`` with the same arguments, only
     rank 0 with checkpoints: ``batch_size`` images are shared out in each step, those of the evaluation too.
 
@@ -177,6 +179,8 @@ def fit(
     run = Run(program, optimizer, scheduler, steps)
     saver = _Saver(run, checkpoints)
     engines.warn_if_emulated(precision, images.device)
+    if images.device.type == "cpu":
+        engines.keep_freed_memory()
     bar = tqdm(total=epochs * len(images), unit="image", unit_scale=True, disable=not progress)
     with seeded(distributed.own_seed(seed), images.device), mode(program, training=True), bar:
         first = program.observe(images[:batch_size])

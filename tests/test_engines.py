@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+import subprocess
+import sys
 
 import pyro
 import pyro.distributions as dist
@@ -21,6 +23,7 @@ from pyro_vae.engines import (
     _matmul_error,
     engine,
     fast_matmul,
+    keep_freed_memory,
     warn_if_emulated,
 )
 from pyro_vae.training import warm_cosine
@@ -294,3 +297,23 @@ def test_an_optimiser_without_a_state_is_compiled_too():
     assert training.step.run is not None
     eager = Training(Eager, optimizer=sgd, batches=BATCHES[:4], schedule=None)
     torch.testing.assert_close(training.losses, eager.losses, rtol=1e-5, atol=0.0)
+
+
+PAGES = """
+import resource
+import torch
+from pyro_vae.engines import keep_freed_memory
+
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    [torch.ones(4_000_000) for _ in range(6)]  # 96 MB, all held at once and then freed
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+print(pages(), pages(), pages(), keep_freed_memory(), pages(), pages(), pages())
+"""
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="no glibc")
+def test_freed_memory_is_taken_again_without_the_kernel():
+    words = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True).stdout.split()
+    assert words[3] == "True" and int(words[2]) > 10_000 and int(words[-1]) < int(words[2]) / 4
