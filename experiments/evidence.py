@@ -71,8 +71,7 @@ def run(args: argparse.Namespace) -> int:
     vae, pixels, trained = load_run(args.run, choose_device(args.device), args.data_dir)
     if not 2 <= args.images <= len(pixels) or args.simulated < 2 or min(args.temperatures) < 2:
         raise ValueError(f"--images: wanted 2 to {len(pixels)} (the test images), --simulated and --temperatures: at "
-                         "least 2; "
-                         f"got {args.images}, {args.simulated} and {min(args.temperatures)}")
+                         f"least 2; got {args.images}, {args.simulated} and {min(args.temperatures)}")
     out = args.out or args.run / EVIDENCE
     with results_folder(out, args.overwrite) as folder:
         results = measure(vae, fixed_x(vae, pixels), args)
@@ -121,10 +120,8 @@ def importance_rows(vae: VAE, x: Tensor, args: argparse.Namespace, common: dict[
 
     Beside the mean over all of x, that over the images that are annealed; and the most memory of the process so far.
     """
-    rows, before = [], None
-    for K, precision in [(K, None) for K in sorted(args.particles)] + [(max(args.particles), torch.bfloat16)]:
-        if precision is not None and not args.bfloat16:
-            break
+    rows, before, kinds = [], None, [(K, None) for K in sorted(args.particles)]
+    for K, precision in [*kinds, (max(args.particles), torch.bfloat16)] if args.bfloat16 else kinds:
         evidence, entry = timed(log_evidence, vae.model, vae.guide, x, K, precision=precision, **common)
         entry |= {"precision": str(precision or x.dtype).removeprefix("torch."),
                   "log_px_of_annealed_images": evidence.log_px[: args.images].mean().item(),

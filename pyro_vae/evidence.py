@@ -307,7 +307,7 @@ def annealed_evidence(
     args, chunk = _arguments(x), _chunk(chunk, _arguments(x))
     columns, graphs = [], _graphs(compiled, setting, args, chunk)
     with _measuring(model, guide, args, seed), _bar(len(args[0]) * num_temperatures, "step", progress) as bar:
-        for batch in _batches(args, max(1, chunk // (chains + PILOTS))):
+        for batch in _batches(args, _together(chunk, chains)):
             run = forward_run(Path(model, guide, batch, graphs), setting, bar)
             first = sum(len(column[0]) for column in columns)
             columns.append((*_statistics(run.log_w, first), run.acceptance.mean(0).cpu(), run.steps[-1].cpu()))
@@ -364,7 +364,7 @@ def bidirectional(
     args, chunk = _arguments(x), _chunk(chunk, _arguments(x))
     columns, graphs = [], _graphs(compiled, setting, args, chunk)
     with _measuring(model, guide, args, seed), _bar(2 * len(args[0]) * num_temperatures, "step", progress) as bar:
-        batches = list(_batches(args, max(1, chunk // (chains + PILOTS))))
+        batches = list(_batches(args, _together(chunk, chains)))
         draws = [_simulate(model, batch) for batch in batches]  # first: the same images for any temperatures
         for batch, (values, simulated) in zip(batches, draws):
             path = Path(model, guide, (simulated, *batch[1:]), graphs, validated=False)
@@ -495,9 +495,13 @@ def _setting(
 
 
 def _graphs(compiled: bool | None, setting: Setting, args: tuple[Tensor, ...], chunk: int) -> Graphs:
-    together = max(1, chunk // (setting.chains + PILOTS))
-    calls = len(setting.betas) * setting.leapfrog * max(1, len(args[0]) // together)
-    return Graphs(compiled, calls, args[0].device)
+    batches = max(1, len(args[0]) // _together(chunk, setting.chains))
+    return Graphs(compiled, len(setting.betas) * setting.leapfrog * batches, args[0].device)
+
+
+def _together(chunk: int, chains: int) -> int:
+    """Images whose chains run together."""
+    return max(1, chunk // (chains + PILOTS))
 
 
 @contextmanager

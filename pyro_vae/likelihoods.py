@@ -186,13 +186,20 @@ class Normal(Likelihood):
 
     def pixel_distribution(self, loc: Tensor, log_scale: Tensor | None = None) -> TorchDistribution:
         log_scale = self.log_scale if log_scale is None else log_scale
-        if "log_scale" not in self._buffers:  # it is learned
+        if not self.fixed:
             log_scale = soft_minimum(log_scale, self.min_log_scale).clamp(max=LARGEST_LOG_SCALE)
         return dist.Normal(loc.sigmoid(), log_scale.exp())
+
+    @property
+    def fixed(self) -> bool:
+        """Whether the scale is a given number, which no bound touches."""
+        return "log_scale" in self._buffers
 
     @torch.no_grad()
     def share_at_bound(self, z: Tensor) -> float:
         """Share of the pixels whose log scale the lower bound holds up."""
+        if self.fixed:
+            return 0.0
         log_scale = self.log_scale if self.log_scale is not None else self.maps(z)[1]
         return (log_scale < self.min_log_scale).double().mean().item()
 

@@ -197,6 +197,8 @@ def test_share_at_bound_counts_the_pixels_that_the_bound_holds_up():
     maps[0, 1, :1] = -3.0
     assert likelihood.share_at_bound(maps) == 0.25
     assert likelihood(maps).base_dist.scale.min() > math.exp(-2)
+    fixed = L.Normal(nn.Identity(), log_scale=-3.0, min_log_scale=-2.0)  # as it was given: nothing holds it up
+    assert fixed.share_at_bound(maps) == 0 and fixed(maps).base_dist.scale.min().log() == -3
 
 
 @pytest.mark.parametrize("name", FAMILIES)
