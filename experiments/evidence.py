@@ -43,7 +43,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--particles", type=int, nargs="+", default=[1, 10, 100, 1000, 5000], metavar="K")
     group.add_argument("--all", action="store_true", help="importance sampling on all test images")
     group.add_argument("--bfloat16", action="store_true",
-                       help="once more with the networks in bfloat16, by the most particles: how far that moves it")
+                       help="the first --images once more with the networks in bfloat16, by the most particles: how "
+                            "far that moves it")
     group.add_argument("--temperatures", type=int, nargs="+", default=[30, 100, 300], metavar="T")
     group.add_argument("--chains", type=int, default=8, help="annealed chains per image")
     group.add_argument("--leapfrog", type=int, default=8, help="steps of each Hamiltonian transition")
@@ -88,7 +89,8 @@ def load_run(folder: Path, device: torch.device, data_dir: Path | None = None) -
     if not (folder / METRICS).is_file() or not (folder / "parameters.pt").is_file():
         raise FileNotFoundError(f"{folder} holds no trained model; train one by run.py --latent 20 --out {folder}")
     vae, metrics = load_vae(folder, device), read_metrics(folder / METRICS)
-    images = load(metrics["dataset"]["name"], root=data_dir or metrics["settings"]["data_dir"])
+    asked, found = metrics["settings"]["dataset"], metrics["dataset"]["name"]
+    images = load(found if asked == "auto" else asked, root=data_dir or metrics["settings"]["data_dir"])
     return vae, images.test.images.to(device), metrics
 
 
@@ -118,16 +120,18 @@ def measure(vae: VAE, x: Tensor, args: argparse.Namespace) -> dict[str, list[dic
 def importance_rows(vae: VAE, x: Tensor, args: argparse.Namespace, common: dict[str, Any]) -> list[dict[str, Any]]:
     """For each K in float32 and, if asked for, for the largest in bfloat16: with its distance from float32, by images.
 
-    Beside the mean over all of x, that over the images that are annealed; and the most memory of the process so far.
+    Beside the mean over all of x, that over the images that are annealed, the only ones of the row in bfloat16; and the
+    most memory of the process so far.
     """
     rows, before, kinds = [], None, [(K, None) for K in sorted(args.particles)]
     for K, precision in [*kinds, (max(args.particles), torch.bfloat16)] if args.bfloat16 else kinds:
-        evidence, entry = timed(log_evidence, vae.model, vae.guide, x, K, precision=precision, **common)
+        part = x if precision is None else x[: args.images]
+        evidence, entry = timed(log_evidence, vae.model, vae.guide, part, K, precision=precision, **common)
         entry |= {"precision": str(precision or x.dtype).removeprefix("torch."),
                   "log_px_of_annealed_images": evidence.log_px[: args.images].mean().item(),
                   "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
         if precision is not None:
-            difference = evidence.log_px - before.log_px
+            difference = evidence.log_px - before.log_px[: args.images]
             entry |= {"bias": difference.mean().item(),
                       "bias_standard_error": difference.std().item() / len(difference) ** 0.5}
         rows.append(entry)
@@ -196,7 +200,8 @@ def report(results: dict[str, list[dict[str, Any]]], out: Path) -> str:
         lines.append(f"{name:<28} {r['log_px']:>15.3f} {error:>14} {r['seconds']:>8.0f}")
     for r in results["importance"]:
         if "bias" in r:
-            lines.append(f"bfloat16 moves it by {r['bias']:+.4f} ± {r['bias_standard_error']:.4f} nats per image")
+            lines.append(f"bfloat16 moves it by {r['bias']:+.4f} ± {r['bias_standard_error']:.4f} nats per image, on "
+                         f"{r['images']} of them")
     best = [r for r in results["importance"] if "bias" not in r][-1]
     lines.append(f"importance, K = {best['num_particles']}, on the annealed images alone: "
                  f"{best['log_px_of_annealed_images']:.3f}")

@@ -45,6 +45,7 @@ from pyro_vae.data import Data
 from pyro_vae.divergences import has_closed_form_kl
 from pyro_vae.engines import ENGINES
 from pyro_vae.likelihoods import DiscretizedLogistic, Normal, bits_per_dim
+from pyro_vae.mapped import take
 from pyro_vae.parts import PARAMETERS, build_vae, describe_model, hidden, read_metrics
 from pyro_vae.state import interrupt, seeded
 from pyro_vae.training import History, NonFiniteLoss, fixed_x, warm_cosine
@@ -56,6 +57,7 @@ WRITTEN = (METRICS, PARAMETERS, HISTORY, *(f"{name}.png" for name in PICTURES)) 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 SMALL = 5000  # training images up to which ten epochs are too few steps
 SHOWN = 1000  # test images whose codes are drawn in the latent plane
+CHUNK = 10_000  # images whose x is in memory at once
 REPEATS = 10  # draws of each estimator on the test set
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 SCHEDULES = {"warm-cosine": warm_cosine, "constant": None}
@@ -87,8 +89,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--evidence", type=int, default=50, metavar="K",
                        help="particles of the importance sampling of log p(x) on all test images; 0: none")
     group = parser.add_argument_group("data and results")
-    group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
-                       help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
+    group.add_argument("--dataset", default="auto", metavar="NAME",
+                       help=f"of: {', '.join(data.NAMES)}; or a folder with train.npy, valid.npy and test.npy, uint8 "
+                            "(N, C, H, W), which are mapped from disk; auto: MNIST where it is found or can be "
+                            "downloaded, else the bundled digits")
     group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
     group.add_argument("--out", type=Path, default=None,
                        help="folder of the results (default: figures/<dataset>-<lik>-z<latent>-seed<seed>)")
@@ -318,7 +322,7 @@ def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Any]:
         metrics["evidence"] = {**evidence.to_dict(), **grey_scale(vae, evidence.log_px, x)}
     codes = analysis.codes(vae, x)
     if images.test.labels is not None:
-        train_codes = analysis.codes(vae, fixed_x(vae, images.train.images))
+        train_codes = codes_of_many(vae, images.train.images, x.device)
         metrics["knn_accuracy"] = analysis.knn_accuracy(
             train_codes, images.train.labels, codes, images.test.labels, neighbours=15
         )
@@ -332,6 +336,13 @@ def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Any]:
     elbos = (Trace_ELBO(), TraceMeanField_ELBO()) if metrics["kl_in_closed_form"] else (Trace_ELBO(),)
     metrics["estimators"] = {type(elbo).__name__: repeated_bound(vae, x, elbo, REPEATS) for elbo in elbos}
     return metrics
+
+
+def codes_of_many(vae: VAE, pixels: Tensor, device: torch.device) -> Tensor:
+    """The codes of images that may be too many to have their x in memory at once."""
+    generator = torch.Generator(device).manual_seed(0)
+    parts = torch.arange(len(pixels)).split(CHUNK)
+    return torch.cat([analysis.codes(vae, vae.observe(take(pixels, part).to(device), generator)) for part in parts])
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Images as uint8 tensors in memory: found in a folder, downloaded or bundled; split; in shuffled batches."""
+"""Images as uint8 tensors: found in a folder, downloaded, bundled or mapped from disk; split; in shuffled batches."""
 
 import gzip
 import io
@@ -21,6 +21,8 @@ import torch
 import torchvision
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
+
+from pyro_vae.mapped import is_mapped, map_array
 
 IDX = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"}  # names of torchvision's classes and folders
 NAMES = (*IDX, "frey", "digits")
@@ -87,15 +89,20 @@ class Data:
         return tuple(self.train.images.shape[1:])
 
     def to(self, device: torch.device | str) -> "Data":
-        """The same with all tensors on a device."""
-        splits = {name: getattr(self, name).to(device) for name in ("train", "valid", "test")}
-        return replace(self, **splits)
+        """The same on a device; but training images that are mapped from disk stay there."""
+        train = self.train if is_mapped(self.train.images) else self.train.to(device)
+        return replace(self, train=train, valid=self.valid.to(device), test=self.test.to(device))
 
 
 def load(
-    name: str, root: Path | str | None = None, valid_size: int | None = None, *, seed: int = 0, download: bool = True
+    name: Path | str,
+    root: Path | str | None = None,
+    valid_size: int | None = None,
+    *,
+    seed: int = 0,
+    download: bool = True,
 ) -> Data:
-    """A data set by name: ``mnist``, ``fashion``, ``kmnist``, ``frey``, ``digits`` or ``auto``.
+    """A data set by name: ``mnist``, ``fashion``, ``kmnist``, ``frey``, ``digits`` or ``auto``; or a folder of arrays.
 
     Files are looked for in ``root``, if it is given, and nowhere else; otherwise in the folder that the environment
     variable ``PYRO_VAE_DATA`` names and then in the user's cache folder. What is not found is downloaded, into
@@ -106,6 +113,10 @@ def load(
     same on every machine; the last ``valid_size`` of them are for validation. MNIST, Fashion-MNIST and KMNIST:
     50,000 / 10,000 / 10,000, their own test images. Frey Face, 28 × 20, has neither test images nor labels: after the
     permutation the first 200 are for test, 1,565 / 200 / 200. Digits, 8 × 8: the first 250, 1,297 / 250 / 250.
+
+    A folder holds ``train.npy``, ``valid.npy`` and ``test.npy``, uint8 of shape (N, C, H, W) or (N, H, W), and, where
+    there are any, ``train_labels.npy`` and so on, whole numbers (N,). Its images are mapped from disk, not read: those
+    to train on may be many more than the memory holds, the others are used whole.
 
     Raises:
         ValueError: for an unknown name or a validation set that leaves nothing to train on.
@@ -122,8 +133,12 @@ def load(
         except MissingData as error:
             note = f"not MNIST but scikit-learn's 8 × 8 digits, because {' '.join(str(error).split())}"
             return replace(load("digits", seed=seed), note=note)
+    if name not in NAMES and Path(name).is_dir():
+        if valid_size is not None:
+            raise ValueError(f"valid_size: wanted none, as {name} has validation images of its own, got {valid_size}")
+        return _mapped(Path(name))
     if name not in NAMES:
-        raise ValueError(f"name: wanted one of {', '.join(NAMES)} or auto, got {name!r}")
+        raise ValueError(f"name: wanted one of {', '.join(NAMES)}, auto, or a folder of .npy files, got {name!r}")
     if name == "digits":
         everything, test = _digits(), None
     else:
@@ -151,6 +166,28 @@ def _split(name: str, everything: Split, test: Split | None, valid_size: int, se
     if not 1 <= valid_size < len(order):
         raise ValueError(f"valid_size: wanted 1 to {len(order) - 1} of {name}'s {len(order)} images, got {valid_size}")
     return Data(name, everything[order[:-valid_size]], everything[order[-valid_size:]], test)
+
+
+def _mapped(folder: Path) -> Data:
+    """The images of a folder of .npy files, which stay on disk."""
+    splits = {}
+    for split in ("train", "valid", "test"):
+        path, labels = folder / f"{split}.npy", folder / f"{split}_labels.npy"
+        if not path.is_file():
+            raise DataError(f"{path} is missing; wanted train.npy, valid.npy and test.npy, uint8 of shape (N, C, H, W)")
+        with _readable(path, cure="write it anew by numpy.save"):
+            images = map_array(path)
+            splits[split] = Split(images.unsqueeze(1) if images.dim() == 3 else images)
+        if labels.is_file():
+            with _readable(labels, cure="write it anew by numpy.save"):
+                numbers = torch.from_numpy(np.load(labels, allow_pickle=False)).long()
+                splits[split] = replace(splits[split], labels=numbers)
+    data = Data(folder.resolve().name, **splits)
+    for split, part in splits.items():
+        if tuple(part.images.shape[1:]) != data.shape:
+            raise DataError(f"{folder / split}.npy: wanted images of {data.shape}, as in train.npy, got "
+                            f"{tuple(part.images.shape[1:])}")
+    return data
 
 
 def _folders(root: Path | str | None) -> list[Path]:
@@ -314,11 +351,11 @@ def _digits() -> Split:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: Path, cure: str = "remove it to download it anew") -> Iterator[None]:
     """Whatever a library says of a damaged file becomes a DataError that names the file and the cure."""
     try:
         yield
     except DataError:
         raise
     except Exception as error:
-        raise DataError(f"{path} cannot be read ({error}); remove it to download it anew") from error
+        raise DataError(f"{path} cannot be read ({error}); {cure}") from error

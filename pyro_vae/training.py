@@ -22,6 +22,7 @@ from pyro_vae import distributed, engines
 from pyro_vae.checkpoint import CheckpointError, Checkpoints, check_same
 from pyro_vae.data import Data, batches
 from pyro_vae.estimators import check_analytic_kl
+from pyro_vae.mapped import take
 from pyro_vae.networks import lowered_precision
 from pyro_vae.nonfinite import NonFiniteLoss, culprit
 from pyro_vae.state import deferred_interrupt, mode, random_state, seeded, set_random_state, torch_random_state
@@ -30,6 +31,7 @@ from pyro_vae.traces import common_scale, image_plate, paired_traces, per_image,
 # Of a row of the history, in their order.
 ROW = ("epoch", *(f"{split}_{term}" for split in ("train", "valid") for term in ("bound", "rate", "distortion")),
        "seconds", "images_per_second")
+FINGERPRINT = 10_000  # images whose checksum is taken at once
 GOOD_ONES = "the last good parameters are restored."
 CURES = "Try a smaller lr, a larger lower bound on the likelihood's scale, or skip_non_finite"
 
@@ -168,22 +170,23 @@ def fit(
         raise ValueError(f"clip: wanted a positive number, the largest norm of all gradients together, got {clip}")
     distributed.check_batches(len(data.train), batch_size)
     parameters = [parameter for parameter in program.parameters() if parameter.requires_grad]
-    data = data.to(parameters[0].device)
+    device = parameters[0].device
+    data = data.to(device)
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=True) if optimizer is None else optimizer(parameters)
     held_out = {
-        "train": fixed_x(program, data.train.images[: len(data.valid.images)]),
+        "train": fixed_x(program, data.train.images[: len(data.valid.images)].to(device)),
         "valid": fixed_x(program, data.valid.images),
     }
     steps, images = math.ceil(len(data.train) / batch_size), data.train.images
     scheduler = schedule(optimizer, epochs * steps) if schedule else None
     run = Run(program, optimizer, scheduler, steps)
     saver = _Saver(run, checkpoints)
-    engines.warn_if_emulated(precision, images.device)
-    if images.device.type == "cpu":
+    engines.warn_if_emulated(precision, device)
+    if device.type == "cpu":
         engines.keep_freed_memory()
     bar = tqdm(total=epochs * len(images), unit="image", unit_scale=True, disable=not progress)
-    with seeded(distributed.own_seed(seed), images.device), mode(program, training=True), bar:
-        first = program.observe(images[:batch_size])
+    with seeded(distributed.own_seed(seed), device), mode(program, training=True), bar:
+        first = program.observe(images[:batch_size].to(device))
         check_program(program, first)
         if isinstance(estimator, TraceMeanField_ELBO):
             check_analytic_kl(program.model, program.guide, first)
@@ -198,7 +201,7 @@ def fit(
                 while len(run.history.rows) < epochs:
                     with (
                         lowered_precision(program, precision),
-                        engines.fast_matmul(images.device),
+                        engines.fast_matmul(device),
                         pyro.validation_enabled(False),
                     ):
                         for losses in _train_epoch(run, step, images, batch_size, bar):
@@ -452,13 +455,13 @@ def _train_epoch(
 
     On an accelerator they are few rarely: reading a loss waits for the device.
     """
-    every, losses = 1 if images.device.type == "cpu" else 50, []
+    every, losses = 1 if run.device.type == "cpu" else 50, []
     if run.order is None:
         run.order = distributed.from_first(torch.cat(list(batches(len(images), batch_size, images.device))))
     clock = time.perf_counter() - run.seconds
     for index in run.order.split(batch_size)[run.taken :]:
-        run.unread.append((index, torch_random_state(images.device)))
-        losses.append(step(images[distributed.share(index)]))
+        run.unread.append((index, torch_random_state(run.device)))
+        losses.append(step(take(images, distributed.share(index)).to(run.device)))
         run.taken += 1
         run.seconds = time.perf_counter() - clock
         bar.update(len(index))
@@ -479,7 +482,7 @@ def _check_finite(run: Run, losses: Tensor, estimator: ELBO, images: Tensor, ski
         return
     index, numbers = unread[bad[0]]
     set_random_state(numbers, run.device)
-    where = culprit(run.program, estimator, images[index])
+    where = culprit(run.program, estimator, take(images, index).to(run.device))
     many = f" ({run.history.skipped} such steps, {skip} may be left out)" if skip else ""
     raise NonFiniteLoss(
         f"the loss or its gradient became {losses[bad[0]].item()} in epoch {len(run.history.rows) + 1}, step "
@@ -512,7 +515,10 @@ def _words(estimator: ELBO) -> str:
 
 
 def _fingerprint(images: Tensor) -> str:
-    return f"{len(images)} images, checksum {zlib.crc32(images.cpu().numpy())}"
+    checksum = 0
+    for index in torch.arange(len(images), device=images.device).split(FINGERPRINT):
+        checksum = zlib.crc32(take(images, index).cpu().numpy(), checksum)
+    return f"{len(images)} images, checksum {checksum}"
 
 
 def _versions() -> dict[str, Any]:

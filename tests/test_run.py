@@ -11,6 +11,7 @@ import sys
 import urllib.error
 from pathlib import Path
 
+import numpy as np
 import pytest
 import run
 import torch
@@ -365,3 +366,17 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(t
     monkeypatch.setattr(run.tempfile, "TemporaryFile", read_only)
     assert command(tmp_path) == 1
     assert re.search("error: .*out cannot be written .*Read-only", capsys.readouterr().err)
+
+
+def test_a_folder_of_arrays_gives_what_the_same_images_in_memory_do(tmp_path):
+    digits = load("digits")
+    for split in ("train", "valid", "test"):
+        part = getattr(digits, split)
+        np.save(tmp_path / f"{split}.npy", part.images)
+        np.save(tmp_path / f"{split}_labels.npy", part.labels)
+    results = []
+    for name in ("digits", str(tmp_path)):
+        assert run.main(["--dataset", name, *SMALL, "--evidence", "0", "--out", str(tmp_path / f"{len(results)}")]) == 0
+        results.append(json.loads((tmp_path / f"{len(results)}/metrics.json").read_text()))
+    for number in ("test", "knn_accuracy", "active_units", "rate_per_dimension"):
+        assert results[0][number] == results[1][number]
