@@ -6,6 +6,7 @@
     python experiments/benchmark.py --nets default --batches 256 --only fit "torch eager"
     python experiments/benchmark.py --scaling          # cost against images, particles, latent size and image side
     python experiments/benchmark.py --parts            # cost of other priors and guides, conv net, z of 32, batch 256
+    python experiments/benchmark.py --quality          # seconds until log p(x) of test images is as published
 
 Every way sees the same images in memory, in turns: each round takes some steps of each, one after the other, so that a
 busy machine is busy for all. The images a second of one machine say little; the ratios of a round do.
@@ -21,6 +22,7 @@ busy machine is busy for all. The images a second of one machine say little; the
 
 import argparse
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,6 +32,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pyro
+import quality
 import torch
 from matplotlib.figure import Figure
 from pyro.infer import SVI, Trace_ELBO
@@ -63,24 +66,33 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--scaling", action="store_true", help="measure cost against sizes instead")
     parser.add_argument("--parts", action="store_true", help="measure the cost of other priors and guides instead")
+    parser.add_argument("--quality", action="store_true",
+                        help="train run.py's recipe fast from a cold start instead, and measure log p(x)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of --quality")
+    parser.add_argument("--evidence", type=int, default=5000, metavar="K",
+                        help="particles of --quality, on all test images")
     parser.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto")
     parser.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
     parser.add_argument("--out", type=Path, default=None,
-                        help="the results, .json and .png (default: figures/benchmark, _scaling or _parts)")
+                        help="the results, .json and .png (default: figures/benchmark, _scaling, _parts or "
+                             "_quality, where the single runs are kept in a folder of that name, and not run again)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
     try:
-        images = load(args.dataset, root=args.data_dir)
-    except data.DataError as error:
+        return measure(parse_arguments(argv))
+    except (ValueError, data.DataError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def measure(args: argparse.Namespace) -> int:
+    images = load(args.dataset, root=args.data_dir)
     if tuple(images.shape) != (1, 28, 28):
-        print(f"error: the nets are for images of 1 × 28 × 28, as of MNIST, not for {images.name}", file=sys.stderr)
-        return 1
-    args.out = args.out or Path(f"figures/benchmark{'_scaling' * args.scaling or '_parts' * args.parts}")
+        raise ValueError(f"the nets are for images of 1 × 28 × 28, as of MNIST, not for {images.name}")
+    kind = "_scaling" * args.scaling or "_parts" * args.parts or "_quality" * args.quality
+    args.out = args.out or Path(f"figures/benchmark{kind}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"settings": vars(args), "dataset": images.name, "versions": provenance(),
                               "threads": torch.get_num_threads(), "peak": peak()}
@@ -91,6 +103,11 @@ def main(argv: list[str] | None = None) -> int:
         elif args.parts:
             result["parts"] = [cost_of_parts(images, engine, args.rounds) for engine in (Eager, Compiled)]
             figure, text = parts_figure(result["parts"]), parts_table(result["parts"])
+        elif args.quality:
+            where = ["--dataset", images.name, *(["--data-dir", str(args.data_dir)] if args.data_dir else [])]
+            result["quality"] = [quality.trained(seed, args.evidence, args.out / f"seed{seed}", where)
+                                 for seed in args.seeds]
+            figure, text = quality.figure(result["quality"]), quality.table(result["quality"])
         else:
             result["speed"] = [compare(images, net, batch, args) for net in args.nets for batch in args.batches]
             result["evaluation"] = [evaluation(images, net, args.rounds) for net in args.nets]

@@ -3,6 +3,7 @@
 
     python experiments/run.py --lik bernoulli
     python experiments/run.py --lik categorical --bins 32 --latent 32 --epochs 20
+    python experiments/run.py --recipe fast
 
 The data lie in --data-dir, in $PYRO_VAE_DATA or in the user's cache folder; else they are downloaded.
 
@@ -61,12 +62,19 @@ CHUNK = 10_000  # images whose x is in memory at once
 REPEATS = 10  # draws of each estimator on the test set
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 SCHEDULES = {"warm-cosine": warm_cosine, "constant": None}
+RECIPES = {  # options in a word; what the command line says beside it holds
+    "fast": {"latent": 32, "prior": "autoregressive", "flow_width": 128, "epochs": 8, "batch": 128, "lr": 5e-3,
+             "precision": "bfloat16", "engine": "compiled"},
+}
 # Options that may differ where a run is resumed.
 FREE = ("out", "data_dir", "quiet", "overwrite", "resume", "checkpoint_every", "skip_non_finite", "evidence")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", choices=RECIPES, default=None,
+                        help="other defaults; fast: the best log p(x) of MNIST in two minutes of two cores, by " +
+                             " ".join(f"--{name.replace('_', '-')} {value}" for name, value in RECIPES["fast"].items()))
     add_part_options(parser)
     group = parser.add_argument_group("training")
     group.add_argument("--estimator", choices=ESTIMATORS, default="trace", help="of the ELBO and its gradient")
@@ -102,6 +110,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--checkpoint-every", type=interval, default="60s", metavar="STEPS",
                        help="save the run every so many steps, or, as in 30s, seconds (default: 60s)")
     group.add_argument("--quiet", action="store_true", help="no plan and no progress bar")
+    parser.set_defaults(**RECIPES.get(parser.parse_args(argv).recipe, {}))
     return parser.parse_args(argv)
 
 

@@ -5,6 +5,8 @@ import argparse
 import benchmark
 import pyro
 import pytest
+import quality
+import run
 import torch
 from pyro.infer import TraceMeanField_ELBO
 
@@ -55,3 +57,25 @@ def test_parts_are_compared_with_the_first_in_each_round(monkeypatch):
     assert case["ratios"]["standard normal, mean-field"] == 1.0 and min(case["ratios"].values()) > 0
     assert all(len(seconds) == 2 for seconds in case["seconds"].values())
     assert benchmark.parts_table([case]).count("ms a step") == len(benchmark.PARTS)
+
+
+def test_time_to_quality_is_that_of_the_recipe_from_a_cold_start(tmp_path, monkeypatch):
+    caches = []
+
+    def in_this_process(command, check, env):
+        caches.append(env["TORCHINDUCTOR_CACHE_DIR"])
+        assert command[1] == run.__file__ and run.main(command[2:]) == 0
+
+    monkeypatch.setattr("subprocess.run", in_this_process)
+    monkeypatch.setattr("results.git_commit", lambda: None)
+    small = ["--dataset", "digits", "--net", "mlp", "--hidden", "16", "--flow-width", "8", "--latent", "2"]
+    words = [*small, "--epochs", "2", "--engine", "eager", "--precision", "float32"]
+    runs = [quality.trained(seed, 30, tmp_path / f"seed{seed}", words) for seed in (0, 1, 0)]
+    assert len(set(caches)) == 3 and runs[0] == runs[2] != runs[1]
+    assert runs[0]["settings"]["prior"] == "autoregressive" and len(runs[0]["history"]) == 2
+    assert runs[0]["seconds"] == runs[0]["history"][-1]["seconds"] > 0
+    assert runs[0]["evidence"]["num_particles"] == 30 and runs[0]["evidence"]["images"] == 250
+    assert "reached" in quality.table(runs)  # images of 64 pixels have few nats
+    runs[0]["evidence"]["log_px"] = quality.TARGET - 1
+    assert "missed by 1.00" in quality.table(runs)
+    assert len(quality.figure(runs).axes[0].get_lines()) > 2 * len(runs)

@@ -380,3 +380,10 @@ def test_a_folder_of_arrays_gives_what_the_same_images_in_memory_do(tmp_path):
         results.append(json.loads((tmp_path / f"{len(results)}/metrics.json").read_text()))
     for number in ("test", "knn_accuracy", "active_units", "rate_per_dimension"):
         assert results[0][number] == results[1][number]
+
+
+def test_a_recipe_gives_other_defaults_and_the_command_line_holds():
+    plain, fast = run.parse_arguments([]), run.parse_arguments(["--recipe", "fast", "--epochs", "3"])
+    assert fast.epochs == 3 and plain.recipe is None
+    assert {name: getattr(fast, name) for name in run.RECIPES["fast"]} == {**run.RECIPES["fast"], "epochs": 3}
+    assert set(vars(plain)) >= set(run.RECIPES["fast"]) and plain.prior == "standard"

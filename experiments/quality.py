@@ -1,0 +1,62 @@
+"""Time to quality: seconds of training, from a cold start, until log p(x) of the test images is as published."""
+
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from results import METRICS
+
+from pyro_vae.parts import read_metrics
+
+TARGET = -86.76  # nats: a VAE after 3,280 epochs, dynamically binarised MNIST (Burda et al. 2015, table 1)
+RUN = Path(__file__).parent / "run.py"
+
+
+def trained(seed: int, particles: int, out: Path, words: list[str]) -> dict[str, Any]:
+    """The numbers of ``run.py --recipe fast``, run by itself and with no compiled code of an earlier run at hand.
+
+    A folder that holds this run already is not run again. Raises CalledProcessError where the command fails.
+    """
+    command = [sys.executable, str(RUN), "--recipe", "fast", "--seed", str(seed), "--evidence", str(particles),
+               "--quiet", "--resume", "--out", str(out), *words]
+    with tempfile.TemporaryDirectory() as cache:
+        subprocess.run(command, check=True, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache})
+    metrics = read_metrics(out / METRICS)
+    with (out / "history.csv").open() as file:
+        history = [{name: float(row[name]) for name in ("seconds", "valid_bound")} for row in csv.DictReader(file)]
+    return {"seed": seed, "seconds": metrics["seconds"]["training"], "settings": metrics["settings"],
+            "dataset": metrics["dataset"], "test": metrics["test"], "evidence": metrics["evidence"], "history": history}
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    lines = [f"{'seed':<6} {'seconds of training':>20} {'log p(x), nats':>20} {'k̂ > 0.7':>9}   published: {TARGET}"]
+    for run in runs:
+        evidence = run["evidence"]
+        share = evidence["share_pareto_k_above_0.7"]
+        verdict = "reached" if evidence["log_px"] >= TARGET else f"missed by {TARGET - evidence['log_px']:.2f}"
+        value = f"{evidence['log_px']:.2f} ± {evidence['standard_error']:.2f}"
+        lines.append(f"{run['seed']:<6} {run['seconds']:>20.0f} {value:>20} "
+                     f"{'' if share is None else format(share, '.1%'):>9}   {verdict}")
+    first = runs[0]["evidence"]
+    return "\n".join([*lines, f"log p(x): at least, by importance sampling, {first['num_particles']} particles, "
+                              f"{first['images']} test images"])
+
+
+def figure(runs: list[dict[str, Any]]) -> Figure:
+    drawn = Figure(figsize=(6.5, 3.6), dpi=150, layout="constrained")
+    axes = drawn.subplots()
+    for number, run in enumerate(runs):
+        seconds, bounds = ([row[name] for row in run["history"]] for name in ("seconds", "valid_bound"))
+        axes.plot(seconds, bounds, color=f"C{number}", label=f"bound on validation images, seed {run['seed']}")
+        axes.plot(run["seconds"], run["evidence"]["log_px"], "*", ms=11, color=f"C{number}")
+    axes.plot([], [], "k*", label="log p(x) of the test images")
+    axes.axhline(TARGET, color="grey", linestyle="--", label=f"published after 3,280 epochs: {TARGET}")
+    axes.set(xlabel="seconds of training, compiling included", ylabel="nats per image", ylim=(TARGET - 25, TARGET + 4))
+    axes.legend(fontsize="small", loc="lower right")
+    axes.grid(alpha=0.3)
+    return drawn
