@@ -20,13 +20,14 @@ import argparse
 import math
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ EVIDENCE_IMAGES = 1000  # of either split for the marginal likelihood, as in the
 DRAWS, QUICK_DRAWS = 2**18, 2**14  # of the prior, for the marginal likelihood; at the end of a run twice as many
 ANNEALED_IMAGES = 50  # of the test set on which the last one is checked by annealing
 ANNEALING = {"num_temperatures": 200, "chains": 8, "leapfrog": 5}
-CHOICE, QUICK_CHOICE = 20, 100  # a step is chosen on this part of the samples of a run
+CHOICE, QUICK_CHOICE = 500_000, 10_000  # training samples on which each step is tried; short trials favour small steps
+TURNS = 5  # of Monte Carlo EM that try a step, if those are more
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     try:
-        if not args.report:
-            run_all(args)
-        print(gather(args.out))
-        return 0
+        failed = 0 if args.report else run_all(args)
+        print(gather(args.out, [f"{panel}-{algorithm}" for panel in PANELS for algorithm in PANELS[panel].algorithms]))
+        return 1 if failed else 0
     except (ValueError, OSError, NonFiniteLoss, data.DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -144,22 +145,40 @@ def main(argv: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def run_all(args: argparse.Namespace) -> None:
-    """All runs asked for that are not in the folder yet, ``--jobs`` at a time."""
+def run_all(args: argparse.Namespace) -> int:
+    """All runs asked for that are not in the folder yet, ``--jobs`` at a time; how many of them failed."""
     runs = [run for run in asked_for(args) if not is_done(args.out / f"{run.name}.json", vars(run))]
     args.out.mkdir(parents=True, exist_ok=True)
     for name in {run.dataset for run in runs}:
         load(name, root=args.data_dir)  # found, downloaded or missed once, before many processes look for it
     if args.jobs == 1 or len(runs) < 2:
-        for run in runs:
-            finish(run, args)
-        return
-    pool = ProcessPoolExecutor(args.jobs, get_context("spawn"), torch.set_num_threads, (1,))
+        return sum(not finished(run, args) for run in runs)
+    pool, failed = ProcessPoolExecutor(args.jobs, get_context("spawn"), begin_worker), 0
+    active: set[Future[bool]] = set()
     try:
-        for done in [pool.submit(finish, run, args) for run in runs]:
-            done.result()
+        while runs or active:
+            active |= {pool.submit(finished, runs.pop(0), args) for _ in range(min(len(runs), args.jobs - len(active)))}
+            done, active = wait(active, return_when=FIRST_COMPLETED)
+            failed += sum(not future.result() for future in done)
     finally:
-        pool.shutdown(cancel_futures=True)  # after an error, or Ctrl-C, what has begun is waited for
+        pool.shutdown()  # after Ctrl-C, which the runs hear of too, they are waited for
+    return failed
+
+
+def begin_worker() -> None:
+    """One thread for the runs of this process, which ends when the one that started it is killed."""
+    torch.set_num_threads(1)
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def finished(run: Run, args: argparse.Namespace) -> bool:
+    """Whether a run could be made; the others go on where one could not."""
+    try:
+        finish(run, args)
+        return True
+    except (ValueError, OSError, FloatingPointError, NonFiniteLoss) as error:
+        print(f"error: {run.name}: {error}", file=sys.stderr)
+        return False
 
 
 def asked_for(args: argparse.Namespace) -> list[Run]:
@@ -169,7 +188,7 @@ def asked_for(args: argparse.Namespace) -> list[Run]:
         raise ValueError(f"--samples: wanted at least {algorithms.MINIBATCH}, a minibatch, got {samples}")
     if args.jobs < 1:
         raise ValueError(f"--jobs: wanted at least 1, got {args.jobs}")
-    choice = max(samples // (QUICK_CHOICE if args.quick else CHOICE), algorithms.MINIBATCH)
+    choice = min(QUICK_CHOICE if args.quick else CHOICE, samples)
     draws = QUICK_DRAWS if args.quick else DRAWS
     return [
         Run(name, algorithm, samples, args.seed, args.estimator,
@@ -190,8 +209,8 @@ def finish(run: Run, args: argparse.Namespace) -> None:
         points, vae = train(run, images, step, run.samples, points_of(run), measurement(run), args.engine)
     result = {
         "settings": vars(run), "panel": vars(panel), "step": step, "choice_of_step": choice, "points": points,
-        "shape": images.shape, "train_images": len(images.train), "seconds": time.perf_counter() - started,
-        "versions": provenance(),
+        "engine": args.engine, "shape": images.shape, "train_images": len(images.train), "versions": provenance(),
+        "seconds": time.perf_counter() - started,
     }
     torch.save(vae.state_dict(), args.out / f"{run.name}.pt")
     write_json(args.out / f"{run.name}.json", result)
@@ -214,8 +233,12 @@ def build(run: Run, images: Data) -> VAE:
 def choose_step(run: Run, images: Data, engine: str) -> list[dict[str, Any]]:
     """The training bound after a short run with each step, in nats per image; None where it diverged.
 
-    For Monte Carlo EM, which has no bound, it is the marginal likelihood of a few training images.
+    For Monte Carlo EM, which has no bound, it is the marginal likelihood of a few training images, after a few turns.
     """
+    samples = run.choice
+    if run.algorithm == MCEM:
+        samples = max(samples, TURNS * (algorithms.LEAPFROG + algorithms.UPDATES) * len(images.train))
+
     def measure(vae: VAE, images: Data, seen: int) -> dict[str, float]:
         if run.algorithm == MCEM:
             return {"train": marginal_likelihood(vae, fixed_x(vae, images.train.images[:100]), run.draws).mean}
@@ -224,10 +247,10 @@ def choose_step(run: Run, images: Data, engine: str) -> list[dict[str, Any]]:
     rows = []
     for step in STEPS:
         try:
-            points, _ = train(run, images, step, run.choice, [run.choice], measure, engine)
-            rows.append({"step": step, "samples": run.choice, "train": points[-1]["train"]})
+            points, _ = train(run, images, step, samples, [samples], measure, engine)
+            rows.append({"step": step, "samples": samples, "train": points[-1]["train"]})
         except (NonFiniteLoss, FloatingPointError):
-            rows.append({"step": step, "samples": run.choice, "train": None})
+            rows.append({"step": step, "samples": samples, "train": None})
     return rows
 
 
@@ -279,7 +302,7 @@ def points_of(run: Run) -> list[int]:
         coarse = sorted({lead * 10**power for power in range(3, 9) for lead in (1, 2, 5)} | {40_000_000, 60_000_000})
         return [n for n in coarse if run.samples / 20 <= n < run.samples] + [run.samples]
     grid = [round(10 ** (k / 8)) for k in range(24, 80)]
-    return [n for n in grid if run.samples / 32 <= n < run.samples] + [run.samples]
+    return [n for n in grid if min(run.samples / 32, 10**5.5) <= n < run.samples] + [run.samples]
 
 
 def measurement(run: Run) -> Callable[[VAE, Data, int], dict[str, Any]]:

@@ -241,7 +241,7 @@ SHOWN = ["mnist-3", "mnist-2", "frey-2", "likelihood-1000"]
 def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures") / "aevb"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduce_aevb, "CHOICE", 2)  # a twentieth would be a single step
+        patch.setattr(reproduce_aevb, "CHOICE", 750)
         patch.setattr(reproduce_aevb, "EVIDENCE_IMAGES", 20)
         patch.setattr(reproduce_aevb, "DRAWS", 2**12)
         patch.setattr(reproduce_aevb, "ANNEALED_IMAGES", 5)
@@ -279,7 +279,7 @@ def test_tables_and_figures_are_written(out):
 
 def test_what_lies_there_is_not_run_again_and_other_settings_are_refused(out, monkeypatch, capsys):
     monkeypatch.setattr(reproduce_aevb, "finish", lambda *_: pytest.fail("ran again"))
-    monkeypatch.setattr(reproduce_aevb, "CHOICE", 2)
+    monkeypatch.setattr(reproduce_aevb, "CHOICE", 750)
     monkeypatch.setattr(reproduce_aevb, "DRAWS", 2**12)
     assert reproduce_aevb.main([*WORDS, "--panels", *SHOWN, "--out", str(out)]) == 0
     assert reproduce_aevb.main([*WORDS, "--panels", "mnist-3", "--seed", "1", "--out", str(out)]) == 1
@@ -351,6 +351,37 @@ def test_the_paper_s_own_curves_bear_out_its_claims():
 
 
 def test_a_miss_is_called_one():
+    above = [claim for claim in report.claims(as_published(3.0), []) if not claim["holds"]]
+    assert len(above) == 5 and all("within 2 of the paper's" in claim["claim"] for claim in above)
     missed = [claim["claim"] for claim in report.claims(as_published(-10.0), []) if not claim["holds"]]
     assert sum("AEVB's test bound" in claim for claim in missed) == 5  # MNIST's; Frey Face's are within 40
     assert any("wake-sleep below AEVB" in claim for claim in missed)
+
+
+def test_what_is_compared_was_measured_at_the_same_number_of_samples():
+    runs = [run for run in as_published() if run["panel"]["dataset"] == "mnist"]
+    for run in runs:
+        if run["settings"]["algorithm"] == "wake-sleep":
+            run["points"] = [point for point in run["points"] if point["samples"] < 10**6.3]
+            run["points"][-1]["test"] = 0.0  # above AEVB, where it ends
+    found = [claim for claim in report.claims(runs, []) if "wake-sleep" in claim["claim"]]
+    assert len(found) == 5 and not any(claim["holds"] for claim in found)
+    assert all("to 10^6.25" in claim["claim"] for claim in found)
+    rows = report.table_2(runs)
+    ends = {row["log10_samples"] for row in rows if row["algorithm"] == "aevb"}
+    assert {6.0, 6.25, 6.5, 7.0} <= ends and max(r["log10_samples"] for r in rows if r["algorithm"] != "aevb") == 6.25
+
+
+def test_runs_that_are_lacking_are_named(out):
+    assert report.gather(out, ["mnist-3-aevb", "mnist-200-aevb"]).endswith("not run: mnist-200-aevb")
+
+
+def test_a_run_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsys):
+    def finish(run, args):
+        if run.panel == "mnist-3":
+            raise FloatingPointError("the bound is not finite")
+
+    monkeypatch.setattr(reproduce_aevb, "finish", finish)
+    args = reproduce_aevb.parse_arguments([*WORDS, "--panels", "mnist-3", "mnist-2", "--out", str(tmp_path / "aevb")])
+    assert reproduce_aevb.run_all(args) == 2
+    assert "error: mnist-3-aevb: the bound is not finite" in capsys.readouterr().err

@@ -150,7 +150,8 @@ def mcem(vae: VAE, images: Split, step: float) -> Iterator[int]:
 
     Each image keeps its z. By turns all of them are moved by a Hamiltonian trajectory of ten leapfrog steps that leaves
     p(z | x) alone, its step size tuned to an acceptance of 90 %, and the decoder takes five steps of Adagrad on the log
-    prior and log p(x, z) of all images. An image is seen once by each of these fifteen gradients; the guide is unused.
+    prior and log p(x, z) of all images. An image is counted as seen by the gradient at the end of each of the ten steps
+    (not by the one at their start) and by each of the five of the weights; the guide is unused.
     """
     N, seen = len(images), 0
     optimizer = map_adagrad(list(vae.likelihood.parameters()), step, share=1.0)
