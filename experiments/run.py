@@ -73,7 +73,7 @@ FREE = ("out", "data_dir", "quiet", "overwrite", "resume", "checkpoint_every", "
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=RECIPES, default=None,
-                        help="other defaults; fast: the best log p(x) of MNIST in two minutes of two cores, by " +
+                        help="other defaults; fast: a high log p(x) after few minutes on a CPU, by " +
                              " ".join(f"--{name.replace('_', '-')} {value}" for name, value in RECIPES["fast"].items()))
     add_part_options(parser)
     group = parser.add_argument_group("training")
