@@ -39,7 +39,7 @@ from pyro_vae.data import Data
 from pyro_vae.engines import ENGINES
 from pyro_vae.evidence import log_evidence
 from pyro_vae.likelihoods import ContinuousBernoulli, Normal, bits_per_dim
-from pyro_vae.parts import build_vae
+from pyro_vae.parts import PARAMETERS, build_vae, describe_model
 from pyro_vae.plots import COLOURS, DPI, tiled
 from pyro_vae.training import NonFiniteLoss, fixed_x
 
@@ -188,8 +188,9 @@ def run(settings: argparse.Namespace, images: Data, args: argparse.Namespace, fo
         torch.save(strips(vae, images), folder / "pictures.pt")
     except (NonFiniteLoss, FloatingPointError) as error:
         outcome["failed"] = str(error)
-    torch.save(vae.state_dict(), folder / "parameters.pt")
-    return {**outcome, "seconds": time.perf_counter() - started}
+    model, parameters = describe_model(vae, settings, images.shape)
+    (folder / PARAMETERS).write_bytes(parameters)
+    return {**outcome, **model, "seconds": time.perf_counter() - started}
 
 
 def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Any]:

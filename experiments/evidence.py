@@ -89,8 +89,8 @@ def load_run(folder: Path, device: torch.device, data_dir: Path | None = None) -
     if not (folder / METRICS).is_file() or not (folder / "parameters.pt").is_file():
         raise FileNotFoundError(f"{folder} holds no trained model; train one by run.py --latent 20 --out {folder}")
     vae, metrics = load_vae(folder, device), read_metrics(folder / METRICS)
-    asked, found = metrics["settings"]["dataset"], metrics["dataset"]["name"]
-    images = load(found if asked == "auto" else asked, root=data_dir or metrics["settings"]["data_dir"])
+    asked, found = metrics["settings"].get("dataset", "auto"), metrics["dataset"]["name"]
+    images = load(found if asked == "auto" else asked, root=data_dir or metrics["settings"].get("data_dir"))
     return vae, images.test.images.to(device), metrics
 
 
@@ -192,12 +192,14 @@ def draw(axes: Axes, rows: list[dict], at: str, value: str, error: str | None, l
 
 
 def report(results: dict[str, list[dict[str, Any]]], out: Path) -> str:
-    lines = [f"{'bound':<28} {'nats per image':>15} {'± Monte Carlo':>14} {'seconds':>8}"]
+    lines = [f"{'bound':<32} {'nats per image':>15} {'± Monte Carlo':>14} {'k̂ > 0.7':>8} {'seconds':>8}"]
     named = [(f"importance, K = {r['num_particles']}" + ", bfloat16" * ("bias" in r), r) for r in results["importance"]]
     named += [(f"annealed from {r['start']}, T = {r['num_temperatures']}", r) for r in results["annealed"]]
     for name, r in named:
         error = "" if r["monte_carlo_error"] is None else f"{r['monte_carlo_error']:.3f}"
-        lines.append(f"{name:<28} {r['log_px']:>15.3f} {error:>14} {r['seconds']:>8.0f}")
+        share = r.get("share_pareto_k_above_0.7")
+        lines.append(f"{name:<32} {r['log_px']:>15.3f} {error:>14} {'' if share is None else format(share, '.1%'):>8} "
+                     f"{r['seconds']:>8.0f}")
     for r in results["importance"]:
         if "bias" in r:
             lines.append(f"bfloat16 moves it by {r['bias']:+.4f} ± {r['bias_standard_error']:.4f} nats per image, on "

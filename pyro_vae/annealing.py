@@ -88,7 +88,7 @@ class Path:
             source = self._trace(self.source, 1)
             model_trace = source if guide is None else self._trace(poutine.replay(model, trace=source), 1)
         _check_program(model_trace, source)
-        self.plate = image_plate(model_trace, source)
+        self.plate = image_plate(model_trace, source, len(args[0]))
         self.scale = common_scale(model_trace, source)
         self.shapes = {
             name: site["value"].movedim(self._image_axis, 1).shape[2:]

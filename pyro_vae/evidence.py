@@ -414,14 +414,18 @@ def _pareto_k(w: Tensor, rounding: Tensor) -> Tensor:
     if tail < 5:
         return w.new_full(w.shape[1:], math.nan)
     top = w.topk(tail + 1, dim=0).values
-    return torch.stack([_shape(excess, float(noise)) for excess, noise in zip((top[:-1] - top[-1]).T, rounding)])
+    return torch.stack([_shape(column, float(noise)) for column, noise in zip(top.T, rounding)])
 
 
-def _shape(excess: Tensor, rounding: float) -> Tensor:
+def _shape(top: Tensor, rounding: float) -> Tensor:
+    """k̂ of weights in falling order, the last of which is where the tail begins; inf where that one has underflowed."""
+    excess = top[:-1] - top[-1]
     if excess.max() <= rounding:
         return excess.new_tensor(-math.inf)
     excess = excess[excess > 0]  # ties with the least of the tail
-    return excess.new_tensor(fit_generalized_pareto(excess)[0] if len(excess) >= 5 else math.nan)
+    if len(excess) < 5:
+        return excess.new_tensor(math.inf if top[-1] == 0 else math.nan)
+    return excess.new_tensor(fit_generalized_pareto(excess)[0])
 
 
 def _check_weights(log_w: Tensor, peak: Tensor, first: int) -> None:
@@ -549,7 +553,7 @@ def _chunk(chunk: int | None, args: tuple[Tensor, ...]) -> int:
 
 def _at_least_one(**numbers: int) -> None:
     for name, number in numbers.items():
-        if number < 1 or number != int(number):
+        if isinstance(number, float) or number < 1:
             raise ValueError(f"{name}: wanted a whole number of at least 1, got {number}")
 
 

@@ -54,7 +54,7 @@ class Weights:
                     replayed = poutine.replay(self.model, trace=part)
                     model_trace = particle_trace(replayed, args, min(step, K - start), self.nesting)
                 check_sites(model_trace, part)
-                log_w.append(log_weights(model_trace, part))
+                log_w.append(log_weights(model_trace, part, len(args[0])))
                 graph = self._graph(model_trace, part, args) if start == 0 and self._worth(K // step) else graph
             else:
                 log_w.append(graph(part))
@@ -68,7 +68,8 @@ class Weights:
         self, model_trace: poutine.Trace, guide_trace: poutine.Trace, args: tuple[Tensor, ...]
     ) -> Callable[[poutine.Trace], Tensor] | None:
         """From a slice of the guide's trace, like this one, to its log weights; None where they are to be eager."""
-        names, plate = list(sample_sites(model_trace, observed=False)), image_plate(model_trace, guide_trace)
+        names = list(sample_sites(model_trace, observed=False))
+        plate = image_plate(model_trace, guide_trace, len(args[0]))
         scale = common_scale(model_trace, guide_trace)
 
         def values(part: poutine.Trace) -> tuple[Tensor, ...]:

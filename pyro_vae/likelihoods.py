@@ -240,8 +240,8 @@ class Beta(Likelihood):
 class Categorical(Likelihood):
     """A categorical distribution over the centres of B equal bins of the grey levels, 2 ≤ B ≤ 256.
 
-    ``level_width`` = B / 256: a bin's mass is spread evenly over its grey levels (on average, where B does not divide
-    256 and the bins hold unequal numbers of levels).
+    ``level_width`` = B / 256: a bin's mass is spread evenly over its grey levels. It is None where B does not divide
+    256: bins that hold unequal numbers of levels have no one width.
 
     >>> from pyro_vae.networks import MLPDecoder
     >>> p = Categorical(MLPDecoder(2, (1, 8, 8), maps=4), bins=4)(torch.zeros(2))
@@ -256,8 +256,8 @@ class Categorical(Likelihood):
         self.bins = self.parameters_per_pixel = int(bins)
 
     @property
-    def level_width(self) -> float:
-        return self.bins / LEVELS
+    def level_width(self) -> float | None:
+        return self.bins / LEVELS if LEVELS % self.bins == 0 else None
 
     def pixel_distribution(self, *logits: Tensor) -> TorchDistribution:
         return BinCentres(logits=torch.stack(logits, -1))

@@ -186,8 +186,10 @@ def log_prob(trace: poutine.Trace) -> Tensor:
     return sum(site["log_prob"].sum() for site in sample_sites(trace).values())
 
 
-def image_plate(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> CondIndepStackFrame:
-    """The plate that every sample site of the program lies in: the one over images.
+def image_plate(
+    model_trace: poutine.Trace, guide_trace: poutine.Trace, images: int | None = None
+) -> CondIndepStackFrame:
+    """The plate that every sample site of the program lies in: the one over images, of which there are so many.
 
     Raises ValueError where there is none: the weight of a single image is then not defined.
     """
@@ -203,7 +205,11 @@ def image_plate(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> CondI
             'put every site into one plate, as in `with pyro.plate("images", len(x)):`, or use Trace_ELBO, '
             "StickingTheLanding or ScoreFunction"
         )
-    return max(shared, key=lambda frame: frame.dim)
+    fitting = [frame for frame in shared if images in (None, frame.size)]
+    if not fitting:
+        sizes = ", ".join(f"{frame.name!r} of {frame.size}" for frame in shared)
+        raise ValueError(f"no plate that all sample sites share is one over the {images} images: {sizes}")
+    return max(fitting, key=lambda frame: frame.dim)
 
 
 def per_image(site: Mapping[str, Any], plate: CondIndepStackFrame) -> Tensor:
@@ -215,13 +221,13 @@ def per_image(site: Mapping[str, Any], plate: CondIndepStackFrame) -> Tensor:
     return log_prob if len(kept) == 2 else log_prob.unsqueeze(0)
 
 
-def log_weights(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor:
-    """log w = log p(x, z) − log q(z | x), shape (K, B), in nats.
+def log_weights(model_trace: poutine.Trace, guide_trace: poutine.Trace, images: int | None = None) -> Tensor:
+    """log w = log p(x, z) − log q(z | x), shape (K, B), in nats; B = ``images`` where that is known.
 
     A scale that all sites share (a plate that subsamples) is divided out; scales that differ (a KL weight) leave no
     importance weight, and raise ValueError, as does a program whose sites share no plate.
     """
-    plate = image_plate(model_trace, guide_trace)
+    plate = image_plate(model_trace, guide_trace, images)
     log_p = sum(per_image(site, plate) for site in sample_sites(model_trace).values())
     log_q = sum(per_image(site, plate) for site in sample_sites(guide_trace).values())
     return (log_p - log_q) / common_scale(model_trace, guide_trace)

@@ -1,5 +1,6 @@
 """log p(x) against the program in which it is known, closed forms of tails, and programs of other structure."""
 
+import functools
 import json
 import math
 from dataclasses import replace
@@ -185,6 +186,15 @@ def test_pareto_k_where_there_is_no_tail():
     assert (from_log_weights(torch.zeros(21, 3)).pareto_k == -math.inf).all()
     two_values = torch.arange(1000).remainder(50).eq(0).double().unsqueeze(1)
     assert not (from_log_weights(two_values).pareto_k > 0.7).any()
+
+
+def test_weights_that_have_collapsed_onto_a_few_are_not_trusted():
+    """Three draws carry all: the others have underflowed beside them, and a fit finds no tail of which to give k̂."""
+    log_w = torch.full((1000, 1), -2000.0)
+    log_w[:3] = torch.tensor([[0.0], [-1.0], [-2.0]])
+    log_w[3:6] = -math.inf
+    evidence = from_log_weights(log_w)
+    assert evidence.pareto_k.tolist() == [math.inf] and evidence.untrusted == 1.0
 
 
 def test_warns_of_images_that_cannot_be_trusted():
@@ -421,7 +431,7 @@ def test_x_that_is_nan():
     x = images(program, 30)
     x[20, 3] = math.nan
     for call in calls(program):
-        with pytest.raises(ValueError, match="x"):
+        with pytest.raises(ValueError, match=r"found invalid values|nan"):
             call(x)
 
 
@@ -452,6 +462,22 @@ def test_no_image_plate():
     x = torch.zeros(3)
     for call in (lambda: log_evidence(model, guide, x, 5), lambda: annealed_evidence(model, None, x)):
         with pytest.raises(ValueError, match="do not share a plate over images"):
+            call()
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_a_plate_that_is_not_over_the_images(size):
+    def program(x, guide=False):
+        with pyro.plate("images", size, dim=-2), pyro.plate("pixels", 3, dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(size, 3), 1.0))
+            return None if guide else pyro.sample("x", dist.Normal(z, 1.0), obs=x[:size])
+
+    guide, x = functools.partial(program, guide=True), torch.zeros(5, 3)
+    if size == 5:  # the plate of the pixels is not taken for the images because it is the inner one
+        assert log_evidence(program, guide, x, 10, seed=0).log_px.shape == (5,)
+        return
+    for call in (lambda: log_evidence(program, guide, x, 10), lambda: annealed_evidence(program, None, x)):
+        with pytest.raises(ValueError, match=r"is one over the 5 images: .*'images' of 1"):
             call()
 
 
@@ -529,7 +555,7 @@ def test_the_experiment_measures_a_trained_model(tmp_path, capsys):
     vae, pixels, _ = experiment.load_run(tmp_path / "trained", torch.device("cpu"))
     again = log_evidence(vae.model, vae.guide, fixed_x(vae, pixels[:6]), 30, seed=0)
     assert again.mean == pytest.approx(metrics["importance"][1]["log_px"])
-    assert f"importance, K = 30 {again.mean:>25.3f}" in capsys.readouterr().out
+    assert f"importance, K = 30 {again.mean:>29.3f}" in capsys.readouterr().out
     assert experiment.main(words) == 1 and "--overwrite" in capsys.readouterr().err
     assert experiment.main([*words, "--overwrite", "--all", "--bfloat16"]) == 0
     assert "bfloat16 moves it by" in capsys.readouterr().out

@@ -169,6 +169,11 @@ def test_bins_hold_the_levels_that_floor_gives(bins):
     assert torch.allclose(x, torch.tensor([(g * bins // 256 + 0.5) / bins for g in range(256)]))
 
 
+def test_bins_of_unequal_width_are_not_compared_in_bits():
+    assert L.Categorical(nn.Identity(), bins=100).level_width is None
+    assert L.Categorical(nn.Identity(), bins=64).level_width == 0.25
+
+
 @pytest.mark.parametrize("name", DENSITIES + MASSES)
 def test_a_uniform_model_scores_eight_bits(name):
     """The uniform distribution on the cells of x has log p(x) = −ln(number of cells) per pixel; densities: 0."""
