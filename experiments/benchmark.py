@@ -46,7 +46,7 @@ from tqdm import tqdm
 from pyro_vae import VAE, data, evaluate, fit, guides, likelihoods, load, networks, priors
 from pyro_vae.convolutions import Conv2d, ConvTranspose2d
 from pyro_vae.data import Data, Split
-from pyro_vae.engines import Compiled, Eager, fast_matmul
+from pyro_vae.engines import Compiled, Eager, fast_matmul, keep_freed_memory
 from pyro_vae.networks import lowered_precision
 from pyro_vae.parts import PartSettings, build_vae
 from pyro_vae.training import fixed_x
@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(args: argparse.Namespace) -> int:
+    keep_freed_memory()  # as fit does
     images = load(args.dataset, root=args.data_dir)
     if tuple(images.shape) != (1, 28, 28):
         raise ValueError(f"the nets are for images of 1 × 28 × 28, as of MNIST, not for {images.name}")

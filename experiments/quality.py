@@ -20,13 +20,20 @@ RUN = Path(__file__).parent / "run.py"
 def trained(seed: int, particles: int, out: Path, words: list[str]) -> dict[str, Any]:
     """The numbers of ``run.py --recipe fast``, run by itself and with no compiled code of an earlier run at hand.
 
-    A folder that holds this run already is not run again. Raises CalledProcessError where the command fails.
+    A folder that holds this run already is not run again. Raises CalledProcessError where the command fails, ValueError
+    where log p(x) of that run was measured with another number of particles, or is not to be measured at all.
     """
+    if particles < 1:
+        raise ValueError(f"--evidence: wanted at least 1 particle, got {particles}")
     command = [sys.executable, str(RUN), "--recipe", "fast", "--seed", str(seed), "--evidence", str(particles),
                "--quiet", "--resume", "--out", str(out), *words]
     with tempfile.TemporaryDirectory() as cache:
         subprocess.run(command, check=True, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache})
     metrics = read_metrics(out / METRICS)
+    found = metrics["evidence"]["num_particles"]
+    if found != particles:
+        raise ValueError(f"{out} holds a run whose log p(x) is by {found} particles, wanted {particles}; give "
+                         "another --out")
     with (out / "history.csv").open() as file:
         history = [{name: float(row[name]) for name in ("seconds", "valid_bound")} for row in csv.DictReader(file)]
     return {"seed": seed, "seconds": metrics["seconds"]["training"], "settings": metrics["settings"],

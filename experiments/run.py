@@ -46,7 +46,7 @@ from pyro_vae.data import Data
 from pyro_vae.divergences import has_closed_form_kl
 from pyro_vae.engines import ENGINES
 from pyro_vae.likelihoods import DiscretizedLogistic, Normal, bits_per_dim
-from pyro_vae.mapped import take
+from pyro_vae.mapped import parts
 from pyro_vae.parts import PARAMETERS, build_vae, describe_model, hidden, read_metrics
 from pyro_vae.state import interrupt, seeded
 from pyro_vae.training import History, NonFiniteLoss, fixed_x, warm_cosine
@@ -58,7 +58,6 @@ WRITTEN = (METRICS, PARAMETERS, HISTORY, *(f"{name}.png" for name in PICTURES)) 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 SMALL = 5000  # training images up to which ten epochs are too few steps
 SHOWN = 1000  # test images whose codes are drawn in the latent plane
-CHUNK = 10_000  # images whose x is in memory at once
 REPEATS = 10  # draws of each estimator on the test set
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 SCHEDULES = {"warm-cosine": warm_cosine, "constant": None}
@@ -67,7 +66,8 @@ RECIPES = {  # options in a word; what the command line says beside it holds
              "precision": "bfloat16", "engine": "compiled"},
 }
 # Options that may differ where a run is resumed.
-FREE = ("out", "data_dir", "quiet", "overwrite", "resume", "checkpoint_every", "skip_non_finite", "evidence")
+FREE = ("out", "data_dir", "quiet", "overwrite", "resume", "checkpoint_every", "skip_non_finite", "evidence",
+        "engine", "recipe")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -350,8 +350,7 @@ def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Any]:
 def codes_of_many(vae: VAE, pixels: Tensor, device: torch.device) -> Tensor:
     """The codes of images that may be too many to have their x in memory at once."""
     generator = torch.Generator(device).manual_seed(0)
-    parts = torch.arange(len(pixels)).split(CHUNK)
-    return torch.cat([analysis.codes(vae, vae.observe(take(pixels, part).to(device), generator)) for part in parts])
+    return torch.cat([analysis.codes(vae, vae.observe(part.to(device), generator)) for part in parts(pixels)])
 
 
 @torch.no_grad()

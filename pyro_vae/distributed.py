@@ -32,7 +32,7 @@ def processes(minutes: float = 30.0) -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
     try:
         yield
@@ -121,3 +121,13 @@ def check_batches(images: int, batch_size: int) -> None:
             f"batch_size: {world()} ranks share each batch, and of {images} images in batches of {batch_size} the "
             f"smallest has {min(last, batch_size)}; take another batch size, or fewer ranks"
         )
+
+
+def check_held_out(images: int) -> None:
+    """Raises ValueError where a rank would have no validation image.
+
+    >>> check_held_out(images=1)
+    """
+    if images < world():
+        raise ValueError(f"data.valid: {world()} ranks share the validation images, of which there are {images}; take "
+                         "more of them, or fewer ranks")

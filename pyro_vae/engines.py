@@ -184,7 +184,8 @@ class Compiled:
         try:
             graph = traced(self.eager.loss, (pixels,))
             self.eager.optimizer.zero_grad()
-            make = _adam_step if _is_plain_adam(self.eager.optimizer) else _gradient_step
+            plain = _is_plain_adam(self.eager.optimizer) and not getattr(self.eager.scheduler, "cycle_momentum", False)
+            make = _adam_step if plain else _gradient_step
             self.run = make(graph, self.eager)
             with quiet_torch():
                 return self.run(pixels)
@@ -212,7 +213,7 @@ def engine(
     """The engine of that name; "auto" compiles ``WORTH_COMPILING`` steps or more on a CPU, where there is a compiler.
 
     Which it took is its ``name``; ``shape`` is for ``Compiled``. Raises ValueError for a name not among ``ENGINES``.
-    Where nothing can be compiled on this machine, "compiled" says so in a line on standard error and is "eager".
+    Where nothing can be compiled on this machine, a line on standard error says so and it is "eager".
 
     >>> engine("fast", nn.Identity(), None, None)
     Traceback (most recent call last):
@@ -226,9 +227,10 @@ def engine(
         return SVI(*arguments)
     on_cpu = next(program.parameters()).device.type == "cpu"
     missing = missing_compiler()
-    if name == "compiled" and missing:
+    wanted = name == "compiled" or (name == "auto" and steps >= WORTH_COMPILING and on_cpu)
+    if wanted and missing:
         _notice(f"training eagerly: {missing}")
-    if missing or name == "eager" or (name == "auto" and not (steps >= WORTH_COMPILING and on_cpu)):
+    if missing or not wanted:
         return Eager(*arguments)
     return Compiled(*arguments, strict=name == "compiled", shape=shape)
 

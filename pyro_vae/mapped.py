@@ -1,6 +1,8 @@
 """uint8 arrays of .npy files that stay on disk: tensors of mapped memory, a bounded part of which is resident."""
 
 import mmap
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -8,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-RESIDENT = 64 << 20  # bytes of a file that may have been read, about, before its pages are given back
-TOUCHED = 1 << 16  # bytes that Linux maps around an image that is read
+RESIDENT = 64 << 20  # bytes of a file, about, that are in memory at once
+TOUCHED = 2 << 20  # bytes that Linux may map around an image that is read
+TOGETHER = 32 << 20  # bytes of images that are in memory at once, where all are gone through
+# Private, and on Linux not reserved: else all of the file would have to find room in the memory.
+PRIVATE = (
+    {"flags": mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000), "prot": mmap.PROT_READ | mmap.PROT_WRITE}
+    if sys.platform == "linux"
+    else {"access": mmap.ACCESS_COPY}
+)
 
-
-class _Pages(mmap.mmap):
-    """A private mapping of a file, which counts what was read of it since its pages were last given back."""
-
-    read = 0
-
-
-_MAPPED: WeakValueDictionary[int, _Pages] = WeakValueDictionary()  # by the address of the tensor's storage
+_MAPPED: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by the address of the tensor's storage
 
 
 def map_array(path: Path | str) -> Tensor:
@@ -40,7 +42,7 @@ def map_array(path: Path | str) -> Tensor:
         got = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise ValueError(f"{path}: wanted an array of uint8 in C order, got {got}")
     with Path(path).open("rb") as file:
-        pages = _Pages(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        pages = mmap.mmap(file.fileno(), 0, **PRIVATE)
     tensor = torch.frombuffer(pages, dtype=torch.uint8, count=array.size, offset=array.offset).reshape(array.shape)
     _MAPPED[tensor.untyped_storage().data_ptr()] = pages
     return tensor
@@ -52,12 +54,27 @@ def is_mapped(tensor: Tensor) -> bool:
 
 
 def take(images: Tensor, index: Tensor) -> Tensor:
-    """``images[index]``, in memory. Of a mapped tensor no more than ``RESIDENT`` bytes, about, stay resident."""
-    chosen = images[index]
-    pages = _MAPPED.get(images.untyped_storage().data_ptr()) if is_mapped(images) else None
-    if pages is not None:
-        pages.read += len(index) * max(TOUCHED, images[0].nbytes)
-        if pages.read > RESIDENT and hasattr(mmap, "MADV_DONTNEED"):
+    """``images[index]``, in memory. Of a mapped tensor no more than ``RESIDENT`` bytes, about, are resident with it."""
+    index = index.to(images.device)
+    if not is_mapped(images):
+        return images[index]
+    pages, chosen = _MAPPED[images.untyped_storage().data_ptr()], []
+    for part in index.split(max(1, RESIDENT // max(TOUCHED, image_bytes(images)))):
+        chosen.append(images[part])
+        if hasattr(mmap, "MADV_DONTNEED"):
             pages.madvise(mmap.MADV_DONTNEED)
-            pages.read = 0
-    return chosen
+    return torch.cat(chosen)
+
+
+def parts(images: Tensor) -> Iterator[Tensor]:
+    """All images one after the other, as many at a time as make ``TOGETHER`` bytes, and at least one.
+
+    >>> [len(part) for part in parts(torch.zeros(5, 1, 4096, 4096, dtype=torch.uint8))]
+    [2, 2, 1]
+    """
+    for index in torch.arange(len(images)).split(max(1, TOGETHER // image_bytes(images))):
+        yield take(images, index)
+
+
+def image_bytes(images: Tensor) -> int:
+    return max(1, images.nbytes // max(1, len(images)))

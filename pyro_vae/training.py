@@ -22,7 +22,7 @@ from pyro_vae import distributed, engines
 from pyro_vae.checkpoint import CheckpointError, Checkpoints, check_same
 from pyro_vae.data import Data, batches
 from pyro_vae.estimators import check_analytic_kl
-from pyro_vae.mapped import take
+from pyro_vae.mapped import parts, take
 from pyro_vae.networks import lowered_precision
 from pyro_vae.nonfinite import NonFiniteLoss, culprit
 from pyro_vae.state import deferred_interrupt, mode, random_state, seeded, set_random_state, torch_random_state
@@ -31,7 +31,6 @@ from pyro_vae.traces import common_scale, image_plate, paired_traces, per_image,
 # Of a row of the history, in their order.
 ROW = ("epoch", *(f"{split}_{term}" for split in ("train", "valid") for term in ("bound", "rate", "distortion")),
        "seconds", "images_per_second")
-FINGERPRINT = 10_000  # images whose checksum is taken at once
 GOOD_ONES = "the last good parameters are restored."
 CURES = "Try a smaller lr, a larger lower bound on the likelihood's scale, or skip_non_finite"
 
@@ -169,6 +168,7 @@ def fit(
     if clip is not None and not 0 < clip < math.inf:
         raise ValueError(f"clip: wanted a positive number, the largest norm of all gradients together, got {clip}")
     distributed.check_batches(len(data.train), batch_size)
+    distributed.check_held_out(len(data.valid))
     parameters = [parameter for parameter in program.parameters() if parameter.requires_grad]
     device = parameters[0].device
     data = data.to(device)
@@ -191,7 +191,7 @@ def fit(
         if isinstance(estimator, TraceMeanField_ELBO):
             check_analytic_kl(program.model, program.guide, first)
         saver.resume({"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed, "precision": str(precision),
-                      "engine": engine, "clip": clip, "estimator": _words(estimator)}, images)
+                      "clip": clip, "estimator": _words(estimator)}, images)
         _follow_first(run, seed)
         shape = distributed.share(images[:batch_size]).shape if run.step else None
         step = engines.engine(engine, program, estimator, optimizer, scheduler, clip, epochs * steps, shape)
@@ -458,6 +458,7 @@ def _train_epoch(
     every, losses = 1 if run.device.type == "cpu" else 50, []
     if run.order is None:
         run.order = distributed.from_first(torch.cat(list(batches(len(images), batch_size, images.device))))
+    run.order = run.order.to(images.device)
     clock = time.perf_counter() - run.seconds
     for index in run.order.split(batch_size)[run.taken :]:
         run.unread.append((index, torch_random_state(run.device)))
@@ -516,8 +517,8 @@ def _words(estimator: ELBO) -> str:
 
 def _fingerprint(images: Tensor) -> str:
     checksum = 0
-    for index in torch.arange(len(images), device=images.device).split(FINGERPRINT):
-        checksum = zlib.crc32(take(images, index).cpu().numpy(), checksum)
+    for part in parts(images):
+        checksum = zlib.crc32(part.cpu().numpy(), checksum)
     return f"{len(images)} images, checksum {checksum}"
 
 

@@ -71,6 +71,9 @@ def test_time_to_quality_is_that_of_the_recipe_from_a_cold_start(tmp_path, monke
     small = ["--dataset", "digits", "--net", "mlp", "--hidden", "16", "--flow-width", "8", "--latent", "2"]
     words = [*small, "--epochs", "2", "--engine", "eager", "--precision", "float32"]
     runs = [quality.trained(seed, 30, tmp_path / f"seed{seed}", words) for seed in (0, 1, 0)]
+    with pytest.raises(ValueError, match=r"seed0 holds a run whose log p\(x\) is by 30 particles, wanted 31"):
+        quality.trained(0, 31, tmp_path / "seed0", words)
+    del caches[3]
     assert len(set(caches)) == 3 and runs[0] == runs[2] != runs[1]
     assert runs[0]["settings"]["prior"] == "autoregressive" and len(runs[0]["history"]) == 2
     assert runs[0]["seconds"] == runs[0]["history"][-1]["seconds"] > 0

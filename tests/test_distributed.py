@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,12 +56,15 @@ def test_the_others_stop_where_a_rank_dies():
     start = time.perf_counter()
     done = torchrun("die", "unused")
     assert done.returncode != 0 and time.perf_counter() - start < 60
+    assert "exitcode  : 3" in done.stderr  # by the rank that died, and not by an error of its own
 
 
 def test_a_batch_with_fewer_images_than_ranks_is_refused(monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 4)
     with pytest.raises(ValueError, match=r"4 ranks share each batch.*the smallest has 1;"):
         fit(small_vae(), load("digits"), batch_size=16, progress=False)
+    with pytest.raises(ValueError, match=r"4 ranks share the validation images, of which there are 3"):
+        fit(small_vae(), replace(load("digits"), valid=load("digits").valid[:3]), batch_size=100, progress=False)
 
 
 def test_one_rank_reports_what_both_have_trained(tmp_path):

@@ -102,12 +102,22 @@ def test_another_engine_goes_on_from_the_state_of_the_compiled_one(trained):
         program.load_state_dict(trained.program.state_dict())
         optimizer = adam(list(program.parameters()))
         optimizer.load_state_dict(copy.deepcopy(trained.optimizer.state_dict()))
-        step = kind(program, Trace_ELBO(), optimizer)
+        step = kind(program, Trace_ELBO(), optimizer, **({"shape": BATCHES[0].shape} if kind is Compiled else {}))
         torch.manual_seed(2)
         step(BATCHES[0])
+        assert kind is Eager or step.run is not None  # compiled from its first step on
         results.append(torch.cat([p.detach().flatten() for p in program.parameters()]))
         assert {state["step"].item() for state in optimizer.state.values()} == {len(BATCHES) + 1}
-    assert torch.equal(*results)
+    torch.testing.assert_close(*results)
+
+
+@COMPILER
+def test_a_schedule_that_moves_the_betas_of_adam_is_followed():
+    def one_cycle(optimizer, steps):
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
+
+    losses = [Training(kind, batches=BATCHES * 2, schedule=one_cycle).losses for kind in (Eager, Compiled)]
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=0.0)
 
 
 @COMPILER
@@ -218,6 +228,8 @@ def test_no_compiler(capsys, monkeypatch):
     assert isinstance(engine("compiled", *arguments), Eager)
     assert_one_line(capsys, "training eagerly: no C++ compiler: 'no-such-compiler' is not found")
     assert isinstance(engine("auto", *arguments, steps=10 * WORTH_COMPILING), Eager)
+    assert_one_line(capsys, "training eagerly: no C++ compiler")
+    assert isinstance(engine("auto", *arguments, steps=1), Eager) and not capsys.readouterr().err
 
 
 def assert_one_line(capsys, *parts):
