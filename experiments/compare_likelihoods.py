@@ -92,7 +92,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--engine", choices=ENGINES, default="auto", help="what takes the steps; all train alike")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group = parser.add_argument_group("measurement")
-    group.add_argument("--evidence", type=int, default=20, metavar="K", help="particles of the bound L_K")
+    group.add_argument("--evidence", type=int, default=1000, metavar="K", help="particles of the bound L_K")
     group.add_argument("--images", type=int, default=1000, help="test images for L_K, the first so many")
     group = parser.add_argument_group("data and results")
     group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",

@@ -30,7 +30,9 @@ CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding, to
 
 
 class Untraceable(ValueError):
-    """A program that does something else for other data, or keeps its parameters where tracing cannot follow them."""
+    """A program that does something else for other data, or keeps its parameters where tracing cannot follow them; or
+    any, where there is no compiler.
+    """
 
 
 def compiled(elbo: ELBO, model: Callable, guide: Callable, *example: Tensor) -> "Compiled":
@@ -69,6 +71,9 @@ class Compiled(nn.Module):
         """The compiled graph for arguments of these shapes."""
         key = tuple((arg.shape, arg.dtype, arg.device) for arg in args)
         if key not in self._graphs:
+            missing = missing_compiler()
+            if missing:
+                raise Untraceable(f"nothing can be compiled here: {missing}; call elbo.differentiable_loss instead")
             graph = torch.compile(traced(self.loss, args), fullgraph=True, dynamic=False, options=OPTIONS)
             with random_numbers_kept(args), quiet_torch():
                 torch.autograd.grad(graph(*args), [p for p in self.parameters() if p.requires_grad], allow_unused=True)

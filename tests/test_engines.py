@@ -12,6 +12,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_vae import VAE, engines, fit, guides, handlers, likelihoods, load, networks, priors
+from pyro_vae.compiling import Untraceable, compiled
 from pyro_vae.data import Data
 from pyro_vae.engines import (
     ENGINES,
@@ -230,6 +231,13 @@ def test_no_compiler(capsys, monkeypatch):
     assert isinstance(engine("auto", *arguments, steps=10 * WORTH_COMPILING), Eager)
     assert_one_line(capsys, "training eagerly: no C++ compiler")
     assert isinstance(engine("auto", *arguments, steps=1), Eager) and not capsys.readouterr().err
+
+
+def test_no_compiler_for_a_program_of_ones_own(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    vae = small_vae()
+    with pytest.raises(Untraceable, match=r"nothing can be compiled here: no C\+\+ compiler.*differentiable_loss"):
+        compiled(Trace_ELBO(), vae.model, vae.guide, vae.observe(BATCHES[0]))
 
 
 def assert_one_line(capsys, *parts):
