@@ -97,6 +97,19 @@ def sum_(tensors: Sequence[Tensor]) -> None:
         tensor.copy_(total.view_as(tensor))
 
 
+def greatest(number: int) -> int:
+    """The greatest of the numbers of all ranks, on every rank; all must call it.
+
+    >>> greatest(2)
+    2
+    """
+    if world() == 1:
+        return number
+    box = torch.tensor(number)
+    dist.all_reduce(box, dist.ReduceOp.MAX)
+    return int(box)
+
+
 def joined(part: Tensor) -> Tensor:
     """The parts of all ranks, one after the other, on every rank; all must call it.
 

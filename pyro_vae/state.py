@@ -107,12 +107,13 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def deferred_interrupt() -> Iterator[Callable[[], None]]:
+def deferred_interrupt() -> Iterator[Callable[..., None]]:
     """A block in which Ctrl-C raises KeyboardInterrupt where the function that it gives is called, not anywhere.
 
     Raised at once it would tear a step, or be lost where Python ignores exceptions. A second Ctrl-C is raised at once.
     The same holds for SIGTERM where its handler is ``interrupt``. Outside the main thread, and where the program
-    handles a signal otherwise, nothing is changed.
+    handles a signal otherwise, nothing is changed. Processes that work together hand that function another one, from
+    the number of the signal, or 0, to that on which they have agreed.
 
     >>> before = signal.signal(signal.SIGINT, signal.default_int_handler)
     >>> try:
@@ -132,9 +133,10 @@ def deferred_interrupt() -> Iterator[Callable[[], None]]:
         if len(asked) > 1:
             raise KeyboardInterrupt(number)
 
-    def raise_if_asked() -> None:
-        if asked:
-            raise KeyboardInterrupt(asked[0])
+    def raise_if_asked(agreed: Callable[[int], int] = int) -> None:
+        number = agreed(asked[0] if asked else 0)
+        if number:
+            raise KeyboardInterrupt(number)
 
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}

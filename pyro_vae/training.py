@@ -433,9 +433,9 @@ class _Saver:
                                   "anew") from error
         self.checkpoints.note(self.run.step)
 
-    def between_steps(self, raise_if_asked: Callable[[], None]) -> None:
+    def between_steps(self, raise_if_asked: Callable[..., None]) -> None:
         try:
-            raise_if_asked()
+            raise_if_asked(distributed.greatest)  # else a rank that stops would leave the others waiting
         except KeyboardInterrupt:
             self.save()
             raise

@@ -1,6 +1,7 @@
 """What ``test_distributed.py`` runs under torchrun: python distributed_worker.py {train,die} FILE."""
 
 import os
+import signal
 import sys
 import warnings
 
@@ -53,15 +54,34 @@ def train(file):
         noise = torch.rand(1)
     vae = small_vae(noise=False)
     history = fit(vae, FEW, epochs=3, batch_size=50, lr=1e-2, clip=100.0, progress=False)
+    steps = interrupted_steps()
     result = {
         "loss": loss,
         "slope": slope,
+        "steps": distributed.joined(torch.tensor([steps])),
         "noise": distributed.joined(noise),
         "parameters": distributed.joined(nn.utils.parameters_to_vector(vae.parameters()).detach()[None]),
         "bounds": distributed.joined(torch.tensor([[row["valid_bound"] for row in history.rows]])),
     }
     if distributed.rank() == 0:
         torch.save(result, file)
+
+
+def interrupted_steps():
+    """Steps taken until Ctrl-C, of which the last rank alone hears, in its third step."""
+    vae, count = small_vae(), 0
+    observe = vae.observe
+
+    def counted(pixels, generator=None):
+        nonlocal count
+        count += generator is None
+        if count == 4 and distributed.rank() == distributed.world() - 1:  # the first x is that of the program's check
+            signal.raise_signal(signal.SIGINT)
+        return observe(pixels, generator)
+
+    vae.observe = counted
+    assert fit(vae, FEW, epochs=9, batch_size=50, progress=False, engine="eager").interrupted
+    return count - 1
 
 
 def die(file):

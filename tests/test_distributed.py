@@ -44,6 +44,10 @@ def test_ranks_have_the_same_parameters_and_results_and_noise_of_their_own(two):
     assert two["noise"][0] != two["noise"][1]
 
 
+def test_all_ranks_stop_after_the_step_in_which_one_is_interrupted(two):
+    assert two["steps"].tolist() == [3, 3]
+
+
 def test_without_noise_two_ranks_train_as_one(two, tmp_path):
     train(tmp_path / "result.pt")
     one = torch.load(tmp_path / "result.pt")
