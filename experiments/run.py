@@ -242,9 +242,12 @@ def claim(out: Path, checkpoints: Checkpoints, args: argparse.Namespace) -> dict
     elif any(out.iterdir()):
         if not (out / METRICS).is_file():
             raise FileExistsError(f"{out} holds files that are not a run's results; give another --out")
-        if args.resume and not read_metrics(out / METRICS).get("interrupted"):
-            return read_metrics(out / METRICS)
-        if not args.overwrite:
+        metrics = read_metrics(out / METRICS) if args.resume else {}
+        if args.resume and not metrics.get("interrupted"):
+            return metrics
+        if args.resume:
+            print(f"NOTE: the run in {out} was stopped before it was saved; it begins anew", flush=True)
+        elif not args.overwrite:
             raise FileExistsError(f"{out} holds another run's results; give another --out, or --overwrite")
     elif args.resume:
         print(f"NOTE: there is nothing to resume in {out}; this run begins", flush=True)

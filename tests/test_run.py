@@ -387,3 +387,13 @@ def test_a_recipe_gives_other_defaults_and_the_command_line_holds():
     assert fast.epochs == 3 and plain.recipe is None
     assert {name: getattr(fast, name) for name in run.RECIPES["fast"]} == {**run.RECIPES["fast"], "epochs": 3}
     assert set(vars(plain)) >= set(run.RECIPES["fast"]) and plain.prior == "standard"
+
+
+def test_a_run_that_was_stopped_before_it_was_saved_begins_anew(tmp_path, capsys):
+    assert command(tmp_path, "--evidence", "0") == 0
+    path = tmp_path / "out/metrics.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "interrupted": True}))
+    assert command(tmp_path, "--evidence", "0") == 1 and "holds another run's results" in capsys.readouterr().err
+    assert command(tmp_path, "--evidence", "0", "--resume") == 0
+    assert "stopped before it was saved; it begins anew" in capsys.readouterr().out
+    assert json.loads(path.read_text())["interrupted"] is False
