@@ -59,7 +59,7 @@ def take(images: Tensor, index: Tensor) -> Tensor:
     if not is_mapped(images):
         return images[index]
     pages, chosen = _MAPPED[images.untyped_storage().data_ptr()], []
-    for part in index.split(max(1, RESIDENT // max(TOUCHED, image_bytes(images)))):
+    for part in index.split(max(1, RESIDENT // max(TOUCHED, _image_bytes(images)))):
         chosen.append(images[part])
         if hasattr(mmap, "MADV_DONTNEED"):
             pages.madvise(mmap.MADV_DONTNEED)
@@ -72,9 +72,9 @@ def parts(images: Tensor) -> Iterator[Tensor]:
     >>> [len(part) for part in parts(torch.zeros(5, 1, 4096, 4096, dtype=torch.uint8))]
     [2, 2, 1]
     """
-    for index in torch.arange(len(images)).split(max(1, TOGETHER // image_bytes(images))):
+    for index in torch.arange(len(images)).split(max(1, TOGETHER // _image_bytes(images))):
         yield take(images, index)
 
 
-def image_bytes(images: Tensor) -> int:
+def _image_bytes(images: Tensor) -> int:
     return max(1, images.nbytes // max(1, len(images)))
