@@ -5,16 +5,19 @@ import os
 import subprocess
 import sys
 import tempfile
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from results import METRICS
+from run import HISTORY
+from run import __file__ as RUN
 
 from pyro_vae.parts import read_metrics
+from pyro_vae.plots import COLOURS, DPI, GREY
 
 TARGET = -86.76  # nats: a VAE after 3,280 epochs, dynamically binarised MNIST (Burda et al. 2015, table 1)
-RUN = Path(__file__).parent / "run.py"
 
 
 def trained(seed: int, particles: int, out: Path, words: list[str]) -> dict[str, Any]:
@@ -25,7 +28,7 @@ def trained(seed: int, particles: int, out: Path, words: list[str]) -> dict[str,
     """
     if particles < 1:
         raise ValueError(f"--evidence: wanted at least 1 particle, got {particles}")
-    command = [sys.executable, str(RUN), "--recipe", "fast", "--seed", str(seed), "--evidence", str(particles),
+    command = [sys.executable, RUN, "--recipe", "fast", "--seed", str(seed), "--evidence", str(particles),
                "--quiet", "--resume", "--out", str(out), *words]
     with tempfile.TemporaryDirectory() as cache:
         subprocess.run(command, check=True, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache})
@@ -34,7 +37,7 @@ def trained(seed: int, particles: int, out: Path, words: list[str]) -> dict[str,
     if found != particles:
         raise ValueError(f"{out} holds a run whose log p(x) is by {found} particles, wanted {particles}; give "
                          "another --out")
-    with (out / "history.csv").open() as file:
+    with (out / HISTORY).open() as file:
         history = [{name: float(row[name]) for name in ("seconds", "valid_bound")} for row in csv.DictReader(file)]
     return {"seed": seed, "seconds": metrics["seconds"]["training"], "settings": metrics["settings"],
             "dataset": metrics["dataset"], "test": metrics["test"], "evidence": metrics["evidence"], "history": history}
@@ -55,14 +58,14 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def figure(runs: list[dict[str, Any]]) -> Figure:
-    drawn = Figure(figsize=(6.5, 3.6), dpi=150, layout="constrained")
+    drawn = Figure(figsize=(6.5, 3.6), dpi=DPI, layout="constrained")
     axes = drawn.subplots()
-    for number, run in enumerate(runs):
+    for colour, run in zip(cycle(COLOURS), runs):
         seconds, bounds = ([row[name] for row in run["history"]] for name in ("seconds", "valid_bound"))
-        axes.plot(seconds, bounds, color=f"C{number}", label=f"bound on validation images, seed {run['seed']}")
-        axes.plot(run["seconds"], run["evidence"]["log_px"], "*", ms=11, color=f"C{number}")
+        axes.plot(seconds, bounds, color=colour, label=f"bound on validation images, seed {run['seed']}")
+        axes.plot(run["seconds"], run["evidence"]["log_px"], "*", ms=11, color=colour)
     axes.plot([], [], "k*", label="log p(x) of the test images")
-    axes.axhline(TARGET, color="grey", linestyle="--", label=f"published after 3,280 epochs: {TARGET}")
+    axes.axhline(TARGET, color=GREY, linestyle="--", label=f"published after 3,280 epochs: {TARGET}")
     axes.set(xlabel="seconds of training, compiling included", ylabel="nats per image", ylim=(TARGET - 25, TARGET + 4))
     axes.legend(fontsize="small", loc="lower right")
     axes.grid(alpha=0.3)

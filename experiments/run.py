@@ -242,10 +242,10 @@ def claim(out: Path, checkpoints: Checkpoints, args: argparse.Namespace) -> dict
     elif any(out.iterdir()):
         if not (out / METRICS).is_file():
             raise FileExistsError(f"{out} holds files that are not a run's results; give another --out")
-        metrics = read_metrics(out / METRICS) if args.resume else {}
-        if args.resume and not metrics.get("interrupted"):
-            return metrics
         if args.resume:
+            metrics = read_metrics(out / METRICS)
+            if not metrics.get("interrupted"):
+                return metrics
             print(f"NOTE: the run in {out} was stopped before it was saved; it begins anew", flush=True)
         elif not args.overwrite:
             raise FileExistsError(f"{out} holds another run's results; give another --out, or --overwrite")

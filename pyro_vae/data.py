@@ -133,12 +133,12 @@ def load(
         except MissingData as error:
             note = f"not MNIST but scikit-learn's 8 × 8 digits, because {' '.join(str(error).split())}"
             return replace(load("digits", seed=seed), note=note)
-    if name not in NAMES and Path(name).is_dir():
+    if name not in NAMES:
+        if not Path(name).is_dir():
+            raise ValueError(f"name: wanted one of {', '.join(NAMES)}, auto, or a folder of .npy files, got {name!r}")
         if valid_size is not None:
             raise ValueError(f"valid_size: wanted none, as {name} has validation images of its own, got {valid_size}")
         return _mapped(Path(name))
-    if name not in NAMES:
-        raise ValueError(f"name: wanted one of {', '.join(NAMES)}, auto, or a folder of .npy files, got {name!r}")
     if name == "digits":
         everything, test = _digits(), None
     else:
@@ -170,16 +170,16 @@ def _split(name: str, everything: Split, test: Split | None, valid_size: int, se
 
 def _mapped(folder: Path) -> Data:
     """The images of a folder of .npy files, which stay on disk."""
-    splits = {}
+    splits, cure = {}, "write it anew by numpy.save"
     for split in ("train", "valid", "test"):
         path, labels = folder / f"{split}.npy", folder / f"{split}_labels.npy"
         if not path.is_file():
             raise DataError(f"{path} is missing; wanted train.npy, valid.npy and test.npy, uint8 of shape (N, C, H, W)")
-        with _readable(path, cure="write it anew by numpy.save"):
+        with _readable(path, cure):
             images = map_array(path)
             splits[split] = Split(images.unsqueeze(1) if images.dim() == 3 else images)
         if labels.is_file():
-            with _readable(labels, cure="write it anew by numpy.save"):
+            with _readable(labels, cure):
                 numbers = torch.from_numpy(np.load(labels, allow_pickle=False)).long()
                 splits[split] = replace(splits[split], labels=numbers)
     data = Data(folder.resolve().name, **splits)
