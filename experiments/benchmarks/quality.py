@@ -1,5 +1,6 @@
 """Time to quality: seconds of training, from a cold start, until log p(x) of the test images is as published."""
 
+import argparse
 import csv
 import os
 import subprocess
@@ -14,10 +15,16 @@ from results import METRICS
 from run import HISTORY
 from run import __file__ as RUN
 
+from pyro_vae.data import Data
 from pyro_vae.parts import read_metrics
 from pyro_vae.plots import COLOURS, DPI, GREY
 
 TARGET = -86.76  # nats: a VAE after 3,280 epochs, dynamically binarised MNIST (Burda et al. 2015, table 1)
+
+
+def measure(images: Data, args: argparse.Namespace) -> list[dict[str, Any]]:
+    where = ["--dataset", images.name, *(["--data-dir", str(args.data_dir)] if args.data_dir else [])]
+    return [trained(seed, args.evidence, args.out / f"seed{seed}", where) for seed in args.seeds]
 
 
 def trained(seed: int, particles: int, out: Path, words: list[str]) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""Two processes against one on the same cores: ``torchrun --nproc-per-node=2 -m benchmarks.ranks NET BATCH IMAGES``."""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.ways import build
+from pyro_vae import distributed, fit
+from pyro_vae.data import Data, Split
+
+EPOCHS = 4  # of which the first, that compiles, does not count
+
+
+def measure(images: Data, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Images a second of ``fit``, compiled, with all cores in one process and shared between two, in turns."""
+    return [compare(net, batch, args) for net in args.nets for batch in args.batches]
+
+
+def compare(net: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+    rounds = [{ranks: rate(ranks, net, batch, args.images) for ranks in ("1", "2")} for _ in range(args.rounds)]
+    return {"net": net, "batch": batch, "images_per_second": rounds,
+            "ratio": statistics.median(row["2"] / row["1"] for row in rounds)}
+
+
+def rate(ranks: str, net: str, batch: int, images: int) -> float:
+    threads = max(1, torch.get_num_threads() // int(ranks))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
+               "benchmarks.ranks", net, str(batch), str(images)]
+    settings = {"cwd": Path(__file__).parents[1], "env": os.environ | {"OMP_NUM_THREADS": str(threads)}}
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, **settings).stdout)
+
+
+def trained(net: str, batch: int, images: int) -> float:
+    """Images a second of this training, that of all ranks together."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (images, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    few = Data("few", *(Split(pixels[:n], None) for n in (images, 10, 10)))
+    rows = fit(build(net), few, epochs=EPOCHS, batch_size=batch, engine="compiled", progress=False).rows
+    return (EPOCHS - 1) * images / (rows[-1]["seconds"] - rows[0]["seconds"])
+
+
+def table(cases: list[dict[str, Any]]) -> str:
+    return "\n".join(f"{case['net']}, batch {case['batch']}: " + ", ".join(
+        f"{ranks} {'ranks' if ranks > '1' else 'rank'} "
+        f"{statistics.median(row[ranks] for row in case['images_per_second']):,.0f} images/s" for ranks in ("1", "2"))
+        + f", ratio {case['ratio']:.2f}" for case in cases)
+
+
+def figure(cases: list[dict[str, Any]]) -> Figure:
+    drawn, axes = plt.subplots(figsize=(6, 2.5), layout="constrained")
+    for case in cases:
+        ratios = [row["2"] / row["1"] for row in case["images_per_second"]]
+        axes.plot(ratios, [f"{case['net']}, batch {case['batch']}"] * len(ratios), "o")
+    axes.axvline(1, color="k", linewidth=0.5)
+    axes.set(xlabel="images a second, two ranks / one rank on the same cores", xlim=(0, None))
+    return drawn
+
+
+if __name__ == "__main__":
+    with distributed.processes():
+        found = trained(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+        if distributed.rank() == 0:
+            print(json.dumps(found))

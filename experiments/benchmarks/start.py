@@ -1,0 +1,68 @@
+"""Time to the first compiled step, cold and with torch's cache warm: ``python -m benchmarks.start NET BATCH``."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.ways import build
+from pyro_vae import fit
+from pyro_vae.data import Data, Split
+from pyro_vae.plots import COLOURS
+
+STATES = ("cold", "warm")
+
+
+def measure(images: Data, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Seconds of a training of two steps, compiled, in a process of its own: without any compiled code, then again."""
+    return [{"net": net, "batch": batch, "rounds": [cold_and_warm(net, batch) for _ in range(args.rounds)]}
+            for net in args.nets for batch in args.batches]
+
+
+def cold_and_warm(net: str, batch: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.start", net, str(batch)]
+    with tempfile.TemporaryDirectory() as cache:
+        settings = {"cwd": Path(__file__).parents[1], "env": os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}}
+        return {state: json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, **settings).stdout)
+                for state in STATES}
+
+
+def first_steps(net: str, batch: int) -> float:
+    """Seconds of two steps of ``fit``: the first is eager, before the second the program is traced and compiled."""
+    vae, pixels = build(net), torch.randint(256, (2 * batch, 1, 28, 28), dtype=torch.uint8)
+    few = Data("few", *(Split(pixels[:n], None) for n in (2 * batch, 10, 10)))
+    start = time.perf_counter()
+    fit(vae, few, epochs=1, batch_size=batch, engine="compiled", progress=False)
+    return time.perf_counter() - start
+
+
+def table(cases: list[dict[str, Any]]) -> str:
+    return "\n".join(f"{case['net']}, batch {case['batch']}: " + ", ".join(
+        f"{state} {min(row[state] for row in case['rounds']):.1f} to {max(row[state] for row in case['rounds']):.1f} s"
+        for state in STATES) for case in cases)
+
+
+def figure(cases: list[dict[str, Any]]) -> Figure:
+    drawn, axes = plt.subplots(figsize=(6, 2.5), layout="constrained")
+    names = [f"{case['net']}, batch {case['batch']}" for case in cases]
+    for colour, state in zip(cycle(COLOURS), STATES):
+        for name, case in zip(names, cases):
+            axes.plot([row[state] for row in case["rounds"]], [name] * len(case["rounds"]), "o", color=colour,
+                      label=state if name == names[0] else None)
+    axes.set(xlabel="seconds to the first compiled step", xlim=(0, None))
+    axes.legend(title="torch's cache")
+    return drawn
+
+
+if __name__ == "__main__":
+    print(json.dumps(first_steps(sys.argv[1], int(sys.argv[2]))))
