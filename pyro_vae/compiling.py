@@ -318,6 +318,9 @@ def _explanation(error: Exception) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not foreign(frame.filename)]
     at = f" at {frames[-1].filename}, line {frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
     reason = str(error).strip().split("\n")[0]
+    if "fake tensor in the exported program constant" in reason:
+        return ("the loss takes a derivative of the program's densities itself, as DoublyReparameterized does from two "
+                "particles on, and torch.export loses the parameters in it; run eagerly, by engine=\"eager\" in fit")
     return (
         f"the program cannot be traced{at} ({type(error).__name__}: {reason}). What it does must not depend on the "
         'values of tensors: take that line away, write it with torch.where, or run eagerly, by engine="eager" in fit '

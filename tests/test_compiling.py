@@ -12,7 +12,7 @@ from torch.func import functional_call, grad_and_value
 
 from pyro_vae import VAE, guides, handlers, likelihoods, load, networks, priors
 from pyro_vae.compiling import Loss, Untraceable, compiled, tensors_only, traced
-from pyro_vae.estimators import ImportanceWeighted, ScoreFunction, StickingTheLanding, WakeSleep
+from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted, ScoreFunction, StickingTheLanding, WakeSleep
 from pyro_vae.linear_gaussian import LinearGaussian, mean_field_guide
 from pyro_vae.networks import lowered_precision
 
@@ -207,6 +207,11 @@ def test_data_dependent_control_flow_is_named_and_pyro_is_left_as_it_was():
     with pytest.raises(Untraceable, match=r"test_compiling.py, line \d+: `if x.sum\(\) > 3:`.*engine=.eager"):
         traced(loss_of(program), (torch.ones(4, 2),))
     assert originals() == before and pyro.infer.util.is_validation_enabled()
+
+
+def test_an_estimator_that_torch_cannot_trace_is_named():
+    with pytest.raises(Untraceable, match=r"DoublyReparameterized.*engine=.eager"):
+        traced(loss_of(small_vae(), DoublyReparameterized(3)), (PIXELS,))
 
 
 def test_pyro_is_left_as_it_was_after_any_exception():
