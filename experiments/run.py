@@ -30,6 +30,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from pyro_vae.checkpoint import CheckpointError, Checkpoints, check_same, locked
 from pyro_vae.data import Data
 from pyro_vae.divergences import has_closed_form_kl
 from pyro_vae.engines import ENGINES
+from pyro_vae.evidence import Evidence
 from pyro_vae.likelihoods import DiscretizedLogistic, Normal, bits_per_dim
 from pyro_vae.mapped import parts
 from pyro_vae.parts import PARAMETERS, build_vae, describe_model, hidden, read_metrics
@@ -163,6 +165,7 @@ def run(args: argparse.Namespace, again: str = "") -> int:
         raise ValueError(f"--evidence: wanted a number of particles, or 0 for no log p(x), got {args.evidence}")
     device = choose_device(args.device)
     images = load(args.dataset, root=args.data_dir).to(device)
+    distributed.check_held_out(len(images.test), "data.test")
     if args.epochs is None:
         args.epochs = 10 if len(images.train) > SMALL else 100
     args.hidden = list(hidden(args))
@@ -175,7 +178,9 @@ def run(args: argparse.Namespace, again: str = "") -> int:
                 "clip": args.clip, "skip_non_finite": args.skip_non_finite}
     if distributed.rank() > 0:
         if distributed.from_first(None):  # rank 0 has a run to train, and the folder for it
-            fit(vae, images, estimator, **settings, progress=False)
+            history = fit(vae, images, estimator, **settings, progress=False)
+            if args.evidence and not history.interrupted:
+                shared_evidence(vae, images, args)
         return 0
     with run_folder(out):
         checkpoints = Checkpoints(out, **args.checkpoint_every, resume=args.resume, settings=same)
@@ -328,9 +333,7 @@ def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Any]:
     summary = {**test.summary(), **grey_scale(vae, test.bound, x), "particles": 1, "seed": args.seed}
     metrics: dict[str, Any] = {"test": summary}
     if args.evidence:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Pareto k̂")  # the table says it
-            evidence = log_evidence(vae.model, vae.guide, x, args.evidence, seed=args.seed, progress=not args.quiet)
+        evidence = shared_evidence(vae, images, args)
         metrics["evidence"] = {**evidence.to_dict(), **grey_scale(vae, evidence.log_px, x)}
     codes = analysis.codes(vae, x)
     if images.test.labels is not None:
@@ -348,6 +351,17 @@ def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Any]:
     elbos = (Trace_ELBO(), TraceMeanField_ELBO()) if metrics["kl_in_closed_form"] else (Trace_ELBO(),)
     metrics["estimators"] = {type(elbo).__name__: repeated_bound(vae, x, elbo, REPEATS) for elbo in elbos}
     return metrics
+
+
+def shared_evidence(vae: VAE, images: Data, args: argparse.Namespace) -> Evidence:
+    """log p(x) of the test images, of which each rank measures a share; all must call it."""
+    x = fixed_x(vae, images.test.images).tensor_split(distributed.world())[distributed.rank()]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Pareto k̂")  # the table says it
+        part = log_evidence(vae.model, vae.guide, x, args.evidence, seed=distributed.own_seed(args.seed),
+                            progress=not args.quiet and distributed.rank() == 0)
+    names = "log_px", "standard_error", "ess", "pareto_k"
+    return replace(part, **{name: distributed.joined(getattr(part, name)) for name in names})
 
 
 def codes_of_many(vae: VAE, pixels: Tensor, device: torch.device) -> Tensor:

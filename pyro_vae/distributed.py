@@ -136,11 +136,11 @@ def check_batches(images: int, batch_size: int) -> None:
         )
 
 
-def check_held_out(images: int) -> None:
-    """Raises ValueError where a rank would have no validation image.
+def check_held_out(images: int, name: str = "data.valid") -> None:
+    """Raises ValueError where a rank would have no image of those that all measure together.
 
     >>> check_held_out(images=1)
     """
     if images < world():
-        raise ValueError(f"data.valid: {world()} ranks share the validation images, of which there are {images}; take "
-                         "more of them, or fewer ranks")
+        raise ValueError(f"{name}: {world()} ranks share these images, of which there are {images}; take more of them, "
+                         "or fewer ranks")

@@ -1,5 +1,6 @@
 """Training over several processes: the same step as one, the same parameters on each, noise of their own."""
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 import torch
 from distributed_worker import gradient, small_vae, train
 
-from pyro_vae import distributed, fit, load
+from pyro_vae import distributed, fit, load, load_vae, log_evidence
+from pyro_vae.training import fixed_x
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 RUN = Path(__file__).parents[1] / "experiments" / "run.py"
@@ -67,13 +69,20 @@ def test_a_batch_with_fewer_images_than_ranks_is_refused(monkeypatch):
     monkeypatch.setattr(distributed, "world", lambda: 4)
     with pytest.raises(ValueError, match=r"4 ranks share each batch.*the smallest has 1;"):
         fit(small_vae(), load("digits"), batch_size=16, progress=False)
-    with pytest.raises(ValueError, match=r"4 ranks share the validation images, of which there are 3"):
+    with pytest.raises(ValueError, match=r"data.valid: 4 ranks share these images, of which there are 3"):
         fit(small_vae(), replace(load("digits"), valid=load("digits").valid[:3]), batch_size=100, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:Pareto")
 def test_one_rank_reports_what_both_have_trained(tmp_path):
     settings = "--dataset=digits", "--net=mlp", "--hidden=16", "--epochs=2"
     done = torchrun(*settings, f"--out={tmp_path / 'run'}", script=RUN)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test bound") == 1
-    assert (tmp_path / "run" / "metrics.json").is_file()
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    vae, test = load_vae(tmp_path / "run"), load("digits").test
+    parts = fixed_x(vae, test.images).tensor_split(2)
+    evidence = [log_evidence(vae.model, vae.guide, x, 50, seed=seed) for x, seed in zip(parts, (0, 1_000_003))]
+    assert metrics["evidence"]["images"] == len(test.images)
+    shared = torch.cat([part.log_px for part in evidence])
+    assert metrics["evidence"]["log_px"] == pytest.approx(shared.mean().item(), rel=1e-6)
