@@ -12,7 +12,7 @@ from pyro_vae.estimators import (
     StickingTheLanding,
     WakeSleep,
 )
-from pyro_vae.parts import BINARIZE, FEW, GUIDES, LIKELIHOODS, NETWORKS, PRIORS
+from pyro_vae.parts import ACTIVATIONS, BINARIZE, FEW, GUIDES, LIKELIHOODS, NETWORKS, PRIORS
 
 ESTIMATORS: dict[str, Callable[[int], ELBO]] = {
     "trace": lambda K: Trace_ELBO(K, vectorize_particles=K > 1, max_plate_nesting=1),
@@ -58,6 +58,9 @@ def add_network_options(parser: argparse.ArgumentParser, latent: int | None) -> 
     group.add_argument("--net", choices=NETWORKS, default="conv")
     if latent is not None:
         group.add_argument("--latent", type=int, default=latent, metavar="D", help="dimensions of z")
+    group.add_argument("--channels", type=int, nargs="+", default=[32, 64], metavar="MAPS",
+                       help="conv: maps of the 4 × 4 convolutions of stride 2, in the decoder reversed (32 64)")
+    group.add_argument("--activation", choices=ACTIVATIONS, default="relu", help="after each layer")
     group.add_argument("--hidden", type=int, nargs="*", default=None, metavar="UNITS",
                        help="widths of the dense layers, in the decoder reversed; none where no number follows (400; "
                             f"conv up to {FEW} latent dimensions, of which a decoder has to make more: 256 256)")

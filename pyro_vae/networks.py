@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pyro_vae.convolutions import Conv2d, ConvTranspose2d
 
 Shape = tuple[int, int, int]
+Activation = Callable[[], nn.Module]
 ROWS = 256  # of a batch that a network sees at a time on a CPU
 
 
@@ -89,18 +90,21 @@ def _near_zero(layer: nn.Module) -> None:
 
 
 class ConvEncoder(Network):
-    """4 × 4 convolutions of stride 2, then dense layers of the widths ``hidden``, if any; each followed by a ReLU.
+    """4 × 4 convolutions of stride 2, then dense layers of the widths ``hidden``; each followed by the activation.
 
     >>> ConvEncoder((1, 28, 28), hidden=(256,))(torch.zeros(5, 2, 1, 28, 28)).shape
     torch.Size([5, 2, 256])
     """
 
-    def __init__(self, shape: Shape, channels: Sequence[int] = (32, 64), hidden: Sequence[int] = ()):
+    def __init__(
+        self, shape: Shape, channels: Sequence[int] = (32, 64), hidden: Sequence[int] = (),
+        activation: Activation = nn.ReLU,
+    ):
         sides = _sides(_checked_shape(shape), len(channels))
         pairs = itertools.pairwise([shape[0], *_positive("channels", channels)])
-        convolutions = [layer for a, b in pairs for layer in (Conv2d(a, b, 4, 2, 1), nn.ReLU())]
+        convolutions = [layer for a, b in pairs for layer in (Conv2d(a, b, 4, 2, 1), activation())]
         widths = [channels[-1] * sides[-1][0] * sides[-1][1], *hidden]
-        super().__init__(shape, *convolutions, nn.Flatten(), *_dense(widths, nn.ReLU))
+        super().__init__(shape, *convolutions, nn.Flatten(), *_dense(widths, activation))
         self.out_features = widths[-1]
 
 
@@ -112,7 +116,7 @@ class MLPEncoder(Network):
     """
 
     def __init__(
-        self, shape: Shape, hidden: Sequence[int] = (400,), activation: Callable[[], nn.Module] = nn.ReLU
+        self, shape: Shape, hidden: Sequence[int] = (400,), activation: Activation = nn.ReLU
     ):
         widths = [torch.Size(_checked_shape(shape)).numel(), *hidden]
         super().__init__(shape, nn.Flatten(), *_dense(widths, activation))
@@ -127,7 +131,13 @@ class ConvDecoder(Network):
     """
 
     def __init__(
-        self, latent: int, shape: Shape, maps: int, channels: Sequence[int] = (64, 32), hidden: Sequence[int] = ()
+        self,
+        latent: int,
+        shape: Shape,
+        maps: int,
+        channels: Sequence[int] = (64, 32),
+        hidden: Sequence[int] = (),
+        activation: Activation = nn.ReLU,
     ):
         sides = _sides(_checked_shape(shape), len(channels))[::-1]
         widths = [*_positive("latent", [latent]), *hidden]
@@ -136,10 +146,10 @@ class ConvDecoder(Network):
         convolutions = [
             layer
             for (a, b), ((h, w), (to_h, to_w)) in steps
-            for layer in (nn.ReLU(), ConvTranspose2d(a, b, 4, 2, 1, output_padding=(to_h - 2 * h, to_w - 2 * w)))
+            for layer in (activation(), ConvTranspose2d(a, b, 4, 2, 1, output_padding=(to_h - 2 * h, to_w - 2 * w)))
         ]
         first = nn.Linear(widths[-1], torch.Size(start).numel())
-        super().__init__((latent,), *_dense(widths, nn.ReLU), first, nn.Unflatten(-1, start), *convolutions)
+        super().__init__((latent,), *_dense(widths, activation), first, nn.Unflatten(-1, start), *convolutions)
         _near_zero(convolutions[-1])
 
 
@@ -156,7 +166,7 @@ class MLPDecoder(Network):
         shape: Shape,
         maps: int,
         hidden: Sequence[int] = (400,),
-        activation: Callable[[], nn.Module] = nn.ReLU,
+        activation: Activation = nn.ReLU,
     ):
         out = (maps, *_checked_shape(shape)[1:])
         widths = [*_positive("latent", [latent]), *hidden]
@@ -165,7 +175,7 @@ class MLPDecoder(Network):
         _near_zero(last)
 
 
-def _dense(widths: Sequence[int], activation: Callable[[], nn.Module]) -> list[nn.Module]:
+def _dense(widths: Sequence[int], activation: Activation) -> list[nn.Module]:
     pairs = itertools.pairwise(_positive("hidden", widths))
     return [layer for a, b in pairs for layer in (nn.Linear(a, b), activation())]
 

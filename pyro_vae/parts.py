@@ -33,12 +33,14 @@ PRIORS = ("standard", "diagonal", "mixture", "vamp", "autoregressive", "spline")
 GUIDES = ("meanfield", "full-rank", "low-rank", "inverse-autoregressive", "planar")
 LIKELIHOODS = ("bernoulli", "continuous-bernoulli", "normal", "beta", "categorical", "logistic")
 NETWORKS = ("conv", "mlp")
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
 FEW = 5  # latent dimensions of which a decoder has to make so much that the conv networks have two dense layers
 SHARED_LOG_SCALE = -1.5  # where a learned scale that all pixels share starts
 
 METRICS, PARAMETERS = "metrics.json", "parameters.pt"
 FORMAT = 3  # of a run's folder; 2 had no checksum of the model; 1 named no model, only all options of the command line
-CHOICES = {"lik": LIKELIHOODS, "binarize": tuple(BINARIZE), "prior": PRIORS, "guide": GUIDES, "net": NETWORKS}
+CHOICES = {"lik": LIKELIHOODS, "binarize": tuple(BINARIZE), "prior": PRIORS, "guide": GUIDES, "net": NETWORKS,
+           "activation": tuple(ACTIVATIONS)}
 LARGEST_SIZE = 1 << 20  # of any layer, code or image
 LARGEST_JSON = 1 << 24  # bytes
 
@@ -66,6 +68,8 @@ class PartSettings:
     net: str = "conv"
     latent: int = 2
     hidden: tuple[int, ...] | None = None
+    channels: tuple[int, ...] = (32, 64)
+    activation: str = "relu"
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -75,17 +79,20 @@ class PartSettings:
             _check_size(name, getattr(self, name))
         if self.flow_width is not None:
             _check_size("flow_width", self.flow_width)
-        for width in self.hidden or ():
-            _check_size("hidden", width)
-        if not isinstance(self.scale, str) or len(self.hidden or ()) > 100 or self.flow_depth > 1000:
-            raise ValueError("settings: wanted a word for scale, at most 100 hidden layers and 1000 steps of a flow, "
-                             f"got {str(self.scale)[:20]!r}, {len(self.hidden or ())} and {self.flow_depth}")
+        for name in ("hidden", "channels"):
+            for width in getattr(self, name) or ():
+                _check_size(name, width)
+        layers = len(self.hidden or ()) + len(self.channels)
+        if not isinstance(self.scale, str) or layers > 100 or self.flow_depth > 1000:
+            raise ValueError("settings: wanted a word for scale, at most 100 layers and 1000 steps of a flow, "
+                             f"got {str(self.scale)[:20]!r}, {layers} and {self.flow_depth}")
 
     @classmethod
     def of(cls, options: Any) -> "PartSettings":
         """Those among the attributes of ``options``, the hidden layers that are by default written out."""
         names = [field.name for field in fields(cls)]
-        return cls(**{name: getattr(options, name) for name in names} | {"hidden": hidden(options)})
+        return cls(**{name: getattr(options, name) for name in names}
+                   | {"hidden": hidden(options), "channels": tuple(options.channels)})
 
 
 def build_vae(settings: Any, images: Tensor) -> VAE:
@@ -169,14 +176,18 @@ def log_scale_option(scale: str) -> float | nn.Parameter | None:
 
 def build_encoder(settings: Any, shape: Shape) -> nn.Module:
     """The network of the guide."""
-    network = {"conv": networks.ConvEncoder, "mlp": networks.MLPEncoder}[settings.net]
-    return network(shape, hidden=hidden(settings))
+    layers = {"hidden": hidden(settings), "activation": ACTIVATIONS[settings.activation]}
+    if settings.net == "mlp":
+        return networks.MLPEncoder(shape, **layers)
+    return networks.ConvEncoder(shape, settings.channels, **layers)
 
 
 def build_decoder(settings: Any, shape: Shape, maps: int) -> nn.Module:
     """The network of the likelihood."""
-    network = {"conv": networks.ConvDecoder, "mlp": networks.MLPDecoder}[settings.net]
-    return network(settings.latent, shape, maps, hidden=hidden(settings)[::-1])
+    layers = {"hidden": hidden(settings)[::-1], "activation": ACTIVATIONS[settings.activation]}
+    if settings.net == "mlp":
+        return networks.MLPDecoder(settings.latent, shape, maps, **layers)
+    return networks.ConvDecoder(settings.latent, shape, maps, settings.channels[::-1], **layers)
 
 
 def hidden(settings: Any) -> tuple[int, ...]:
@@ -268,8 +279,7 @@ def _model(metrics: Mapping[str, Any]) -> tuple[PartSettings, Shape, str | None]
         raise ValueError(f"shape: wanted [C, H, W], got {str(shape)[:100]}")
     for size in shape:
         _check_size("shape", size)
-    if isinstance(parts.get("hidden"), list):
-        parts = {**parts, "hidden": tuple(parts["hidden"])}
+    parts = {name: tuple(value) if isinstance(value, list) else value for name, value in parts.items()}
     return PartSettings(**parts), tuple(shape), digest
 
 

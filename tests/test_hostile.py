@@ -163,7 +163,8 @@ def test_any_metrics_that_are_none_are_refused(folder, content):
 def test_any_value_of_any_setting_loads_the_same_model_or_none(folder, data):
     metrics = json.loads((FIXTURE / "metrics.json").read_text())
     name = data.draw(st.sampled_from(["lik", "bins", "scale", "prior", "guide", "components", "rank", "flow_depth",
-                                      "flow_width", "net", "latent", "hidden", "binarize", "format", "shape"]))
+                                      "flow_width", "net", "latent", "hidden", "channels", "activation",
+                                      "binarize", "format", "shape"]))
     value = data.draw(JSON | st.sampled_from([10**9, [10**9], [1] * 1000, 2**16, [2**16, 2**16], "vamp", "planar",
                                               "spline", "inverse-autoregressive", [1, 10**4, 10**4]]))
     part = {"format": metrics, "shape": metrics["dataset"]}.get(name, metrics["settings"])

@@ -40,7 +40,7 @@ def saved(folder, **settings):
 
 
 SLOTS = [("lik", name) for name in LIKELIHOODS] + [("prior", name) for name in PRIORS] + [("guide", g) for g in GUIDES]
-SLOTS += [("scale", "shared"), ("scale", "0.3"), ("binarize", "intensity")]
+SLOTS += [("scale", "shared"), ("scale", "0.3"), ("binarize", "intensity"), ("activation", "silu")]
 
 
 @pytest.mark.parametrize(("slot", "name"), SLOTS)
@@ -62,13 +62,19 @@ def test_dense_layers(net, latent, given, widths):
     assert hidden(PartSettings(net=net, latent=latent, hidden=given)) == widths
 
 
-def test_conv_networks_with_their_default_layers(tmp_path):
-    settings = PartSettings(latent=7)
+@pytest.mark.parametrize("layers", [{}, {"channels": (2, 6), "activation": "tanh"}])
+def test_conv_networks_with_their_layers(tmp_path, layers):
+    settings = PartSettings(latent=7, **layers)
     vae = build_vae(settings, PIXELS)
     metrics, parameters = describe_model(vae, settings, (1, 8, 8))
     (tmp_path / PARAMETERS).write_bytes(parameters)
     (tmp_path / METRICS).write_text(json.dumps(metrics))
     assert metrics["model"]["parts"]["hidden"] == (400,)
+    maps = [layer.out_channels for layer in vae.posterior.network.layers if isinstance(layer, torch.nn.Conv2d)]
+    back = [layer.in_channels for layer in vae.likelihood.network.layers if isinstance(layer, torch.nn.ConvTranspose2d)]
+    assert tuple(maps) == tuple(back[::-1]) == layers.get("channels", (32, 64))
+    kinds = {type(layer).__name__ for network in (vae.posterior, vae.likelihood) for layer in network.network.layers}
+    assert kinds & {"ReLU", "Tanh", "SiLU"} == {"Tanh" if layers else "ReLU"}
     assert torch.equal(load_vae(tmp_path).state_dict()["likelihood.network.layers.0.weight"],
                        vae.state_dict()["likelihood.network.layers.0.weight"])
 
