@@ -387,6 +387,8 @@ def test_a_recipe_gives_other_defaults_and_the_command_line_holds():
     assert fast.epochs == 3 and plain.recipe is None
     assert {name: getattr(fast, name) for name in run.RECIPES["fast"]} == {**run.RECIPES["fast"], "epochs": 3}
     assert set(vars(plain)) >= set(run.RECIPES["fast"]) and plain.prior == "standard"
+    spelled = vars(run.parse_arguments(run.words_of("fast").split()))
+    assert {name: spelled[name] for name in run.RECIPES["fast"]} == run.RECIPES["fast"]
 
 
 def test_a_run_that_was_stopped_before_it_was_saved_begins_anew(tmp_path, capsys):
