@@ -21,6 +21,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.optim import Adam, Optimizer
+from torch.optim.adam import adam
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import distributed
@@ -145,11 +146,11 @@ class SVI:
 
 
 class Compiled:
-    """The whole step as one compiled graph: x from the pixels, the gradient, and Adam on torch's own state.
+    """x from the pixels, the loss and its gradient as one compiled graph; then the optimiser's step.
 
-    With another optimiser than plain Adam, or one with hooks, loss and gradient are one graph and the optimiser takes
-    its step as usual. The first step is eager, as it is torch's own optimiser that makes its state; so are batches of
-    another size than the first, as the last of an epoch may be. The learning rate is an input of the graph.
+    That of plain Adam is torch's fused kernel, called without what ``Adam.step`` does in Python; in the graph itself it
+    would be no faster and take half as long again to compile. The first step is eager, as it is torch's own optimiser
+    that makes its state; so are batches of another size than the first, as the last of an epoch may be.
 
     Raises ``Untraceable`` at the second step where the program cannot be traced; if not ``strict``, it says why in a
     line on standard error and goes on eagerly. ``shape`` is that of the batches of a run that is resumed, whose first
@@ -184,8 +185,7 @@ class Compiled:
         try:
             graph = traced(self.eager.loss, (pixels,))
             self.eager.optimizer.zero_grad()
-            plain = _is_plain_adam(self.eager.optimizer) and not getattr(self.eager.scheduler, "cycle_momentum", False)
-            make = _adam_step if plain else _gradient_step
+            make = _adam_step if _is_plain_adam(self.eager.optimizer) else _gradient_step
             self.run = make(graph, self.eager)
             with quiet_torch():
                 return self.run(pixels)
@@ -295,50 +295,27 @@ def _matmul_error() -> float:
 
 
 def _adam_step(graph: nn.Module, eager: Eager) -> Callable[[Tensor], Tensor]:
-    """Gradient and Adam (Kingma & Ba 2015) as one compiled graph on the tensors of the optimiser's state.
-
-        m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,   p ← p − lr / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
+    """Loss and gradient as one compiled graph, then torch's fused Adam on the optimiser's state, the only thing of its
+    ``step`` that takes time in small networks. A step that is not finite is left out by Adam itself.
     """
     optimizer, scheduler, clip = eager.optimizer, eager.scheduler, eager.clip
     (group,) = optimizer.param_groups
     trained = [parameter for parameter in group["params"] if parameter in optimizer.state]
-    names = _names(graph, trained)
     states = [optimizer.state[parameter] for parameter in trained]
-    (beta1, beta2), eps = group["betas"], group["eps"]
-    values = [parameter.detach() for parameter in trained]
     means, squares, counts = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
-    rate = torch.zeros((), dtype=torch.float64, device=values[0].device)
-    last_rate = None
-
-    def value(values: Sequence[Tensor], pixels: Tensor) -> Tensor:
-        return functional_call(graph, dict(zip(names, values)), (pixels,))
-
-    def step(values, means, squares, counts, rate, pixels):
-        gradients, loss = grad_and_value(value)(values, pixels)
-        loss = loss + 0 * sum(gradient.sum() for gradient in gradients)
-        taken = loss.isfinite()
-        if clip is not None:
-            gradients = _clipped(gradients, clip)
-        for count in counts:
-            count.add_(taken)
-        t = counts[0].double()
-        size = (rate / (1 - beta1**t)).to(values[0].dtype)
-        root = (1 - beta2**t).sqrt().to(values[0].dtype)
-        for p, m, v, g in zip(values, means, squares, gradients):
-            m_new, v_new = m.lerp(g, 1 - beta1), (v * beta2).addcmul(g, g, value=1 - beta2)
-            p.copy_(torch.where(taken, p - size * m_new / (v_new.sqrt() / root + eps), p))
-            m.copy_(torch.where(taken, m_new, m))
-            v.copy_(torch.where(taken, v_new, v))
-        return loss
-
-    whole = _compiled(step)
+    values = [parameter.detach() for parameter in trained]
+    loss_and_gradients = _loss_and_gradients(graph, _names(graph, trained))
 
     def run(pixels: Tensor) -> Tensor:
-        nonlocal last_rate
-        if group["lr"] != last_rate:
-            last_rate = group["lr"]
-            rate.fill_(last_rate)
-        loss = whole(values, means, squares, counts, rate, pixels)
+        gradients, loss = loss_and_gradients(values, pixels)
+        distributed.sum_([loss, *gradients])
+        norm = nn.utils.get_total_norm(gradients)
+        loss = loss + 0 * norm
+        if clip is not None:
+            gradients = _clipped(gradients, norm, clip)
+        adam(values, gradients, means, squares, [], counts, fused=True, found_inf=(~loss.isfinite()).float(),
+             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"], weight_decay=0.0,
+             amsgrad=False, maximize=False)
         if scheduler is not None:
             scheduler.step()
         return loss
@@ -349,23 +326,25 @@ def _adam_step(graph: nn.Module, eager: Eager) -> Callable[[Tensor], Tensor]:
 def _gradient_step(graph: nn.Module, eager: Eager) -> Callable[[Tensor], Tensor]:
     """Loss and gradient as one compiled graph; the optimiser takes its step by itself."""
     named = [(name, parameter) for name, parameter in graph.named_parameters() if parameter.requires_grad]
-    names, values = [name for name, _ in named], [parameter.detach() for _, parameter in named]
-
-    def value(values: Sequence[Tensor], pixels: Tensor) -> Tensor:
-        return functional_call(graph, dict(zip(names, values)), (pixels,))
-
-    def step(values, pixels):
-        return grad_and_value(value)(values, pixels)
-
-    both = _compiled(step)
+    values = [parameter.detach() for _, parameter in named]
+    loss_and_gradients = _loss_and_gradients(graph, [name for name, _ in named])
 
     def run(pixels: Tensor) -> Tensor:
-        gradients, loss = both(values, pixels)
+        gradients, loss = loss_and_gradients(values, pixels)
         for (_, parameter), gradient in zip(named, gradients):
             parameter.grad = gradient
         return eager.update(loss)
 
     return run
+
+
+def _loss_and_gradients(graph: nn.Module, names: Sequence[str]) -> Callable:
+    """From values of the parameters of these names, and pixels, to gradients and loss, compiled."""
+
+    def value(values: Sequence[Tensor], pixels: Tensor) -> Tensor:
+        return functional_call(graph, dict(zip(names, values)), (pixels,))
+
+    return _compiled(grad_and_value(value))
 
 
 def _compiled(step: Callable) -> Callable:
@@ -379,15 +358,13 @@ def _compiled(step: Callable) -> Callable:
 
 
 def _is_plain_adam(optimizer: Optimizer) -> bool:
-    """Whether a step of it is the formula of ``_adam_step``, and nothing else happens at a step, such as a sum of the
-    gradients of several processes.
-    """
-    plain = {"weight_decay": 0, "amsgrad": False, "maximize": False}
+    """Whether a step of it is that of ``_adam_step``, and nothing else happens at a step."""
+    plain, group = {"weight_decay": 0, "amsgrad": False, "maximize": False}, optimizer.param_groups[0]
     return (
         type(optimizer) is Adam
-        and distributed.world() == 1
         and len(optimizer.param_groups) == 1
-        and all(optimizer.param_groups[0][name] == value for name, value in plain.items())
+        and all(group[name] == value for name, value in plain.items())
+        and bool(group["fused"] or group["params"][0].device.type == "cpu")  # where t lies beside the parameters
         and not optimizer._optimizer_step_pre_hooks
         and not optimizer._optimizer_step_post_hooks
     )
@@ -398,9 +375,8 @@ def _names(graph: nn.Module, parameters: Sequence[Tensor]) -> list[str]:
     return [names[id(parameter)] for parameter in parameters]
 
 
-def _clipped(gradients: Sequence[Tensor], limit: float) -> list[Tensor]:
-    """As ``torch.nn.utils.clip_grad_norm_``: the norm of all gradients together is at most the limit."""
-    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+def _clipped(gradients: Sequence[Tensor], norm: Tensor, limit: float) -> list[Tensor]:
+    """As ``torch.nn.utils.clip_grads_with_norm_``: the norm of all gradients together is at most the limit."""
     share = (limit / (norm + 1e-6)).clamp(max=1.0)
     return [gradient * share for gradient in gradients]
 

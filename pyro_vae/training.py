@@ -127,8 +127,8 @@ def fit(
             such as ``warm_cosine``; a constant step if not given.
         precision: ``torch.bfloat16`` has the networks of ``pyro_vae.networks`` compute in it, in training steps only;
             distributions, sums, parameters and every evaluation keep the dtype of the parameters.
-        engine: "eager"; "compiled", the whole step as one graph; "svi", ``pyro.infer.SVI.step``, the reference; "auto"
-            compiles where that is earned back, see ``pyro_vae.engines``. All train alike, up to rounding.
+        engine: "eager"; "compiled", loss and gradient as one graph; "svi", ``pyro.infer.SVI.step``, the reference;
+            "auto" compiles where that is earned back, see ``pyro_vae.engines``. All train alike, up to rounding.
         clip: largest norm of all gradients together, to which longer ones are cut; None: they are left as they are.
         skip_non_finite: how many steps may be left out because their loss or gradient is not finite; one more is an
             error. ``History.skipped`` counts them.
