@@ -26,6 +26,7 @@ NAMES = {"aevb": "AEVB", "wake-sleep": "wake-sleep", "mcem": "Monte Carlo EM"}
 COLOUR = {"aevb": COLOURS[4], "wake-sleep": COLOURS[2], "mcem": COLOURS[0]}
 TOLERANCE = {"mnist": 2.0, "frey": 40.0}  # nats per image within which a bound counts as the paper's
 POSTS = (6.0, 6.5, 7.0, 7.5, 8.0)  # log10 of the samples seen at which tables compare
+BELOW = 20.0  # nats below the lowest end of a curve down to which figure 3 shows them; Monte Carlo EM starts far below
 SIDE, COLUMNS = 20, 10  # pictures a side of a manifold, and of a panel of random samples
 
 Result = dict[str, Any]
@@ -324,6 +325,8 @@ def figure_3(results: list[Result]) -> Figure | None:
                 axes.plot(list(points), list(points.values()), "o", markersize=4, color=colour, markerfacecolor=face,
                           linewidth=0)
         axes.set(xscale="log", xlabel="training samples seen", title=f"N = {images}, $N_z$ = 3, 100 hidden units")
+        ends = [result["points"][-1][split] for result in shown for split in ("test", "train")]
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], min(ends) - BELOW))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("log p(x) (nats per image)")
