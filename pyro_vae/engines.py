@@ -344,7 +344,15 @@ def _loss_and_gradients(graph: nn.Module, names: Sequence[str]) -> Callable:
     def value(values: Sequence[Tensor], pixels: Tensor) -> Tensor:
         return functional_call(graph, dict(zip(names, values)), (pixels,))
 
-    return _compiled(grad_and_value(value))
+    both = _compiled(grad_and_value(value))
+
+    def run(values: Sequence[Tensor], pixels: Tensor) -> tuple[list[Tensor], Tensor]:
+        gradients, loss = both(values, pixels)
+        # Fused optimisers read memory in its order, which in a gradient may be another one than in the parameter.
+        alike = (g.stride() == p.stride() for g, p in zip(gradients, values))
+        return [g if same else torch.empty_like(p).copy_(g) for g, p, same in zip(gradients, values, alike)], loss
+
+    return run
 
 
 def _compiled(step: Callable) -> Callable:

@@ -113,6 +113,22 @@ def test_another_engine_goes_on_from_the_state_of_the_compiled_one(trained):
 
 
 @COMPILER
+def test_compiled_convolutions_of_lowered_precision_have_the_eager_gradients():
+    def training(kind):
+        torch.manual_seed(0)
+        decoder = networks.ConvDecoder(2, DIGITS.shape, maps=1, channels=(16, 8))
+        encoder = networks.ConvEncoder(DIGITS.shape, channels=(8, 16))
+        program = VAE(priors.StandardNormal(2), likelihoods.Bernoulli(decoder), guides.MeanField(encoder, 2))
+        with networks.lowered_precision(program, torch.bfloat16):
+            return Training(kind, program, batches=BATCHES[:3])
+
+    eager, fast = training(Eager), training(Compiled)
+    assert fast.step.name == "compiled"
+    for one, other in zip(eager.optimizer.state.values(), fast.optimizer.state.values()):
+        assert (one["exp_avg"] - other["exp_avg"]).norm() < 0.05 * one["exp_avg"].norm()
+
+
+@COMPILER
 def test_a_schedule_that_moves_the_betas_of_adam_is_followed():
     def one_cycle(optimizer, steps):
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
