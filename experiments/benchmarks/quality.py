@@ -73,7 +73,8 @@ def figure(runs: list[dict[str, Any]]) -> Figure:
         axes.plot(run["seconds"], run["evidence"]["log_px"], "*", ms=11, color=colour)
     axes.plot([], [], "k*", label="log p(x) of the test images")
     axes.axhline(TARGET, color=GREY, linestyle="--", label=f"published after 3,280 epochs: {TARGET}")
-    axes.set(xlabel="seconds of training, compiling included", ylabel="nats per image", ylim=(TARGET - 25, TARGET + 4))
+    axes.set(xlabel="seconds of training, compiling included", ylabel="nats per image", xlim=(0, None),
+             ylim=(TARGET - 25, TARGET + 4))
     axes.legend(fontsize="small", loc="lower right")
     axes.grid(alpha=0.3)
     return drawn

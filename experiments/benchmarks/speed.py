@@ -15,6 +15,7 @@ from benchmarks.ways import WAYS, ByHand, build
 from pyro_vae import evaluate
 from pyro_vae.data import Data
 from pyro_vae.engines import fast_matmul
+from pyro_vae.plots import COLOURS, DPI, GREY
 from pyro_vae.training import fixed_x
 
 
@@ -109,12 +110,13 @@ def table(found: dict[str, Any]) -> str:
 
 def figure(found: dict[str, Any]) -> Figure:
     cases = found["steps"]
-    drawn, axes = plt.subplots(1, len(cases), figsize=(4 * len(cases), 3.5), squeeze=False, layout="constrained")
+    drawn, axes = plt.subplots(1, len(cases), figsize=(1.2 + 2.4 * len(cases), 3), sharey=True, squeeze=False,
+                               dpi=DPI, layout="constrained")
     for axis, case in zip(axes[0], cases):
-        names = list(case["medians"])
-        axis.barh(names, list(case["medians"].values()))
-        for i, name in enumerate(names):
-            axis.plot(case["images_per_second"][name], [i] * len(case["images_per_second"][name]), "k.", ms=3)
-        axis.invert_yaxis()
+        for name, median in case["medians"].items():
+            rates = case["images_per_second"][name]
+            axis.barh(name, median, color=COLOURS[0] if "compiled" in name and "torch" not in name else GREY)
+            axis.plot(rates, [name] * len(rates), "k.", ms=3)
         axis.set(title=f"{case['net']}, batch {case['batch']}", xlabel="images a second")
+    axes[0][0].invert_yaxis()
     return drawn
