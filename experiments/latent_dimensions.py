@@ -100,8 +100,8 @@ def run(args: argparse.Namespace) -> None:
 
 def common_settings(parts: PartSettings, images: Data, args: argparse.Namespace) -> dict[str, Any]:
     """What all runs of one table share: everything but the number of dimensions."""
-    settings = {name: getattr(parts, name) for name in vars(parts) if name != "latent"}
-    settings["hidden"] = list(parts.hidden)
+    settings = {name: list(value) if isinstance(value, tuple) else value
+                for name, value in vars(parts).items() if name != "latent"}
     return {"dataset": images.name, **settings, **{name: getattr(args, name) for name in COMMON}}
 
 

@@ -80,6 +80,7 @@ def interrupted_steps():
         return observe(pixels, generator)
 
     vae.observe = counted
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes ignore
     assert fit(vae, FEW, epochs=9, batch_size=50, progress=False, engine="eager").interrupted
     return count - 1
 
