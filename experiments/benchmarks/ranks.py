@@ -2,20 +2,18 @@
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.processes import measured_by, random_images
 from benchmarks.ways import build
 from pyro_vae import distributed, fit
-from pyro_vae.data import Data, Split
+from pyro_vae.data import Data
 
 EPOCHS = 4  # of which the first, that compiles, does not count
 
@@ -33,18 +31,15 @@ def compare(net: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
 
 def rate(ranks: str, net: str, batch: int, images: int) -> float:
     threads = max(1, torch.get_num_threads() // int(ranks))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m",
-               "benchmarks.ranks", net, str(batch), str(images)]
-    settings = {"cwd": Path(__file__).parents[1], "env": os.environ | {"OMP_NUM_THREADS": str(threads)}}
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, **settings).stdout)
+    words = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "benchmarks.ranks", net,
+             str(batch), str(images)]
+    return measured_by(words, {"OMP_NUM_THREADS": str(threads)})
 
 
 def trained(net: str, batch: int, images: int) -> float:
     """Images a second of this training, that of all ranks together."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (images, 1, 28, 28), dtype=torch.uint8, generator=generator)
-    few = Data("few", *(Split(pixels[:n], None) for n in (images, 10, 10)))
-    rows = fit(build(net), few, epochs=EPOCHS, batch_size=batch, engine="compiled", progress=False).rows
+    rows = fit(build(net), random_images(images), epochs=EPOCHS, batch_size=batch, engine="compiled",
+               progress=False).rows
     return (EPOCHS - 1) * images / (rows[-1]["seconds"] - rows[0]["seconds"])
 
 

@@ -32,12 +32,10 @@ def compare(images: Data, net: str, batch: int, args: argparse.Namespace) -> dic
     pixels = images.train.images[: steps * batch].unflatten(0, (steps, batch))
     names = [name for name in args.only if (net, name) != ("default", "numpyro")]  # in which it is not written
     bar = tqdm(total=(args.rounds + 2) * len(names), desc=f"{net}, batch {batch}")
-    ways, first = {}, {}
+    ways = {}
     for name in names:
-        start = time.perf_counter()
         ways[name] = WAYS[name](net)
         ways[name](pixels[:2])
-        first[name] = time.perf_counter() - start
         bar.update()
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(args.rounds + 1):
@@ -49,8 +47,7 @@ def compare(images: Data, net: str, batch: int, args: argparse.Namespace) -> dic
     bar.close()
     flops = flops_per_image(net)
     return {"net": net, "batch": batch, "flops_per_image": flops, "images_per_second": rates,
-            "medians": {name: statistics.median(values) for name, values in rates.items()},
-            "seconds_to_second_step": first}
+            "medians": {name: statistics.median(values) for name, values in rates.items()}}
 
 
 def ratio(rates: dict[str, list[float]], one: str, other: str) -> float:

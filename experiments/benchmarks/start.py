@@ -2,22 +2,19 @@
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
 from itertools import cycle
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import torch
 from matplotlib.figure import Figure
 
+from benchmarks.processes import measured_by, random_images
 from benchmarks.ways import build
 from pyro_vae import fit
-from pyro_vae.data import Data, Split
+from pyro_vae.data import Data
 from pyro_vae.plots import COLOURS
 
 STATES = ("cold", "warm")
@@ -30,17 +27,14 @@ def measure(images: Data, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def cold_and_warm(net: str, batch: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.start", net, str(batch)]
+    words = ["benchmarks.start", net, str(batch)]
     with tempfile.TemporaryDirectory() as cache:
-        settings = {"cwd": Path(__file__).parents[1], "env": os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache}}
-        return {state: json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, **settings).stdout)
-                for state in STATES}
+        return {state: measured_by(words, {"TORCHINDUCTOR_CACHE_DIR": cache}) for state in STATES}
 
 
 def first_steps(net: str, batch: int) -> float:
     """Seconds of two steps of ``fit``: the first is eager, before the second the program is traced and compiled."""
-    vae, pixels = build(net), torch.randint(256, (2 * batch, 1, 28, 28), dtype=torch.uint8)
-    few = Data("few", *(Split(pixels[:n], None) for n in (2 * batch, 10, 10)))
+    vae, few = build(net), random_images(2 * batch)
     start = time.perf_counter()
     fit(vae, few, epochs=1, batch_size=batch, engine="compiled", progress=False)
     return time.perf_counter() - start
