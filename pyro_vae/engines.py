@@ -344,7 +344,7 @@ def _loss_and_gradients(graph: nn.Module, names: Sequence[str]) -> Callable:
     def value(values: Sequence[Tensor], pixels: Tensor) -> Tensor:
         return functional_call(graph, dict(zip(names, values)), (pixels,))
 
-    both = _compiled(grad_and_value(value))
+    both = _compiled(grad_and_value(value), next(graph.parameters()).device)
 
     def run(values: Sequence[Tensor], pixels: Tensor) -> tuple[list[Tensor], Tensor]:
         gradients, loss = both(values, pixels)
@@ -355,13 +355,16 @@ def _loss_and_gradients(graph: nn.Module, names: Sequence[str]) -> Callable:
     return run
 
 
-def _compiled(step: Callable) -> Callable:
+def _compiled(step: Callable, device: torch.device) -> Callable:
     """The function compiled for the arguments of its first call, without the checks of later ones, which take longer
-    than a small step: engines call it with the same tensors and one shape of pixels.
+    than a small step: engines call it with the same tensors and one shape of pixels. On a GPU it is one CUDA graph,
+    whose results hold until the next call, and whose random numbers move on with each replay.
 
     torch keeps its graphs by code object, so that without checks each needs one of its own.
     """
     options: dict[str, Any] = {**OPTIONS, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    if device.type == "cuda":
+        options["triton.cudagraphs"] = True
     return torch.compile(own_code(step), fullgraph=True, dynamic=False, options=options)
 
 

@@ -31,6 +31,7 @@ from pyro_vae.training import warm_cosine
 DIGITS = load("digits")
 BATCHES = [batch for _ in range(10) for batch in DIGITS.train.images[:220].split(50)]  # the last of five is smaller
 COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 @pytest.fixture(autouse=True)
@@ -126,6 +127,23 @@ def test_compiled_convolutions_of_lowered_precision_have_the_eager_gradients():
     assert fast.step.name == "compiled"
     for one, other in zip(eager.optimizer.state.values(), fast.optimizer.state.values()):
         assert (one["exp_avg"] - other["exp_avg"]).norm() < 0.05 * one["exp_avg"].norm()
+
+
+@CUDA
+@COMPILER
+def test_compiled_is_eager_on_a_gpu():
+    batches = [batch.cuda() for batch in BATCHES]
+    assert_same_training(*(Training(kind, small_vae().cuda(), batches=batches) for kind in (Compiled, Eager)))
+
+
+@CUDA
+@COMPILER
+def test_two_replays_of_a_cuda_graph_draw_other_numbers():
+    def still(parameters):
+        return torch.optim.Adam(parameters, lr=0.0, fused=True)
+
+    losses = Training(Compiled, small_vae().cuda(), still, [BATCHES[0].cuda()] * 10, schedule=None).losses
+    assert len(set(losses.tolist())) == len(losses)
 
 
 @COMPILER
