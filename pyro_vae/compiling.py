@@ -12,8 +12,10 @@ import sysconfig
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from threading import Thread
 from types import FunctionType
 from typing import Any
 from unittest import mock
@@ -139,6 +141,9 @@ def traced(loss: nn.Module, args: tuple[Tensor, ...]) -> nn.Module:
     >>> torch.equal(graph(x), eager)  # the same draws
     True
     """
+    on_cpu = all(arg.device.type == "cpu" for arg in args)
+    if on_cpu:
+        warm_up()
     with random_numbers_kept(args), quiet_torch(), pyro.validation_enabled(False), tensors_only():
         buffers = [(buffer, buffer.clone()) for buffer in loss.buffers()]
         leaves = {leaf.data_ptr(): leaf for leaf in _leaves(loss(*args))}
@@ -156,7 +161,7 @@ def traced(loss: nn.Module, args: tuple[Tensor, ...]) -> nn.Module:
             owner, _, attribute = name.rpartition(".")
             delattr(graph.get_submodule(owner), attribute)
             graph.get_submodule(owner).register_parameter(attribute, loss.other(leaf))
-    if all(arg.device.type == "cpu" for arg in args):
+    if on_cpu:
         channels_last(graph)
     return graph
 
@@ -217,6 +222,20 @@ def own_code(function: Callable) -> Callable:
         return function
     code = function.__code__.replace()
     return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+
+
+@cache
+def warm_up() -> Thread | None:
+    """Has torch's compiler do in the background what it does before its first graph, once a process.
+
+    Which vector instructions there are it finds out by the C++ compiler, and it compiles its own headers: 9 seconds on
+    a cold cache, in which Python traces the program on another core. None where there is no compiler.
+    """
+    if missing_compiler():
+        return None
+    thread = Thread(target=_first_kernel, daemon=True)
+    thread.start()
+    return thread
 
 
 def channels_last(graph: nn.Module) -> None:
@@ -283,6 +302,13 @@ def missing_compiler() -> str | None:
     """
     name = os.environ.get("CXX") or "g++"
     return None if shutil.which(name) else f"no C++ compiler: {name!r} is not found; install one, or set CXX"
+
+
+def _first_kernel() -> None:
+    with suppress(Exception):  # which the first graph will meet again, and report
+        from torch._inductor.codecache import CppPythonBindingsCodeCache  # seconds of imports
+
+        CppPythonBindingsCodeCache.load_pybinding([], 'extern "C" void kernel() {}')
 
 
 def _detached(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Pyro programs traced and compiled: the same losses, gradients and draws; what cannot be; nothing left behind."""
 
 import shutil
+from contextlib import nullcontext
 
 import pyro
 import pyro.distributions as dist
@@ -10,7 +11,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO, trace_elbo, trace_mean_f
 from torch import nn
 from torch.func import functional_call, grad_and_value
 
-from pyro_vae import VAE, guides, handlers, likelihoods, load, networks, priors
+from pyro_vae import VAE, compiling, guides, handlers, likelihoods, load, networks, priors
 from pyro_vae.compiling import Loss, Untraceable, compiled, tensors_only, traced
 from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted, ScoreFunction, StickingTheLanding, WakeSleep
 from pyro_vae.linear_gaussian import LinearGaussian, mean_field_guide
@@ -212,6 +213,23 @@ def test_data_dependent_control_flow_is_named_and_pyro_is_left_as_it_was():
 def test_an_estimator_that_torch_cannot_trace_is_named():
     with pytest.raises(Untraceable, match=r"DoublyReparameterized.*engine=.eager"):
         traced(loss_of(small_vae(), DoublyReparameterized(3)), (PIXELS,))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_torch_compiles_a_kernel_ahead_of_the_first_graph(monkeypatch):
+    compiling.warm_up.cache_clear()
+    thread = compiling.warm_up()
+    assert thread is compiling.warm_up()
+    thread.join()
+    monkeypatch.setattr(compiling, "suppress", nullcontext)  # it is torch's own function, and may come to be another
+    compiling._first_kernel()
+
+
+def test_without_a_compiler_nothing_is_compiled_ahead(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    compiling.warm_up.cache_clear()
+    assert compiling.warm_up() is None
+    compiling.warm_up.cache_clear()
 
 
 def test_pyro_is_left_as_it_was_after_any_exception():
