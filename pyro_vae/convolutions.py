@@ -1,9 +1,10 @@
-"""Convolutions of few channels as matrix products: what libraries for CPUs are slow at, at the ends of a network.
+"""Convolutions in forms that CPUs are faster at, for kernels twice the stride s: 2 × 2 of blocks of s × s pixels.
 
-The layers are torch's own, parameters and results up to rounding. Where they are traced or compiled for a CPU, their
-kernel is twice the stride and the side of the network that is an image has few channels, their work is one product of a
-matrix of patches and one of weights: of 32 channels to one, an image takes 1 µs where oneDNN takes 20 (float32, two
-cores). An eager layer stays as it is, since it would pay for making the patches what the compiler has for nothing.
+The layers are torch's own, parameters and results up to rounding. Where they are traced or compiled for a CPU, one that
+has few channels on the side of the network that is an image becomes one product of a matrix of patches and one of
+weights: of 32 channels to one, an image takes 1 µs where oneDNN takes 20 (float32, two cores). In lowered precision the
+others become convolutions of kernel 2 and stride 1, to whose gradients oneDNN takes half the time. An eager layer stays
+as it is, since it would pay for moving the pixels what the compiler has for nothing.
 """
 
 import torch
@@ -14,43 +15,46 @@ FEW = 4  # channels up to which the product is the faster way
 
 
 class Conv2d(nn.Conv2d):
-    """``torch.nn.Conv2d``, faster in a compiled graph on a CPU where it has few input channels.
+    """``torch.nn.Conv2d``, faster in a compiled graph on a CPU: with few input channels, or in lowered precision.
 
     >>> Conv2d(1, 32, 4, 2, 1)(torch.zeros(5, 1, 28, 28)).shape
     torch.Size([5, 32, 14, 14])
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.in_channels > FEW or not _as_product(self, x):
+        few = self.in_channels <= FEW
+        if not _has_form(self, x) or not (few or _lowered()):
             return super().forward(x)
-        return convolution(x, self.weight, self.bias, self.stride[0], self.padding[0])
+        form = product if few else of_blocks
+        return form(x, self.weight, self.bias, self.stride[0], self.padding[0])
 
 
 class ConvTranspose2d(nn.ConvTranspose2d):
-    """``torch.nn.ConvTranspose2d``, faster in a compiled graph on a CPU where it has few output channels.
+    """``torch.nn.ConvTranspose2d``, faster in a compiled graph on a CPU: with few output channels, or in lowered
+    precision.
 
     >>> ConvTranspose2d(32, 1, 4, 2, 1)(torch.zeros(5, 32, 14, 14)).shape
     torch.Size([5, 1, 28, 28])
     """
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
-        if self.out_channels > FEW or output_size is not None or not _as_product(self, x):
+        few = self.out_channels <= FEW
+        if output_size is not None or not _has_form(self, x) or not (few or _lowered()):
             return super().forward(x, output_size)
-        return transposed_convolution(x, self.weight, self.bias, self.stride[0], self.padding[0], self.output_padding)
+        form = transposed_product if few else transposed_of_blocks
+        return form(x, self.weight, self.bias, self.stride[0], self.padding[0], self.output_padding)
 
 
-def convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-    """A convolution whose kernel is twice the stride s: each patch is 2 × 2 of the image's blocks of s × s pixels.
+def product(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """A convolution as one product: each patch is 2 × 2 of the image's blocks.
 
     >>> x, weight, bias = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4), torch.zeros(1)
-    >>> convolution(x, weight, bias, 2, 1)[0, 0]
+    >>> product(x, weight, bias, 2, 1)[0, 0]
     tensor([[9., 9.],
             [9., 9.]])
     """
-    s, (n, c, *sides), maps = stride, x.shape, len(weight)
-    h, w = ((side + 2 * padding) // s - 1 for side in sides)
-    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
-    blocks = x[:, : (h + 1) * s, : (w + 1) * s].reshape(n, h + 1, s, w + 1, s, c)
+    blocks = _blocks(x, stride, padding)
+    n, h, w, maps = len(x), blocks.shape[1] - 1, blocks.shape[3] - 1, len(weight)
     rows = torch.stack([blocks[:, i : i + h] for i in (0, 1)], 2)  # (n, h, 2, s, w + 1, s, c)
     patches = torch.stack([rows[:, :, :, :, j : j + w] for j in (0, 1)], 5)  # (n, h, 2, s, w, 2, s, c)
     patches = patches.permute(0, 1, 4, 2, 3, 5, 6, 7).reshape(n * h * w, -1)
@@ -58,13 +62,26 @@ def convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: i
     return out.view(n, h, w, maps).permute(0, 3, 1, 2)
 
 
-def transposed_convolution(
+def of_blocks(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+    """A convolution as one of kernel 2 and stride 1, whose input channels are the pixels of a block.
+
+    >>> x, weight, bias = torch.ones(1, 1, 4, 4), torch.ones(1, 1, 4, 4), torch.zeros(1)
+    >>> torch.equal(of_blocks(x, weight, bias, 2, 1), product(x, weight, bias, 2, 1))
+    True
+    """
+    s, (maps, c, *_) = stride, weight.shape
+    blocks = _blocks(x, stride, padding).permute(0, 1, 3, 2, 4, 5).flatten(3)  # (n, h + 1, w + 1, s s c)
+    weight = weight.reshape(maps, c, 2, s, 2, s).permute(0, 3, 5, 1, 2, 4).reshape(maps, s * s * c, 2, 2)
+    return F.conv2d(blocks.permute(0, 3, 1, 2), weight, bias)
+
+
+def transposed_product(
     x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, output_padding: tuple[int, ...]
 ) -> Tensor:
-    """A transposed convolution whose kernel is twice the stride s: each pixel adds to 2 × 2 blocks of s × s.
+    """A transposed convolution as one product: each pixel adds to 2 × 2 blocks.
 
     >>> x, weight, bias = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 4, 4), torch.zeros(1)
-    >>> transposed_convolution(x, weight, bias, 2, 1, (0, 0))[0, 0, 0]
+    >>> transposed_product(x, weight, bias, 2, 1, (0, 0))[0, 0, 0]
     tensor([1., 2., 2., 1.])
     """
     s, (n, c, h, w), maps = stride, x.shape, weight.shape[1]
@@ -73,12 +90,45 @@ def transposed_convolution(
     blocks = sum(
         F.pad(parts[:, :, :, i, :, j], (0, 0, 0, 0, 0, 0, j, 1 - j, i, 1 - i)) for i in (0, 1) for j in (0, 1)
     )  # (n, h + 1, w + 1, s, s, maps)
-    out = blocks.permute(0, 5, 1, 3, 2, 4).reshape(n, maps, (h + 1) * s, (w + 1) * s)
-    tall, wide = (s * (side + 1) - 2 * padding + more for side, more in zip((h, w), output_padding))
-    return out[:, :, padding : padding + tall, padding : padding + wide] + bias[:, None, None]
+    return _image(blocks, padding, output_padding) + bias[:, None, None]
 
 
-def _as_product(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
+def transposed_of_blocks(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int, output_padding: tuple[int, ...]
+) -> Tensor:
+    """A transposed convolution as a plain one of kernel 2 and stride 1, whose maps are the pixels of a block.
+
+    >>> x, weight, bias = torch.ones(1, 1, 2, 2), torch.ones(1, 1, 4, 4), torch.zeros(1)
+    >>> transposed_of_blocks(x, weight, bias, 2, 1, (0, 0))[0, 0, 0]
+    tensor([1., 2., 2., 1.])
+    """
+    s, (c, maps, *_) = stride, weight.shape
+    weight = weight.reshape(c, maps, 2, s, 2, s).permute(3, 5, 1, 0, 2, 4).reshape(s * s * maps, c, 2, 2).flip(2, 3)
+    blocks = F.conv2d(x, weight, bias.repeat(s * s), padding=1).permute(0, 2, 3, 1)
+    return _image(blocks.unflatten(3, (s, s, maps)), padding, output_padding)
+
+
+def _blocks(x: Tensor, s: int, padding: int) -> Tensor:
+    """The image (n, c, ...), padded, as blocks: (n, blocks down, s, blocks across, s, c)."""
+    n, c, *sides = x.shape
+    down, across = ((side + 2 * padding) // s for side in sides)
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding))
+    return x[:, : down * s, : across * s].reshape(n, down, s, across, s, c)
+
+
+def _image(blocks: Tensor, padding: int, more: tuple[int, ...]) -> Tensor:
+    """The image that blocks (n, down, across, s, s, maps) make, without the padding."""
+    n, down, across, s, _, maps = blocks.shape
+    out = blocks.permute(0, 5, 1, 3, 2, 4).reshape(n, maps, down * s, across * s)
+    tall, wide = (side - 2 * padding + extra for side, extra in zip(out.shape[2:], more))
+    return out[:, :, padding : padding + tall, padding : padding + wide]
+
+
+def _lowered() -> bool:
+    return torch.is_autocast_enabled("cpu")
+
+
+def _has_form(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
     """Whether the layer is being compiled for a CPU, and one that the functions of this file know."""
     if not torch.compiler.is_compiling() or x.device.type != "cpu" or isinstance(layer.padding, str):
         return False
