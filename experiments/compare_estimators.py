@@ -16,18 +16,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from parts import add_part_options
+from parts import add_data_options, add_part_options
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
-from results import METRICS, provenance, results_folder, write_json
-from run import INTERRUPTED, choose_device, describe
+from results import METRICS, exit_status, provenance, results_folder, write_json
+from run import choose_device, describe
 from torch import nn
 
-from pyro_vae import VAE, data, fit, load
+from pyro_vae import VAE, fit, load
 from pyro_vae.data import Data
 from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted, ScoreFunction, StickingTheLanding
 from pyro_vae.parts import build_vae
 from pyro_vae.plots import estimator_variance
-from pyro_vae.training import NonFiniteLoss, fixed_x
+from pyro_vae.training import fixed_x
 from pyro_vae.variance import Comparison, compare_estimators
 
 QUICK = {"dataset": "digits", "net": "mlp", "hidden": [32], "latent": 4, "epochs": 2, "batch": 64, "images": 16,
@@ -48,15 +48,9 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--images", type=int, default=32, help="of the training set, in the fixed batch")
     group.add_argument("--particles", type=int, nargs="+", default=[1, 8, 64], metavar="K",
                        help="of the importance-weighted estimators")
-    group = parser.add_argument_group("data and results")
-    group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
-                       help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
-    group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
-    group.add_argument("--out", type=Path, default=None, help="folder of the results (default: "
-                                                              "figures/<dataset>-estimators-seed<seed>)")
+    group = add_data_options(parser, None, "folder of the results (default: figures/<dataset>-estimators-seed<seed>)")
     group.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
     group.add_argument("--quick", action="store_true", help="a small network on the digits, few draws: seconds")
-    group.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.set_defaults(latent=20)
     quick = argparse.ArgumentParser(add_help=False)
     quick.add_argument("--quick", action="store_true")
@@ -67,14 +61,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        return run(args)
-    except (ValueError, OSError, NonFiniteLoss, data.DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing is saved", file=sys.stderr)
-        return INTERRUPTED
+    return exit_status(lambda: run(args), "nothing is saved")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -28,13 +28,13 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from parts import build_estimator
-from results import METRICS, provenance, results_folder, write_json
-from run import INTERRUPTED, SCHEDULES, SHOWN, choose_device, describe
+from parts import SCHEDULES, add_data_options, build_estimator
+from results import METRICS, exit_status, provenance, results_folder, write_json
+from run import SHOWN, choose_device, describe
 from run import parse_arguments as parse_run
 from torch import Tensor
 
-from pyro_vae import VAE, analysis, data, evaluate, fit, load
+from pyro_vae import VAE, analysis, evaluate, fit, load
 from pyro_vae.data import Data
 from pyro_vae.engines import ENGINES
 from pyro_vae.evidence import log_evidence
@@ -94,30 +94,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("measurement")
     group.add_argument("--evidence", type=int, default=1000, metavar="K", help="particles of the bound L_K")
     group.add_argument("--images", type=int, default=1000, help="test images for L_K, the first so many")
-    group = parser.add_argument_group("data and results")
-    group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
-                       help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
-    group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
-    group.add_argument("--out", type=Path, default=Path("figures"), help="folder of the results")
+    group = add_data_options(parser, Path("figures"), "folder of the results")
     group.add_argument("--overwrite", action="store_true", help="train again what is there already")
-    group.add_argument("--quiet", action="store_true", help="no progress bar and no line a run")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        if not args.report:
-            train_all(args)
-        print(report(args.out))
-        return 0
-    except (ValueError, OSError, data.DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"interrupted: the runs that had ended are in {args.out / RUNS}; the same command goes on with the rest",
-              file=sys.stderr)
-        return INTERRUPTED
+    done = f"the runs that had ended are in {args.out / RUNS}; the same command goes on with the rest"
+    return exit_status(lambda: train_and_report(args), done)
+
+
+def train_and_report(args: argparse.Namespace) -> None:
+    if not args.report:
+        train_all(args)
+    print(report(args.out))
 
 
 # The runs

@@ -22,20 +22,23 @@ import torch
 from matplotlib.figure import Figure
 from parts import (
     ESTIMATORS,
+    PRECISIONS,
+    SCHEDULES,
+    add_data_options,
     add_network_options,
     add_settings_of_priors_and_guides,
+    add_training_options,
 )
-from results import is_done, mean, parts_of, provenance, save_figure, write_json
-from run import INTERRUPTED, PRECISIONS, SCHEDULES, choose_device, describe, has_closed_kl
+from results import exit_status, is_done, mean, parts_of, provenance, save_figure, write_json
+from run import choose_device, describe, has_closed_kl
 from torch import Tensor, nn
 
-from pyro_vae import VAE, analysis, data, evaluate, fit, load
+from pyro_vae import VAE, analysis, evaluate, fit, load
 from pyro_vae.data import Data, Split
-from pyro_vae.engines import ENGINES
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
 from pyro_vae.parts import build_guide, build_likelihood, build_prior
 from pyro_vae.plots import COLOURS, DPI, GREY
-from pyro_vae.training import History, NonFiniteLoss, fixed_x
+from pyro_vae.training import History, fixed_x
 
 STANDARD = "standard"
 ROWS = {  # prior and guide, in the words of run.py
@@ -73,41 +76,25 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_settings_of_priors_and_guides(parser.add_argument_group("priors and guides"))
     add_network_options(parser, latent=32)
     parser.set_defaults(components=500, flow_depth=4, flow_width=256, hidden=[])  # short runs: no dense layers
-    group = parser.add_argument_group("training")
-    group.add_argument("--estimator", choices=ESTIMATORS, default="trace", help="of the ELBO and its gradient")
-    group.add_argument("--epochs", type=int, default=30)
-    group.add_argument("--batch", type=int, default=256)
-    group.add_argument("--lr", type=float, default=3e-3, help="largest step of Adam")
-    group.add_argument("--schedule", choices=SCHEDULES, default="warm-cosine", help="of the step")
+    group = add_training_options(parser, epochs=30)
     group.add_argument("--precision", choices=PRECISIONS, default="bfloat16", help="of the networks in training")
-    group.add_argument("--engine", choices=ENGINES, default="auto", help="what takes the steps; all train alike")
     group.add_argument("--warm-up", type=float, default=0.0, metavar="EPOCHS",
                        help="in which the weight of the KL grows from 0 to 1")
     group.add_argument("--particles", type=int, default=10, metavar="K", help="draws of z per image in the evaluation")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    group = parser.add_argument_group("data and results")
-    group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
-                       help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
-    group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
-    group.add_argument("--out", type=Path, default=Path("figures/priors_and_guides"),
-                       help="folder of the single runs, and beside it name of the table and the figure")
-    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_data_options(parser, Path("figures/priors_and_guides"),
+                     "folder of the single runs, and beside it name of the table and the figure")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        if not args.report:
-            run(args)
-        print(gather(args.out))
-        return 0
-    except (ValueError, OSError, NonFiniteLoss, data.DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"interrupted: the runs that had ended are in {args.out}; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+    return exit_status(lambda: measure(args), f"the runs that had ended are in {args.out}; the same command goes on")
+
+
+def measure(args: argparse.Namespace) -> None:
+    if not args.report:
+        run(args)
+    print(gather(args.out))
 
 
 def run(args: argparse.Namespace) -> None:

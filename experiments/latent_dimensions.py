@@ -22,16 +22,15 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
-from parts import ESTIMATORS, add_part_options
-from results import is_done, mean, parts_of, provenance, save_figure, write_json
-from run import INTERRUPTED, PRECISIONS, SCHEDULES, choose_device, describe, has_closed_kl
+from parts import ESTIMATORS, PRECISIONS, SCHEDULES, add_data_options, add_part_options, add_training_options
+from results import exit_status, is_done, mean, parts_of, provenance, save_figure, write_json
+from run import choose_device, describe, has_closed_kl
 
-from pyro_vae import analysis, data, evaluate, fit, load
+from pyro_vae import analysis, evaluate, fit, load
 from pyro_vae.data import Data
-from pyro_vae.engines import ENGINES
 from pyro_vae.parts import PartSettings, build_vae
 from pyro_vae.plots import DPI, GREY, TRAIN, VALID
-from pyro_vae.training import NonFiniteLoss, fixed_x
+from pyro_vae.training import fixed_x
 
 COMMON = ("epochs", "batch", "lr", "schedule", "precision", "estimator", "particles")
 
@@ -43,39 +42,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="run nothing: gather what lies in --out")
     add_part_options(parser, latent=None)
     parser.set_defaults(net="mlp")
-    group = parser.add_argument_group("training")
-    group.add_argument("--estimator", choices=ESTIMATORS, default="trace", help="of the ELBO and its gradient")
-    group.add_argument("--epochs", type=int, default=30)
-    group.add_argument("--batch", type=int, default=256)
-    group.add_argument("--lr", type=float, default=3e-3, help="largest step of Adam")
-    group.add_argument("--schedule", choices=SCHEDULES, default="warm-cosine", help="of the step")
+    group = add_training_options(parser, epochs=30)
     group.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the networks in training")
-    group.add_argument("--engine", choices=ENGINES, default="auto", help="what takes the steps; all train alike")
     group.add_argument("--particles", type=int, default=10, metavar="K", help="draws of z per image in the evaluation")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    group = parser.add_argument_group("data and results")
-    group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
-                       help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
-    group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
-    group.add_argument("--out", type=Path, default=Path("figures/latent_dimensions"),
-                       help="folder of the single runs, and beside it name of the table and the figure")
-    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_data_options(parser, Path("figures/latent_dimensions"),
+                     "folder of the single runs, and beside it name of the table and the figure")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        if not args.report:
-            run(args)
-        print(gather(args.out))
-        return 0
-    except (ValueError, OSError, NonFiniteLoss, data.DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"interrupted: the runs that had ended are in {args.out}; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+    return exit_status(lambda: measure(args), f"the runs that had ended are in {args.out}; the same command goes on")
+
+
+def measure(args: argparse.Namespace) -> None:
+    if not args.report:
+        run(args)
+    print(gather(args.out))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,10 +1,14 @@
-"""The words of the experiments' command lines: options that choose the parts of a program, and estimators by name."""
+"""The words of the experiments' command lines: options that several have, and what their words stand for."""
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
+import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 
+from pyro_vae import data
+from pyro_vae.engines import ENGINES
 from pyro_vae.estimators import (
     DoublyReparameterized,
     ImportanceWeighted,
@@ -13,6 +17,7 @@ from pyro_vae.estimators import (
     WakeSleep,
 )
 from pyro_vae.parts import ACTIVATIONS, BINARIZE, FEW, GUIDES, LIKELIHOODS, NETWORKS, PRIORS
+from pyro_vae.training import warm_cosine
 
 ESTIMATORS: dict[str, Callable[[int], ELBO]] = {
     "trace": lambda K: Trace_ELBO(K, vectorize_particles=K > 1, max_plate_nesting=1),
@@ -24,6 +29,8 @@ ESTIMATORS: dict[str, Callable[[int], ELBO]] = {
     "score-function-baseline": lambda K: ScoreFunction(K, baseline="leave-one-out"),
     "wake-sleep": lambda K: WakeSleep(),
 }
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+SCHEDULES = {"warm-cosine": warm_cosine, "constant": None}
 
 
 def add_part_options(parser: argparse.ArgumentParser, latent: int | None = 2) -> None:
@@ -64,6 +71,30 @@ def add_network_options(parser: argparse.ArgumentParser, latent: int | None) -> 
     group.add_argument("--hidden", type=int, nargs="*", default=None, metavar="UNITS",
                        help="widths of the dense layers, in the decoder reversed; none where no number follows (400; "
                             f"conv up to {FEW} latent dimensions, of which a decoder has to make more: 256 256)")
+
+
+def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> argparse._ArgumentGroup:
+    """The options of a training by Adam, and the group that they are in."""
+    group = parser.add_argument_group("training")
+    group.add_argument("--estimator", choices=ESTIMATORS, default="trace", help="of the ELBO and its gradient")
+    group.add_argument("--epochs", type=int, default=epochs)
+    group.add_argument("--batch", type=int, default=256)
+    group.add_argument("--lr", type=float, default=3e-3, help="largest step of Adam")
+    group.add_argument("--schedule", choices=SCHEDULES, default="warm-cosine", help="of the step")
+    group.add_argument("--engine", choices=ENGINES, default="auto", help="what takes the steps; all train alike")
+    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    return group
+
+
+def add_data_options(parser: argparse.ArgumentParser, out: Path | None, results: str) -> argparse._ArgumentGroup:
+    """The options that say where data lie and where ``results``, as --help has it, go; and the group."""
+    group = parser.add_argument_group("data and results")
+    group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
+                       help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
+    group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
+    group.add_argument("--out", type=Path, default=out, help=results)
+    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    return group
 
 
 def build_estimator(args: argparse.Namespace) -> ELBO:

@@ -37,10 +37,10 @@ from aevb.marginal import marginal_likelihood
 from aevb.report import gather
 from parts import BINARIZE, ESTIMATORS
 from pyro.infer import ELBO
-from results import is_done, provenance, write_json
+from results import exit_status, is_done, provenance, write_json
 from torch import Tensor
 
-from pyro_vae import VAE, annealed_evidence, data, evaluate, load
+from pyro_vae import VAE, annealed_evidence, evaluate, load
 from pyro_vae.data import Data
 from pyro_vae.engines import ENGINES, fast_matmul
 from pyro_vae.state import seeded
@@ -49,7 +49,6 @@ from pyro_vae.training import NonFiniteLoss, fixed_x
 STEPS = (0.01, 0.02, 0.1)  # of Adagrad, from which the paper chooses
 AEVB, WAKE_SLEEP, MCEM = "aevb", "wake-sleep", "mcem"
 LITERAL = "literal"
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 TRAIN_IMAGES = 10_000  # the first so many training images on which the training bound is measured
 EVIDENCE_IMAGES = 1000  # of either split for the marginal likelihood, as in the paper
 DRAWS, QUICK_DRAWS = 2**18, 2**14  # of the prior, for the marginal likelihood; at the end of a run twice as many
@@ -133,16 +132,13 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        failed = 0 if args.report else run_all(args)
-        print(gather(args.out, [f"{panel}-{algorithm}" for panel in PANELS for algorithm in PANELS[panel].algorithms]))
-        return 1 if failed else 0
-    except (ValueError, OSError, NonFiniteLoss, data.DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"interrupted: the runs that had ended are in {args.out}; the same command goes on", file=sys.stderr)
-        return INTERRUPTED
+    return exit_status(lambda: measure(args), f"the runs that had ended are in {args.out}; the same command goes on")
+
+
+def measure(args: argparse.Namespace) -> int:
+    failed = 0 if args.report else run_all(args)
+    print(gather(args.out, [f"{panel}-{algorithm}" for panel in PANELS for algorithm in PANELS[panel].algorithms]))
+    return 1 if failed else 0
 
 
 def run_all(args: argparse.Namespace) -> int:

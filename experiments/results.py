@@ -6,8 +6,9 @@ import platform
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,23 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from pyro_vae.data import DataError
+from pyro_vae.training import NonFiniteLoss
+
 METRICS = "metrics.json"
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+
+def exit_status(work: Callable[[], int | None], interrupted: str) -> int:
+    """What the work returns, or 0; 1 after an error that says what to do, 130 after Ctrl-C, and a line that says so."""
+    try:
+        return work() or 0
+    except (ValueError, OSError, NonFiniteLoss, DataError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        return INTERRUPTED
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from parts import ESTIMATORS, add_part_options, build_estimator
+from parts import ESTIMATORS, PRECISIONS, SCHEDULES, add_part_options, build_estimator
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from results import METRICS, provenance
 from torch import Tensor
@@ -51,18 +51,15 @@ from pyro_vae.likelihoods import DiscretizedLogistic, Normal, bits_per_dim
 from pyro_vae.mapped import parts
 from pyro_vae.parts import PARAMETERS, build_vae, describe_model, hidden, read_metrics
 from pyro_vae.state import interrupt, seeded
-from pyro_vae.training import History, NonFiniteLoss, fixed_x, warm_cosine
+from pyro_vae.training import History, NonFiniteLoss, fixed_x
 
 HISTORY, EVIDENCE = "history.csv", "evidence"
 PICTURES = ("latent_plane", "reconstructions", "samples", "aggregate_posterior", "interpolation", "learning_curves",
             "manifold")
 WRITTEN = (METRICS, PARAMETERS, HISTORY, *(f"{name}.png" for name in PICTURES))  # all that a run leaves in its folder
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 SMALL = 5000  # training images up to which ten epochs are too few steps
 SHOWN = 1000  # test images whose codes are drawn in the latent plane
 REPEATS = 10  # draws of each estimator on the test set
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
-SCHEDULES = {"warm-cosine": warm_cosine, "constant": None}
 RECIPES = {  # options in a word; what the command line says beside it holds
     "fast": {"latent": 32, "prior": "autoregressive", "flow_width": 128, "channels": [16, 32], "hidden": [256],
              "activation": "silu", "epochs": 14, "batch": 128, "lr": 5e-3, "precision": "bfloat16",

@@ -18,21 +18,20 @@ from typing import Any
 
 import pyro
 import torch
-from parts import ESTIMATORS, add_network_options
+from parts import ESTIMATORS, SCHEDULES, add_data_options, add_network_options, add_training_options
 from pyro import poutine
-from results import METRICS, provenance, results_folder, write_json
-from run import INTERRUPTED, SCHEDULES, choose_device, describe
+from results import METRICS, exit_status, provenance, results_folder, write_json
+from run import choose_device, describe
 from torch import Generator, Tensor, nn
 
-from pyro_vae import VAE, analysis, data, evaluate, fit, guides, load, log_evidence, priors
+from pyro_vae import VAE, analysis, evaluate, fit, guides, load, log_evidence, priors
 from pyro_vae.data import Data
-from pyro_vae.engines import ENGINES
 from pyro_vae.flows import check_count
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
 from pyro_vae.parts import build_encoder, build_likelihood
 from pyro_vae.state import mode, seeded
 from pyro_vae.traces import image_plate, paired_traces, per_image
-from pyro_vae.training import History, NonFiniteLoss, fixed_x
+from pyro_vae.training import History, fixed_x
 from pyro_vae.vae import parameter_sites
 
 LAYERS = {"one layer": ("z",), "two layers": ("z1", "z2")}
@@ -76,41 +75,21 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=25, metavar="D", help="dimensions of z2; those of z1: --latent")
     parser.add_argument("--between", type=int, default=200, metavar="UNITS",
                         help="widths of the two hidden layers between z1 and z2, either way")
-    group = parser.add_argument_group("training")
-    group.add_argument("--estimator", choices=ESTIMATORS, default="trace", help="of the ELBO and its gradient")
-    group.add_argument("--epochs", type=int, default=20)
-    group.add_argument("--batch", type=int, default=256)
-    group.add_argument("--lr", type=float, default=3e-3, help="largest step of Adam")
-    group.add_argument("--schedule", choices=SCHEDULES, default="warm-cosine", help="of the step")
+    group = add_training_options(parser, epochs=20)
     group.add_argument("--warm-up", type=float, default=0.0, metavar="EPOCHS",
                        help="in which the weight of the KL grows from 0 to 1")
-    group.add_argument("--engine", choices=ENGINES, default="auto", help="what takes the steps; all train alike")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group = parser.add_argument_group("measurement, on test images")
     group.add_argument("--particles", type=int, default=1000, metavar="K", help="of L_K")
     group.add_argument("--images", type=int, default=1000, help="of which L_K is taken; the bound is taken of all")
-    group = parser.add_argument_group("data and results")
-    group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
-                       help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
-    group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
-    group.add_argument("--out", type=Path, default=None,
-                       help="folder of the results (default: figures/<dataset>-two-layers-seed<seed>)")
+    group = add_data_options(parser, None, "folder of the results (default: figures/<dataset>-two-layers-seed<seed>)")
     group.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
-    group.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
-    try:
-        return run(args)
-    except (ValueError, OSError, NonFiniteLoss, data.DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: nothing is saved", file=sys.stderr)
-        return INTERRUPTED
+    return exit_status(lambda: run(args), "nothing is saved")
 
 
 def run(args: argparse.Namespace) -> int:
