@@ -6,13 +6,17 @@ import statistics
 import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import StrMethodFormatter
 from pyro.infer import Trace_ELBO
 
 from benchmarks.ways import LATENT, adam, build, timed, with_fast_matmul
 from pyro_vae.data import Data
 from pyro_vae.engines import Eager
+from pyro_vae.plots import COLOURS, DPI
 
 SIZES = {"images": (32, 128, 512, 2048), "particles": (1, 4, 16, 64), "latent": (2, 8, 32, 128), "side": (14, 28, 56)}
+LABELS = {"images": "images in a batch", "particles": "particles", "latent": "dimensions of z",
+          "side": "pixels a side of the images"}
 
 
 def measure(images: Data, args: argparse.Namespace) -> dict[str, dict[int, float]]:
@@ -35,9 +39,14 @@ def table(costs: dict[str, dict[int, float]]) -> str:
 
 
 def figure(costs: dict[str, dict[int, float]]) -> Figure:
-    drawn, axes = plt.subplots(1, len(costs), figsize=(3.2 * len(costs), 3), sharey=True, layout="constrained")
+    drawn, axes = plt.subplots(1, len(costs), figsize=(1.0 + 2.0 * len(costs), 2.4), sharey=True, dpi=DPI,
+                               layout="constrained")
     for axis, (what, row) in zip(axes, costs.items()):
-        axis.loglog(list(row), [1e3 * seconds for seconds in row.values()], "o-")
-        axis.set(xlabel=what)
+        axis.loglog(list(row), [1e3 * seconds for seconds in row.values()], "o-", color=COLOURS[0])
+        axis.set_xticks(list(row), [f"{size:,}" for size in row])
+        axis.set_xticks([], minor=True)
+        axis.set(xlabel=LABELS[what])
+        axis.grid(alpha=0.3)
+    axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes[0].set_ylabel("milliseconds a step")
     return drawn
