@@ -94,7 +94,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("measurement")
     group.add_argument("--evidence", type=int, default=1000, metavar="K", help="particles of the bound L_K")
     group.add_argument("--images", type=int, default=1000, help="test images for L_K, the first so many")
-    group = add_data_options(parser, Path("figures"), "folder of the results")
+    group = add_data_options(parser, Path("figures"), "folder of the results",
+                             quiet="no progress bar and no line a run")
     group.add_argument("--overwrite", action="store_true", help="train again what is there already")
     return parser.parse_args(argv)
 

@@ -86,14 +86,16 @@ def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> argpar
     return group
 
 
-def add_data_options(parser: argparse.ArgumentParser, out: Path | None, results: str) -> argparse._ArgumentGroup:
-    """The options that say where data lie and where ``results``, as --help has it, go; and the group."""
+def add_data_options(
+    parser: argparse.ArgumentParser, out: Path | None, results: str, quiet: str = "no progress bar"
+) -> argparse._ArgumentGroup:
+    """The options of where data lie and ``results`` go, and what ``quiet`` does, as --help has it; and the group."""
     group = parser.add_argument_group("data and results")
     group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
                        help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
     group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
     group.add_argument("--out", type=Path, default=out, help=results)
-    group.add_argument("--quiet", action="store_true", help="no progress bar")
+    group.add_argument("--quiet", action="store_true", help=quiet)
     return group
 
 

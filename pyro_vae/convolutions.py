@@ -23,7 +23,7 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         few = self.in_channels <= FEW
-        if not _has_form(self, x) or not (few or _lowered()):
+        if not _is_faster(self, x, few):
             return super().forward(x)
         form = product if few else of_blocks
         return form(x, self.weight, self.bias, self.stride[0], self.padding[0])
@@ -39,7 +39,7 @@ class ConvTranspose2d(nn.ConvTranspose2d):
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         few = self.out_channels <= FEW
-        if output_size is not None or not _has_form(self, x) or not (few or _lowered()):
+        if output_size is not None or not _is_faster(self, x, few):
             return super().forward(x, output_size)
         form = transposed_product if few else transposed_of_blocks
         return form(x, self.weight, self.bias, self.stride[0], self.padding[0], self.output_padding)
@@ -124,12 +124,10 @@ def _image(blocks: Tensor, padding: int, more: tuple[int, ...]) -> Tensor:
     return out[:, :, padding : padding + tall, padding : padding + wide]
 
 
-def _lowered() -> bool:
-    return torch.is_autocast_enabled("cpu")
-
-
-def _has_form(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor) -> bool:
-    """Whether the layer is being compiled for a CPU, and one that the functions of this file know."""
+def _is_faster(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, few: bool) -> bool:
+    """Whether the layer is being compiled for a CPU, with few channels or in lowered precision, and known here."""
+    if not (few or torch.is_autocast_enabled("cpu")):
+        return False
     if not torch.compiler.is_compiling() or x.device.type != "cpu" or isinstance(layer.padding, str):
         return False
     (s, t), (p, q) = layer.stride, layer.padding
