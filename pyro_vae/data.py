@@ -8,11 +8,14 @@ import shutil
 import socket
 import tempfile
 import urllib.request
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
+from numbers import Integral
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import scipy.io
@@ -22,7 +25,9 @@ import torchvision
 from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
-from pyro_vae.mapped import is_mapped, map_array
+from pyro_vae.folders import LAYOUTS, how_to_read, read_folder
+from pyro_vae.mapped import expanded, is_mapped, take
+from pyro_vae.raw import DataError, as_images, as_labels, check_levels, kind, layout_question, may_be_channels_last
 
 IDX = {"mnist": "MNIST", "fashion": "FashionMNIST", "kmnist": "KMNIST"}  # names of torchvision's classes and folders
 NAMES = (*IDX, "frey", "digits")
@@ -32,11 +37,9 @@ TIMEOUT = 5.0  # seconds that a silent network is waited for
 FREY_FILE = "frey/frey_rawface.mat"
 FREY_URL = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
 FREY_BYTES = 4_000_000  # the file has 1 MB, unpacked 1.2 MB; more is another file
-IDX_BYTES = 200_000_000  # MNIST's training images have 47 MB
-
-
-class DataError(RuntimeError):
-    """A data set that cannot be had or read: the message names the file and the cure."""
+UNPACKED_BYTES = 2_000_000_000  # of an idx archive; MNIST's training images have 47 MB, EMNIST's 547 MB
+# Of the training sets, whose files have the same names.
+FIRST_LABELS = {"mnist": [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], "fashion": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]}
 
 
 class MissingData(DataError):
@@ -45,29 +48,34 @@ class MissingData(DataError):
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 (N, C, H, W), and their labels, int64 (N,), or None.
+    """Images, uint8 (N, C, H, W), and their labels, int64 (N,), or None. NumPy arrays become tensors.
+
+    Images are contiguous, or mapped from disk. ``split[index]`` takes a slice, row numbers or a mask, and is a split
+    again. Labels may be whole numbers of any type. ValueError for anything else, with what to write instead.
 
     >>> Split(torch.zeros(3, 28, 28))
     Traceback (most recent call last):
         ...
-    ValueError: images: wanted a uint8 tensor (N, C, H, W), got torch.float32 of shape (3, 28, 28)
+    ValueError: images: wanted a uint8 tensor (N, C, H, W), got torch.float32 of shape (3, 28, 28); if 0 is black and 1
+    white, write (images[:, None].float() * (255 / 1)).round().to(torch.uint8)
+    >>> len(Split(np.zeros((3, 1, 28, 28), np.uint8))[::-2])
+    2
     """
 
     images: Tensor
     labels: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4:
-            got = f"{self.images.dtype} of shape {tuple(self.images.shape)}"
-            raise ValueError(f"images: wanted a uint8 tensor (N, C, H, W), got {got}")
-        if self.labels is not None and self.labels.shape != self.images.shape[:1]:
-            raise ValueError(f"labels: wanted {len(self.images)}, one an image, got {list(self.labels.shape)}")
+        images = as_images(self.images)
+        vars(self).update(images=images, labels=None if self.labels is None else as_labels(self.labels, len(images)))
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: slice | Tensor) -> "Split":
-        return Split(self.images[index], None if self.labels is None else self.labels[index])
+    def __getitem__(self, index: slice | Sequence[int] | np.ndarray | Tensor) -> "Split":
+        rows = _rows(self, index)
+        images = self.images[rows] if isinstance(rows, slice) else take(self.images, rows)
+        return Split(images, None if self.labels is None else self.labels[rows])
 
     def to(self, device: torch.device | str) -> "Split":
         return Split(self.images.to(device), None if self.labels is None else self.labels.to(device))
@@ -75,13 +83,36 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set in three splits. ``note`` says where another one was asked for first; else it is empty."""
+    """A data set in three splits. ``note`` says where another one was asked for first; else it is empty.
+
+    The splits have at least one image each, all of one shape. Their grey levels are looked at: ValueError for images
+    of 0 and 1 alone, a warning for dark ones, as their white may be another number than 255; and a warning for shapes
+    that may have the channels last. ``looked_at``: this was done before.
+    """
 
     name: str
     train: Split
     valid: Split
     test: Split
     note: str = ""
+    looked_at: InitVar[bool] = False
+
+    def __post_init__(self, looked_at: bool) -> None:
+        for field in ("name", "note"):
+            if not isinstance(getattr(self, field), str):
+                raise ValueError(f"{field}: wanted a string, got {getattr(self, field)!r:.80}")
+        splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        for name, split in splits.items():
+            if not isinstance(split, Split):
+                raise ValueError(f"{name}: wanted a Split, got {kind(split)}; write Split(images)")
+            if not split.images.numel() or split.images.shape[1:] != self.train.images.shape[1:]:
+                raise ValueError(f"{name}: wanted at least one image, of shape {self.shape} as in train, got "
+                                 f"{len(split)} of {tuple(split.images.shape[1:])}")
+        if not looked_at:
+            check_levels({name: split.images for name, split in splits.items()})
+            if may_be_channels_last(self.shape):
+                warnings.warn(f"images: {layout_question(self.shape)} They are taken as the first; for the second "
+                              "write images.permute(0, 3, 1, 2)", stacklevel=3)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -91,7 +122,7 @@ class Data:
     def to(self, device: torch.device | str) -> "Data":
         """The same on a device; but training images that are mapped from disk stay there."""
         train = self.train if is_mapped(self.train.images) else self.train.to(device)
-        return replace(self, train=train, valid=self.valid.to(device), test=self.test.to(device))
+        return replace(self, train=train, valid=self.valid.to(device), test=self.test.to(device), looked_at=True)
 
 
 def load(
@@ -101,13 +132,18 @@ def load(
     *,
     seed: int = 0,
     download: bool = True,
+    layout: str | None = None,
 ) -> Data:
     """A data set by name: ``mnist``, ``fashion``, ``kmnist``, ``frey``, ``digits`` or ``auto``; or a folder of arrays.
 
     Files are looked for in ``root``, if it is given, and nowhere else; otherwise in the folder that the environment
     variable ``PYRO_VAE_DATA`` names and then in the user's cache folder. What is not found is downloaded, into
     ``root`` or the cache folder. ``digits`` comes with scikit-learn and needs no file. ``auto`` is MNIST where it can
-    be had, and otherwise ``digits``, with a ``note`` that says so.
+    be had, and otherwise ``digits``, with a ``note`` that says so. ``~`` is the home folder. A name in the list is
+    never a folder: write ``./digits`` for one that is called so.
+
+    Files of MNIST and the like are ``train-images-idx3-ubyte`` (or ``train-images.idx3-ubyte``; or ``.gz`` of these)
+    and so on in ``MNIST/raw``, where torchvision has them, or in ``root`` itself.
 
     Splits: the training images are permuted by ``numpy.random.RandomState(seed).permutation``, a stream that is the
     same on every machine; the last ``valid_size`` of them are for validation. MNIST, Fashion-MNIST and KMNIST:
@@ -115,18 +151,22 @@ def load(
     permutation the first 200 are for test, 1,565 / 200 / 200. Digits, 8 × 8: the first 250, 1,297 / 250 / 250.
 
     A folder holds ``train.npy``, ``valid.npy`` and ``test.npy``, uint8 of shape (N, C, H, W) or (N, H, W), and, where
-    there are any, ``train_labels.npy`` and so on, whole numbers (N,). Its images are mapped from disk, not read: those
-    to train on may be many more than the memory holds, the others are used whole.
+    there are any, ``train_labels.npy`` and so on, whole numbers (N,). Its images are mapped from disk, not read (but
+    those in Fortran order are read): those to train on may be many more than the memory holds, the others are used
+    whole. Where a shape leaves it open which axis holds the channels, ``layout`` says it: "NCHW" or "NHWC".
 
     Raises:
-        ValueError: for an unknown name or a validation set that leaves nothing to train on.
+        ValueError: for an unknown name, a validation set that leaves nothing to train on, or another bad argument.
         MissingData: where the files are in no folder and could not be downloaded.
-        DataError: for a file that is damaged, or a folder that cannot be written.
+        DataError: for a file that is damaged or of another kind, and a folder that cannot be written.
+
+    Warns where no grey level of a folder is above 127, and where a folder has the name of a data set.
 
     >>> digits = load("digits")
     >>> digits.shape, len(digits.train), len(digits.valid), len(digits.test)
     ((1, 8, 8), 1297, 250, 250)
     """
+    _check_arguments(name, valid_size, seed, layout)
     if name == "auto":
         try:
             return load("mnist", root, valid_size, seed=seed, download=download)
@@ -134,17 +174,15 @@ def load(
             note = f"not MNIST but scikit-learn's 8 × 8 digits, because {' '.join(str(error).split())}"
             return replace(load("digits", seed=seed), note=note)
     if name not in NAMES:
-        if not Path(name).is_dir():
-            raise ValueError(f"name: wanted one of {', '.join(NAMES)}, auto, or a folder of .npy files, got {name!r}")
-        if valid_size is not None:
-            raise ValueError(f"valid_size: wanted none, as {name} has validation images of its own, got {valid_size}")
-        return _mapped(Path(name))
+        return _own(expanded(name), valid_size, layout)
+    if Path(name, "train.npy").is_file():
+        warnings.warn(f"name: {name!r} is the known data set, although there is a folder {name} that holds train.npy; "
+                      f"write './{name}' for the folder", stacklevel=2)
     if name == "digits":
         everything, test = _digits(), None
     else:
-        folder = _find(name, root) or _download(name, root, download)
-        frey = name == "frey"
-        everything, test = (_frey(folder / FREY_FILE), None) if frey else _idx_splits(folder / IDX[name] / "raw")
+        files = _find(name, root) or _download(name, root, download)
+        everything, test = (_frey(*files), None) if name == "frey" else _idx_splits(name, files)
     return _split(name, everything, test, VALID_SIZES[name] if valid_size is None else valid_size, seed)
 
 
@@ -159,70 +197,109 @@ def batches(
     yield from torch.randperm(count, device=device, generator=generator).split(batch_size)
 
 
+def _check_arguments(name: object, valid_size: object, seed: object, layout: object) -> None:
+    if not isinstance(name, str | os.PathLike):
+        raise ValueError(f"name: wanted the name of a data set or of a folder, got {kind(name)}; build "
+                         "Data(name, Split(images), ...) of images in memory")
+    if valid_size is not None and not _is_whole(valid_size):
+        raise ValueError(f"valid_size: wanted a whole number of images, got {valid_size!r}")
+    if not _is_whole(seed) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed: wanted a whole number from 0 to {2**32 - 1}, got {seed!r}")
+    if layout not in LAYOUTS or (layout and name in (*NAMES, "auto")):
+        raise ValueError(f'layout: wanted "NCHW" or "NHWC" for a folder, else None, got {layout!r} for {name}')
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool)
+
+
+def _rows(split: Split, index: object) -> slice | Tensor:
+    """A slice that goes forwards, or row numbers (n,); ValueError for another index."""
+    if isinstance(index, slice):
+        forwards = index.step is None or index.step > 0
+        return index if forwards else torch.from_numpy(np.arange(len(split))[index].copy())
+    try:
+        rows = index if isinstance(index, Tensor) else torch.from_numpy(np.array(index))
+    except (TypeError, ValueError):
+        rows = torch.zeros(())
+    if rows.dim() == 1 and not isinstance(index, tuple):  # a tuple would be an index of several axes
+        if rows.dtype == torch.bool and len(rows) == len(split):
+            return rows.nonzero().flatten()
+        if not len(rows) or not (rows.is_floating_point() or rows.dtype in (torch.bool, torch.uint8)):
+            return rows.long()
+    fields = "split.images" if split.labels is None else "split.images, split.labels"
+    got = kind(index) if isinstance(index, Tensor | np.ndarray) else repr(index)
+    raise ValueError(
+        f"index: wanted a slice, whole numbers (n,) or a mask ({len(split)},), got {got:.80}; write split[0:1] for a "
+        f"split of one image, split.images[0] for the image, DataLoader(TensorDataset({fields})) for batches of tensors"
+    )
+
+
 def _split(name: str, everything: Split, test: Split | None, valid_size: int, seed: int) -> Data:
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(everything)))
     if test is None:
         test, order = everything[order[: VALID_SIZES[name]]], order[VALID_SIZES[name] :]
     if not 1 <= valid_size < len(order):
-        raise ValueError(f"valid_size: wanted 1 to {len(order) - 1} of {name}'s {len(order)} images, got {valid_size}")
+        raise ValueError(f"valid_size: wanted 1 to {len(order) - 1} of {name}'s {len(order)} images, got {valid_size}; "
+                         f"write for instance valid_size={max(1, len(order) // 10)}")
     return Data(name, everything[order[:-valid_size]], everything[order[-valid_size:]], test)
 
 
-def _mapped(folder: Path) -> Data:
+def _own(folder: Path, valid_size: int | None, layout: str | None) -> Data:
     """The images of a folder of .npy files, which stay on disk."""
-    splits, cure = {}, "write it anew by numpy.save"
-    for split in ("train", "valid", "test"):
-        path, labels = folder / f"{split}.npy", folder / f"{split}_labels.npy"
-        if not path.is_file():
-            raise DataError(f"{path} is missing; wanted train.npy, valid.npy and test.npy, uint8 of shape (N, C, H, W)")
-        with _readable(path, cure):
-            images = map_array(path)
-            splits[split] = Split(images.unsqueeze(1) if images.dim() == 3 else images)
-        if labels.is_file():
-            with _readable(labels, cure):
-                numbers = torch.from_numpy(np.load(labels, allow_pickle=False)).long()
-                splits[split] = replace(splits[split], labels=numbers)
-    data = Data(folder.resolve().name, **splits)
-    for split, part in splits.items():
-        if tuple(part.images.shape[1:]) != data.shape:
-            raise DataError(f"{folder / split}.npy: wanted images of {data.shape}, as in train.npy, got "
-                            f"{tuple(part.images.shape[1:])}")
-    return data
+    if not folder.is_dir():
+        cure = f"; {how_to_read(folder)}" if folder.is_file() else ""
+        raise ValueError(f"name: wanted one of {', '.join(NAMES)}, auto, or a folder of .npy files, got "
+                         f"{str(folder)!r}{cure}")
+    if valid_size is not None:
+        raise ValueError(f"valid_size: wanted none, as {folder} has validation images of its own, got {valid_size}")
+    if not (folder / "train.npy").exists():
+        for name in IDX:
+            if _find(name, folder):
+                raise DataError(f"{folder} holds no train.npy but files of {name}; "
+                                f"write load({name!r}, {str(folder)!r})")
+    splits = {split: Split(*part) for split, part in read_folder(folder, layout).items()}
+    return Data(folder.resolve().name, **splits, looked_at=True)
 
 
 def _folders(root: Path | str | None) -> list[Path]:
     if root is not None:
-        return [Path(root)]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_vae"
+        return [expanded(root)]
+    cache = expanded(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_vae"
     named = os.environ.get(ENVIRONMENT)
-    return [Path(named), cache] if named else [cache]
+    return [expanded(named), cache] if named else [cache]
 
 
 def _files(name: str) -> list[str]:
+    """The files of a data set, below a folder that is searched."""
     if name == "frey":
         return [FREY_FILE]
     kinds = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     return [f"{IDX[name]}/raw/{kind}-ubyte" for kind in kinds]
 
 
-def _find(name: str, root: Path | str | None) -> Path | None:
-    """The first folder that holds some of the data set's files; DataError where it lacks others."""
+def _find(name: str, root: Path | str | None) -> list[Path] | None:
+    """The data set's files, from the first place that has some of them; DataError where it lacks others."""
+    names = _files(name)
     for folder in _folders(root):
-        there = [file for file in _files(name) if _existing(folder / file)]
-        lacking = [file for file in _files(name) if file not in there]
-        if there and lacking:
-            raise DataError(f"{folder / lacking[0]} is missing beside {there[0]}; put it there, or remove the others")
-        if there:
-            return folder
+        for paths in ([folder / file for file in names], [folder / Path(file).name for file in names]):
+            found = [_existing(path) for path in paths]
+            if all(found):
+                return found
+            if any(found):
+                there = next(path for path in found if path)
+                raise DataError(f"{paths[found.index(None)]} is missing beside {there.name}; put it there too")
     return None
 
 
 def _existing(path: Path) -> Path | None:
-    """The file, or its gzip archive, if one of them exists."""
-    return next((file for file in (path, path.with_name(path.name + ".gz")) if file.is_file()), None)
+    """The file, or the same under the name that some archives give it, or the gzip archive of one, if it exists."""
+    names = (path.name, path.name.replace("-idx", ".idx"))
+    files = (path.with_name(name + suffix) for suffix in ("", ".gz") for name in names)
+    return next((file for file in files if file.is_file()), None)
 
 
-def _download(name: str, root: Path | str | None, allowed: bool) -> Path:
+def _download(name: str, root: Path | str | None, allowed: bool) -> list[Path]:
     """Downloads into a temporary folder, whose files go into their places when all of them are whole."""
     folder, file = _folders(root)[-1], _files(name)[0]
     searched = ", ".join(str(path / file) for path in _folders(root))
@@ -245,7 +322,7 @@ def _download(name: str, root: Path | str | None, allowed: bool) -> Path:
         raise MissingData(f"{name} was not found, and its download failed ({error}); {cure}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+    return _find(name, folder)
 
 
 def _fetch(name: str, folder: Path) -> None:
@@ -272,27 +349,40 @@ def _timeout(seconds: float) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def _idx_splits(folder: Path) -> tuple[Split, Split]:
+def _idx_splits(name: str, files: Sequence[Path]) -> tuple[Split, Split]:
+    """The training and the test images of files of images and labels, in turn."""
     splits = []
-    for part in ("train", "t10k"):
-        images = _idx(folder / f"{part}-images-idx3-ubyte", dims=3)
-        labels = _idx(folder / f"{part}-labels-idx1-ubyte", dims=1)
+    for part, split, images_file, labels_file in zip(("train", "t10k"), ("train", "test"), files[::2], files[1::2]):
+        folder, images, labels = images_file.parent, _idx(images_file, dims=3), _idx(labels_file, dims=1)
+        cure = f"put the files of {name} there; for a folder of arrays write " + "; ".join(
+            (_as_array(images_file, split, images.shape[1:]), _as_array(labels_file, f"{split}_labels", ()))
+        )
         if images.shape[1:] != (28, 28) or len(images) != len(labels) or not len(images):
-            raise DataError(
-                f"{folder}: wanted {part} images of 28 × 28 pixels and as many labels, got {tuple(images.shape)} and "
-                f"{tuple(labels.shape)}; remove the folder to download them anew"
-            )
+            raise DataError(f"{folder}: wanted {part} images of 28 × 28 pixels and as many labels, got "
+                            f"{tuple(images.shape)} and {tuple(labels.shape)}; {cure}")
         if labels.max() > 9:
-            raise DataError(f"{folder}: the {part} labels go up to {labels.max()}, wanted 0 to 9; remove the folder to "
-                            "download them anew")
-        splits.append(Split(images.unsqueeze(1), labels.long()))
+            raise DataError(f"{folder}: the {part} labels go up to {labels.max()}, wanted 0 to 9; {cure}")
+        for other, first in FIRST_LABELS.items():
+            if part == "train" and other != name and labels[: len(first)].tolist() == first:
+                raise DataError(f"{folder}: these are the files of {other}, not of {name}, which have "
+                                f"the same names; write load({other!r}), with the files in {IDX[other]}/raw or in root")
+        splits.append(Split(images.unsqueeze(1), labels))
     return tuple(splits)
+
+
+def _as_array(path: Path, name: str, shape: Sequence[int]) -> str:
+    """Code that makes a .npy file of an idx file whose elements have this shape."""
+    content = f"Path({str(path)!r}).read_bytes()"
+    content = f"gzip.decompress({content})" if path.suffix == ".gz" else content
+    content = f"np.frombuffer({content}, np.uint8, offset={8 + 4 * len(shape)})"
+    return f"np.save('{name}.npy', {content}.reshape({(-1, *shape)}))"
 
 
 def _idx(path: Path, dims: int) -> Tensor:
     """A file of unsigned bytes in the idx format: magic number 0, 0, 8, dims; the sizes, big-endian; the bytes."""
     path = _existing(path) or path
-    with _readable(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+    packed = path.suffix == ".gz"
+    with _readable(path), (gzip.open if packed else open)(path, "rb") as file:
         header, magic = file.read(4 + 4 * dims), bytes([0, 0, 8, dims])
         if header[:4] != magic or len(header) != 4 + 4 * dims:
             raise DataError(
@@ -301,17 +391,39 @@ def _idx(path: Path, dims: int) -> Tensor:
             )
         sizes = np.frombuffer(header[4:], ">u4").tolist()
         declared = math.prod(sizes)
-        content = file.read(declared + 1) if declared <= IDX_BYTES else b""
-    if len(content) != declared:
-        got = f"{len(content):,}" if len(content) < declared else "more"
+        held = (_size_at_end(path) if packed else path.stat().st_size) - len(header)
+        if packed and declared > UNPACKED_BYTES and (held - declared) % 2**32 == 0:
+            raise DataError(f"{path}: its {declared:,} bytes are more than the {UNPACKED_BYTES:,} that are unpacked in "
+                            "memory; unpack it by gzip -d, if you trust it")
+        content = np.empty(0, np.uint8)
+        if declared <= UNPACKED_BYTES if packed else held == declared:
+            content = _filled(file, declared)
+            held = len(content) + len(file.read(1))
+    if held != declared:
+        got = f"{held:,}" if held < declared else "more"
         raise DataError(f"{path}: the header declares {declared:,} bytes, it holds {got}; remove it to have it anew")
-    return torch.from_numpy(np.frombuffer(content, np.uint8).copy()).reshape(sizes)
+    return torch.from_numpy(content).reshape(sizes)
+
+
+def _size_at_end(archive: Path) -> int:
+    """What a gzip archive says of the size that it has unpacked, modulo 2³²."""
+    with archive.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(), "little")
+
+
+def _filled(file: BinaryIO, size: int) -> np.ndarray:
+    """The next bytes of the file, ``size`` of them or as many as there are."""
+    content, n = np.empty(size, np.uint8), 0
+    while got := file.readinto(memoryview(content)[n:]):
+        n += got
+    return content[:n]
 
 
 def _frey(path: Path) -> Split:
     with _readable(path):
         if path.stat().st_size > FREY_BYTES:
-            raise DataError(f"{path}: it is larger than {FREY_BYTES:,} bytes, so it is not Frey Face; remove it")
+            raise DataError(f"{path}: it is larger than {FREY_BYTES:,} bytes, so it is not Frey Face; move it away")
         file = io.BytesIO(_unpacked_mat(path.read_bytes()))
         found = scipy.io.whosmat(file)  # before any of it is read: a file may declare anything
         if found != [("ff", (560, 1965), "uint8")]:
@@ -351,11 +463,13 @@ def _digits() -> Split:
 
 
 @contextmanager
-def _readable(path: Path, cure: str = "remove it to download it anew") -> Iterator[None]:
+def _readable(path: Path) -> Iterator[None]:
     """Whatever a library says of a damaged file becomes a DataError that names the file and the cure."""
     try:
         yield
     except DataError:
         raise
+    except (MemoryError, PermissionError) as error:
+        raise DataError(f"{path} cannot be read ({error}); the file itself may be whole") from error
     except Exception as error:
-        raise DataError(f"{path} cannot be read ({error}); {cure}") from error
+        raise DataError(f"{path} cannot be read ({error}); remove it to download it anew") from error

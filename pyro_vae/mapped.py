@@ -23,6 +23,18 @@ PRIVATE = (
 _MAPPED: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by the address of the tensor's storage
 
 
+def expanded(path: Path | str) -> Path:
+    """The path with its ``~`` or ``~user`` replaced by the home folder; ValueError for a user that there is not.
+
+    >>> expanded("~/data") == Path.home() / "data"
+    True
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{path}: there is no such home folder; write {Path.cwd() / path} for this folder") from error
+
+
 def map_array(path: Path | str) -> Tensor:
     """The uint8 array of a .npy file, as a tensor that reads it from the disk where it is indexed.
 
@@ -37,11 +49,12 @@ def map_array(path: Path | str) -> Tensor:
     (True, tensor([[4, 5],
             [0, 1]], dtype=torch.uint8))
     """
+    path = expanded(path)
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.memmap) or array.dtype != np.uint8 or not array.flags.c_contiguous or not array.size:
         got = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise ValueError(f"{path}: wanted an array of uint8 in C order, got {got}")
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         pages = mmap.mmap(file.fileno(), 0, **PRIVATE)
     tensor = torch.frombuffer(pages, dtype=torch.uint8, count=array.size, offset=array.offset).reshape(array.shape)
     _MAPPED[tensor.untyped_storage().data_ptr()] = pages
@@ -54,27 +67,29 @@ def is_mapped(tensor: Tensor) -> bool:
 
 
 def take(images: Tensor, index: Tensor) -> Tensor:
-    """``images[index]``, in memory. Of a mapped tensor no more than ``RESIDENT`` bytes, about, are resident with it."""
+    """``images[index]``, in memory and contiguous. Of a mapped tensor at most about ``RESIDENT`` bytes are resident."""
     index = index.to(images.device)
     if not is_mapped(images):
-        return images[index]
+        return images[index].contiguous()
     pages, chosen = _MAPPED[images.untyped_storage().data_ptr()], []
-    for part in index.split(max(1, RESIDENT // max(TOUCHED, _image_bytes(images)))):
+    for part in index.split(max(1, RESIDENT // max(TOUCHED, image_bytes(images)))):
         chosen.append(images[part])
         if hasattr(mmap, "MADV_DONTNEED"):
             pages.madvise(mmap.MADV_DONTNEED)
-    return torch.cat(chosen)
+    return torch.cat(chosen).contiguous()
 
 
-def parts(images: Tensor) -> Iterator[Tensor]:
-    """All images one after the other, as many at a time as make ``TOGETHER`` bytes, and at least one.
+def parts(images: Tensor, index: Tensor | None = None) -> Iterator[Tensor]:
+    """All images, or those of an index, in turn: as many at a time as make ``TOGETHER`` bytes, and at least one.
 
     >>> [len(part) for part in parts(torch.zeros(5, 1, 4096, 4096, dtype=torch.uint8))]
     [2, 2, 1]
     """
-    for index in torch.arange(len(images)).split(max(1, TOGETHER // _image_bytes(images))):
-        yield take(images, index)
+    index = torch.arange(len(images)) if index is None else index
+    for part in index.split(max(1, TOGETHER // image_bytes(images))):
+        yield take(images, part)
 
 
-def _image_bytes(images: Tensor) -> int:
+def image_bytes(images: Tensor) -> int:
+    """Bytes of one image, and at least 1."""
     return max(1, images.nbytes // max(1, len(images)))

@@ -5,9 +5,12 @@ import io
 import json
 import shutil
 import struct
+import warnings
 from pathlib import Path
 
+import hypothesis.extra.numpy as numpy_strategies
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import scipy.io
 import torch
@@ -89,6 +92,65 @@ def test_any_idx_archive_is_images_or_an_error(tmp_path, content):
         assert loaded_idx(tmp_path, content, "images.gz").dtype == torch.uint8
     except D.DataError as error:
         assert "remove it" in str(error)
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def own_images(tmp_path, **contents):
+    """A folder of images whose files have these contents."""
+    for name, content in {**dict.fromkeys(("train", "valid", "test"), npy(OWN)), **contents}.items():
+        (tmp_path / f"{name}.npy").write_bytes(content)
+    return tmp_path
+
+
+OWN = np.arange(256, dtype=np.uint8).reshape(4, 1, 8, 8)
+ARRAYS = numpy_strategies.arrays(
+    numpy_strategies.scalar_dtypes(), numpy_strategies.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=5)
+)
+
+
+@QUICK
+@given(damaged(npy(OWN)) | st.binary(max_size=200))
+def test_any_file_of_a_folder_is_images_or_an_error(tmp_path, content):
+    folder = own_images(tmp_path, train=content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a changed header may well give dark images
+        try:
+            assert D.load(folder).train.images.dtype == torch.uint8
+        except D.DataError as error:
+            assert str(tmp_path) in str(error)
+
+
+@QUICK
+@given(ARRAYS)
+def test_any_array_is_these_images_or_an_error(tmp_path, array):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for made, refused in ((lambda: D.Split(array), ValueError), (
+            lambda: D.load(own_images(tmp_path, train=npy(array), valid=npy(array), test=npy(array))).train, D.DataError
+        )):
+            try:
+                split = made()
+                assert array.dtype == np.uint8 and np.array_equal(split.images.flatten(), array.flatten())
+            except refused as error:
+                assert "write" in str(error) or "make it anew" in str(error)
+
+
+@QUICK
+@given(ARRAYS | numpy_strategies.arrays(numpy_strategies.scalar_dtypes(), 4))
+def test_any_labels_are_these_classes_or_an_error(tmp_path, array):
+    for made, refused in ((lambda: D.Split(OWN, array), ValueError), (
+        lambda: D.load(own_images(tmp_path, train_labels=npy(array))).train, D.DataError
+    )):
+        try:
+            labels = made().labels
+            assert labels.dtype == torch.int64 and labels.min() >= 0 and labels.tolist() == array.tolist()
+        except refused as error:
+            assert "labels: wanted" in str(error)
 
 
 def mat(compress):

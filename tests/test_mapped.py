@@ -48,8 +48,13 @@ def test_training_from_disk_is_training_from_memory(folder):
     on_disk = load(folder)
     in_memory = replace(on_disk, train=Split(on_disk.train.images.clone()))
     assert not mapped.is_mapped(in_memory.train.images) and mapped.is_mapped(on_disk.to("cpu").train.images)
+    (folder / "last").mkdir()
+    for split in COUNTS:
+        np.save(folder / f"last/{split}.npy", np.moveaxis(np.load(folder / f"{split}.npy"), 1, -1))
+    channels_last = load(folder / "last", layout="NHWC")
+    assert mapped.is_mapped(channels_last.train.images) and channels_last.shape == on_disk.shape
     rows = []
-    for data in (on_disk, in_memory):
+    for data in (on_disk, in_memory, channels_last):
         torch.manual_seed(0)
         vae = VAE(
             priors.StandardNormal(2),
@@ -58,7 +63,7 @@ def test_training_from_disk_is_training_from_memory(folder):
         )
         rows.append(fit(vae, data, epochs=2, batch_size=16, engine="eager", progress=False).rows)
     bounds = [[row["valid_bound"] for row in history] for history in rows]
-    assert bounds[0] == bounds[1]
+    assert bounds[0] == bounds[1] == bounds[2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the resident size is read from Linux's /proc")
