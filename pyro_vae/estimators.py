@@ -2,7 +2,8 @@
 
 Each takes any program: several latent and several observed sites, parameters in modules or in Pyro's store. Each works
 in ``SVI(model, guide, optim, loss=elbo)``, in ``elbo(model, guide)`` with a torch optimiser, and in ``fit``. With
-K particles the guide runs once, so that an encoder sees each image once and the decoder K codes of it.
+K particles the guide runs once, so that an encoder sees each image once and the decoder K codes of it; a program that
+takes no plate of particles runs K times (``vectorize``, see ``Runs``).
 
 Every loss is minus a bound, summed over the batch, in nats; its gradient is the estimator's. Pyro's ``Trace_ELBO``
 and ``TraceMeanField_ELBO`` are the estimators L^A and L^B of Kingma & Welling (2014) and stand beside these.
@@ -14,30 +15,44 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from pyro import distributions as dist
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.util import MultiFrameTensor, is_validation_enabled
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from pyro_vae.checks import whole_number
 from pyro_vae.divergences import has_closed_form_kl
-from pyro_vae.paths import Detached, Paths, check_reparameterised, inner, leave_score_out, partial_derivatives
+from pyro_vae.matching import core
+from pyro_vae.paths import (
+    Detached,
+    Paths,
+    check_observed,
+    check_reparameterised,
+    inner,
+    leave_score_out,
+    partial_derivatives,
+)
+from pyro_vae.probing import left_as_it_was
 from pyro_vae.traces import (
     PARTICLES,
+    Replay,
+    Runs,
+    Traces,
     check_order,
     check_sites,
     common_scale,
-    image_plate,
     log_prob,
     log_weights,
     paired_traces,
-    plate_nesting,
     sample_sites,
     score,
+    shared_plates,
     spread,
+    trace_of,
 )
-
-Traces = tuple[poutine.Trace, poutine.Trace]
 
 
 class Estimator(ELBO):
@@ -45,12 +60,19 @@ class Estimator(ELBO):
 
     ``is_bound`` says whether minus the loss is, on average, a lower bound on log p(x).
     While Pyro's validation is on, a NaN loss warns, as in Pyro; ``loss`` and ``loss_and_grads`` warn always.
+
+    ``vectorize`` says whether the K particles are drawn together; None: where a trial at the first batch shows that
+    each has the log-probabilities that it has alone. Else they run one after the other.
     """
 
     is_bound = True
 
-    def __init__(self, K: int = 1):
-        super().__init__(num_particles=_count("K", K))
+    def __init__(self, K: int = 1, *, vectorize: bool | None = None):
+        K = whole_number("K", K)
+        super().__init__(num_particles=K)
+        if vectorize not in (None, True, False):
+            raise ValueError(f"vectorize: got {vectorize!r}, wanted True, False or None")
+        self.runs = Runs(K, vectorize)
 
     @abstractmethod
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
@@ -84,9 +106,16 @@ class Estimator(ELBO):
         self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping, handler: Callable | None = None
     ) -> Traces:
         """The model's and the guide's trace, all particles in one; ``handler`` is an effect handler of the guide."""
-        if self.num_particles > 1 and math.isinf(self.max_plate_nesting):
-            self.max_plate_nesting = plate_nesting(model, guide, args, kwargs)
-        return paired_traces(model, guide, args, kwargs, self.num_particles, self.max_plate_nesting, handler)
+        self.runs.particles = self.num_particles
+        return self.runs(model, guide, args, kwargs, handler)
+
+    def _plate(
+        self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping, traces: Traces
+    ) -> CondIndepStackFrame:
+        """The plate over images; any that all sites share where a bound of one particle is the same for each."""
+        if self.num_particles == 1:
+            return shared_plates(*traces)[0]
+        return self.runs.plate(model, guide, args, kwargs, traces)
 
 
 class StickingTheLanding(Estimator):
@@ -95,8 +124,8 @@ class StickingTheLanding(Estimator):
         ∇_φ = 1/K Σ_k ∂/∂z [log p(x, z_k) − log q(z_k; sg[φ])] ∂z_k/∂φ,      the model's gradient as usual.
 
     What is left out has mean zero; without it the variance is zero where q is the exact posterior. Flows that keep
-    their last pass, as Pyro's do, are scored from it and need no inverse. Raises ValueError where a site of the guide
-    is not reparameterised.
+    their last pass, as Pyro's do, are scored from it and need no inverse. Factors and sites that the guide observes
+    count as in ``Trace_ELBO``. Raises ValueError where a site of the guide is not reparameterised.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1))
@@ -108,10 +137,11 @@ class StickingTheLanding(Estimator):
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
         paths = Paths()
         model_trace, guide_trace = self._get_trace(model, guide, args, kwargs, paths)
+        of_factors = _of_factors(model_trace, guide_trace)
         leave_score_out(guide_trace)
         paths.open()
-        bound = (log_prob(model_trace) - log_prob(guide_trace)) / self.num_particles
-        return bound, bound
+        bound = log_prob(model_trace) - log_prob(guide_trace)
+        return bound / self.num_particles, (bound + of_factors) / self.num_particles
 
 
 class ImportanceWeighted(Estimator):
@@ -120,8 +150,9 @@ class ImportanceWeighted(Estimator):
     Burda et al. (2016); Rainforth et al. (2018) for M. The bound grows with K and reaches log p(x); the guide's
     signal-to-noise ratio falls with K and grows with M. M K particles are drawn at once.
 
-    Raises ValueError where the sites do not share a plate over images, where their scales differ (a KL weight), or,
-    when a gradient is asked for, where a site of the guide is not reparameterised.
+    Raises ValueError where the sites do not share a plate over images, or, for K > 1, two that could be it; where their
+    scales differ (a KL weight); where the guide has a factor or is a mere point; or, when a gradient is asked for,
+    where a site of the guide is not reparameterised. Sites that the guide observes are no part of q(z | x).
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1))
@@ -130,17 +161,19 @@ class ImportanceWeighted(Estimator):
     True
     """
 
-    def __init__(self, K: int, M: int = 1):
-        super().__init__(_count("K", K) * _count("M", M))
-        self.K, self.M = K, M
+    def __init__(self, K: int, M: int = 1, *, vectorize: bool | None = None):
+        self.K, self.M = whole_number("K", K), whole_number("M", M)
+        super().__init__(self.K * self.M, vectorize=vectorize)
 
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
-        model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
+        traces = self._get_trace(model, guide, args, kwargs)
         if torch.is_grad_enabled():
-            for site in sample_sites(guide_trace, observed=False).values():
+            for site in sample_sites(traces[1], observed=False).values():
                 check_reparameterised(site)
-        log_w = log_weights(model_trace, guide_trace).unflatten(0, (self.M, self.K))
-        bound = (log_w.logsumexp(1) - math.log(self.K)).mean(0).sum() * common_scale(model_trace)
+        plate = self._plate(model, guide, args, kwargs, traces)
+        log_w = log_weights(*traces, plate=plate).unflatten(0, (self.M, self.K))
+        bounds = (log_w.logsumexp(1) - math.log(self.K)).mean(0)
+        bound = (bounds * common_scale(*traces, plate=plate)).sum()
         return bound, bound
 
 
@@ -159,26 +192,27 @@ class DoublyReparameterized(Estimator):
     True
     """
 
-    def __init__(self, K: int):
-        super().__init__(K)
+    def __init__(self, K: int, *, vectorize: bool | None = None):
+        super().__init__(K, vectorize=vectorize)
 
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
         paths = Paths()
-        model_trace, guide_trace = self._get_trace(model, guide, args, kwargs, paths)
-        plate, scale = image_plate(model_trace, guide_trace), common_scale(model_trace, guide_trace)
+        model_trace, guide_trace = traces = self._get_trace(model, guide, args, kwargs, paths)
+        plate = self._plate(model, guide, args, kwargs, traces)
+        scale = common_scale(*traces, plate=plate)
         leave_score_out(guide_trace)
-        log_w = log_weights(model_trace, guide_trace)
+        log_w = log_weights(model_trace, guide_trace, plate=plate)
         share = log_w.detach().softmax(0)
-        surrogate = (share * log_w).sum()
+        surrogate = (share * scale * log_w).sum()
         if self.num_particles > 1:
             # The model's weights serve the paths too; what they lack there is added: w̃ + (w̃² − w̃) = w̃².
             sites = sample_sites(guide_trace)
             for name, slope in partial_derivatives(log_w.sum(), guide_trace).items():
-                lack = spread(share.square() - share, sites[name], plate)
+                lack = spread((share.square() - share) * scale, sites[name], plate)
                 surrogate = surrogate + inner(lack * slope, sites[name]).sum()
         paths.open()
-        bound = (log_w.detach().logsumexp(0) - math.log(self.num_particles)).sum()
-        return bound * scale, surrogate * scale
+        bound = ((log_w.detach().logsumexp(0) - math.log(self.num_particles)) * scale).sum()
+        return bound, surrogate
 
 
 class ScoreFunction(Estimator):
@@ -189,15 +223,18 @@ class ScoreFunction(Estimator):
     For any site, discrete ones too. It takes log w for each image apart: of the terms of log w a site is paired with
     those whose plates it lies in, since the others' contribution has mean zero (as ``Trace_ELBO`` does; Ranganath et
     al. 2014). c_k is zero, or for ``baseline="leave-one-out"`` the mean of the other particles' log w (Mnih & Rezende
-    2016), for which K must be at least 2 (ValueError).
+    2016), for which K must be at least 2 (ValueError). A point (``Delta``) has no score and keeps its path; factors and
+    sites that the guide observes count as in ``Trace_ELBO``, those with ``has_rsample=False`` are refused (ValueError).
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1))
     >>> loss = ScoreFunction(K=2, baseline="leave-one-out")(program.model, program.guide)(program.simulate(2))
     """
 
-    def __init__(self, K: int = 1, baseline: Literal["leave-one-out"] | None = None):
-        super().__init__(K)
+    def __init__(
+        self, K: int = 1, baseline: Literal["leave-one-out"] | None = None, *, vectorize: bool | None = None
+    ):
+        super().__init__(K, vectorize=vectorize)
         if baseline not in (None, "leave-one-out"):
             raise ValueError(f"baseline: got {baseline!r}, wanted None or 'leave-one-out'")
         if baseline and K < 2:
@@ -211,11 +248,16 @@ class ScoreFunction(Estimator):
             for site in sample_sites(trace).values():
                 log_w.add((site["cond_indep_stack"], sign * site["log_prob"].detach()))
         surrogate = log_prob(model_trace)
-        for site in sample_sites(guide_trace, observed=False).values():
+        for site in sample_sites(guide_trace).values():
+            if site["is_observed"]:
+                check_observed(site, rsample=True)
+            if "score" not in site:  # what is no draw has a derivative of its own
+                surrogate = surrogate - site["log_prob"].sum()
+                continue
             cost = log_w.sum_to(site["cond_indep_stack"])
             if self.baseline:
                 cost = _less_the_others(cost, site)
-            surrogate = surrogate + (cost * site["unscaled_log_prob"]).sum()
+            surrogate = surrogate + (cost * site["score"]).sum()
         bound = log_prob(model_trace) - log_prob(guide_trace)
         return bound / self.num_particles, surrogate / self.num_particles
 
@@ -244,12 +286,12 @@ class WakeSleep(Estimator):
 
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            seen = poutine.trace(guide).get_trace(*args, **kwargs)
-            dream = poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs)
-        wake = poutine.trace(poutine.replay(model, trace=seen)).get_trace(*args, **kwargs)
+            seen = trace_of(guide, args, kwargs)
+            dream = trace_of(poutine.uncondition(model), args, kwargs)
+        wake = trace_of(Replay(seen)(model), args, kwargs)
         check_sites(wake, seen)
         x = dream.nodes[_observed_argument(wake, seen, args)]["value"]
-        sleep = poutine.trace(poutine.replay(guide, trace=dream)).get_trace(x, *args[1:], **kwargs)
+        sleep = trace_of(Replay(dream)(guide), (x, *args[1:]), kwargs)
         score(wake)
         score(sleep)
         total = log_prob(wake) + log_prob(sleep)
@@ -267,8 +309,7 @@ def check_analytic_kl(model: Callable, guide: Callable, *args: Any, **kwargs: An
     >>> program.posterior = mean_field_guide(program)
     >>> check_analytic_kl(program.model, program.guide, torch.zeros(2, 3))
     """
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), torch.no_grad(), poutine.block():
+    with left_as_it_was(model, guide, keep_new=True), torch.no_grad(), poutine.block():
         model_trace, guide_trace = paired_traces(model, guide, args, kwargs)
     check_order(model_trace, guide_trace)
     prior = sample_sites(model_trace, observed=False)
@@ -281,10 +322,22 @@ def check_analytic_kl(model: Callable, guide: Callable, *args: Any, **kwargs: An
             )
 
 
-def _count(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}: got {value!r}, wanted a whole number of at least 1")
-    return value
+def _of_factors(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor | float:
+    """What the guide's factors f with ``has_rsample=False`` add to a surrogate, as in ``Trace_ELBO``: Σ sg[log r] f.
+
+    r = p(x, z) / q(z | x), over the model's sites. The derivative of f itself is taken out of the guide's trace.
+    """
+    total: Tensor | float = 0.0
+    for site in sample_sites(guide_trace, observed=True).values():
+        check_observed(site)
+        if not site["fn"].has_rsample:
+            log_r = MultiFrameTensor()
+            for name, part in sample_sites(model_trace).items():
+                log_q = 0.0 if part["is_observed"] else guide_trace.nodes[name]["log_prob"].detach()
+                log_r.add((part["cond_indep_stack"], part["log_prob"].detach() - log_q))
+            total = total + (log_r.sum_to(site["cond_indep_stack"]) * site["unscaled_log_prob"]).sum()
+            site["log_prob"] = site["log_prob"].detach()
+    return total
 
 
 def _less_the_others(cost: Tensor, site: Mapping) -> Tensor:
@@ -308,4 +361,7 @@ def _observed_argument(wake: poutine.Trace, seen: poutine.Trace, args: Sequence)
     auxiliary = [key for key, site in sample_sites(seen).items() if site["infer"].get("is_auxiliary")]
     if auxiliary:
         raise ValueError(f"WakeSleep: the model does not dream the guide's sites {auxiliary}; use StickingTheLanding")
+    points = [key for key, site in sample_sites(seen).items() if isinstance(core(site["fn"]), dist.Delta)]
+    if points:
+        raise ValueError(f"WakeSleep: the guide has no density at the points {points}; use StickingTheLanding")
     return name

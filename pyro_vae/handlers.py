@@ -1,9 +1,11 @@
 """Changes to any program: a KL weight and its warm-up, free bits, frozen parameters, unreparameterised sites."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import pyro.distributions as dist
@@ -15,14 +17,18 @@ from torch.distributions import Distribution, Independent, kl_divergence
 
 from pyro_vae.divergences import has_closed_form_kl
 from pyro_vae.estimators import Estimator
-from pyro_vae.traces import PARTICLES, check_order, sample_sites
+from pyro_vae.matching import core, masks, same_scales
+from pyro_vae.paths import check_reparameterised
+from pyro_vae.traces import check_order, sample_sites
 
 
 class KLWeight(Messenger):
     """Multiplies log p(z) and log q(z | x) of every latent site by β, in model and guide alike.
 
     Then E_q[log p(x | z)] − β KL(q ‖ p) is what an ELBO trains (Higgins et al. 2017). ``beta``, a number of at least
-    zero or a scalar tensor, may be set between steps. Importance-weighted bounds refuse it: there is no weight left.
+    zero or a scalar tensor, may be set between steps. A compiled step is traced anew for each number, and one that
+    changes from step to step is trained eagerly, with a warning: change a tensor in place, ``weight.beta.fill_(0.5)``,
+    or take ``KLWeighted``. Importance-weighted bounds refuse it: there is no weight left.
 
     >>> import pyro
     >>> weight = KLWeight(0.5)
@@ -43,8 +49,9 @@ class KLWeight(Messenger):
 class KLWeighted(nn.Module):
     """A program with a KL weight β for training; in evaluation mode it is the program itself.
 
-    So ``fit`` trains the β-ELBO and reports the bound without β, since ``evaluate`` runs in evaluation mode. The buffer
-    ``beta`` is set in place, by ``weighted.set_beta(0.3)``, also where the program is compiled already.
+    So ``fit`` trains the β-ELBO and reports the bound without β, since ``evaluate`` runs in evaluation mode; epochs are
+    compared with β, once it stands still. The buffer ``beta`` is set in place, by ``weighted.set_beta(0.3)``, also
+    where the program is compiled already.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> from pyro.infer import Trace_ELBO
@@ -68,6 +75,9 @@ class KLWeighted(nn.Module):
     def anneal(self, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]) -> torch.optim.Optimizer:
         """Sets β to schedule(steps taken), now and after each step of the optimiser, which it returns.
 
+        ``schedule`` is a function of the step alone. ``fit`` warns where it does not come to its end. Raises ValueError
+        for what is no optimiser of torch or no function, and for an optimiser that anneals a weight already.
+
         >>> from pyro_vae.linear_gaussian import LinearGaussian
         >>> weighted = KLWeighted(LinearGaussian(torch.ones(3, 1)))
         >>> optimizer = weighted.anneal(torch.optim.Adam(weighted.parameters()), LinearWarmUp(steps=4))
@@ -77,6 +87,13 @@ class KLWeighted(nn.Module):
 
         For ``fit``: ``optimizer=lambda parameters: weighted.anneal(torch.optim.Adam(parameters), LinearWarmUp(1000))``.
         """
+        if not isinstance(optimizer, torch.optim.Optimizer) or not callable(schedule):
+            got = f"{type(optimizer).__name__} and {type(schedule).__name__}"
+            raise ValueError(f"anneal: wanted a torch optimiser and a function of the step, got {got}; write "
+                             "weighted.anneal(torch.optim.Adam(parameters), LinearWarmUp(steps=1000))")
+        if hasattr(optimizer, "annealing"):
+            raise ValueError("anneal: this optimiser anneals a KL weight already; make another one")
+        optimizer.annealing = schedule
         optimizer.param_groups[0]["annealed"] = 0
 
         def anneal(optimizer: torch.optim.Optimizer, *_: Any, steps: int = 1) -> None:
@@ -88,6 +105,37 @@ class KLWeighted(nn.Module):
         optimizer.register_step_post_hook(anneal)
         optimizer.register_load_state_dict_post_hook(lambda loaded: anneal(loaded, steps=0))
         return optimizer
+
+    @staticmethod
+    def check_annealing(optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Warns where the schedule of ``anneal``, if there is one, does not come to its end in so many steps.
+
+        That is where it comes no nearer than a hundredth of the way to its value after very many. Raises ValueError for
+        a β that cannot be.
+
+        >>> import warnings
+        >>> weighted = KLWeighted(nn.Linear(2, 1))
+        >>> optimizer = weighted.anneal(torch.optim.Adam(weighted.parameters()), LinearWarmUp(steps=1000))
+        >>> with warnings.catch_warnings(record=True) as said:
+        ...     warnings.simplefilter("always")
+        ...     KLWeighted.check_annealing(optimizer, steps=1000)
+        ...     KLWeighted.check_annealing(optimizer, steps=60)
+        >>> print(said[0].message)
+        beta: its schedule goes on to 1, and is at 0.06 after the 60 steps of this training; ...
+        """
+        schedule = getattr(optimizer, "annealing", None)
+        if schedule is None:
+            return
+        betas = [float(_checked_beta(schedule(step))) for step in sorted({n * steps // 1000 for n in range(1001)})]
+        try:
+            end = float(schedule(1_000_000 * steps))
+        except Exception:  # of a schedule that ends with the training, such as a list
+            return
+        left = [abs(end - beta) for beta in betas]
+        if min(left) > max(left) / 100:
+            warnings.warn(f"beta: its schedule goes on to {end:g}, and is at {betas[-1]:g} after the {steps} steps of "
+                          "this training; train for more epochs, or warm up in fewer steps, as by "
+                          f"LinearWarmUp(steps={max(1, steps // 2)})", stacklevel=3)
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
         return self._weighted(self.program.model)(*args, **kwargs)
@@ -118,7 +166,7 @@ class LinearWarmUp:
     def __post_init__(self) -> None:
         _checked_beta(self.start)
         _checked_beta(self.end)
-        if not self.steps > 0:
+        if not isinstance(self.steps, Real) or not 0 < self.steps < math.inf:
             raise ValueError(f"steps: got {self.steps}, wanted a positive number, as in LinearWarmUp(steps=1000)")
 
     def __call__(self, step: float) -> float:
@@ -133,7 +181,8 @@ class FreeBits(Estimator):
     j runs over the dimensions of a site where guide and prior are both factorised; a site where they are not counts as
     one. Since max(λ, KL) ≥ KL the loss is still minus a lower bound; the tight one is that of ``Trace_ELBO``.
     The KL is the closed form, for the maximum of a sampled one would be biased: ValueError where none is registered,
-    where the guide draws its sites in another order than the model, or where a latent site is scaled or masked.
+    where the guide draws its sites in another order than the model or scores more than its draws, where a latent site
+    is scaled or masked, or, when a gradient is asked for, where a site of the guide is not reparameterised.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian, mean_field_guide
     >>> program = LinearGaussian(torch.ones(3, 1))
@@ -141,8 +190,8 @@ class FreeBits(Estimator):
     >>> loss = FreeBits(nats=0.5)(program.model, program.guide)(program.simulate(4))
     """
 
-    def __init__(self, nats: float, K: int = 1):
-        super().__init__(K)
+    def __init__(self, nats: float, K: int = 1, *, vectorize: bool | None = None):
+        super().__init__(K, vectorize=vectorize)
         if not 0 <= nats < math.inf:
             raise ValueError(f"nats: got {nats}, wanted a number of at least zero: the free KL of each dimension")
         self.nats = nats
@@ -150,11 +199,14 @@ class FreeBits(Estimator):
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
         model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
         check_order(model_trace, guide_trace)
+        seen = list(sample_sites(guide_trace, observed=True))
+        if seen:
+            raise ValueError(f"FreeBits: the guide scores {seen}, which it does not draw; use Trace_ELBO and KLWeight")
         observed = sample_sites(model_trace, observed=True).values()
         bound = sum(site["log_prob"].sum() for site in observed) / self.num_particles
         for name, site in sample_sites(guide_trace, observed=False).items():
             kl = _dimensions_kl(name, site, model_trace.nodes.get(name, {}))
-            draws = math.prod(frame.size for frame in site["cond_indep_stack"] if frame.name != PARTICLES)
+            draws = site["log_prob"].numel() / self.num_particles
             bound = bound - (kl / self.num_particles).clamp(min=self.nats * draws).sum()
         return bound, bound
 
@@ -268,11 +320,19 @@ def _parameters(part: Any) -> list[Tensor]:
 
 def _dimensions_kl(name: str, site: Message, prior: Message | dict) -> Tensor:
     """KL(q ‖ p), summed over all but the event's dimensions: shape (D,) where q and p are factorised, else ()."""
+    if any(part and (masks(part) or not same_scales(part["scale"], 1.0)) for part in (site, prior)):
+        raise ValueError(f"site {name!r} is scaled or masked, and free bits count nats of single images; take it away")
+    if isinstance(core(site["fn"]), dist.Delta):
+        raise ValueError(f"site {name!r} of the guide is a point, whose KL has no nats to count; use Trace_ELBO")
     if not prior or not has_closed_form_kl(site["fn"], prior["fn"]):
         raise ValueError(f"site {name!r}: no closed form is registered for its KL; use KLWeight in place of FreeBits")
-    if any(part["mask"] is not None or float(part["scale"]) != 1 for part in (site, prior)):
-        raise ValueError(f"site {name!r} is scaled or masked, and free bits count nats of single images; take it away")
-    q, p = site["fn"], prior["fn"]
+    if torch.is_grad_enabled():
+        check_reparameterised(site)
+    of_each = zip(site.get("fns", [site["fn"]]), prior.get("fns", [prior["fn"]]))
+    return sum(_factors_kl(q, p) for q, p in of_each)
+
+
+def _factors_kl(q: Distribution, p: Distribution) -> Tensor:
     if isinstance(q, Independent) and isinstance(p, Independent):
         kl = kl_divergence(q.base_dist, p.base_dist)
         return kl.sum(list(range(kl.dim() - q.event_dim))) if kl.dim() > q.event_dim else kl

@@ -7,18 +7,22 @@ that leave the score out, or keep nothing else, need the two apart; these handle
 from collections.abc import Callable
 
 import torch
+from pyro import distributions as dist
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
-from pyro_vae.traces import sample_sites
+from pyro_vae.matching import core, moves_freely, sample_sites
 
 
 class Detached(Messenger):
     """Draws the sites of a guide without a path to its parameters: log q keeps the score and nothing else.
+
+    The score, in ``"score"``, is that of the distribution that is drawn from: no mask is taken from it, no scale given.
+    A point (``Delta``) is no draw, and keeps its path: that to its parameters, and to the draws that it is made of.
 
     >>> import pyro
     >>> import pyro.distributions as dist
@@ -31,9 +35,14 @@ class Detached(Messenger):
     def _pyro_sample(self, msg: Message) -> None:
         if msg["done"] or msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
             return
-        draw, noise = _draw(msg["fn"])
+        if isinstance(core(msg["fn"]), dist.Delta):
+            return
+        fn = _unmasked(msg["fn"])
+        draw, noise = _draw(fn)
         msg["value"] = self._value(msg, draw)
-        msg["unscaled_log_prob"] = _log_prob(msg["fn"], draw, noise, msg["value"])
+        msg["score"] = _log_prob(fn, draw, noise, msg["value"])
+        masked = fn is not msg["fn"]
+        msg["unscaled_log_prob"] = _log_prob(msg["fn"], draw, noise, msg["value"]) if masked else msg["score"]
         msg["done"] = True
 
     def _value(self, msg: Message, draw: Tensor) -> Tensor:
@@ -86,14 +95,52 @@ def check_reparameterised(site: Message) -> None:
         )
 
 
+def check_observed(site: Message, rsample: bool = False) -> None:
+    """Raises ValueError where it is not known what gradient a site has that the guide observes, or a factor of it.
+
+    ``rsample`` says that only what belongs to reparameterised draws has one.
+    """
+    if site_is_factor(site) and "has_rsample" not in vars(site["fn"]):
+        raise ValueError(
+            f"the factor {site['name']!r} of the guide does not say what its gradient is; write has_rsample=True where "
+            "it belongs to reparameterised draws, and has_rsample=False where it does not"
+        )
+    if site_is_factor(site) and rsample and not site["fn"].has_rsample:
+        raise ValueError(
+            f"the factor {site['name']!r} of the guide has has_rsample=False, whose gradient in Trace_ELBO goes "
+            "through reparameterised draws; use StickingTheLanding, or write has_rsample=True"
+        )
+    if not site_is_factor(site) and not site["fn"].has_rsample:
+        raise ValueError(
+            f"site {site['name']!r} is observed by the guide, and {type(site['fn']).__name__} has no rsample, so that "
+            "Trace_ELBO takes it for a draw; write pyro.factor(name, log_prob, has_rsample=True) for a term of the "
+            "guide, or train it by a loss of its own"
+        )
+
+
+def drawn_sites(trace: poutine.Trace) -> dict[str, Message]:
+    """The sites of a guide that were drawn under ``Detached`` or ``Paths``: no points, and none that is observed."""
+    return {name: site for name, site in sample_sites(trace, observed=False).items() if "score" in site}
+
+
 def partial_derivatives(total: Tensor, trace: poutine.Trace) -> dict[str, Tensor]:
-    """∂ total / ∂z for the latent sites of a guide drawn under closed ``Paths``, those on which it depends."""
-    values = {name: site["value"] for name, site in sample_sites(trace, observed=False).items()}
-    values = {name: value for name, value in values.items() if value.requires_grad}
-    if not (values and torch.is_grad_enabled()):
+    """∂ total / ∂z for the sites of a guide drawn under closed ``Paths``, those on which it depends."""
+    sites = drawn_sites(trace)
+    values = {name: site.get("values", [site["value"]]) for name, site in sites.items()}  # those of each particle
+    every = [value for of_site in values.values() for value in of_site if value.requires_grad]
+    if not (every and total.requires_grad and torch.is_grad_enabled()):
         return {}
-    gradients = torch.autograd.grad(total, list(values.values()), retain_graph=True, allow_unused=True)
-    return {name: gradient for name, gradient in zip(values, gradients) if gradient is not None}
+    found = torch.autograd.grad(total, every, retain_graph=True, allow_unused=True)
+    slopes = {id(value): slope for value, slope in zip(every, found) if slope is not None}
+    return {
+        name: _joined([slopes.get(id(value), torch.zeros_like(value)) for value in of_site], sites[name]["value"])
+        for name, of_site in values.items()
+        if any(id(value) in slopes for value in of_site)
+    }
+
+
+def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(parts).reshape(like.shape)
 
 
 def leave_score_out(guide_trace: poutine.Trace) -> None:
@@ -101,9 +148,10 @@ def leave_score_out(guide_trace: poutine.Trace) -> None:
 
         log q(z) = sg[log q(z)] + ⟨sg[∂ Σ log q / ∂z], z − sg[z]⟩,      sg: stop gradient,
 
-    the sum being over all latent sites: each z has its own term and those of the sites drawn from it.
+    the sum being over all sites that are drawn: each z has its own term and those of the sites drawn from it. The
+    density that a point brings along keeps its derivatives, which have no mean of zero.
     """
-    sites = sample_sites(guide_trace, observed=False)
+    sites = drawn_sites(guide_trace)
     total = sum(site["log_prob"].sum() for site in sites.values())
     gradients = partial_derivatives(total, guide_trace)
     for name, site in sites.items():
@@ -118,6 +166,16 @@ def inner(weight: Tensor, site: Message) -> Tensor:
     return product.sum(list(range(-site["fn"].event_dim, 0))) if site["fn"].event_dim else product
 
 
+def _unmasked(fn: Distribution) -> Distribution:
+    """The distribution that is drawn from, which a mask does not change."""
+    if isinstance(fn, dist.MaskedDistribution):
+        return _unmasked(fn.base_dist)
+    if isinstance(fn, Independent):
+        base = _unmasked(fn.base_dist)
+        return fn if base is fn.base_dist else dist.Independent(base, fn.reinterpreted_batch_ndims)
+    return fn
+
+
 def _draw(fn: Distribution) -> tuple[Tensor, Tensor | None]:
     """A draw and, of a flow that keeps its last pass, the draw of the base that it was made from."""
     flow = _base(fn)
@@ -127,6 +185,8 @@ def _draw(fn: Distribution) -> tuple[Tensor, Tensor | None]:
     while isinstance(flow, TransformedDistribution):
         transforms = [*flow.transforms, *transforms]
         flow = _base(flow.base_dist)
+    if not moves_freely(flow):  # no Jacobian in its coordinates; the steps from there have inverses
+        return fn(), None
     noise = flow.rsample()
     noise = noise if noise.requires_grad else noise.requires_grad_()
     draw = noise
@@ -160,6 +220,8 @@ def _log_prob(fn: Distribution, draw: Tensor, noise: Tensor | None, value: Tenso
     if noise is None:
         return fn.log_prob(value if torch.is_grad_enabled() else draw)
     log_q = fn.log_prob(draw)
+    if not log_q.requires_grad:  # masked as a whole
+        return log_q
 
     def flat(tensor: Tensor) -> Tensor:
         return tensor.reshape(*log_q.shape, -1)
@@ -168,5 +230,14 @@ def _log_prob(fn: Distribution, draw: Tensor, noise: Tensor | None, value: Tenso
         return flat(torch.autograd.grad(output.sum(), noise, retain_graph=True)[0])
 
     jacobian = torch.stack([slope(output) for output in flat(draw).unbind(-1)], -2)
-    g = torch.linalg.solve(jacobian.mT, slope(log_q).unsqueeze(-1)).squeeze(-1)
-    return log_q + (g * flat(value - draw)).sum(-1)
+    return log_q + (_solved(jacobian, slope(log_q)) * flat(value - draw)).sum(-1)
+
+
+def _solved(jacobian: Tensor, slope: Tensor) -> Tensor:
+    """The g with Jᵀ g = slope: J is square, or has more rows than columns, as that of a map onto a simplex.
+
+    There g is the one in the plane of the columns, in which alone the values move.
+    """
+    if jacobian.shape[-1] == jacobian.shape[-2]:
+        return torch.linalg.solve(jacobian.mT, slope.unsqueeze(-1)).squeeze(-1)
+    return (jacobian @ torch.linalg.solve(jacobian.mT @ jacobian, slope.unsqueeze(-1))).squeeze(-1)

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
@@ -12,6 +13,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
+from torch.distributions import kl_divergence
 
 from pyro_vae.estimators import (
     DoublyReparameterized,
@@ -406,6 +408,41 @@ def test_flows_without_an_inverse_have_the_mean_gradient_of_the_total_derivative
     assert_same_mean(ScoreFunction(2, "leave-one-out"), Trace_ELBO(), program, x)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("transform", "prior"),
+    [
+        (transforms.StickBreakingTransform, lambda: dist.Dirichlet(torch.full((D + 1,), 2.0))),  # its J is not square
+        (transforms.ExpTransform, lambda: dist.Gamma(2.0, torch.ones(D)).to_event(1)),
+        (transforms.SigmoidTransform, lambda: dist.Beta(2.0, torch.ones(D)).to_event(1)),
+    ],
+)
+@pytest.mark.parametrize("K", [1, 3])
+def test_maps_that_keep_their_last_pass_have_the_gradient_of_those_that_do_not(transform, prior, masked, K):
+    loc, raw = torch.randn(B, D).requires_grad_(), torch.randn(B, D).requires_grad_()
+
+    def draw(fn):
+        with pyro.plate("images", B):
+            return pyro.sample("z", fn.mask(torch.tensor([True, False, True])) if masked else fn)
+
+    def model(cache_size):
+        z = draw(prior().expand([B]))
+        with pyro.plate("pixels", B):
+            pyro.sample("x", dist.Normal(z.square().sum(-1), 1.0), obs=torch.ones(B))
+
+    def guide(cache_size):
+        draw(dist.TransformedDistribution(dist.Normal(loc, raw.exp()).to_event(1), [transform(cache_size=cache_size)]))
+
+    def estimate(estimator, cache_size):
+        torch.manual_seed(1)
+        loss = estimator.differentiable_loss(model, guide, cache_size)
+        return [loss, *torch.autograd.grad(loss, [loc, raw])]
+
+    for estimator in (StickingTheLanding(K), ScoreFunction(K)):
+        for ours, expected in zip(estimate(estimator, 1), estimate(estimator, 0)):
+            torch.testing.assert_close(ours, expected)
+
+
 # Means and variances --------------------------------------------------------------------------------------------------
 
 
@@ -570,6 +607,45 @@ def test_path_derivatives_refuse_a_discrete_site(estimator):
     assert math.isfinite(ImportanceWeighted(2).loss(program.model, program.guide, torch.zeros(B)))
 
 
+def masked_by_handler(fn, seen):
+    with pyro.poutine.mask(mask=seen):
+        return pyro.sample("z", fn)
+
+
+def masked_itself(fn, seen):
+    return pyro.sample("z", fn.mask(seen))
+
+
+def masked_inside_of_an_event(fn, seen):
+    fn = dist.Bernoulli(logits=fn.logits.unsqueeze(-1)).mask(seen.unsqueeze(-1))
+    return pyro.sample("z", fn.to_event(1)).squeeze(-1)
+
+
+@pytest.mark.parametrize("mask", [masked_by_handler, masked_itself, masked_inside_of_an_event])
+def test_the_score_of_a_masked_site_is_that_of_its_draw(mask):
+    """The model sees masked draws too, and what it makes of them depends on the logits that they were drawn by."""
+    logits, seen = torch.tensor([0.2, -0.3, 0.4]).requires_grad_(), torch.tensor([True, False, False])
+    x = torch.tensor([0.5, -1.0, 2.0])
+
+    def model():
+        with pyro.plate("images", 3):
+            z = mask(dist.Bernoulli(torch.full((3,), 0.5)), seen)
+            pyro.sample("x", dist.Normal(2 * z, 1.0), obs=x)
+
+    def guide():
+        with pyro.plate("images", 3):
+            mask(dist.Bernoulli(logits=logits), seen)
+
+    q = logits.sigmoid()
+    log_px = [dist.Normal(2.0 * z, 1.0).log_prob(x) for z in (0, 1)]
+    kl = kl_divergence(dist.Bernoulli(logits=logits), dist.Bernoulli(torch.full((3,), 0.5)))
+    elbo = ((1 - q) * log_px[0] + q * log_px[1] - torch.where(seen, kl, 0.0)).sum()
+    (expected,) = torch.autograd.grad(-elbo, logits)
+    losses = [ScoreFunction(2000, "leave-one-out").differentiable_loss(model, guide) for _ in range(10)]
+    ours = torch.stack([torch.autograd.grad(loss, logits)[0] for loss in losses])
+    assert ((ours.mean(0) - expected).abs() < 5 * ours.std(0) / math.sqrt(10)).all()
+
+
 # Programs that are not autoencoders -----------------------------------------------------------------------------------
 
 
@@ -700,16 +776,81 @@ def test_scales_and_masks_reach_the_bound_and_its_gradient(far):
     assert loss.item() == pytest.approx(-log_w[0, mask].sum().item())
 
 
+# What a guide scores without drawing it -------------------------------------------------------------------------------
+
+
+def scoring(kind):
+    """A guide that draws z and has a term besides, in parameters of its own and of z."""
+    program = nn.Module()
+    program.loc, program.slope, x = nn.Parameter(torch.tensor(0.4)), nn.Parameter(torch.tensor(0.7)), torch.ones(B)
+
+    def model():
+        with pyro.plate("images", B):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide():
+        with pyro.plate("images", B):
+            z = pyro.sample("z", dist.Normal(program.loc * x, 0.8))
+            if kind == "observed":
+                pyro.sample("a", dist.Normal(program.slope * z, 1.0), obs=x, infer={"is_auxiliary": True})
+            elif kind == "discrete":
+                pyro.sample("a", dist.Bernoulli(logits=program.slope * z), obs=x, infer={"is_auxiliary": True})
+            else:
+                pyro.factor("a", program.slope * z**2, **kind)
+
+    program.model, program.guide = model, guide
+    return program
+
+
+@pytest.mark.parametrize(
+    ("estimator", "kind"),
+    [
+        (StickingTheLanding(200), "observed"),
+        (StickingTheLanding(200), {"has_rsample": True}),
+        (StickingTheLanding(200), {"has_rsample": False}),
+        (ScoreFunction(2000, "leave-one-out"), "observed"),
+        (ScoreFunction(2000, "leave-one-out"), {"has_rsample": True}),
+    ],
+)
+def test_terms_of_a_guide_that_are_no_draws_count_as_in_trace_elbo(estimator, kind):
+    program, theirs = scoring(kind), Trace_ELBO(200, vectorize_particles=True)
+    assert_same_mean(estimator, theirs, program, runs=20)
+    both = estimator, theirs
+    ours, expected = (torch.tensor([e.loss(program.model, program.guide) for _ in range(20)]) for e in both)
+    assert (ours.mean() - expected.mean()).abs() < 5 * ((ours.var() + expected.var()) / 20).sqrt()
+
+
+def test_terms_of_a_guide_whose_gradient_is_not_known_are_refused():
+    for estimator in (StickingTheLanding(), ScoreFunction(2)):
+        with pytest.raises(ValueError, match=r"factor 'a' of the guide does not say.*has_rsample=True"):
+            estimator.differentiable_loss(scoring({}).model, scoring({}).guide)
+        with pytest.raises(ValueError, match="site 'a' is observed by the guide, and Bernoulli has no rsample"):
+            estimator.differentiable_loss(scoring("discrete").model, scoring("discrete").guide)
+    with pytest.raises(ValueError, match=r"factor .a. of the guide has has_rsample=False.*StickingTheLanding"):
+        program = scoring({"has_rsample": False})
+        ScoreFunction(2).differentiable_loss(program.model, program.guide)
+
+
+@pytest.mark.parametrize("kind", ["observed", "discrete"])
+def test_what_a_guide_observes_is_no_part_of_a_weight(kind):
+    program = scoring(kind)
+    exact = B * dist.Normal(0.0, math.sqrt(2)).log_prob(torch.tensor(1.0)).item()
+    for estimator in (ImportanceWeighted(2000), DoublyReparameterized(2000)):
+        assert estimator.loss(program.model, program.guide) == pytest.approx(-exact, abs=0.1)
+
+
 # Bad input ------------------------------------------------------------------------------------------------------------
 
 
 def test_bad_settings():
     for wrong in (0, -1, 1.5, True, "8"):
         for estimator in (StickingTheLanding, ImportanceWeighted, DoublyReparameterized, ScoreFunction):
-            with pytest.raises(ValueError, match="K: got"):
+            with pytest.raises(ValueError, match="K: wanted a whole number of at least 1, got"):
                 estimator(wrong)
-    with pytest.raises(ValueError, match="M: got 0"):
+    with pytest.raises(ValueError, match="M: wanted a whole number of at least 1, got 0"):
         ImportanceWeighted(2, M=0)
+    assert ImportanceWeighted(np.int64(3), M=np.int32(2)).num_particles == 6
     with pytest.raises(ValueError, match="write K=2"):
         ScoreFunction(1, baseline="leave-one-out")
     with pytest.raises(ValueError, match="wanted None or"):
@@ -734,6 +875,28 @@ def test_wake_sleep_needs_to_know_what_to_dream(program):
         WakeSleep().differentiable_loss(
             lambda n, x: program.model(x), lambda n, x: program.guide(x), torch.tensor(1), program.simulate(B)
         )
+
+
+@pytest.mark.parametrize(
+    ("guide", "message"),
+    [
+        (lambda x: pyro.sample("z", dist.Delta(x)), "no density at the points"),
+        (lambda x: pyro.factor("f", pyro.sample("z", dist.Normal(x, 1.0)), has_rsample=True), "does not dream"),
+        (lambda x: pyro.sample("z", dist.TransformedDistribution(dist.Normal(x, 1.0), [transforms.ExpTransform()])),
+         "site 'z': its support"),
+    ],
+)
+def test_wake_sleep_refuses_guides_without_a_density_of_the_dream(guide, message):
+    def model(x):
+        with pyro.plate("images", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def in_plate(x):
+        with pyro.plate("images", len(x)):
+            guide(x)
+
+    with pytest.raises(ValueError, match=message):
+        WakeSleep().differentiable_loss(model, in_plate, torch.ones(B))
 
 
 def test_an_analytic_kl_that_would_be_sampled_is_refused(program):

@@ -220,6 +220,78 @@ def test_free_bits_refuse_another_order():
         FreeBits(0.1).loss(lambda: program("a", "b"), lambda: program("b", "a"))
 
 
+def normal_program(plate, latent=lambda x: dist.Normal(0.4 * x, 0.7)):
+    def model(x):
+        with plate(x):
+            z = pyro.sample("z", dist.Normal(torch.zeros(x.shape), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with plate(x):
+            pyro.sample("z", latent(x))
+
+    return model, guide
+
+
+@pytest.mark.parametrize("K", [1, 4])
+@pytest.mark.parametrize("plate", [lambda x: pyro.plate("data"), lambda x: pyro.plate("particles", len(x))])
+def test_free_bits_are_those_of_every_draw_whatever_the_plate_is_called_or_sized(plate, K):
+    values, losses = torch.randn(5), []
+    for each in (plate, lambda x: pyro.plate("images", len(x))):
+        torch.manual_seed(1)
+        losses.append(FreeBits(5.0, K).loss(*normal_program(each), values))
+    assert losses[0] == pytest.approx(losses[1])
+
+
+def test_free_bits_of_particles_one_by_one():
+    """Two layers, so that each particle has a KL of its own; it is their mean that has to exceed the free nats."""
+
+    def program(loc, slope, observes):
+        def function():
+            with pyro.plate("images", 3):
+                a = pyro.sample("a", dist.Normal(loc, 1.0))
+                b = pyro.sample("b", dist.Normal(slope * a, 1.0))
+                if observes:
+                    pyro.sample("x", dist.Normal(b, 1.0), obs=torch.ones(3))
+
+        return function
+
+    model, guide = program(0.0, 1.0, True), program(0.3, 2.0, False)
+    both = (FreeBits(0.5, 4, vectorize=vectorize) for vectorize in (True, False))
+    together, apart = (torch.tensor([each.loss(model, guide) for _ in range(150)]) for each in both)
+    assert (together.mean() - apart.mean()).abs() < 4 * ((together.var() + apart.var()) / 150).sqrt()
+
+
+def test_free_bits_refuse_guides_that_they_would_give_no_gradient_or_no_kl():
+    values = torch.randn(5)
+    model, guide = normal_program(lambda x: pyro.plate("data", len(x)))
+
+    def bernoulli(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.5))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def bernoulli_guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Bernoulli(logits=x))
+
+    def scoring(x):
+        guide(x)
+        pyro.sample("a", dist.Normal(0.0, 1.0), obs=x[0], infer={"is_auxiliary": True})
+
+    with pytest.raises(ValueError, match="site 'z' of the guide is not reparameterised"):
+        FreeBits(0.1).differentiable_loss(bernoulli, bernoulli_guide, values)
+    assert math.isfinite(FreeBits(0.1).loss(bernoulli, bernoulli_guide, values))
+    with pytest.raises(ValueError, match=r"the guide scores \['a'\], which it does not draw"):
+        FreeBits(0.1).loss(model, scoring, values)
+    point = normal_program(lambda x: pyro.plate("data", len(x)), lambda x: dist.Delta(x))
+    with pytest.raises(ValueError, match="site 'z' of the guide is a point"):
+        FreeBits(0.1).loss(*point, values)
+    half = normal_program(lambda x: pyro.plate("data", len(x)), lambda x: dist.Normal(x, 1.0).mask(x > 0))
+    with pytest.raises(ValueError, match="site 'z': its mask"):
+        FreeBits(0.1).loss(*half, values)
+
+
 # Frozen parameters ----------------------------------------------------------------------------------------------------
 
 

@@ -198,3 +198,31 @@ def test_nothing_tells_that_the_program_ran():
     assert list(pyro.get_param_store().keys()) == ["kept"]
     assert pyro.get_param_store()["kept"].unconstrained() is leaf is kept.unconstrained()
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
+
+
+@pytest.mark.parametrize("kind", [AutoNormal, AutoLowRankMultivariateNormal, AutoNormalMessenger])
+def test_a_guide_that_sets_itself_up_is_as_it_was_unless_that_is_to_be_kept(kind):
+    guide = kind(normal_model)
+    before = set(vars(guide))
+    with left_as_it_was(normal_model, guide):
+        guide()
+        assert len(list(guide.parameters()))
+    assert not list(guide.parameters()) and set(vars(guide)) == before
+    with left_as_it_was(normal_model, guide, keep_new=True):
+        guide()
+        torch.rand(1)
+    assert len(list(guide.parameters()))
+
+
+def test_a_lazy_module_keeps_the_shapes_that_it_has_found():
+    layer = nn.LazyLinear(2)
+    with left_as_it_was(lambda: layer):
+        layer(torch.ones(1, 3))
+    assert layer(torch.ones(1, 3)).shape == (1, 2)
+
+
+def test_the_observations_of_a_guide_that_runs_the_model_are_not_its_own():
+    guide = AutoNormalMessenger(normal_model)
+    guide()
+    _, model_trace, guide_trace = find_parameters(normal_model, lambda: guide())
+    assert "x" in model_trace and "x" not in guide_trace

@@ -1,0 +1,332 @@
+"""Whether a guide proposes what the model leaves latent: the one place where the two traces are compared."""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from pyro import distributions as dist
+from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import ComposeTransform, Distribution, Transform, TransformedDistribution, VonMises
+from torch.distributions import constraints as torch_constraints
+from torch.distributions.constraints import Constraint
+
+from pyro_vae.hardware import widest_float
+
+PARTICLES = "pyro_vae: particles"  # the plate of particles; no program has one of that name
+Site = Mapping[str, Any]
+WHY = "so that no mean of log p(x, z) − log q(z | x) is a bound"
+
+
+def sample_sites(trace: poutine.Trace, observed: bool | None = None) -> dict[str, dict[str, Any]]:
+    """The sample sites of a trace by name: all of them, only the observed, or only the latent ones.
+
+    ``pyro.deterministic`` records a value and a plate its indices; neither has a density, and they are not among them.
+
+    >>> import pyro
+    >>> def model():
+    ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
+    >>> list(sample_sites(poutine.trace(model).get_trace(), observed=False))
+    ['z']
+    """
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and observed in (None, site["is_observed"])
+        and not site["infer"].get("_deterministic")
+        and not site_is_subsample(site)
+    }
+
+
+def check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace, scales: bool = True) -> None:
+    """Raises ValueError unless the guide proposes just what the model leaves latent.
+
+    The latent sites must have one name in both, one shape, one mask, the same plates, supports that differ by single
+    points at most, and, unless ``scales`` is False, one scale. A guide may draw further sites that are marked
+    auxiliary, and points (``Delta``).
+
+    >>> import pyro
+    >>> run = lambda name: poutine.trace(lambda: pyro.sample(name, dist.Normal(0.0, 1.0))).get_trace()
+    >>> check_sites(run("z"), run("Z"))
+    Traceback (most recent call last):
+        ...
+    ValueError: the latent sites of model and guide differ: only in the model: ['z'], only in the guide: ['Z']; ...
+    """
+    latent, drawn = sample_sites(model_trace, observed=False), sample_sites(guide_trace, observed=False)
+    proposed = {name for name, site in drawn.items() if not site["infer"].get("is_auxiliary")}
+    if latent.keys() != proposed:
+        raise ValueError(_other_names(latent, proposed))
+    if not latent and not sample_sites(model_trace):
+        raise ValueError("the model has no sample site, so there is nothing to bound; write pyro.sample(..., obs=x)")
+    for name, site in latent.items():
+        problem = _difference(site, drawn[name]) or (scales and _other_scale(site, drawn[name]))
+        if problem:
+            raise ValueError(f"site {name!r}: {problem}")
+
+
+def check_order(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+    """Raises ValueError unless model and guide draw their sites in one order, in which KLs of single sites add up.
+
+    >>> import pyro
+    >>> run = lambda *names: poutine.trace(lambda: [pyro.sample(n, dist.Normal(0.0, 1.0)) for n in names]).get_trace()
+    >>> check_order(run("z1", "z2"), run("z2", "z1"))
+    Traceback (most recent call last):
+        ...
+    ValueError: the model draws ['z1', 'z2'] and the guide ['z2', 'z1']; ...
+    """
+    latent = sample_sites(model_trace, observed=False)
+    order = [name for name in sample_sites(guide_trace, observed=False) if name in latent]
+    if order != list(latent):
+        raise ValueError(
+            f"the model draws {list(latent)} and the guide {order}; KLs of single sites need one order: change the "
+            "guide's, or use Trace_ELBO or StickingTheLanding"
+        )
+
+
+def masks(site: Site) -> list[Tensor]:
+    """The masks of a site and of its distribution, in a shape that broadcasts against its value.
+
+    >>> import pyro
+    >>> half = dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor([True, False])).to_event(1)
+    >>> masks(poutine.trace(lambda: pyro.sample("z", half)).get_trace().nodes["z"])
+    [tensor([ True, False])]
+    """
+    if "masks" in site:  # of some of the particles
+        return site["masks"]
+    found = [(site["mask"], getattr(site["fn"], "event_dim", 0))]
+    found += [(fn._mask, fn.event_dim) for fn in layers(site["fn"]) if isinstance(fn, dist.MaskedDistribution)]
+    return [
+        torch.tensor(mask) if isinstance(mask, bool) else mask.reshape(mask.shape + (1,) * events)
+        for mask, events in found
+        if mask is not None and mask is not True
+    ]
+
+
+def layers(fn: Distribution) -> Iterator[Distribution]:
+    """A distribution and those that it wraps (events, masks, expansion), down to the one that is transformed or plain.
+
+    >>> [type(layer).__name__ for layer in layers(dist.Normal(torch.zeros(2), 1.0).mask(False).to_event(1))]
+    ['Independent', 'MaskedDistribution', 'Normal']
+    """
+    yield fn
+    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+        fn = fn.base_dist
+        yield fn
+
+
+def core(fn: Distribution) -> Distribution:
+    """The innermost of the ``layers``.
+
+    >>> core(dist.Delta(torch.zeros(2)).to_event(1))
+    Delta(v: torch.Size([2]), log_density: torch.Size([2]))
+    """
+    *_, last = layers(fn)
+    return last
+
+
+def moves_freely(fn: Distribution) -> bool:
+    """Whether a draw may move in every direction: the support is known to be no surface, such as a simplex.
+
+    >>> moves_freely(dist.Normal(torch.zeros(3), 1.0)), moves_freely(dist.Dirichlet(torch.ones(3)))
+    (True, False)
+    """
+    return isinstance(_support(fn), _INTERVALS)
+
+
+def is_tracing() -> bool:
+    """Whether a graph is being made, in which no value can be looked at."""
+    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or bool(torch._C._get_tracing_state())
+
+
+def _other_names(latent: Mapping[str, Site], proposed: set[str]) -> str:
+    names = [name for name in latent if name not in proposed]
+    enumerated = [name for name in names if latent[name]["infer"].get("enumerate")]
+    if enumerated:
+        return (
+            f"the latent sites of model and guide differ: {enumerated} are meant for enumeration "
+            "(infer={'enumerate': ...}), and the guide does not draw them; only Pyro's TraceEnum_ELBO sums them out: "
+            "train by it under pyro.infer.SVI, or have the guide draw them and take ScoreFunction(K, 'leave-one-out')"
+        )
+    discrete = [name for name in names if getattr(latent[name]["fn"], "has_enumerate_support", False)]
+    hint = f"; to enumerate {discrete} takes Pyro's TraceEnum_ELBO" if discrete else ""
+    return (
+        f"the latent sites of model and guide differ: only in the model: {sorted(names)}, only in the guide: "
+        f"{sorted(proposed - latent.keys())}; give both sites one name, or observe the model's site{hint}"
+    )
+
+
+def _difference(model: Site, guide: Site) -> str | None:
+    """How the model's and the guide's site of one name differ; None where they do not."""
+    shapes = [_shape(site) for site in (model, guide)]
+    events = [site["fn"].event_dim for site in (model, guide)]
+    if events[0] != events[1]:
+        return (
+            f"its event has {events[0]} dimensions in the model and {events[1]} in the guide; call .to_event(n) alike "
+            "in both"
+        )
+    if shapes[0] != shapes[1]:
+        return f"its shape is {shapes[0]} in the model and {shapes[1]} in the guide; draw it in one shape in both"
+    plates = [_plates(site["cond_indep_stack"]) for site in (model, guide)]
+    if not _same_plates(*plates):
+        words = [[f"{name!r} of {size} at dim {dim}" for name, (dim, size) in plate.items()] for plate in plates]
+        return f"its plates are {words[0]} in the model and {words[1]} in the guide, {WHY}; draw it in the same plates"
+    if not _same_masks(masks(model), masks(guide)):
+        return (
+            f"its mask in the model is not that in the guide, {WHY}; mask it alike in both, as in `with "
+            "poutine.mask(mask=...)`"
+        )
+    if not _same_supports(model["fn"], guide["fn"]):
+        return (
+            f"its support is {_support(model['fn'])} in the model and {_support(guide['fn'])} in the guide, {WHY} on "
+            "all of p(x); draw it over the model's, as dist.TransformedDistribution(dist.Normal(loc, scale), "
+            "[torch.distributions.biject_to(support)]) does"
+        )
+    return None
+
+
+def _other_scale(model: Site, guide: Site) -> str | None:
+    if same_scales(model["scale"], guide["scale"]):
+        return None
+    return (
+        f"its scale is {number(model['scale'])} in the model and {number(guide['scale'])} in the guide, {WHY}, and "
+        "log p(x, z) − log q(z | x) is not an importance weight; scale it alike in both"
+    )
+
+
+def _shape(site: Site) -> tuple[int, ...]:
+    """The shape of a particle's value, without the dimensions of size one to its left, which broadcasting adds."""
+    fn = site["fn"]
+    particles = [frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES]
+    batch = fn.batch_shape[max(0, len(fn.batch_shape) + particles[0] + 1) :] if particles else fn.batch_shape
+    first = next((i for i, size in enumerate(batch) if size != 1), len(batch))
+    return (*batch[first:], *fn.event_shape)
+
+
+def _plates(stack: tuple[CondIndepStackFrame, ...]) -> dict[str, tuple[int, int]]:
+    return {frame.name: (frame.dim, frame.size) for frame in stack if frame.vectorized and frame.name != PARTICLES}
+
+
+def _same_plates(one: Mapping[str, tuple[int, int]], other: Mapping[str, tuple[int, int]]) -> bool:
+    if one == other:
+        return True
+    pairs = [(one[name], other[name]) for name in one if name in other]
+    alike = [a[0] == b[0] and (a[1] == b[1] or -1 in (a[1], b[1])) for a, b in pairs]  # -1: of any size
+    return one.keys() == other.keys() and all(alike)
+
+
+def _same_masks(one: list[Tensor], other: list[Tensor]) -> bool:
+    if is_tracing() or (len(one) == len(other) and all(a is b for a, b in zip(one, other))):
+        return True
+    device = (one or other)[0].device
+    return torch.equal(*torch.broadcast_tensors(_all(one, device), _all(other, device)))
+
+
+def _all(found: list[Tensor], device: torch.device) -> Tensor:
+    return functools.reduce(torch.logical_and, found, torch.tensor(True, device=device))
+
+
+def same_scales(one: Tensor | float, other: Tensor | float) -> bool:
+    if not (torch.is_tensor(one) or torch.is_tensor(other)):
+        return math.isclose(one, other)
+    return one is other or is_tracing() or _close(one, other)
+
+
+def number(scale: Tensor | float) -> str:
+    of_rows = torch.is_tensor(scale) and scale.numel() > 1
+    return f"a tensor of shape {tuple(scale.shape)}" if of_rows else f"{float(scale):.4g}"
+
+
+def _close(one: Tensor | float, other: Tensor | float) -> bool:
+    one, other = (torch.as_tensor(value) for value in (one, other))
+    one, other = (value.to(widest_float(value.device)) for value in (one, other))
+    try:
+        return torch.allclose(*torch.broadcast_tensors(one, other.to(one.device)))
+    except RuntimeError:  # shapes that do not broadcast
+        return False
+
+
+# The support of a distribution, up to single points: an interval, a range of whole numbers, or a set by its kind.
+_INTERVALS = (
+    type(torch_constraints.real),
+    torch_constraints.greater_than,
+    torch_constraints.greater_than_eq,
+    torch_constraints.less_than,
+    torch_constraints.interval,
+    torch_constraints.half_open_interval,
+)
+_WHOLE_NUMBERS = (
+    torch_constraints.integer_interval,
+    type(torch_constraints.nonnegative_integer),
+    type(torch_constraints.boolean),
+    type(dist.constraints.integer),
+)
+
+
+def _same_supports(model: Distribution, guide: Distribution) -> bool:
+    """Whether two supports are known not to differ by more than single points; a point proposes a point of its own."""
+    if isinstance(core(guide), dist.Delta) or isinstance(core(model), dist.Delta):
+        return True
+    one, other = _support(model), _support(guide)
+    return one is None or other is None or _same_sets(one, other)
+
+
+def _support(fn: Distribution) -> Constraint | None:
+    """The support of an element or event; None where it is not known, as after some transforms of torch's or Pyro's."""
+    fn = core(fn)
+    if isinstance(fn, VonMises):  # which is drawn from one turn of a circle, though torch says real
+        return torch_constraints.interval(-math.pi, math.pi)
+    try:
+        if not isinstance(fn, TransformedDistribution) or type(fn).support is not TransformedDistribution.support:
+            return _bare(fn.support)
+        support = _support(fn.base_dist)
+        for transform in _single(fn.transforms):
+            if support is None:
+                return None
+            whole = _same_sets(support, _bare(transform.domain))
+            support = _bare(transform.codomain) if whole else _image(transform, support)
+        return support
+    except (NotImplementedError, AttributeError):
+        return None
+
+
+def _image(transform: Transform, support: Constraint) -> Constraint | None:
+    """The interval that a monotone transform of single numbers takes an interval to; None for another transform."""
+    if not (isinstance(support, _INTERVALS) and transform.bijective and transform.domain.event_dim == 0):
+        return None
+    ends = [transform._call(torch.as_tensor(end)) for end in _bounds(support)]  # a call would replace what it keeps
+    return torch_constraints.interval(torch.minimum(*ends), torch.maximum(*ends))
+
+
+def _single(transforms: list) -> Iterator[Any]:
+    """Transforms one by one, where some are composed of others."""
+    for transform in transforms:
+        yield from _single(transform.parts) if isinstance(transform, ComposeTransform) else (transform,)
+
+
+def _bare(support: Constraint) -> Constraint | None:
+    """The support of a single element where it is one of independent elements, or of a mixture."""
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    unknown = isinstance(support, torch_constraints.cat | torch_constraints.stack)
+    return None if unknown or torch_constraints.is_dependent(support) else support
+
+
+def _same_sets(one: Constraint, other: Constraint) -> bool:
+    """Whether two supports of elements are one, up to single points; True where that is not known."""
+    for kinds in (_INTERVALS, _WHOLE_NUMBERS):
+        if isinstance(one, kinds) and isinstance(other, kinds):
+            return one is other or is_tracing() or all(map(_close, _bounds(one), _bounds(other)))
+    known = all(type(support).__module__.startswith(("torch.", "pyro.")) for support in (one, other))
+    return isinstance(one, type(other)) or isinstance(other, type(one)) or not known
+
+
+def _bounds(support: Constraint) -> tuple[Any, Any]:
+    if support is torch_constraints.boolean:
+        return 0, 1
+    return getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)
