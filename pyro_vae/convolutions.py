@@ -54,7 +54,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) 
             [9., 9.]])
     """
     blocks = _blocks(x, stride, padding)
-    n, h, w, maps = len(x), blocks.shape[1] - 1, blocks.shape[3] - 1, len(weight)
+    n, h, w, maps = x.shape[0], blocks.shape[1] - 1, blocks.shape[3] - 1, len(weight)
     rows = torch.stack([blocks[:, i : i + h] for i in (0, 1)], 2)  # (n, h, 2, s, w + 1, s, c)
     patches = torch.stack([rows[:, :, :, :, j : j + w] for j in (0, 1)], 5)  # (n, h, 2, s, w, 2, s, c)
     patches = patches.permute(0, 1, 4, 2, 3, 5, 6, 7).reshape(n * h * w, -1)

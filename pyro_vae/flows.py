@@ -16,15 +16,20 @@ from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints
 
+from pyro_vae.checks import is_whole
+from pyro_vae.families import FullPrecision
+from pyro_vae.state import without_autocast
+
 PLANAR_MARGIN = 0.999
 
 
-class Pushforward(dist.TransformedDistribution):
+class Pushforward(FullPrecision, dist.TransformedDistribution):
     """z = f_T(… f_1(z₀)), z₀ ~ base: log q(z) = log base(z₀) − Σ log |det ∂f_t|.
 
-    Differs from its parent in two ways: a value is first broadcast against the batch, so that it may be scored under a
-    mixture of flows; and nothing refers back to itself, so that the graph is freed with the last use of the
-    distribution rather than by the garbage collector (``transform.inv`` and its transform hold each other).
+    Differs from its parent in three ways: autocast does not lower the precision of its networks; a value is first
+    broadcast against the batch, so that it may be scored under a mixture of flows; and nothing refers back to itself,
+    so that the graph is freed with the last use of the distribution rather than by the garbage collector
+    (``transform.inv`` and its transform hold each other).
 
     >>> base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
     >>> q = Pushforward(base, [dist.transforms.AffineTransform(1.0, 2.0, event_dim=1)])
@@ -38,11 +43,12 @@ class Pushforward(dist.TransformedDistribution):
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         y = value if value.shape == shape else value.expand(shape)
         log_det = 0.0
-        for transform in reversed(self.transforms):
-            x = transform._inv_call(y)
-            log_det = log_det + transform.log_abs_det_jacobian(x, y)
-            y = x
-        return self.base_dist.log_prob(y) - log_det
+        with without_autocast():
+            for transform in reversed(self.transforms):
+                x = transform._inv_call(y)
+                log_det = log_det + transform.log_abs_det_jacobian(x, y)
+                y = x
+            return self.base_dist.log_prob(y) - log_det
 
 
 class Backward(Transform):
@@ -188,5 +194,5 @@ def check_count(name: str, value: int) -> None:
         ...
     ValueError: components must be a whole number of at least 1, got 0
     """
-    if not isinstance(value, int) or value < 1:
+    if not is_whole(value) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")

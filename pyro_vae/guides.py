@@ -6,6 +6,7 @@ kind is a guide; there is no base class to inherit from.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import pyro.distributions as dist
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae import divergences  # noqa: F401  registers the KL of FullRank and LowRank
+from pyro_vae.families import LowRankMultivariateNormal, MultivariateNormal
 from pyro_vae.flows import (
     PLANAR_MARGIN,
     AffineAutoregressive,
@@ -23,11 +25,43 @@ from pyro_vae.flows import (
     made,
     start_near_zero,
 )
+from pyro_vae.networks import applied
+from pyro_vae.state import without_autocast
 
 LOG_SCALE_BOUND = 10.0
 
 
-class MeanField(nn.Module):
+class NetworkGuide(nn.Module, ABC):
+    """What the guides of this file share: a network, a linear head of so many outputs, and from those to q.
+
+    The network may know one batch dimension alone, as ``nn.Conv2d`` does (see ``networks.applied``). Within the
+    caller's autocast it is the only part whose precision is lowered.
+    """
+
+    def __init__(self, network: nn.Module, latent: int, outputs: int, features: int | None):
+        super().__init__()
+        self.latent = latent
+        self.network = network
+        self.head = small_head(network, outputs, features)
+
+    def forward(self, x: Tensor) -> dist.TorchDistribution:
+        features = applied(self.network, x, event_dim=min(3, x.dim() - 1))
+        wanted = self.head.in_features
+        if features.shape[-1:] != (wanted,) or (x.dim() > 3 and features.dim() != x.dim() - 2):
+            raise ValueError(
+                f"{type(self.network).__name__}: wanted features of shape {(*x.shape[:-3], wanted)} from x of "
+                f"{tuple(x.shape)}, got {tuple(features.shape)}; end the network with nn.Flatten(), and give the guide "
+                "features=N, the width of its output"
+            )
+        with without_autocast():
+            return self.distribution(self.head(features))
+
+    @abstractmethod
+    def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
+        """q from the outputs (..., outputs) of the head."""
+
+
+class MeanField(NetworkGuide):
     """q(z | x) = N(loc(x), diag(scale(x)²)) (Kingma & Welling 2014).
 
     The scale is ``bounded_scale`` of the head's output: between e⁻¹⁰ and e¹⁰ whatever the network gives.
@@ -40,17 +74,15 @@ class MeanField(nn.Module):
     """
 
     def __init__(self, network: nn.Module, latent: int, features: int | None = None):
-        super().__init__()
         check_count("latent", latent)
-        self.network = network
-        self.head = small_head(network, 2 * latent, features)
+        super().__init__(network, latent, 2 * latent, features)
 
-    def forward(self, x: Tensor) -> dist.Independent:
-        loc, raw_scale = self.head(self.network(x)).chunk(2, -1)
+    def distribution(self, outputs: Tensor) -> dist.Independent:
+        loc, raw_scale = outputs.chunk(2, -1)
         return dist.Normal(loc, bounded_scale(raw_scale)).to_event(1)
 
 
-class FullRank(nn.Module):
+class FullRank(NetworkGuide):
     """q(z | x) = N(loc(x), L(x) L(x)ᵀ), L = diag(scale) (I + N), N strictly lower triangular.
 
     The diagonal of L is ``bounded_scale`` of the head's output. The head has D (D + 3) / 2 outputs.
@@ -61,24 +93,21 @@ class FullRank(nn.Module):
     """
 
     def __init__(self, network: nn.Module, latent: int, features: int | None = None):
-        super().__init__()
         check_count("latent", latent)
-        self.latent = latent
-        self.network = network
-        self.head = small_head(network, latent * (latent + 3) // 2, features)
+        super().__init__(network, latent, latent * (latent + 3) // 2, features)
         rows, columns = torch.tril_indices(latent, latent, offset=-1)
         self.register_buffer("lower", rows * latent + columns, persistent=False)
 
-    def forward(self, x: Tensor) -> dist.MultivariateNormal:
+    def distribution(self, outputs: Tensor) -> dist.MultivariateNormal:
         D = self.latent
-        loc, raw_scale, entries = self.head(self.network(x)).split([D, D, len(self.lower)], -1)
+        loc, raw_scale, entries = outputs.split([D, D, len(self.lower)], -1)
         N = entries.new_zeros(*entries.shape[:-1], D * D).index_copy(-1, self.lower, entries)
         scale = bounded_scale(raw_scale)
         scale_tril = torch.diag_embed(scale) + scale.unsqueeze(-1) * N.unflatten(-1, (D, D))
-        return dist.MultivariateNormal(loc, scale_tril=scale_tril)
+        return MultivariateNormal(loc, scale_tril=scale_tril)
 
 
-class LowRank(nn.Module):
+class LowRank(NetworkGuide):
     """q(z | x) = N(loc(x), S (I + V Vᵀ) S), S = diag(scale(x)), V(x) of shape (D, rank), 1 ≤ rank ≤ D.
 
     The scale is ``bounded_scale`` of the head's output; it multiplies V too, so that the matrix to be factored is
@@ -90,20 +119,18 @@ class LowRank(nn.Module):
     """
 
     def __init__(self, network: nn.Module, latent: int, rank: int, features: int | None = None):
-        super().__init__()
         check_count("latent", latent)
         check_count("rank", rank)
         if rank > latent:
             raise ValueError(f"rank must be at most latent = {latent}, got {rank}; for all of it take FullRank")
-        self.latent, self.rank = latent, rank
-        self.network = network
-        self.head = small_head(network, latent * (2 + rank), features)
+        super().__init__(network, latent, latent * (2 + rank), features)
+        self.rank = rank
 
-    def forward(self, x: Tensor) -> dist.LowRankMultivariateNormal:
+    def distribution(self, outputs: Tensor) -> dist.LowRankMultivariateNormal:
         D, r = self.latent, self.rank
-        loc, raw_scale, entries = self.head(self.network(x)).split([D, D, D * r], -1)
+        loc, raw_scale, entries = outputs.split([D, D, D * r], -1)
         scale = bounded_scale(raw_scale)
-        return dist.LowRankMultivariateNormal(loc, scale.unsqueeze(-1) * entries.unflatten(-1, (D, r)), scale.pow(2))
+        return LowRankMultivariateNormal(loc, scale.unsqueeze(-1) * entries.unflatten(-1, (D, r)), scale.pow(2))
 
 
 class InverseAutoregressiveStep(nn.Module):
@@ -173,7 +200,7 @@ def planar(latent: int, context: int, depth: int, width: int) -> list[nn.Module]
     return [PlanarStep(latent, context) for _ in range(depth)]
 
 
-class Flow(nn.Module):
+class Flow(NetworkGuide):
     """q(z | x): z = f_T(… f_1(z₀; h); h), z₀ ~ N(loc(x), diag(scale(x)²)), h(x) features of the image.
 
     ``steps(latent, context, depth, width)`` gives the modules whose calls ``step(h)`` are the transforms:
@@ -198,18 +225,16 @@ class Flow(nn.Module):
         width: int | None = None,
         features: int | None = None,
     ):
-        super().__init__()
         check_count("latent", latent)
         check_count("depth", depth)
-        self.latent = latent
-        self.width = default_width(latent, width)
-        check_count("width", self.width)
-        self.network = network
-        self.head = small_head(network, 2 * latent + self.width, features)
-        self.steps = nn.ModuleList(steps(latent, self.width, depth, self.width))
+        width = default_width(latent, width)
+        check_count("width", width)
+        super().__init__(network, latent, 2 * latent + width, features)
+        self.width = width
+        self.steps = nn.ModuleList(steps(latent, width, depth, width))
 
-    def forward(self, x: Tensor) -> Pushforward:
-        loc, raw_scale, h = self.head(self.network(x)).split([self.latent, self.latent, self.width], -1)
+    def distribution(self, outputs: Tensor) -> Pushforward:
+        loc, raw_scale, h = outputs.split([self.latent, self.latent, self.width], -1)
         base = dist.Normal(loc, bounded_scale(raw_scale)).to_event(1)
         return Pushforward(base, [step(h) for step in self.steps])
 

@@ -6,8 +6,9 @@ Each says how x is made from 8-bit pixels (``observe``) and which share of one c
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 import torch.nn.functional as F
@@ -16,25 +17,50 @@ from torch import Generator, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 
+from pyro_vae import families
+from pyro_vae.networks import applied
+from pyro_vae.state import without_autocast
+
 LEVELS = 256
+MARGIN = 2.0**-17  # that x keeps from 0 and 1, where a density may be infinite
 # Beyond these a network has gone astray; they keep its log-probabilities finite there, and change nothing elsewhere.
 LARGEST_LOG_SCALE = 40.0
 LARGEST_MEAN_LOGIT = 50.0
 
 
-def checked_pixels(pixels: Tensor) -> Tensor:
-    """The pixels themselves; ValueError unless they are uint8 of shape (N, C, H, W).
+def checked_pixels(pixels: Tensor | np.ndarray) -> Tensor:
+    """The pixels as a tensor; ValueError unless they are uint8 of shape (N, C, H, W). An array of NumPy is taken, too.
 
     >>> checked_pixels(torch.zeros(3, 28, 28))
     Traceback (most recent call last):
         ...
-    ValueError: pixels: wanted uint8 grey levels of shape (N, C, H, W), got torch.float32 of shape (3, 28, 28)
+    ValueError: pixels: wanted uint8 grey levels of shape (N, C, H, W), got torch.float32 of shape (3, 28, 28); write
+    pixels.unsqueeze(1) for (N, H, W) or pixels.unsqueeze(0) for (C, H, W), then
+    (255.0 * pixels).round().to(torch.uint8) for levels in [0, 1]
     """
-    if pixels.dtype != torch.uint8 or pixels.dim() != 4:
+    wanted = "pixels: wanted uint8 grey levels of shape (N, C, H, W)"
+    if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8:
+        pixels = torch.from_numpy(pixels.copy())  # a copy, since torch wants no array that is read-only or reversed
+    if not isinstance(pixels, Tensor):
+        got = f"an array of {pixels.dtype}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
         raise ValueError(
-            f"pixels: wanted uint8 grey levels of shape (N, C, H, W), got {pixels.dtype} of shape {tuple(pixels.shape)}"
+            f"{wanted}, got {got}; write numpy.asarray(pixels).astype('uint8') for levels from 0 to 255, or "
+            "(255.0 * numpy.asarray(pixels)).round().astype('uint8') for levels in [0, 1]"
         )
+    if pixels.dtype != torch.uint8 or pixels.dim() != 4:
+        cure = ", then ".join(_cures(pixels))
+        raise ValueError(f"{wanted}, got {pixels.dtype} of shape {tuple(pixels.shape)}; write {cure}")
     return pixels
+
+
+def _cures(pixels: Tensor) -> Iterator[str]:
+    if pixels.dim() != 4:
+        three = "pixels.unsqueeze(1) for (N, H, W) or pixels.unsqueeze(0) for (C, H, W)"
+        yield three if pixels.dim() == 3 else "pixels.reshape(-1, C, H, W)"
+    if pixels.is_floating_point() or pixels.dtype == torch.bool:
+        yield "(255.0 * pixels).round().to(torch.uint8) for levels in [0, 1]"
+    elif pixels.dtype != torch.uint8:
+        yield "pixels.to(torch.uint8) for levels from 0 to 255"
 
 
 def dynamic(pixels: Tensor, generator: Generator | None = None) -> Tensor:
@@ -58,6 +84,35 @@ def dequantize(pixels: Tensor, generator: Generator | None = None) -> Tensor:
     return (pixels + torch.rand(pixels.shape, generator=generator, device=pixels.device)) / LEVELS
 
 
+def interior(pixels: Tensor, generator: Generator | None = None, margin: float = MARGIN) -> Tensor:
+    """``dequantize``, kept 2^−17 away from 0 and 1, where a density may be infinite."""
+    return dequantize(pixels, generator).clamp(margin, 1 - margin)
+
+
+def observed_by(p: TorchDistribution, like: Tensor) -> Callable[..., Tensor]:
+    """What makes x from pixels for a likelihood that does not say it, by the support of one of its distributions.
+
+    For a density that takes every x in (0, 1): ``interior``; where only 0 and 1 are possible: ``dynamic``. Raises
+    ValueError for any other support. ``like`` is a tensor of the dtype and on the device of the images.
+
+    >>> observed_by(dist.Laplace(torch.zeros(1, 8, 8), 1.0).to_event(3), torch.zeros(())).__name__
+    'interior'
+    """
+
+    def holds(value: float) -> bool:
+        return bool(p.support.check(like.new_full(p.shape(), value)).all())
+
+    if not p.support.is_discrete and all(map(holds, (MARGIN, 0.3, 0.7, 1 - MARGIN))):
+        return interior
+    if holds(0.0) and holds(1.0) and not (holds(0.3) or holds(2.0)):
+        return dynamic
+    family = type(getattr(p, "base_dist", p)).__name__
+    raise ValueError(
+        f"likelihood: how x in [0, 1] is made from grey levels is not known for {family}; give its module a method "
+        "observe(pixels, generator=None) that returns x"
+    )
+
+
 def bits_per_dim(log_px: Tensor, pixels: int, level_width: float) -> Tensor:
     """−(log p(x) / pixels + ln level_width) / ln 2: bits per dimension of the mass on the 256 grey levels.
 
@@ -72,8 +127,9 @@ def bits_per_dim(log_px: Tensor, pixels: int, level_width: float) -> Tensor:
 class Likelihood(nn.Module, ABC):
     """A decoder network and the family of its parameters: z (..., D) -> p(x | z), batch (...), event (C, H, W).
 
-    The network gives ``C × parameters_per_pixel`` maps; ValueError if it does not. Unless a family says otherwise it is
-    a density on [0, 1] and x = (g + u) / 256, so that a grey level occupies 1 / 256 of it.
+    The network gives ``C × parameters_per_pixel`` maps; ValueError if it does not. It may know one batch dimension
+    alone (see ``networks.applied``). Unless a family says otherwise it is a density on [0, 1] and x = (g + u) / 256, so
+    that a grey level occupies 1 / 256 of it.
     """
 
     parameters_per_pixel: int
@@ -84,16 +140,20 @@ class Likelihood(nn.Module, ABC):
         self.network = network
 
     def forward(self, z: Tensor) -> dist.Independent:
-        return self.pixel_distribution(*self.maps(z)).to_event(3)
+        maps = self.maps(z)
+        with without_autocast():
+            return self.pixel_distribution(*maps).to_event(3)
 
     def maps(self, z: Tensor) -> tuple[Tensor, ...]:
         """The network's output, one tensor (..., C, H, W) a parameter."""
-        out = self.network(z)
+        out = applied(self.network, z, event_dim=1)
         wanted = self.parameters_per_pixel
-        if out.dim() < 3 or out.shape[-3] % wanted:
+        no_image = out.dim() < 3 or (out.dim() != z.dim() + 2 and out.shape != z.shape)
+        if no_image or out.shape[-3] % wanted:
+            cure = f"nn.Unflatten(-1, (C * {wanted}, H, W)) as its last layer" if no_image else f"maps=C * {wanted}"
             raise ValueError(
                 f"{type(self).__name__} wants a network whose output is (..., C × {wanted}, H, W), got "
-                f"{tuple(out.shape)}; build the decoder with maps=C * {wanted}"
+                f"{tuple(out.shape)} from z of shape {tuple(z.shape)}; build the decoder with {cure}"
             )
         return out.unflatten(-3, (wanted, out.shape[-3] // wanted)).unbind(-4)
 
@@ -157,7 +217,7 @@ class ContinuousBernoulli(Likelihood):
 
     def pixel_distribution(self, logits: Tensor) -> TorchDistribution:
         limit = math.log1p(-self.clip) - math.log(self.clip)
-        return dist.ContinuousBernoulli(logits=logits.clamp(-limit, limit))
+        return families.ContinuousBernoulli(logits=logits.clamp(-limit, limit))
 
 
 class Normal(Likelihood):
@@ -211,7 +271,7 @@ class _Interior(constraints.Constraint):
         return (value > 0) & (value < 1)
 
 
-class InteriorBeta(dist.Beta):
+class InteriorBeta(families.Beta):
     """A beta distribution that scores neither 0 nor 1, where its density may be zero or infinite."""
 
     support = _Interior()
@@ -224,17 +284,17 @@ class Beta(Likelihood):
     """
 
     parameters_per_pixel = 2
-    margin = 2.0**-17
+    margin = MARGIN
     log_concentration_range = (-4.0, 9.0)
 
     def pixel_distribution(self, mean_logit: Tensor, log_concentration: Tensor) -> TorchDistribution:
         low, high = self.log_concentration_range
         mean_logit = mean_logit.clamp(-LARGEST_MEAN_LOGIT, LARGEST_MEAN_LOGIT)
-        log_c = -soft_minimum(-soft_minimum(log_concentration, low), -high)
-        return InteriorBeta((F.logsigmoid(mean_logit) + log_c).exp(), (F.logsigmoid(-mean_logit) + log_c).exp())
+        c = (-soft_minimum(-soft_minimum(log_concentration, low), -high)).exp()
+        return InteriorBeta(mean_logit.sigmoid() * c, (-mean_logit).sigmoid() * c)
 
     def observe(self, pixels: Tensor, generator: Generator | None = None) -> Tensor:
-        return dequantize(checked_pixels(pixels), generator).clamp(self.margin, 1 - self.margin)
+        return interior(checked_pixels(pixels), generator, self.margin)
 
 
 class Categorical(Likelihood):
@@ -354,7 +414,8 @@ class BinCentres(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        return self.categorical.probs @ self.centre(torch.arange(self.bins, device=self.logits.device))
+        with without_autocast():
+            return self.categorical.probs @ self.centre(torch.arange(self.bins, device=self.logits.device))
 
 
 class LogisticLevels(TorchDistribution):

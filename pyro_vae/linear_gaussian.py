@@ -17,7 +17,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.vae import parameter_sites
+from pyro_vae.families import LowRankMultivariateNormal, MultivariateNormal
+from pyro_vae.sites import parameter_sites
+from pyro_vae.state import without_autocast
 
 
 class LinearGaussian(nn.Module):
@@ -73,6 +75,7 @@ class LinearGaussian(nn.Module):
         zeros = self.weight.new_zeros(self.latent)
         return dist.Normal(zeros, torch.ones_like(zeros)).to_event(1)
 
+    @without_autocast()
     def likelihood(self, z: Tensor) -> dist.Distribution:
         """p(x | z) = N(W z + b, s² I): batch z.shape[:-1], event ``shape``."""
         loc = z @ self.weight.T + self.bias
@@ -100,20 +103,24 @@ class LinearGaussian(nn.Module):
         """n images x ~ p(x), shape (n, *shape)."""
         return self.likelihood(self.prior().sample((n,))).sample()
 
+    @without_autocast()
     def log_px(self, x: Tensor) -> Tensor:
         """log p(x) = log N(x; b, W Wᵀ + s² I), shape (B,), in nats; O(P D²) for each call."""
         variance = (2 * self.log_scale).exp().expand(len(self.weight))
-        return dist.LowRankMultivariateNormal(self.bias, self.weight, variance).log_prob(self._flat(x))
+        return LowRankMultivariateNormal(self.bias, self.weight, variance).log_prob(self._flat(x))
 
+    @without_autocast()
     def exact_posterior(self, x: Tensor) -> dist.MultivariateNormal:
         """p(z | x): batch (B,), event (D,)."""
         loc = torch.linalg.solve(self.precision(), self.weight.T @ (self._flat(x) - self.bias).T).T
-        return dist.MultivariateNormal(loc / self._variance(), precision_matrix=self.precision())
+        return MultivariateNormal(loc / self._variance(), precision_matrix=self.precision())
 
+    @without_autocast()
     def precision(self) -> Tensor:
         """Λ = I + WᵀW / s², the inverse covariance of p(z | x), shape (D, D)."""
         return torch.eye(self.latent).to(self.weight) + self.weight.T @ self.weight / self._variance()
 
+    @without_autocast()
     def elbo(self, x: Tensor, q: dist.Distribution | None = None) -> Tensor:
         """The exact ELBO of a Gaussian q(z | x), the guide's if not given: shape (B,), nats per image.
 
@@ -167,15 +174,17 @@ class LinearPosterior(nn.Module):
         else:
             self.scale_tril = nn.Parameter(scale_tril.detach().clone())
 
+    @without_autocast()
     def forward(self, x: Tensor) -> dist.Distribution:
         """x of shape (B, *shape) -> q(z | x): batch (B,), event (D,)."""
         loc = x.reshape(len(x), -1) @ self.loc_weight.T + self.loc_bias
         if self.diagonal:
             return dist.Normal(loc, self.log_scale.exp()).to_event(1)
-        return dist.MultivariateNormal(loc, scale_tril=self.scale_tril.tril())
+        return MultivariateNormal(loc, scale_tril=self.scale_tril.tril())
 
 
 @torch.no_grad()
+@without_autocast()
 def exact_guide(program: LinearGaussian) -> LinearPosterior:
     """The exact posterior p(z | x) at the present parameters, as a guide with parameters of its own.
 
@@ -188,6 +197,7 @@ def exact_guide(program: LinearGaussian) -> LinearPosterior:
 
 
 @torch.no_grad()
+@without_autocast()
 def mean_field_guide(program: LinearGaussian) -> LinearPosterior:
     """The best factorised guide: the exact mean and variances 1 / Λ_dd (Bishop 2006, 10.1.2).
 
@@ -201,6 +211,7 @@ def mean_field_guide(program: LinearGaussian) -> LinearPosterior:
 
 
 @torch.no_grad()
+@without_autocast()
 def maximum_likelihood(x: Tensor, latent: int) -> LinearGaussian:
     """The program that maximises Σ log p(x) (Tipping & Bishop 1999, section 3.2), with its exact guide.
 
@@ -226,6 +237,7 @@ def maximum_likelihood(x: Tensor, latent: int) -> LinearGaussian:
 
 
 @torch.no_grad()
+@without_autocast()
 def trace_elbo_variance(program: LinearGaussian, x: Tensor, particles: int = 1) -> dict[str, Tensor]:
     """Variance of each entry of the gradient of L^A (``Trace_ELBO``), summed over images, where q is exact.
 
@@ -253,6 +265,7 @@ def trace_elbo_variance(program: LinearGaussian, x: Tensor, particles: int = 1) 
 
 
 @torch.no_grad()
+@without_autocast()
 def mean_field_elbo_variance(program: LinearGaussian, x: Tensor, particles: int = 1) -> dict[str, Tensor]:
     """Variance of each entry of the gradient of L^B (``TraceMeanField_ELBO``), summed over images, where q is exact.
 
@@ -277,6 +290,7 @@ def mean_field_elbo_variance(program: LinearGaussian, x: Tensor, particles: int 
 
 
 @torch.no_grad()
+@without_autocast()
 def path_variance(program: LinearGaussian, x: Tensor, particles: int = 1) -> dict[str, Tensor]:
     """Variance of each entry of the gradient of sticking-the-landing, summed over images, where q is exact.
 
@@ -292,6 +306,7 @@ def path_variance(program: LinearGaussian, x: Tensor, particles: int = 1) -> dic
 
 
 @torch.no_grad()
+@without_autocast()
 def model_variance(program: LinearGaussian, x: Tensor, particles: int = 1) -> dict[str, Tensor]:
     """Variance of each entry of the gradient of log p(x, z), z ~ p(z | x), in W, b and log s, summed over images.
 

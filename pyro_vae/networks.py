@@ -2,7 +2,8 @@
 
 An encoder maps x (..., C, H, W) to features (..., F) and says F in ``out_features``; the guide owns the layers from the
 features to its parameters. A decoder maps z (..., D) to parameter maps (..., maps, H, W), ``maps`` being
-``C × parameters_per_pixel`` of the likelihood.
+``C × parameters_per_pixel`` of the likelihood. Networks from elsewhere, which know one batch dimension, are called by
+``applied``.
 """
 
 import itertools
@@ -17,6 +18,7 @@ from pyro_vae.convolutions import Conv2d, ConvTranspose2d
 
 Shape = tuple[int, int, int]
 Activation = Callable[[], nn.Module]
+HALF = (torch.bfloat16, torch.float16)
 ROWS = 256  # of a batch that a network sees at a time on a CPU
 
 
@@ -38,16 +40,57 @@ class Network(nn.Module):
         split = value.dim() - len(self.event)
         if value.shape[split:] != self.event:
             raise ValueError(f"the network wants (..., {', '.join(map(str, self.event))}), got {tuple(value.shape)}")
-        batch = value.shape[:split]
-        out = self._rows(value.reshape(batch.numel(), *self.event))
-        return out.reshape(*batch, *out.shape[1:])
+        return _by_rows(self._rows, value, split)
 
     def _rows(self, rows: Tensor) -> Tensor:
         with nullcontext() if self.dtype is None else torch.autocast(rows.device.type, self.dtype):
             # Tensors of many megabytes are new memory at every use: 6400 images in parts take half the time on a CPU.
-            in_parts = rows.device.type == "cpu" and len(rows) > ROWS
-            out = torch.cat([self.layers(part) for part in rows.split(ROWS)]) if in_parts else self.layers(rows)
-        return out if self.dtype is None else out.to(rows.dtype)
+            in_parts = rows.device.type == "cpu" and _is_settled(rows.shape[0]) and rows.shape[0] > ROWS
+            return torch.cat([self.layers(part) for part in rows.split(ROWS)]) if in_parts else self.layers(rows)
+
+
+def _is_settled(rows: int | torch.SymInt) -> bool:
+    """Whether a number of rows may be asked for; one that an export leaves open would be fixed by the question."""
+    return isinstance(rows, int) and not torch.compiler.is_dynamo_compiling()
+
+
+def applied(network: nn.Module, value: Tensor, event_dim: int) -> Tensor:
+    """Any network of values (*batch, *event), ``event`` of so many dimensions: (*batch, *out), in float32 at least.
+
+    A network that is not of this file sees one batch dimension, as ``nn.Conv2d`` and ``nn.BatchNorm1d`` need it: all
+    values as rows (rows, *event). Where autocast lowers the precision of a network, its result is in that of the value.
+
+    Raises ValueError where the network gives something else than a tensor with a row for each, or has another dtype.
+
+    >>> decoder = nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, (1, 8, 8)))
+    >>> applied(decoder, torch.zeros(7, 5, 2), event_dim=1).shape
+    torch.Size([7, 5, 1, 8, 8])
+    """
+    try:
+        return network(value) if isinstance(network, Network) else _by_rows(network, value, value.dim() - event_dim)
+    except RuntimeError as error:
+        dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), value.dtype)
+        if dtype == value.dtype or torch.is_autocast_enabled(value.device.type):
+            raise
+        cure = f", or x.to({dtype})" if dtype not in HALF else ""
+        raise ValueError(
+            f"{type(network).__name__}: wanted one dtype, got parameters of {dtype} and values of {value.dtype}; write "
+            f"vae.to({value.dtype}){cure}"
+        ) from error
+
+
+def _by_rows(network: Callable[[Tensor], Tensor], value: Tensor, split: int) -> Tensor:
+    """A network of one batch dimension for a value with ``split`` of them."""
+    rows = value if split == 1 else value.reshape(-1, *value.shape[split:])
+    out = network(rows)
+    if not isinstance(out, Tensor) or (split != 1 and out.shape[:1] != rows.shape[:1]):
+        raise ValueError(
+            f"{type(network).__name__}: wanted a tensor with one row for each of {tuple(rows.shape)}, got "
+            f"{tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__}; return a single tensor, and keep "
+            "its first dimension as that of the input, as in out.flatten(1)"
+        )
+    out = out if split == 1 else out.reshape(*value.shape[:split], *out.shape[1:])
+    return out.to(torch.float32 if value.dtype in HALF else value.dtype) if out.dtype in HALF else out
 
 
 @contextmanager

@@ -1,13 +1,21 @@
 """The variational autoencoder as a Pyro program: two functions of two sample sites."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from weakref import WeakKeyDictionary
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.util import is_validation_enabled
-from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Generator, Tensor, nn
+
+from pyro_vae.guides import NetworkGuide
+from pyro_vae.likelihoods import Likelihood, checked_pixels, observed_by
+from pyro_vae.networks import HALF
+from pyro_vae.sites import parameter_sites
+from pyro_vae.state import mode, without_autocast
 
 
 class VAE(nn.Module):
@@ -22,10 +30,11 @@ class VAE(nn.Module):
     x is a float image in [0, 1], made from pixels by ``observe``. Raises ValueError where a slot returns something
     else, and, while Pyro's validation is on, where x lies outside the likelihood's support.
 
-    Parameters are those of the module (``vae.parameters()``, ``vae.state_dict()``). Under ``SVI`` each shows itself as
-    a param site of this very instance; nothing enters Pyro's global store, so no VAE of a process can train another
-    one's parameters or outlive its use. (``PyroOptim`` asks the store for names: to save an optimiser's state, or to
-    give parameters different settings, use a torch optimiser.)
+    Parameters are those of the module: save them by ``torch.save(vae.state_dict(), path)``. Under ``SVI`` each shows
+    itself as a param site of this very instance; nothing enters Pyro's global store, so no VAE of a process can train
+    another one's parameters or outlive its use, and ``pyro.get_param_store().save`` raises ValueError where it would
+    write an empty file. Pyro's optimisers know the parameters by the names that ``pyro.module`` would give the three
+    parts, so that ``svi.optim.save`` and settings by a function of the name work.
 
     >>> from pyro.infer import SVI, Trace_ELBO
     >>> from pyro_vae import guides, likelihoods, networks, priors
@@ -50,63 +59,73 @@ class VAE(nn.Module):
 
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
         """p(x, z), observed at ``x`` (B, C, H, W); without ``x`` it draws ``n`` images."""
-        parameter_sites(self.prior)
-        parameter_sites(self.likelihood)
+        parameter_sites(self.prior, name="prior")
+        parameter_sites(self.likelihood, name="likelihood")
         with pyro.plate("images", n if x is None else len(_images(x))):
-            prior = _distribution("prior", self.prior(), event_dim=1)
+            prior = _distribution("prior", _called(self.prior), event_dim=1)
             z = pyro.sample("z", prior)
             if z.shape[-1:] != prior.event_shape:
                 raise ValueError(
                     f"prior: its z has {prior.event_shape[0]} dimensions, the posterior's {z.shape[-1]}; "
                     "build both with the same D"
                 )
-            p = _distribution("likelihood", self.likelihood(z), event_dim=3, batch=z.shape[:-1])
+            p = _distribution("likelihood", _called(self.likelihood, z), event_dim=3, batch=z.shape[:-1])
             if x is not None:
                 _check_observation(x, p)
             return pyro.sample("x", p, obs=x)
 
     def guide(self, x: Tensor) -> Tensor:
         """q(z | x), x of shape (B, C, H, W); returns z."""
-        parameter_sites(self.posterior)
+        parameter_sites(self.posterior, name="posterior")
         with pyro.plate("images", len(_images(x))):
-            return pyro.sample("z", _distribution("posterior", self.posterior(x), event_dim=1, batch=x.shape[:-3]))
+            q = _distribution("posterior", _called(self.posterior, x), event_dim=1, batch=x.shape[:-3])
+            return pyro.sample("z", q)
 
-    def observe(self, pixels: Tensor, generator: Generator | None = None) -> Tensor:
-        """x in [0, 1] from uint8 pixels (N, C, H, W), as the likelihood scores it."""
-        return self.likelihood.observe(pixels, generator)
+    def observe(self, pixels: Tensor | np.ndarray, generator: Generator | None = None) -> Tensor:
+        """x in [0, 1] from uint8 pixels (N, C, H, W), as the likelihood scores it, in the dtype of the parameters.
+
+        For a likelihood without a method ``observe``, x = (g + u) / 256, u ~ U[0, 1), kept 2^−17 away from 0 and 1, if
+        it is a density, and x ~ Bernoulli(g / 255) if only 0 and 1 are possible. Raises ValueError if it is neither,
+        for other pixels, and for parameters in half precision.
+        """
+        observe = getattr(self.likelihood, "observe", None) or self._observe
+        return observe(pixels, generator).to(self._like().dtype)
+
+    def _observe(self, pixels: Tensor | np.ndarray, generator: Generator | None) -> Tensor:
+        pixels = checked_pixels(pixels)
+        if self.likelihood not in _OBSERVED_BY:
+            z = self._like().new_zeros(2, *_distribution("prior", self.prior(), event_dim=1).event_shape)
+            with torch.no_grad(), mode(self.likelihood, training=False):
+                p = _distribution("likelihood", self.likelihood(z), event_dim=3, batch=(2,))
+            _OBSERVED_BY[self.likelihood] = observed_by(p, z)
+        return _OBSERVED_BY[self.likelihood](pixels, generator)
+
+    def _like(self) -> Tensor:
+        """A tensor of the dtype and on the device of the parameters."""
+        like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
+        if like.dtype in HALF:
+            raise ValueError(
+                f"vae: wanted parameters in float32 or float64, as densities are, got {like.dtype}; write vae.float(), "
+                "and lower the precision of the networks alone by fit(..., precision=torch.bfloat16)"
+            )
+        return like
 
 
-def parameter_sites(module: nn.Module, recurse: bool = True) -> None:
-    """Shows the trainable parameters of a module to Pyro as param sites, without its global store.
-
-    What ``pyro.module`` is for, except that the parameters stay the module's own: a second module of the same kind
-    cannot be handed the first one's, and none is kept alive. Call it in ``model`` and ``guide`` of a program. Without
-    ``recurse`` those of its submodules are left out.
-
-    >>> from pyro import poutine
-    >>> layer = nn.Linear(2, 1)
-    >>> len(poutine.trace(lambda: parameter_sites(layer)).get_trace().param_nodes)
-    2
-    """
-    if am_i_wrapped():
-        prefix = f"{type(module).__name__}-{id(module)}"
-        for name, parameter in module.named_parameters(prefix, recurse):
-            if parameter.requires_grad:
-                _parameter_site(parameter, name=name)
+_OBSERVED_BY: WeakKeyDictionary[nn.Module, Callable[..., Tensor]] = WeakKeyDictionary()
 
 
-@effectful(type="param")
-def _parameter_site(parameter: nn.Parameter) -> Tensor:
-    value = parameter.detach()
-    value.unconstrained = lambda: parameter  # how SVI finds the leaf that it trains
-    return value
+def _called(part: nn.Module, *args: Tensor) -> TorchDistributionMixin:
+    """What a part returns, in full precision: those of this library lower that of their networks alone in autocast."""
+    with nullcontext() if isinstance(part, Likelihood | NetworkGuide) else without_autocast():
+        return part(*args)
 
 
 def _images(x: Tensor) -> Tensor:
-    if not x.is_floating_point() or x.dim() != 4 or not len(x):
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 4 or not len(x):
+        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
         raise ValueError(
-            f"x: wanted a float tensor of shape (B, C, H, W) with B ≥ 1, got {x.dtype} of shape {tuple(x.shape)}; "
-            "make it from uint8 pixels by vae.observe(pixels)"
+            f"x: wanted a float tensor of shape (B, C, H, W) with B ≥ 1, got {got}; make it from uint8 pixels by "
+            "vae.observe(pixels)"
         )
     return x
 
@@ -114,15 +133,28 @@ def _images(x: Tensor) -> Tensor:
 def _distribution(slot: str, p: object, event_dim: int, batch: Sequence[int] = ()) -> TorchDistributionMixin:
     """What a slot returned; ValueError unless it is a distribution of the right shape."""
     if not isinstance(p, TorchDistributionMixin):
+        got, cure = type(p).__name__, ""
+        if isinstance(p, torch.distributions.Distribution):
+            got, cure = f"torch.distributions.{got}", f"; write import pyro.distributions as dist, and dist.{got}(...)"
         raise ValueError(
-            f"{slot}: wanted a module whose call returns a distribution of pyro.distributions, got {type(p).__name__}"
+            f"{slot}: wanted a module whose call returns a distribution of pyro.distributions, got {got}{cure}"
         )
     if p.event_dim != event_dim or p.batch_shape != torch.Size(batch):
         raise ValueError(
             f"{slot}: wanted batch shape {tuple(batch)} and {event_dim} event dimension(s), got batch shape "
-            f"{tuple(p.batch_shape)} and event shape {tuple(p.event_shape)}; move dimensions with .to_event(...)"
+            f"{tuple(p.batch_shape)} and event shape {tuple(p.event_shape)}; {_shape_cure(p, event_dim, batch)}"
         )
     return p
+
+
+def _shape_cure(p: TorchDistributionMixin, event_dim: int, batch: Sequence[int]) -> str:
+    more = event_dim - p.event_dim
+    if more:
+        number = more if more > 0 and p.batch_shape[:-more] == torch.Size(batch) else "..."
+        return f"move dimensions with .to_event({number})"
+    if not batch:
+        return "return one distribution, without a batch"
+    return "keep the leading dimensions of the argument, as networks.applied(network, argument, event_dim) does"
 
 
 def _check_observation(x: Tensor, p: TorchDistributionMixin) -> None:

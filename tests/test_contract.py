@@ -144,6 +144,53 @@ def test_its_evidence_is_estimated_in_every_way(parts):
 
 
 @alone
+def test_densities_keep_their_precision_within_autocast(parts):
+    """Of given distributions to the last bit, draws too; of new ones up to what their networks lose."""
+    vae, x = build(parts)
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    z = torch.randn(4, BATCH, LATENT)
+    prior, q, p = vae.prior(), vae.posterior(x), vae.likelihood(z)
+
+    def numbers():
+        torch.manual_seed(1)
+        return q.log_prob(z), prior.log_prob(z), p.log_prob(x), p.mean, q.rsample((2,)), prior.sample((3,))
+
+    def anew():
+        return vae.posterior(x).log_prob(z), vae.prior().log_prob(z), vae.likelihood(z).log_prob(x)
+
+    outside, anew_outside = numbers(), anew()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, anew_inside = numbers(), anew()
+        drawn = vae.posterior(x).rsample(), vae.likelihood(z).mean, vae.model(n=2)
+    assert all(map(torch.equal, inside, outside))
+    assert {value.dtype for value in (*anew_inside, *drawn)} == {torch.float32}
+    for near, exact in zip(anew_inside, anew_outside):
+        torch.testing.assert_close(near, exact, rtol=0.01, atol=0.1)
+
+
+@alone
+def test_it_is_in_float64_where_that_is_the_default(parts):
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        vae, x = build(parts)
+        loss = Trace_ELBO().differentiable_loss(vae.model, vae.guide, x)
+        assert {x.dtype, loss.dtype, vae.model(n=2).dtype} == {torch.float64}
+    finally:
+        torch.set_default_dtype(before)
+
+
+@alone
+def test_it_observes_in_the_dtype_of_its_parameters(parts):
+    vae = build(parts)[0].double()
+    x = vae.observe(PIXELS, torch.Generator().manual_seed(1))
+    loss = Trace_ELBO().differentiable_loss(vae.model, vae.guide, x)  # x is in the support, to rounding
+    assert x.dtype == loss.dtype == torch.float64
+
+
+@alone
 def test_it_draws_images_forward(parts):
     vae, _ = build(parts)
     x = vae.model(n=5)

@@ -392,7 +392,7 @@ def test_latent_below_one_is_refused(make):
         make(Network(), 0)
 
 
-@pytest.mark.parametrize("rank", [0, -1, 1.0])
+@pytest.mark.parametrize("rank", [0, -1, 1.0, True])
 def test_rank_below_one_is_refused(rank):
     with pytest.raises(ValueError, match="rank must be a whole number of at least 1"):
         guides.LowRank(Network(), 3, rank)
@@ -401,6 +401,28 @@ def test_rank_below_one_is_refused(rank):
 def test_rank_above_the_code_is_refused():
     with pytest.raises(ValueError, match="rank must be at most latent = 3, got 4"):
         guides.LowRank(Network(), 3, 4)
+
+
+@pytest.mark.parametrize(("network", "features"), [(nn.Conv2d(1, 2, 1), 2), (nn.Flatten(), 5), (nn.Linear(2, 4), 4)])
+def test_features_of_another_shape_are_refused(network, features):
+    guide = guides.MeanField(network, 2, features=features)
+    for batch in ((5,), (2, 5)):
+        with pytest.raises(ValueError, match=r"wanted features of .* got .* end the network with nn\.Flatten\(\)"):
+            guide(images(*batch).float())
+    cured = guides.MeanField(nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten()), 2, features=8)
+    assert cured(images(2, 5).float()).batch_shape == (2, 5)
+
+
+@every
+def test_a_network_of_one_batch_dimension(make):
+    """Convolutions and batch norm, as they are usually written, under any number of leading dimensions."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 3, 2), nn.Flatten(), nn.BatchNorm1d(3))
+    network.out_features = 3
+    guide, x, z = make(network, 3).eval(), images(3, 3).float(), torch.randn(3, 3, 3)
+    log_q = guide(x).log_prob(z)
+    for i, j in ((0, 1), (2, 0)):
+        torch.testing.assert_close(log_q[i, j], guide(x[i, j : j + 1]).log_prob(z[i, j]).squeeze(0))
 
 
 @pytest.mark.parametrize("option", ["depth", "width"])

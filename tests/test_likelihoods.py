@@ -232,3 +232,47 @@ def test_bad_settings_and_pixels():
             L.Beta(nn.Identity()).observe(pixels)
     with pytest.raises(ValueError, match="maps=C"):
         L.Normal(nn.Identity())(torch.zeros(5, 3, 8, 8))
+
+
+@pytest.mark.parametrize("network", [nn.Linear(3, 128), nn.Sequential(nn.Linear(3, 64), nn.Unflatten(1, (8, 8)))])
+def test_a_decoder_without_images_is_told_its_last_layer(network):
+    z = torch.zeros(5, 3)
+    for batch in ((5,), (2, 5)):
+        with pytest.raises(ValueError, match=r"nn\.Unflatten\(-1, \(C \* 2, H, W\)\) as its last layer"):
+            L.Normal(network)(z.expand(*batch, 3))
+    assert L.Normal(nn.Sequential(nn.Linear(3, 128), nn.Unflatten(-1, (2, 8, 8))))(z).event_shape == (1, 8, 8)
+
+
+PIXELS = LEVELS.expand(2, 1, 16, 16).contiguous()
+CURES = {  # the slip, and what its message says to write
+    "float": (PIXELS / 255, lambda pixels: (255.0 * pixels).round().to(torch.uint8)),
+    "bool": (PIXELS > 127, lambda pixels: (255.0 * pixels).round().to(torch.uint8)),
+    "int64": (PIXELS.long(), lambda pixels: pixels.to(torch.uint8)),
+    "(N, H, W)": (PIXELS[:, 0], lambda pixels: pixels.unsqueeze(1)),
+    "(C, H, W)": (PIXELS[0], lambda pixels: pixels.unsqueeze(0)),
+    "flat": (PIXELS.flatten(1), lambda pixels: pixels.reshape(-1, 1, 16, 16)),
+    "float (N, H, W)": (PIXELS[:, 0] / 255, lambda pixels: (255.0 * pixels.unsqueeze(1)).round().to(torch.uint8)),
+    "float array": (PIXELS.numpy() / 255, lambda pixels: (255.0 * np.asarray(pixels)).round().astype("uint8")),
+    "int64 array": (PIXELS.numpy().astype(int), lambda pixels: np.asarray(pixels).astype("uint8")),
+    "list": (PIXELS.tolist(), lambda pixels: np.asarray(pixels).astype("uint8")),
+}
+
+
+@pytest.mark.parametrize("name", CURES)
+def test_the_cure_for_other_pixels_works(name):
+    pixels, cured = CURES[name]
+    likelihood = L.DiscretizedLogistic(nn.Identity())
+    with pytest.raises(ValueError, match=r"wanted uint8 .* got .*write .*(uint8|squeeze|reshape\(-1, C, H, W\))"):
+        likelihood.observe(pixels)
+    x = likelihood.observe(cured(pixels))
+    assert x.shape[1:] == (1, 16, 16)
+    expected = (PIXELS > 127).float() if name == "bool" else PIXELS / 255
+    assert torch.equal(x, expected[: len(x)])
+
+
+def test_arrays_of_numpy_are_observed():
+    array = PIXELS.numpy()
+    for view in (array, array[:, :, ::-1], np.asfortranarray(array), array.transpose(0, 1, 3, 2)):
+        assert np.array_equal(L.DiscretizedLogistic(nn.Identity()).observe(view) * 255, view)
+    array.flags.writeable = False
+    assert L.Bernoulli(nn.Identity(), L.dynamic).observe(array).shape == array.shape

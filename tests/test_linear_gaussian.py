@@ -257,3 +257,20 @@ def test_bad_input(program, x):
     program.posterior = mean_field_guide(program)
     with pytest.raises(ValueError, match="not the exact posterior"):
         trace_elbo_variance(program, x)
+
+
+def test_closed_forms_keep_their_precision_within_autocast():
+    torch.manual_seed(0)
+    program = LinearGaussian(torch.randn(P, D), scale=0.7)
+    x, z = program.simulate(B), torch.randn(B, D)
+
+    def numbers():
+        torch.manual_seed(1)
+        posterior = program.exact_posterior(x)
+        yield from (program.log_px(x), program.elbo(x), program.likelihood(z).log_prob(x), posterior.log_prob(z))
+        yield from (posterior.rsample(), program.posterior(x).rsample(), exact_guide(program).loc_weight)
+        yield from trace_elbo_variance(program, x).values()
+
+    outside = list(numbers())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(map(torch.equal, numbers(), outside))

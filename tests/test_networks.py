@@ -1,10 +1,12 @@
 """Shapes of every network for any image side and any leading batch dimensions."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
-from pyro_vae.networks import ROWS, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, lowered_precision
+from pyro_vae.networks import ROWS, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, applied, lowered_precision
 
 SHAPES = [(1, 28, 28), (1, 28, 20), (1, 8, 8), (3, 9, 15), (2, 13, 8)]
 
@@ -60,3 +62,89 @@ def test_bad_shapes():
         ConvDecoder(0, (1, 8, 8), maps=1)
     with pytest.raises(ValueError, match=r"\(C, H, W\)"):
         MLPEncoder((28, 28))
+
+
+class View(nn.Module):
+    """A decoder that knows one batch dimension, and normalises over it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(3, 64), nn.BatchNorm1d(64)
+
+    def forward(self, z):
+        return self.norm(self.linear(z)).view(-1, 1, 8, 8)
+
+
+OWN = {  # network, shape of a value, shape of its output
+    "unflatten": (lambda: nn.Sequential(nn.Linear(3, 64), nn.Unflatten(1, (1, 8, 8))), (3,), (1, 8, 8)),
+    "view, batch norm": (View, (3,), (1, 8, 8)),
+    "flatten": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 5)), (1, 8, 8), (5,)),
+    "batch norm 2d": (lambda: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(1)), (1, 8, 8), (64,)),
+    "any dimensions": (lambda: nn.Sequential(nn.Flatten(-3), nn.Linear(64, 5)), (1, 8, 8), (5,)),
+}
+
+
+@pytest.mark.parametrize("batch", [(), (7,), (2, 64), (64, 2), (2, 1, 3), (0,)])
+@pytest.mark.parametrize("name", OWN)
+def test_a_network_of_one_batch_dimension_takes_any_number_of_them(name, batch):
+    torch.manual_seed(0)
+    make, event, out = OWN[name]
+    network, value = make().eval(), torch.rand(*batch, *event)
+    got = applied(network, value, len(event))
+    assert got.shape == (*batch, *out)
+    rows = [network(row.unsqueeze(0)) for row in value.reshape(-1, *event)]
+    if rows:
+        torch.testing.assert_close(got.reshape(-1, *out), torch.cat(rows))
+
+
+def test_a_network_that_normalises_over_its_batch_sees_every_row_of_it():
+    torch.manual_seed(0)
+    network, z = View(), torch.randn(64, 64, 3)  # as many images as features: (K, B, F) would pass for (N, C, L)
+    torch.testing.assert_close(applied(network, z, 1).flatten(0, 1), network(z.flatten(0, 1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [*OWN, "ours"])
+def test_the_result_is_not_in_the_precision_of_autocast(name, dtype):
+    torch.manual_seed(0)
+    make, event, _ = (OWN | {"ours": (lambda: ConvEncoder((1, 8, 8), (2, 4)), (1, 8, 8), ())})[name]
+    network, value = make().eval(), torch.rand(4, *event)
+    exact = applied(network, value, len(event))
+    with torch.autocast("cpu", dtype):
+        lowered = applied(network, value, len(event))
+    assert lowered.dtype == torch.float32
+    torch.testing.assert_close(lowered, exact, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        (nn.Sequential(nn.Linear(3, 4), nn.Flatten(0)), r"one row for each of \(10, 3\), got \(40,\)"),
+        (nn.GRU(3, 4), "wanted a tensor .* got tuple; return a single tensor"),
+        (nn.Linear(3, 4).double(), r"parameters of torch.float64 and values of torch.float32; write vae.to\(.*x.to\("),
+        (nn.Linear(3, 4).bfloat16(), r"parameters of torch.bfloat16 .* write vae.to\(torch.float32\)$"),
+    ],
+)
+def test_a_network_that_gives_something_else_is_named(network, message):
+    with pytest.raises(ValueError, match=f"{type(network).__name__}: .*{message}"):
+        applied(network, torch.zeros(2, 5, 3), 1)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    ("network", "event"),
+    [
+        (ConvEncoder((1, 8, 8), (2, 4)), (1, 8, 8)),
+        (ConvDecoder(3, (1, 8, 8), 1, (4, 2)), (3,)),
+        (MLPEncoder((1, 8, 8), (5,)), (1, 8, 8)),
+        (MLPDecoder(3, (1, 8, 8), 1, (5,)), (3,)),
+    ],
+)
+def test_an_export_leaves_the_number_of_rows_open(network, event, strict):
+    rows = {0: torch.export.Dim("rows")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's, about torch
+        graph = torch.export.export(network, (torch.rand(5, *event),), dynamic_shapes=(rows,), strict=strict).module()
+    for count in (1, 5, ROWS + 44):
+        value = torch.rand(count, *event)
+        torch.testing.assert_close(graph(value), network(value))

@@ -329,6 +329,7 @@ def test_vamp_of_any_guide_is_the_average_of_its_components(make_guide):
     "make",
     [
         lambda: priors.StandardNormal(0),
+        lambda: priors.StandardNormal(True),
         lambda: priors.DiagonalNormal(-1),
         lambda: priors.Mixture(0, 3),
         lambda: priors.Mixture(2, 0),

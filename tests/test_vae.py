@@ -13,7 +13,8 @@ from pyro.contrib.autoname import scope
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
-from pyro_vae import guides, likelihoods, networks, priors
+from pyro_vae import guides, likelihoods, log_evidence, networks, priors
+from pyro_vae.traces import log_weights, paired_traces
 from pyro_vae.vae import VAE
 
 SHAPE = (1, 8, 8)
@@ -176,8 +177,12 @@ class Returns(nn.Module):
         ("posterior", torch.zeros(6, 2), "posterior: wanted a module whose call returns a distribution .* got Tensor"),
         ("likelihood", torch.zeros(6, *SHAPE), "likelihood: wanted a module .* got Tensor"),
         ("posterior", dist.Normal(torch.zeros(6, 1, 2), 1.0).to_event(2), r"1 event .* event shape \(1, 2\)"),
-        ("posterior", torch.distributions.Normal(torch.zeros(6, 2), 1.0), "posterior: wanted a module"),
-        ("posterior", dist.Normal(torch.zeros(6, 2), 1.0), r"got batch shape \(6, 2\) and event shape \(\)"),
+        ("posterior", torch.distributions.Normal(torch.zeros(6, 2), 1.0),
+         r"got torch.distributions.Normal; write import pyro.distributions as dist, and dist.Normal\(...\)"),
+        ("posterior", dist.Normal(torch.zeros(6, 2), 1.0), r"got batch shape \(6, 2\) and .*\(\); .*\.to_event\(1\)"),
+        ("likelihood", dist.Normal(torch.zeros(6, *SHAPE), 1.0), r"got batch shape \(6, 1, 8, 8\) .*\.to_event\(3\)"),
+        ("likelihood", dist.Normal(torch.zeros(2, *SHAPE), 1.0).to_event(3), r"got batch .*\(2,\).* networks\.applied"),
+        ("prior", dist.Normal(torch.zeros(6, 2), 1.0).to_event(1), r"got batch shape \(6,\) .* without a batch"),
         ("likelihood", dist.Bernoulli(torch.full((6, 64), 0.5)).to_event(1), "likelihood: wanted batch shape"),
         ("likelihood", dist.Bernoulli(torch.full((6, 2, 8, 8), 0.5)).to_event(3), r"images are \(2, 8, 8\), x holds"),
     ],
@@ -223,3 +228,140 @@ def test_x_outside_the_support(likelihood, maps, value):
     x[0, 0, 3, 3] = value
     with pytest.raises(ValueError, match="outside the support"):
         vae.model(x)
+
+
+def test_arrays_are_named():
+    vae = small_vae()
+    for function in (vae.model, vae.guide):
+        with pytest.raises(ValueError, match=r"x: wanted a float tensor .* got a ndarray; .*vae\.observe"):
+            function(PIXELS.numpy() / 255)
+    assert torch.equal(vae.observe(PIXELS.numpy(), torch.Generator().manual_seed(1)), images(vae))
+
+
+# Networks that know one batch dimension, as they are usually written
+
+
+class NormalizedDecoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.norm = nn.Linear(2, 64), nn.BatchNorm1d(64)
+
+    def forward(self, z):
+        return self.norm(self.linear(z)).view(-1, *SHAPE)
+
+
+def conv_decoder():
+    up = nn.ConvTranspose2d(8, 4, 4, 2, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.ConvTranspose2d(4, 1, 4, 2, 1)
+    return nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Unflatten(1, (8, 2, 2)), *up)
+
+
+@pytest.mark.parametrize("decoder", [NormalizedDecoder, conv_decoder])
+@pytest.mark.parametrize("count", [6, 64])  # 64: as many images as the features that are normalised
+def test_a_network_of_ones_own_is_trained_and_measured(decoder, count):
+    """Each of several particles is scored as it would be alone."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(1, 4, 4, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16))
+    vae = VAE(priors.StandardNormal(2), likelihoods.Bernoulli(decoder()), guides.MeanField(encoder, 2, features=16))
+    x = vae.observe(torch.randint(256, (count, *SHAPE), dtype=torch.uint8))
+    svi_steps(vae, 2, Trace_ELBO())  # the statistics of batch norm are no longer those of the start
+    vae.eval()
+    model_trace, guide_trace = paired_traces(vae.model, vae.guide, (x,), particles=3)
+    z, together = guide_trace.nodes["z"]["value"].detach(), log_weights(model_trace, guide_trace)
+    alone = [vae.likelihood(k).log_prob(x) + vae.prior().log_prob(k) - vae.posterior(x).log_prob(k) for k in z]
+    torch.testing.assert_close(together, torch.stack(alone))
+    assert log_evidence(vae.model, vae.guide, x, 5, seed=0).log_px.isfinite().all()
+
+
+# Modules of one's own in the likelihood's slot
+
+
+class Own(nn.Module):
+    """A likelihood without ``observe``: any family of any images."""
+
+    def __init__(self, family):
+        super().__init__()
+        self.network, self.family = networks.MLPDecoder(2, SHAPE, 1, hidden=(8,)), family
+
+    def forward(self, z):
+        return self.family(self.network(z)).to_event(3)
+
+
+def own_vae(family):
+    return VAE(priors.StandardNormal(2), Own(family), small_vae().posterior)
+
+
+DENSITIES = {
+    "Laplace": lambda out: dist.Laplace(out.sigmoid(), 0.1),
+    "Beta": lambda out: dist.Beta(out.exp(), 1.0),  # infinite at 0 or 1
+    "Kumaraswamy": lambda out: dist.Kumaraswamy(out.exp(), 1.0),
+    "LogNormal": lambda out: dist.LogNormal(out, 1.0),
+    "StudentT": lambda out: dist.StudentT(3.0, out, 0.1),
+    "relaxed Bernoulli": lambda out: dist.RelaxedBernoulli(torch.tensor(0.5), logits=out),
+}
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+def test_a_density_of_ones_own_observes_dequantised_pixels(name):
+    vae = own_vae(DENSITIES[name])
+    pixels = torch.arange(256, dtype=torch.uint8).repeat(4).reshape(-1, *SHAPE)
+    x = vae.observe(pixels, torch.Generator().manual_seed(1))
+    expected = likelihoods.dequantize(pixels, torch.Generator().manual_seed(1))
+    assert (x - expected).abs().max() <= 2.0**-17 and x.min() > 0 and x.max() < 1
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    assert torch.tensor(svi.step(x)).isfinite()
+    assert log_evidence(vae.model, vae.guide, x, 5, seed=0).log_px.isfinite().all()
+    assert vae.double().observe(pixels).dtype == torch.float64
+
+
+class OwnPosterior(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.loc, self.raw = nn.Linear(64, 2), nn.Linear(64, 2)
+
+    def forward(self, x):
+        return dist.Normal(self.loc(x.flatten(-3)), self.raw(x.flatten(-3)).exp()).to_event(1)
+
+
+def test_parts_of_ones_own_keep_their_precision_within_autocast():
+    torch.manual_seed(0)
+    vae = own_vae(DENSITIES["Laplace"])
+    vae.likelihood.network = nn.Sequential(nn.Linear(2, 64), nn.Unflatten(-1, SHAPE))
+    x = vae.observe(PIXELS)
+    vae = VAE(priors.Vamp(OwnPosterior(), x[:3]), vae.likelihood, OwnPosterior())
+
+    def scores():
+        torch.manual_seed(1)
+        return log_weights(*paired_traces(vae.model, vae.guide, (x,), particles=3))
+
+    outside = scores()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(scores(), outside)
+
+
+def test_a_bernoulli_of_ones_own_observes_black_and_white():
+    vae = own_vae(lambda out: dist.Bernoulli(logits=out))
+    draws = torch.stack([vae.observe(PIXELS) for _ in range(400)])
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    assert (draws.mean(0) - PIXELS / 255).abs().max() < 5 * 0.5 / 400**0.5
+    vae.likelihood = Own(DENSITIES["Laplace"])  # another module in the slot
+    assert len(vae.observe(PIXELS).unique()) > 2
+
+
+@pytest.mark.parametrize("family", [lambda out: dist.Poisson(out.exp()), lambda out: dist.Uniform(out.abs() + 2, 9.0)])
+def test_a_likelihood_whose_pixels_are_not_known_is_asked_for_observe(family):
+    with pytest.raises(ValueError, match=r"not known for (Poisson|Uniform); .* observe\(pixels, generator=None\)"):
+        own_vae(family).observe(PIXELS)
+
+
+def test_looking_at_a_likelihood_of_ones_own_changes_nothing():
+    vae = own_vae(DENSITIES["Laplace"])
+    vae.likelihood.network = nn.Sequential(nn.Dropout(), nn.Linear(2, 64), nn.BatchNorm1d(64), nn.Unflatten(-1, SHAPE))
+    before, state = copy.deepcopy(vae.state_dict()), torch.get_rng_state()
+    vae.observe(PIXELS, torch.Generator().manual_seed(1))
+    assert torch.equal(state, torch.get_rng_state()) and all(module.training for module in vae.modules())
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+
+
+def test_parameters_in_half_precision_are_refused():
+    with pytest.raises(ValueError, match=r"got torch\.bfloat16; write vae\.float\(\)"):
+        small_vae().bfloat16().observe(PIXELS)
