@@ -1,21 +1,70 @@
-"""Global state: random number generators and the modes of a module for the length of a block, and what Ctrl-C does."""
+"""Global state for the length of a block: random numbers, the modes of a module and of torch; and what Ctrl-C does."""
 
 import random
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from types import FrameType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from pyro_vae.checks import is_whole
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def measurement(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that computes without gradients, and the same whatever modes of torch its caller has set.
+
+    Within ``torch.inference_mode`` it works as under ``torch.no_grad``: what it leaves behind (parameters that Pyro
+    makes at their first use, caches) can be trained later, and it can take derivatives of its own. Within
+    ``torch.autocast`` it computes in the dtypes of parameters and arguments.
+
+    >>> @measurement
+    ... def half(x):
+    ...     return nn.functional.linear(x, torch.full((1, 1), 0.5)), torch.is_inference_mode_enabled()
+    >>> with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    ...     half(torch.ones(1))
+    (tensor([0.5000]), False)
+    """
+
+    @wraps(function)
+    def measured(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.inference_mode(False), torch.no_grad(), without_autocast():
+            return function(*args, **kwargs)
+
+    return measured
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """A block in which the caller's ``torch.autocast`` changes nothing; one within the block does.
+
+    Densities in bfloat16 are off by nats, and some linear algebra fails in it. Weights that a block within casts are
+    not kept: cast without gradients, they would serve the caller's next training step.
+
+    >>> with torch.autocast("cpu", torch.bfloat16), without_autocast():
+    ...     nn.functional.linear(torch.ones(1), torch.ones(1, 1)).dtype
+    torch.float32
+    """
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda", "mps", "xpu"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False, cache_enabled=False))
+        yield
+
 
 @contextmanager
 def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """A block with random numbers of its own, on the CPU and the device; the caller's go on as if it had not been.
+
+    Raises ValueError unless the seed is a whole number that fits into 64 bits.
 
     >>> state = torch.get_rng_state()
     >>> with seeded(3):
@@ -25,13 +74,15 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     >>> torch.equal(state, torch.get_rng_state())
     True
     """
+    if not is_whole(seed) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed: wanted a whole number from −2⁶³ to 2⁶⁴ − 1, got {seed!r}; write e.g. seed=0")
     device = torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         # Not torch.manual_seed: it would also seed devices whose state is not restored.
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(int(seed))
         if device.type == "cuda":
             with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
+                torch.cuda.manual_seed(int(seed))
         yield
 
 

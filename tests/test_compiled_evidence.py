@@ -7,7 +7,7 @@ import torch
 
 import pyro_vae as pv
 from pyro_vae import compiling
-from pyro_vae.annealing import Path
+from pyro_vae.annealing import AnnealingPath
 from pyro_vae.compiling import Untraceable
 from pyro_vae.evidence import annealed_evidence, bidirectional, log_evidence
 from pyro_vae.linear_gaussian import LinearGaussian
@@ -60,9 +60,11 @@ def test_compiled_densities_and_gradients_are_the_eager_ones(model, guide, x, fr
     graphs = compiling.Graphs(True, 0, "cpu")
     with torch.no_grad():
         for batch in (args, tuple(arg.flip(0) for arg in args)):  # one graph, other arguments
-            eager = Path(model, guide if from_guide else None, batch)
+            eager, compiled = (
+                AnnealingPath(model, guide if from_guide else None, batch, graphs=of) for of in (None, graphs)
+            )
             z = eager.draw(4)
-            for one, other in zip(eager(z), Path(model, guide if from_guide else None, batch, graphs)(z)):
+            for one, other in zip(eager(z), compiled(z)):
                 torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
     assert len(graphs._graphs) == 1
 
@@ -77,6 +79,35 @@ def test_compiled_annealing_is_eager():
         )
         for value in values:
             torch.testing.assert_close(getattr(other, value), getattr(one, value), rtol=1e-6, atol=1e-6)
+
+
+def shared_rate(x, *, offset):
+    """A positive latent that all rows share, and one of each row on a simplex."""
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("images", len(x)):
+        share = pyro.sample("share", dist.Dirichlet(torch.ones(3)))
+        pyro.sample("x", dist.Poisson(rate.unsqueeze(-1) * share + offset.unsqueeze(-1)).to_event(1), obs=x)
+
+
+def shared_rate_guide(x, *, offset):
+    pyro.sample("rate", dist.Gamma(1.5, 1.0))
+    with pyro.plate("images", len(x)):
+        pyro.sample("share", dist.Dirichlet(1 + x / 4))
+
+
+@pytest.mark.parametrize("guide", [None, shared_rate_guide], ids=["prior", "guide"])
+def test_constrained_and_shared_latents_and_keywords_are_traced(guide, monkeypatch):
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile(function, backend="eager", fullgraph=True))
+    x, kwargs = torch.tensor([[0.0, 2.0, 1.0], [3.0, 1.0, 0.0]]), {"offset": torch.tensor([0.1, 0.5])}
+    settings = {"kwargs": kwargs, "seed": 0}
+    for evaluate, options in (
+        (annealed_evidence, {"num_temperatures": 4, "chains": 2, "leapfrog": 2, "guide": guide}),
+        (log_evidence, {"num_particles": 40, "chunk": 4, "guide": guide or shared_rate_guide}),
+    ):
+        one, other = (evaluate(shared_rate, x=x, compiled=how, **options, **settings) for how in (False, True))
+        assert one.joint
+        torch.testing.assert_close(other.log_px, one.log_px, rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_is_compiled_where_that_is_earned_back(monkeypatch):
