@@ -6,6 +6,7 @@ plates and traces and all, and keeps only what happened to tensors; that is comp
 
 import logging
 import os
+import pickle
 import shutil
 import sys
 import sysconfig
@@ -13,6 +14,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from threading import Thread
@@ -25,9 +27,19 @@ import torch
 from pyro.infer import ELBO, trace_elbo, trace_mean_field_elbo
 from torch import Tensor, nn
 
+from pyro_vae.held import Changes, Held, Patience, is_plain, words
+from pyro_vae.leaves import tensors
+from pyro_vae.outcomes import USUAL, contents_kept, difference, outcome
+
 # Draws by torch's own generators: the same numbers as eagerly, and on a CPU faster than the compiler's.
 OPTIONS = {"fallback_random": True}
 WORTH_CALLS = 500  # of a graph of some milliseconds, from which the seconds of compiling it are earned back
+IN_PLACE = ("hold what changes in a tensor that is changed in place, as handlers.KLWeighted does: "
+            'self.register_buffer("beta", torch.tensor(0.5)), then self.beta.fill_(0.7)')
+OR_EAGERLY = 'or run eagerly, by engine="eager" in fit and compiled=False in the evidence'
+NOT_THE_SAME = ("what was compiled is not what the program does on the same random numbers ({}): something takes part "
+                "that a trace does not see, as a clock, an iterator or a hook")
+LARGEST = 1 << 20  # elements of a tensor that is no parameter and no buffer, and is kept while a program is tried
 CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding, torch.ops.aten.conv_transpose2d.input)
 
 
@@ -64,29 +76,65 @@ class Compiled(nn.Module):
     def __init__(self, elbo: ELBO, model: Callable, guide: Callable):
         super().__init__()
         self.loss = Loss(elbo, model, guide)
-        self._graphs: dict[tuple, Callable] = {}
+        self.held, self.patience = Held(self.loss.roots), Patience()
+        self.states = [State(self.held.values)]
+        self.state = self.states[0]
 
     def forward(self, *args: Tensor) -> Tensor:
+        changes = self.held.changes()
+        if changes:
+            self._follow(changes)
+        else:
+            self.patience.used()
         return self.graph(args)(*args)
 
     def graph(self, args: tuple[Tensor, ...]) -> Callable:
         """The compiled graph for arguments of these shapes."""
         key = tuple((arg.shape, arg.dtype, arg.device) for arg in args)
-        if key not in self._graphs:
+        if key not in self.state.graphs:
             missing = missing_compiler()
             if missing:
                 raise Untraceable(f"nothing can be compiled here: {missing}; call elbo.differentiable_loss instead")
-            graph = torch.compile(traced(self.loss, args), fullgraph=True, dynamic=False, options=OPTIONS)
-            with random_numbers_kept(args), quiet_torch():
-                torch.autograd.grad(graph(*args), [p for p in self.parameters() if p.requires_grad], allow_unused=True)
-            self._graphs[key] = graph
-        return self._graphs[key]
+            self.state.graphs[key] = self._compiled(args)
+            self.state.values = self.held.values
+        return self.state.graphs[key]
+
+    def _follow(self, changes: Changes) -> None:
+        """Goes over to the graphs of what the program holds now: a mode, say, to which it returns."""
+        known = [state for state in self.states if not self.held.since(state.values)]
+        if not known and self.patience.ends():
+            raise Untraceable(f"{words(changes)}: it changes from call to call, and would have to be traced anew each "
+                              f"time; {IN_PLACE}, or call elbo.differentiable_loss instead")
+        self.states += [] if known else [State(self.held.values)]
+        self.state = known[0] if known else self.states[-1]
+
+    def _compiled(self, args: tuple[Tensor, ...]) -> Callable:
+        module = traced(self.loss, args, self.held)
+        graph = torch.compile(module, fullgraph=True, dynamic=False, options=OPTIONS)
+        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        leaves, buffers = {name: self.loss.leaf(p) for name, p in trained.items()}, dict(self.named_buffers())
+        with quiet_torch(), tensors_only():
+            said = difference(self, precision(module), args[0].numel(),
+                              lambda: outcome(self.loss, args, leaves, buffers),
+                              lambda: outcome(graph, args, trained, buffers))
+        if said:
+            raise Untraceable(f"{NOT_THE_SAME.format(said)}; call elbo.differentiable_loss instead")
+        return graph
+
+
+@dataclass
+class State:
+    """Numbers and flags of a program, by name, and the graphs that were traced while it held them."""
+
+    values: dict[str, Any]
+    graphs: dict[tuple, Callable] = field(default_factory=dict)
 
 
 class Loss(nn.Module):
     """The loss of an ELBO as a module that holds the modules of model and guide; ``observe``: what makes x, if any.
 
-    ``others`` are the parameters that the loss was seen to train though no module holds them.
+    ``others`` are the parameters that the loss was seen to train though no module holds them; ``roots`` all that it
+    refers to, by name.
 
     >>> from pyro.infer import Trace_ELBO
     >>> from pyro_vae.linear_gaussian import LinearGaussian
@@ -98,8 +146,10 @@ class Loss(nn.Module):
     def __init__(self, elbo: ELBO, model: Callable, guide: Callable, observe: Callable | None = None):
         super().__init__()
         self.elbo, self.functions, self.observe = elbo, (model, guide), observe
-        self.owners = nn.ModuleList(owners(model, guide))
-        self.others = nn.ParameterList()
+        self.owners = nn.ModuleList(owners(model, guide, observe))
+        self.others, self.leaves = nn.ParameterList(), {}
+        self.roots = {"model": model, "guide": guide, "observe": observe, "elbo": elbo,
+                      "pyro.get_param_store()": pyro.get_param_store()._params}
 
     def other(self, leaf: Tensor) -> nn.Parameter:
         """The parameter among ``others`` that shares the memory of a leaf, which is added if it is new."""
@@ -107,7 +157,12 @@ class Loss(nn.Module):
             if parameter.data_ptr() == leaf.data_ptr():
                 return parameter
         self.others.append(leaf if isinstance(leaf, nn.Parameter) else nn.Parameter(leaf.detach()))
+        self.leaves[id(self.others[-1])] = leaf
         return self.others[-1]
+
+    def leaf(self, parameter: nn.Parameter) -> Tensor:
+        """The leaf that an eager run trains, for a parameter of this module."""
+        return self.leaves.get(id(parameter), parameter)
 
     def forward(self, *args: Tensor) -> Tensor:
         args = args if self.observe is None else (self.observe(*args),)
@@ -126,10 +181,11 @@ def owners(*functions: Callable | None) -> list[nn.Module]:
     return list(dict.fromkeys(owner for owner in found if isinstance(owner, nn.Module)))
 
 
-def traced(loss: nn.Module, args: tuple[Tensor, ...]) -> nn.Module:
+def traced(loss: nn.Module, args: tuple[Tensor, ...], held: Held | None = None) -> nn.Module:
     """The loss, or another function of a program, as one graph of tensor operations, on its very parameters.
 
-    The state of the random number generators is left as it was. Raises ``Untraceable``.
+    Numbers and flags of the program become constants: ``held`` tells later what they were, and whether they changed.
+    The program and the random number generators are left as they were. Raises ``Untraceable``.
 
     >>> from pyro.infer import Trace_ELBO
     >>> from pyro_vae.linear_gaussian import LinearGaussian
@@ -138,21 +194,25 @@ def traced(loss: nn.Module, args: tuple[Tensor, ...]) -> nn.Module:
     >>> graph = traced(loss, (x,))
     >>> with torch.random.fork_rng():
     ...     eager = loss(x)
-    >>> torch.equal(graph(x), eager)  # the same draws
+    >>> torch.allclose(graph(x), eager)  # the same draws
     True
     """
+    held = Held(getattr(loss, "roots", {"self": loss})) if held is None else held
     on_cpu = all(arg.device.type == "cpu" for arg in args)
     if on_cpu:
         warm_up()
     with random_numbers_kept(args), quiet_torch(), pyro.validation_enabled(False), tensors_only():
-        buffers = [(buffer, buffer.clone()) for buffer in loss.buffers()]
-        leaves = {leaf.data_ptr(): leaf for leaf in _leaves(loss(*args))}
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        try:
-            exported = torch.export.export(loss, args, strict=False)
-        except Exception as error:
-            raise Untraceable(_explanation(error)) from error
+        with _left_where_untraceable(held):
+            with contents_kept([*loss.parameters(), *loss.buffers(), *held.tensors(LARGEST)]):
+                value, replaced = _run_alone(loss, args, held)
+            leaves = {leaf.data_ptr(): leaf for leaf in _leaves(value)}
+            try:
+                exported = torch.export.export(loss, args, strict=False)
+            except Exception as error:
+                raise Untraceable(_explanation(error)) from error
+            finally:
+                held.put_back()
+            _check_not_read(replaced, loss, exported.constants)
         graph = exported.module(check_guards=False)
     # What the loss trains but does not hold, as parameters in Pyro's store, was taken for constants.
     for name, constant in exported.constants.items():
@@ -164,6 +224,75 @@ def traced(loss: nn.Module, args: tuple[Tensor, ...]) -> nn.Module:
     if on_cpu:
         channels_last(graph)
     return graph
+
+
+def _run_alone(loss: nn.Module, args: tuple[Tensor, ...], held: Held) -> tuple[Tensor, Changes]:
+    """The loss by an eager run, and what the run put in the place of other tensors or objects.
+
+    Untraceable where the run draws from other generators than torch's own, or changes what the next one would begin
+    with: a trace would do it once and for all. What a first run sets up is no such change.
+    """
+    generators = held.generators()
+    states = {name: pickle.dumps(get()) for name, (get, _) in generators.items()}
+    versions = _versions(loss, held)
+    for _ in range(2):
+        held.look()
+        value = loss(*args)
+        changes = held.changes()
+        kept = {name: pair for name, pair in changes.items() if all(map(is_plain, pair))}
+        replaced = {name: pair for name, pair in changes.items() if name not in kept}
+        held.passing |= replaced.keys()
+        if not kept:
+            break
+    held.look()
+    drawn = [name for name, (get, _) in generators.items() if pickle.dumps(get()) != states[name]]
+    moved = {name: pair for name, pair in _versions(loss, held).items() if versions.get(name, pair) != pair}
+    if not (kept or drawn or moved):
+        return value, replaced
+    if drawn:
+        raise Untraceable(f"the program draws from {', '.join(drawn)}, and what is traced would draw once and for all; "
+                          f"draw from torch's own generator, as torch.rand(...) does, {OR_EAGERLY}")
+    raise Untraceable(f"the program changes {words(kept) or ', '.join(moved)} while it runs, and what is traced would "
+                      f"keep one value; {IN_PLACE}, {OR_EAGERLY}")
+
+
+@contextmanager
+def _left_where_untraceable(held: Held) -> Iterator[None]:
+    """A block after which, if it raises ``Untraceable``, all that is held is as it was, and so are generators."""
+    before = Held(held.roots)
+    states = [(put, get()) for get, put in before.generators().values()]
+    try:
+        yield
+    except Untraceable:
+        before.put_back()
+        for put, state in states:
+            put(state)
+        raise
+
+
+def _versions(loss: nn.Module, held: Held) -> dict[str, int]:
+    """How often each tensor that is no parameter and no buffer was changed in place, by name."""
+    registered = {id(tensor) for tensor in (*loss.parameters(), *loss.buffers())}
+    return {slot.name: slot.value._version for slot in held.slots
+            if isinstance(slot.value, Tensor) and id(slot.value) not in registered and slot.name not in held.passing}
+
+
+def _check_not_read(replaced: Changes, loss: nn.Module, constants: dict[str, Any]) -> None:
+    """Raises Untraceable where a tensor that each run replaces is read by the next one, or is a parameter or buffer."""
+    registered = {id(tensor) for tensor in (*loss.parameters(), *loss.buffers())}
+    places = {tensor.data_ptr() for tensor in constants.values() if torch.is_tensor(tensor)} - {0}
+    read = [name for name, (_, new) in replaced.items()
+            if torch.is_tensor(new) and (id(new) in registered or new.data_ptr() in places)]
+    if read:
+        raise Untraceable(f"the program replaces {', '.join(read)} at each run, and a trace would keep one value; "
+                          f"{IN_PLACE}, {OR_EAGERLY}")
+
+
+def precision(graph: nn.Module) -> torch.dtype:
+    """The lowest precision of the floating point numbers in a traced graph."""
+    nodes = [node for part in graph.modules() if isinstance(part, torch.fx.GraphModule) for node in part.graph.nodes]
+    found = {tensor.dtype for node in nodes for tensor in tensors(node.meta.get("val"))}
+    return max(found & USUAL.keys(), key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 
 
 class Graphs:
@@ -289,6 +418,7 @@ def quiet_torch() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\.")
         warnings.filterwarnings("ignore", "A model attribute .* requires gradient", UserWarning)
+        warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export", UserWarning)
         try:
             yield
         finally:
@@ -349,6 +479,5 @@ def _explanation(error: Exception) -> str:
                 "particles on, and torch.export loses the parameters in it; run eagerly, by engine=\"eager\" in fit")
     return (
         f"the program cannot be traced{at} ({type(error).__name__}: {reason}). What it does must not depend on the "
-        'values of tensors: take that line away, write it with torch.where, or run eagerly, by engine="eager" in fit '
-        "and compiled=False in the evidence"
+        f"values of tensors: take that line away, write it with torch.where, {OR_EAGERLY}"
     )

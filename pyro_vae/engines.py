@@ -9,9 +9,10 @@ a loss that is not finite.
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pyro
@@ -25,10 +26,31 @@ from torch.optim.adam import adam
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae import distributed
-from pyro_vae.compiling import OPTIONS, Loss, Untraceable, missing_compiler, own_code, quiet_torch, traced
+from pyro_vae.compiling import (
+    IN_PLACE,
+    NOT_THE_SAME,
+    OPTIONS,
+    OR_EAGERLY,
+    Loss,
+    Untraceable,
+    missing_compiler,
+    own_code,
+    precision,
+    quiet_torch,
+    random_numbers_kept,
+    tensors_only,
+    traced,
+)
+from pyro_vae.held import Held, Patience, words
+from pyro_vae.outcomes import Outcome, contents_kept, difference, outcome
+from pyro_vae.program import observed
 
 ENGINES = ("auto", "eager", "compiled", "svi")
 WORTH_COMPILING = 2000  # steps from which compiling, 10 to 20 seconds, is earned back by small networks on two cores
+
+
+class EngineWarning(UserWarning):
+    """Steps are not taken as they were to be, or may not have been; the message says why and names the cure."""
 
 
 class Eager:
@@ -53,7 +75,7 @@ class Eager:
         scheduler: LRScheduler | None = None,
         clip: float | None = None,
     ):
-        self.loss = Loss(estimator, program.model, program.guide, program.observe)
+        self.loss = Loss(estimator, program.model, program.guide, partial(observed, program))
         self.optimizer, self.scheduler, self.clip = optimizer, scheduler, clip
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -61,6 +83,9 @@ class Eager:
         loss = self.loss(pixels)
         loss.backward()
         return self.update(loss)
+
+    def end_epoch(self) -> None:
+        """Nothing is compiled, and nothing to be compared."""
 
     def update(self, loss: Tensor) -> Tensor:
         """Steps the optimiser by the gradients at hand, and the schedule; the loss, or NaN where a gradient is."""
@@ -85,7 +110,8 @@ class SVI:
     """``pyro.infer.SVI.step`` with Pyro's own optimiser, which keeps one torch optimiser a parameter: the reference.
 
     Those optimisers write their state into the one given. Raises ValueError where Pyro sees no param site of a
-    parameter, which ``SVI`` would leave as it is without a word, and for gradient clipping, which it has not.
+    parameter, which ``SVI`` would leave as it is without a word, and for gradient clipping, which it has not. It is the
+    engine of estimators without a ``differentiable_loss``; the loss of one that has several is their sum.
     """
 
     name = "svi"
@@ -98,17 +124,20 @@ class SVI:
         scheduler: LRScheduler | None = None,
         clip: float | None = None,
     ):
+        others = 'write engine="eager" or "compiled"'
+        if not hasattr(estimator, "differentiable_loss"):
+            others = f"{type(estimator).__name__} trains by no other engine, so leave that out"
         if distributed.world() > 1:
-            raise ValueError('engine: "svi" trains in one process; take "eager" or "compiled" under torchrun')
+            raise ValueError(f'engine: "svi" trains in one process, and here are {distributed.world()}; {others}')
         if clip is not None:
-            raise ValueError('clip: engine="svi" does not clip the norm of all gradients; take "eager" or "compiled"')
+            raise ValueError(f'clip: engine="svi" does not clip the norm of all gradients; {others}')
         self.program, self.scheduler, self.optimizer = program, scheduler, optimizer
         self.each = pyro.optim.PyroOptim(type(optimizer), {})
         self.svi = pyro.infer.SVI(program.model, program.guide, self.each, estimator)
         self.checked = False
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        x = self.program.observe(pixels)
+        x = observed(self.program, pixels)
         if not self.checked:
             self._check_sites(x)
             self.checked = True
@@ -118,7 +147,10 @@ class SVI:
         self.optimizer.step()  # moves nothing without gradients; it tells schedules and hooks of the step
         if self.scheduler is not None:
             self.scheduler.step()
-        return torch.as_tensor(loss)
+        return torch.as_tensor(loss).sum()
+
+    def end_epoch(self) -> None:
+        """Nothing is compiled, and nothing to be compared."""
 
     def _share_state(self) -> None:
         """Has Pyro's optimiser of each parameter work with the settings and in the state of the one given."""
@@ -152,9 +184,14 @@ class Compiled:
     would be no faster and take half as long again to compile. The first step is eager, as it is torch's own optimiser
     that makes its state; so are batches of another size than the first, as the last of an epoch may be.
 
-    Raises ``Untraceable`` at the second step where the program cannot be traced; if not ``strict``, it says why in a
-    line on standard error and goes on eagerly. ``shape`` is that of the batches of a run that is resumed, whose first
-    step is not eager. The other arguments are those of ``Eager``.
+    A trace turns numbers and flags of the program into constants. Where one of them changed since, the step is eager
+    and the next one traced anew; where they change from step to step, training goes on eagerly, with a warning that
+    names them. At the first step of a trace, and at the end of each epoch, loss, gradients and buffers are compared
+    with the eager ones on the same random numbers; where they differ by more than rounding, it is traced anew, once.
+
+    Raises ``Untraceable`` at the second step where the program cannot be traced; if not ``strict``, a warning says why
+    and it goes on eagerly. ``shape`` is that of the batches of a run that is resumed, whose first step is not eager.
+    The other arguments are those of ``Eager``.
     """
 
     def __init__(
@@ -168,8 +205,11 @@ class Compiled:
         shape: torch.Size | None = None,
     ):
         self.eager = Eager(program, estimator, optimizer, scheduler, clip)
-        self.strict, self.name, self.shape = strict, "compiled", shape
-        self.run: Callable[[Tensor], Tensor] | None = None
+        self.program, self.strict, self.name, self.shape = program, strict, "compiled", shape
+        self.held: Held | None = None  # from the first trace on
+        self.patience, self.doubted = Patience(), False
+        self.run: Gradients | None = None
+        self.batch: Tensor | None = None  # the last one of this epoch
 
     def __call__(self, pixels: Tensor) -> Tensor:
         if self.shape is None:
@@ -179,25 +219,158 @@ class Compiled:
             return self.eager(pixels)
         if _is_plain_adam(self.eager.optimizer) and not self.eager.optimizer.state:
             return self.eager(pixels)  # which makes that state, and did not yet: the steps so far were left out
-        return self._first_run(pixels) if self.run is None else self.run(pixels)
+        if not self._is_as_traced() or not (self.run or self._trace(pixels)):
+            return self.eager(pixels)
+        self.batch = pixels
+        return self._step(*self.run(pixels))
 
-    def _first_run(self, pixels: Tensor) -> Tensor:
+    def end_epoch(self) -> None:
+        """Compares a compiled step with the eager one, and leaves no trace of either."""
+        batch, self.batch = self.batch, None
+        if self.run is None or batch is None or not self._is_as_traced():
+            return
+        said = self._difference(self.run, batch)
+        if said and self.doubted:
+            self._go_on_eagerly(NOT_THE_SAME.format(said))
+        elif said:
+            self.run, self.doubted = None, True
+            warnings.warn(f"{NOT_THE_SAME.format(said)}. It is traced anew; steps of this epoch may have been taken by "
+                          f"an old value. To be sure, {IN_PLACE}", EngineWarning, stacklevel=2)
+
+    def _is_as_traced(self) -> bool:
+        """Whether numbers and flags of the program are as they were at the last step; else the trace is given up."""
+        changes = self.held.changes() if self.held else {}
+        if not changes:
+            self.patience.used()
+            return True
+        self.run = None
+        if self.patience.ends():
+            self._go_on_eagerly(f"{words(changes)}: it changes from step to step, and would be traced anew each time; "
+                                f"{IN_PLACE}")
+        return False
+
+    def _trace(self, pixels: Tensor) -> bool:
+        """Makes ``run``, and whether it could."""
+        first, self.held = self.held is None, self.held or Held(self.eager.loss.roots)
         try:
-            graph = traced(self.eager.loss, (pixels,))
-            self.eager.optimizer.zero_grad()
-            make = _adam_step if _is_plain_adam(self.eager.optimizer) else _gradient_step
-            self.run = make(graph, self.eager)
-            with quiet_torch():
-                return self.run(pixels)
+            self.run = self._compiled(pixels)
         except (Untraceable, RuntimeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            if self.strict and isinstance(error, Untraceable):
+            if self.strict and first and isinstance(error, Untraceable):
                 raise
-            if self.strict:
+            if self.strict and first:
                 raise Untraceable(f'torch cannot compile this step ({reason}); train by engine="eager"') from error
-            self.name = "eager"
-            _notice(f"training eagerly: {reason}")
-            return self.eager(pixels)
+            self._go_on_eagerly(reason)
+        return self.run is not None
+
+    def _compiled(self, pixels: Tensor) -> "Gradients | None":
+        """None where the optimiser has no state yet of a parameter that it trains."""
+        loss, optimizer = self.eager.loss, self.eager.optimizer
+        graph = traced(loss, (pixels,), self.held)
+        with random_numbers_kept((pixels,)), contents_kept([*loss.parameters(), *loss.buffers()]), tensors_only():
+            outcome = self._outcome(pixels)
+        run = Gradients(graph, self._parameters(), dict(self.program.named_buffers()), outcome)
+        if _is_plain_adam(optimizer) and not all(optimizer.state.get(parameter) for parameter in run.trained):
+            return None
+        optimizer.zero_grad()
+        with quiet_torch():
+            said = self._difference(run, pixels)
+        if said:
+            raise Untraceable(f"{NOT_THE_SAME.format(said)}; {OR_EAGERLY}")
+        return run
+
+    def _difference(self, run: "Gradients", pixels: Tensor) -> str | None:
+        hooked = [name for name, p in self._parameters().items() if p._backward_hooks or p._post_accumulate_grad_hooks]
+        if hooked:
+            return f"the gradient of {hooked[0]} has a hook, which would not be called"
+        with tensors_only():
+            return difference(self.eager.loss, run.precision, pixels.numel(), lambda: self._outcome(pixels),
+                              lambda: run.outcome(pixels))
+
+    def _outcome(self, pixels: Tensor) -> Outcome:
+        return outcome(self.eager.loss, (pixels,), self._parameters(), dict(self.program.named_buffers()))
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """Those of the program that the optimiser trains."""
+        known = {id(parameter) for group in self.eager.optimizer.param_groups for parameter in group["params"]}
+        return {name: p for name, p in self.program.named_parameters() if p.requires_grad and id(p) in known}
+
+    def _step(self, loss: Tensor, gradients: list[Tensor], norm: Tensor) -> Tensor:
+        """The optimiser's step, and the schedule's; the loss, or NaN where a gradient is."""
+        optimizer, clip = self.eager.optimizer, self.eager.clip
+        if not _is_plain_adam(optimizer):
+            for parameter, gradient in zip(self.run.trained, gradients):
+                parameter.grad = gradient
+            return self.eager.update(loss)
+        if distributed.world() > 1:
+            distributed.sum_([loss, *gradients])
+            norm = nn.utils.get_total_norm(gradients)
+        loss = loss + 0 * norm
+        if clip is not None:
+            gradients = _clipped(gradients, norm, clip)
+        (group,) = optimizer.param_groups
+        states = [optimizer.state[parameter] for parameter in self.run.trained]
+        means, squares, counts = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+        adam(self.run.values, gradients, means, squares, [], counts, fused=True, lr=group["lr"], eps=group["eps"],
+             found_inf=(~loss.isfinite()).float(), beta1=group["betas"][0], beta2=group["betas"][1], weight_decay=0.0,
+             amsgrad=False, maximize=False)  # which leaves out a step that is not finite
+        if self.eager.scheduler is not None:
+            self.eager.scheduler.step()
+        return loss
+
+    def _go_on_eagerly(self, reason: str) -> None:
+        self.name, self.run, self.held = "eager", None, None
+        warnings.warn(f"training eagerly: {reason}", EngineWarning, stacklevel=3)
+
+
+class Gradients:
+    """Loss, gradients and their norm from pixels, as one compiled graph on the memory of the parameters.
+
+    Trained are the parameters whose gradient arrives in the eager ``outcome``; the buffers that change there are
+    changed here too.
+    """
+
+    def __init__(
+        self,
+        graph: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        buffers: Mapping[str, Tensor],
+        outcome: Outcome,
+    ):
+        self.names, self.moving = list(outcome.gradients), list(outcome.buffers)
+        self.trained = [parameters[name] for name in self.names]
+        self.values = [parameter.detach() for parameter in self.trained]
+        self.buffers = [buffers[name] for name in self.moving]
+        self.precision = precision(graph)
+        places = {id(tensor): name for name, tensor in (*graph.named_parameters(), *graph.named_buffers())}
+        inputs, others = ([places[id(tensor)] for tensor in group] for group in (self.trained, self.buffers))
+        rest = {name: p.detach() for name, p in graph.named_parameters() if name not in inputs}
+
+        def value(values: Sequence[Tensor], pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+            moved = [buffer.clone() for buffer in self.buffers]  # torch.func lets no other memory be changed in place
+            return functional_call(graph, rest | dict(zip([*inputs, *others], [*values, *moved])), (pixels,)), moved
+
+        def step(values: Sequence[Tensor], pixels: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+            gradients, (loss, moved) = grad_and_value(value, has_aux=True)(values, pixels)
+            norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
+            return loss, gradients, moved, norm
+
+        self._compiled = _compiled(step, self.values[0].device)
+
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        loss, gradients, moved, norm = self._compiled(self.values, pixels)
+        for buffer, value in zip(self.buffers, moved):
+            buffer.copy_(value)
+        # Fused optimisers read memory in its order, which in a gradient may be another one than in the parameter.
+        alike = (g.stride() == p.stride() for g, p in zip(gradients, self.values))
+        ordered = [g if same else torch.empty_like(p).copy_(g) for g, p, same in zip(gradients, self.values, alike)]
+        return loss, ordered, norm
+
+    def outcome(self, pixels: Tensor) -> Outcome:
+        """What an eager run would come to."""
+        loss, gradients, moved, _ = self._compiled(self.values, pixels)
+        gradients, moved = ([tensor.clone() for tensor in group] for group in (gradients, moved))
+        return Outcome(loss.clone(), dict(zip(self.names, gradients)), dict(zip(self.moving, moved)))
 
 
 def engine(
@@ -213,7 +386,7 @@ def engine(
     """The engine of that name; "auto" compiles ``WORTH_COMPILING`` steps or more on a CPU, where there is a compiler.
 
     Which it took is its ``name``; ``shape`` is for ``Compiled``. Raises ValueError for a name not among ``ENGINES``.
-    Where nothing can be compiled on this machine, a line on standard error says so and it is "eager".
+    Where nothing can be compiled on this machine, an ``EngineWarning`` says so and it is "eager".
 
     >>> engine("fast", nn.Identity(), None, None)
     Traceback (most recent call last):
@@ -229,7 +402,7 @@ def engine(
     missing = missing_compiler()
     wanted = name == "compiled" or (name == "auto" and steps >= WORTH_COMPILING and on_cpu)
     if wanted and missing:
-        _notice(f"training eagerly: {missing}")
+        warnings.warn(f"training eagerly: {missing}", EngineWarning, stacklevel=2)
     if missing or not wanted:
         return Eager(*arguments)
     return Compiled(*arguments, strict=name == "compiled", shape=shape)
@@ -294,67 +467,6 @@ def _matmul_error() -> float:
     return ((a @ b - exact).norm() / exact.norm()).item()
 
 
-def _adam_step(graph: nn.Module, eager: Eager) -> Callable[[Tensor], Tensor]:
-    """Loss and gradient as one compiled graph, then torch's fused Adam on the optimiser's state, the only thing of its
-    ``step`` that takes time in small networks. A step that is not finite is left out by Adam itself.
-    """
-    optimizer, scheduler, clip = eager.optimizer, eager.scheduler, eager.clip
-    (group,) = optimizer.param_groups
-    trained = [parameter for parameter in group["params"] if parameter in optimizer.state]
-    states = [optimizer.state[parameter] for parameter in trained]
-    means, squares, counts = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
-    values = [parameter.detach() for parameter in trained]
-    loss_and_gradients = _loss_and_gradients(graph, _names(graph, trained))
-
-    def run(pixels: Tensor) -> Tensor:
-        gradients, loss = loss_and_gradients(values, pixels)
-        distributed.sum_([loss, *gradients])
-        norm = nn.utils.get_total_norm(gradients)
-        loss = loss + 0 * norm
-        if clip is not None:
-            gradients = _clipped(gradients, norm, clip)
-        adam(values, gradients, means, squares, [], counts, fused=True, found_inf=(~loss.isfinite()).float(),
-             lr=group["lr"], beta1=group["betas"][0], beta2=group["betas"][1], eps=group["eps"], weight_decay=0.0,
-             amsgrad=False, maximize=False)
-        if scheduler is not None:
-            scheduler.step()
-        return loss
-
-    return run
-
-
-def _gradient_step(graph: nn.Module, eager: Eager) -> Callable[[Tensor], Tensor]:
-    """Loss and gradient as one compiled graph; the optimiser takes its step by itself."""
-    named = [(name, parameter) for name, parameter in graph.named_parameters() if parameter.requires_grad]
-    values = [parameter.detach() for _, parameter in named]
-    loss_and_gradients = _loss_and_gradients(graph, [name for name, _ in named])
-
-    def run(pixels: Tensor) -> Tensor:
-        gradients, loss = loss_and_gradients(values, pixels)
-        for (_, parameter), gradient in zip(named, gradients):
-            parameter.grad = gradient
-        return eager.update(loss)
-
-    return run
-
-
-def _loss_and_gradients(graph: nn.Module, names: Sequence[str]) -> Callable:
-    """From values of the parameters of these names, and pixels, to gradients and loss, compiled."""
-
-    def value(values: Sequence[Tensor], pixels: Tensor) -> Tensor:
-        return functional_call(graph, dict(zip(names, values)), (pixels,))
-
-    both = _compiled(grad_and_value(value), next(graph.parameters()).device)
-
-    def run(values: Sequence[Tensor], pixels: Tensor) -> tuple[list[Tensor], Tensor]:
-        gradients, loss = both(values, pixels)
-        # Fused optimisers read memory in its order, which in a gradient may be another one than in the parameter.
-        alike = (g.stride() == p.stride() for g, p in zip(gradients, values))
-        return [g if same else torch.empty_like(p).copy_(g) for g, p, same in zip(gradients, values, alike)], loss
-
-    return run
-
-
 def _compiled(step: Callable, device: torch.device) -> Callable:
     """The function compiled for the arguments of its first call, without the checks of later ones, which take longer
     than a small step: engines call it with the same tensors and one shape of pixels. On a GPU it is one CUDA graph,
@@ -379,11 +491,6 @@ def _is_plain_adam(optimizer: Optimizer) -> bool:
         and not optimizer._optimizer_step_pre_hooks
         and not optimizer._optimizer_step_post_hooks
     )
-
-
-def _names(graph: nn.Module, parameters: Sequence[Tensor]) -> list[str]:
-    names = {id(parameter): name for name, parameter in graph.named_parameters()}
-    return [names[id(parameter)] for parameter in parameters]
 
 
 def _clipped(gradients: Sequence[Tensor], norm: Tensor, limit: float) -> list[Tensor]:
