@@ -11,10 +11,14 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+
+from pyro_vae.checks import is_whole
+from pyro_vae.mapped import expanded
 
 try:
     import fcntl
@@ -22,7 +26,8 @@ except ImportError:  # Windows: two runs into one folder are then not noticed
     fcntl = None
 
 MAGIC = b"pyro_vae checkpoint\n"
-FORMAT = 3  # in 2 the history was a list; 1 was a bare state dict beside metrics.json; see parts.load_vae
+FORMAT = 4  # in 3 epochs were compared by the bound alone; in 2 the history was a list; for 1 see parts.load_vae
+READ = (3, FORMAT)
 LARGEST = 1 << 32  # bytes of a file
 LARGEST_TREE = 1 << 23  # bytes of all that is not a tensor
 # What state dicts are pickled of; weights_only allows more, some of which takes any amount of memory.
@@ -76,9 +81,10 @@ def decode(data: bytes, name: object) -> dict[str, Any]:
     if not data.startswith(MAGIC) or len(data) < start:
         raise CheckpointError(f"{name} is no checkpoint: wanted a file that begins with {MAGIC!r}, got {data[:20]!r}")
     written = int.from_bytes(data[len(MAGIC) : len(MAGIC) + 4], "big")
-    if written != FORMAT:
-        raise CheckpointError(f"{name} has format {written}, this version of pyro_vae reads {FORMAT}; use the one that "
-                              "wrote it")
+    if written not in READ:
+        formats = " and ".join(map(str, READ))
+        raise CheckpointError(f"{name} has format {written}, this version of pyro_vae reads {formats}; use the one "
+                              "that wrote it")
     payload = memoryview(data)[start:]
     if hashlib.sha256(payload).digest() != data[start - hashlib.sha256().digest_size : start]:
         raise CheckpointError(f"{name} is damaged: its content does not have the checksum that it names")
@@ -187,6 +193,7 @@ class Checkpoints:
         steps: every so many; None: not by steps.
         resume: go on with the newest whole checkpoint in the folder, if there is one; else begin.
         settings: whatever else must not differ between the run that is resumed and this one.
+        overwrite: begin anew, and replace the checkpoint of another run in the folder, which ``fit`` else refuses.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -200,11 +207,13 @@ class Checkpoints:
     steps: int | None = None
     resume: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
-        self.folder, self._saved_at, self._saved_step = Path(self.folder), time.monotonic(), 0
+        self.folder, self._saved_at, self._saved_step = expanded(self.folder), time.monotonic(), 0
         self._newest_is_good = False  # whether it is whole and of this run
-        if (self.seconds is not None and not self.seconds >= 0) or (self.steps is not None and self.steps < 1):
+        bad_seconds = self.seconds is not None and not (isinstance(self.seconds, Real) and self.seconds >= 0)
+        if bad_seconds or (self.steps is not None and not (is_whole(self.steps) and self.steps >= 1)):
             raise ValueError(f"checkpoints: wanted seconds of at least 0 and steps of at least 1, got {self.seconds} "
                              f"and {self.steps}")
 
@@ -216,6 +225,13 @@ class Checkpoints:
     def exist(self) -> bool:
         """Whether there is anything to resume."""
         return any(path.is_file() for path in self.paths)
+
+    def check_free(self) -> None:
+        """CheckpointError where a run that begins would take the place of another one's checkpoint."""
+        if self.exist() and not (self.resume or self.overwrite):
+            raise CheckpointError(f"{self.folder} holds the checkpoint of a run; go on with it by "
+                                  f"Checkpoints(folder, resume=True), replace it by Checkpoints(folder, overwrite=True)"
+                                  ", or give another folder")
 
     def due(self, step: int) -> bool:
         """Whether it is time to save, after so many steps in all."""

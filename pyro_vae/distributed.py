@@ -110,6 +110,19 @@ def greatest(number: int) -> int:
     return int(box)
 
 
+def total(number: float) -> float:
+    """The sum of the numbers of all ranks, on every rank; all must call it.
+
+    >>> total(2.5)
+    2.5
+    """
+    if world() == 1:
+        return number
+    numbers: list[Any] = [None] * world()
+    dist.all_gather_object(numbers, number)
+    return sum(numbers)
+
+
 def joined(part: Tensor) -> Tensor:
     """The parts of all ranks, one after the other, on every rank; all must call it.
 

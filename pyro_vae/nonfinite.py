@@ -1,5 +1,8 @@
 """Numbers that are not finite: steps that are not taken because of them, and the site where they came from."""
 
+import warnings
+from collections.abc import Callable
+
 import pyro
 import torch
 from pyro.infer import ELBO
@@ -7,13 +10,15 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 
+from pyro_vae.program import observed
+
 
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient became NaN or infinite; the program has the last good parameters again."""
 
 
 def culprit(program: nn.Module, estimator: ELBO, pixels: Tensor) -> str:
-    """Where a loss on these pixels stops to be finite, in words: x, the first site whose log-probability does, or the
+    """Where a loss on these pixels becomes non-finite, in words: x, the first site whose log-probability does, or the
     parameters whose gradient does. To find what a step met, restore the random numbers that it started from.
 
     >>> from pyro.infer import Trace_ELBO
@@ -31,22 +36,32 @@ def culprit(program: nn.Module, estimator: ELBO, pixels: Tensor) -> str:
 def _culprit(program: nn.Module, estimator: ELBO, pixels: Tensor) -> str:
     for parameter in program.parameters():
         parameter.grad = None
-    x = program.observe(pixels)
+    x = observed(program, pixels)
     bad = int((~x.isfinite()).sum())
     if bad:
         return f"x itself holds {bad} values that are not finite"
     model, guide = _First("model"), _First("guide")
     with pyro.validation_enabled(False), torch.enable_grad():
-        loss = estimator.differentiable_loss(model(program.model), guide(program.guide), x)
+        loss = _loss(estimator, model(program.model), guide(program.guide), x)
         if guide.site or model.site:
             return f"the log-probability that went first is that of {guide.site or model.site}"
         if not loss.isfinite():
             return "the log-probability of every site is finite, the loss is not"
-        loss.backward()
+        if loss.requires_grad:
+            loss.backward()
     names = [name for name, p in program.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     if names:
         return f"every log-probability is finite, the gradient of {', '.join(names[:3])} is not ({len(names)} in all)"
     return "the same batch with the parameters as they are now gives finite numbers"
+
+
+def _loss(estimator: ELBO, model: Callable, guide: Callable, x: Tensor) -> Tensor:
+    """The loss; where the estimator cannot differentiate it apart, its gradient is added to that of the parameters."""
+    if hasattr(estimator, "differentiable_loss"):
+        return estimator.differentiable_loss(model, guide, x)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered NaN")  # which is what is looked for
+        return torch.as_tensor(estimator.loss_and_grads(model, guide, x)).sum()
 
 
 class _First(Messenger):

@@ -13,10 +13,18 @@ from torch import nn
 from pyro_vae import VAE, distributed, fit, guides, likelihoods, load, networks, priors
 from pyro_vae.data import Data
 from pyro_vae.engines import Eager
+from pyro_vae.estimators import ImportanceWeighted
 from pyro_vae.state import seeded
 
 DIGITS = load("digits")
 FEW = Data("few", DIGITS.train[:152], DIGITS.valid[:51], DIGITS.test[:10])
+
+
+class Still(dist.Normal):
+    """A Gaussian whose draws are its mean."""
+
+    def rsample(self, sample_shape=()):
+        return self.loc.expand(self._extended_shape(sample_shape))
 
 
 class Point(nn.Module):
@@ -27,7 +35,7 @@ class Point(nn.Module):
         self.posterior = posterior
 
     def forward(self, x):
-        return dist.Delta(self.posterior(x).mean, event_dim=1)
+        return Still(self.posterior(x).mean, 1.0).to_event(1)
 
 
 def small_vae(noise=True):
@@ -54,6 +62,8 @@ def train(file):
         noise = torch.rand(1)
     vae = small_vae(noise=False)
     history = fit(vae, FEW, epochs=3, batch_size=50, lr=1e-2, clip=100.0, progress=False)
+    chosen = small_vae()
+    choice = fit(chosen, FEW, ImportanceWeighted(3), epochs=3, batch_size=50, lr=1e-2, progress=False)
     steps = interrupted_steps()
     result = {
         "loss": loss,
@@ -61,6 +71,9 @@ def train(file):
         "steps": distributed.joined(torch.tensor([steps])),
         "noise": distributed.joined(noise),
         "parameters": distributed.joined(nn.utils.parameters_to_vector(vae.parameters()).detach()[None]),
+        "objectives": distributed.joined(torch.tensor([[row["valid_objective"] for row in choice.rows]])),
+        "kept": distributed.joined(torch.tensor([choice.kept_epoch])),
+        "chosen": distributed.joined(nn.utils.parameters_to_vector(chosen.parameters()).detach()[None]),
         "bounds": distributed.joined(torch.tensor([[row["valid_bound"] for row in history.rows]])),
     }
     if distributed.rank() == 0:

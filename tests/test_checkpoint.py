@@ -19,6 +19,7 @@ from test_training import FEW, Breaks, small_vae
 
 from pyro_vae import checkpoint, fit
 from pyro_vae.checkpoint import CheckpointError, Checkpoints, decode, encode, locked, write_whole
+from pyro_vae.estimators import ImportanceWeighted
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
 from pyro_vae.training import ROW, History, NonFiniteLoss, Run, warm_cosine
 
@@ -37,7 +38,8 @@ def usual_interrupt():
 def train(program, folder=None, resume=False, every=3, **settings):
     """Five epochs of four steps, and a fifth that is smaller."""
     checkpoints = folder and Checkpoints(folder, seconds=None, steps=every, resume=resume)
-    settings = {"epochs": 5, "batch_size": 45, "lr": 1e-2, "schedule": warm_cosine, "progress": False, **settings}
+    step = {} if "optimizer" in settings else {"lr": 1e-2}
+    settings = {"epochs": 5, "batch_size": 45, "schedule": warm_cosine, "progress": False, **step, **settings}
     return fit(program, FEW, checkpoints=checkpoints, **settings)
 
 
@@ -228,6 +230,147 @@ def test_a_gradient_that_is_not_finite_is_named_and_never_applied():
     assert vae.extra == 0
 
 
+OLD = Path(__file__).parent / "fixtures/format3/checkpoint.pt"  # of ``stopped(small_vae(), …, 14)``
+
+
+@pytest.mark.filterwarnings("ignore:the checkpoint was written under")
+def test_a_checkpoint_of_format_3_goes_on(tmp_path):
+    shutil.copy(OLD, tmp_path)
+    whole, resumed = (Breaks(small_vae(), lambda count, x: x) for _ in range(2))
+    expected, history = train(whole), train(resumed, tmp_path, resume=True)
+    assert resumed.count == 1 + 25 - 13 and history.kept_epoch == expected.kept_epoch
+    assert [row["valid_bound"] for row in history.rows] == pytest.approx([row["valid_bound"] for row in expected.rows])
+    assert history.rows[0]["valid_objective"] == history.rows[0]["valid_bound"]
+    torch.testing.assert_close(list(resumed.parameters()), list(whole.parameters()))
+    shutil.copy(OLD, tmp_path)
+    with pytest.raises(ValueError, match="keep is 'best' there and 'last' here"):
+        train(resumed, tmp_path, resume=True, keep="last")
+
+
+def constant(optimizer, steps):
+    return torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+
+
+@pytest.mark.parametrize("schedule", [None, constant])
+@pytest.mark.parametrize("at", [None, 7, 14])
+def test_a_run_goes_on_for_more_epochs_as_one_that_was_to_have_them(tmp_path, usual_interrupt, schedule, at):
+    whole, first, longer = (Breaks(small_vae(), lambda count, x: x) for _ in range(3))
+    expected = train(whole, epochs=6, schedule=schedule)
+    if at is None:
+        train(first, tmp_path, epochs=3, schedule=schedule)
+    else:
+        stopped(first.vae, tmp_path, at, epochs=3, schedule=schedule)
+    history = train(longer, tmp_path, resume=True, epochs=6, schedule=schedule)
+    assert same_bits(whole, longer) and rows(history) == rows(expected) and history.kept_epoch == expected.kept_epoch
+
+
+def cosine(optimizer, steps):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def one_cycle(optimizer, steps):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=steps)
+
+
+@pytest.mark.parametrize("schedule", [warm_cosine, cosine, one_cycle])
+def test_a_schedule_of_a_run_that_goes_on_is_that_of_its_new_length(tmp_path, schedule):
+    seen = {3: [], 6: []}
+
+    def noted(epochs):
+        def make(parameters):
+            optimizer = torch.optim.Adam(parameters, lr=1e-2)
+            optimizer.register_step_post_hook(
+                lambda *_: seen[epochs].append([optimizer.param_groups[0][name] for name in ("lr", "betas")])
+            )
+            return optimizer
+
+        return make
+
+    train(small_vae(), tmp_path, epochs=3, schedule=schedule, optimizer=noted(3))
+    with pytest.warns(UserWarning, match="the schedule is now that of the new number of epochs: .* of 3 epochs was at"):
+        train(small_vae(), tmp_path, resume=True, epochs=6, schedule=schedule, optimizer=noted(6))
+    expected, seen[6] = seen[6], []
+    train(small_vae(), epochs=6, schedule=schedule, optimizer=noted(6))
+    assert len(expected) == 15
+    for one, other in zip(expected, seen[6][15:]):
+        assert one[0] == pytest.approx(other[0]) and one[1] == pytest.approx(other[1])
+
+
+def test_a_run_of_fewer_epochs_than_are_behind_it_is_refused(tmp_path, usual_interrupt):
+    stopped(small_vae(), tmp_path, 14)  # within the third epoch
+    resumed = Breaks(small_vae(), lambda count, x: x)
+    before = copy.deepcopy(resumed.state_dict())
+    with pytest.raises(ValueError, match=r"epochs: wanted at least .* got 2, which are 10 steps, and it is at step 13"):
+        train(resumed, tmp_path, resume=True, epochs=2)
+    assert all(torch.equal(value, before[name]) for name, value in resumed.state_dict().items())
+    with pytest.warns(UserWarning, match="new number of epochs"):
+        assert len(train(resumed, tmp_path, resume=True, epochs=3).rows) == 3
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_checkpoint_of_another_run_is_not_overwritten_without_a_word(tmp_path, damaged):
+    train(small_vae(), tmp_path, epochs=1)
+    if damaged:
+        (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    program = small_vae(seed=1)
+    state = copy.deepcopy(program.state_dict())
+    with pytest.raises(CheckpointError, match=r"holds the checkpoint of a run; .*resume=True.*overwrite=True"):
+        train(program, tmp_path)
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert all(torch.equal(value, state[name]) for name, value in program.state_dict().items())
+    settings = {"epochs": 2, "batch_size": 45, "lr": 1e-2, "progress": False}
+    fit(program, FEW, checkpoints=Checkpoints(tmp_path, overwrite=True), **settings)
+    again = small_vae(seed=1)
+    fit(again, FEW, checkpoints=Checkpoints(tmp_path, resume=True), **settings)
+    assert same_bits(program, again) and not (tmp_path / "checkpoint.previous.pt").exists()
+
+
+def test_what_chooses_an_epoch_goes_on_too(tmp_path, usual_interrupt):
+    def run(folder=None, resume=False, at=None):
+        weighted = KLWeighted(small_vae())
+        program = Breaks(weighted, lambda count, x: signal.raise_signal(signal.SIGINT) or x if count == at else x)
+        schedule = LinearWarmUp(6, end=4.0)  # five steps an epoch: it stands still from the second on
+        return program, train(program, folder, resume,
+                              optimizer=lambda p: weighted.anneal(torch.optim.Adam(p, lr=1e-2), schedule))
+
+    whole, expected = run()
+    run(tmp_path, at=14)
+    resumed, history = run(tmp_path, resume=True)
+    assert same_bits(whole, resumed) and rows(history) == rows(expected)
+    assert history.comparable_from == expected.comparable_from == 2 and history.reason == expected.reason
+    assert history.rows[-1]["valid_objective"] < history.rows[-1]["valid_bound"]
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_a_schedule_of_plateaus_and_the_way_to_keep_go_on_too(tmp_path, usual_interrupt, keep):
+    def plateau(optimizer, steps):
+        options = {"factor": 0.5, "patience": 0, "threshold": 2.0, "threshold_mode": "abs"}
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **options)
+
+    settings = {"schedule": plateau, "keep": keep, "estimator": ImportanceWeighted(3)}
+    whole, resumed = (Breaks(small_vae(), lambda count, x: x) for _ in range(2))
+    expected = train(whole, **settings)
+    stopped(small_vae(), tmp_path, 14, **settings)
+    history = train(resumed, tmp_path, resume=True, **settings)
+    assert same_bits(whole, resumed) and rows(history) == rows(expected) and history.reason == expected.reason
+    assert len(train(resumed, tmp_path, resume=True, **{**settings, "epochs": 7}).rows) == 7
+
+
+def test_settings_that_cannot_be_saved_are_refused_before_anything_is_trained(tmp_path):
+    program = Breaks(small_vae(), lambda count, x: x)
+    with pytest.raises(CheckpointError, match="only tensors, numbers, strings"):
+        fit(program, FEW, batch_size=45, progress=False, checkpoints=Checkpoints(tmp_path, settings={"out": tmp_path}))
+    assert program.count == 1
+
+
+def test_a_folder_below_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert Checkpoints("~/runs").folder == tmp_path / "runs"
+    with pytest.raises(ValueError, match=r"~nobody-here/runs: there is no such home folder; write /"):
+        Checkpoints("~nobody-here/runs")
+
+
 def test_what_is_saved_is_read_again():
     again = decode(encode(CONTENT), "")
     assert torch.equal(again.pop("loc"), CONTENT["loc"])
@@ -371,6 +514,9 @@ def test_when_it_is_time_to_save(tmp_path):
     assert [by_steps.due(step) for step in (14, 15)] == [False, True] and by_time.due(1) and not never.due(10**9)
     with pytest.raises(ValueError, match="wanted seconds of at least 0 and steps of at least 1, got -1 and None"):
         Checkpoints(tmp_path, -1)
+    for wrong in ({"seconds": "60"}, {"seconds": float("nan")}, {"steps": 0}, {"steps": 2.5}, {"steps": True}):
+        with pytest.raises(ValueError, match="wanted seconds of at least 0 and steps of at least 1, got"):
+            Checkpoints(tmp_path, **wrong)
 
 
 def test_no_moment_without_a_whole_checkpoint_after_a_damaged_one(tmp_path, monkeypatch):

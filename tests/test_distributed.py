@@ -46,6 +46,16 @@ def test_ranks_have_the_same_parameters_and_results_and_noise_of_their_own(two):
     assert two["noise"][0] != two["noise"][1]
 
 
+def test_ranks_choose_one_epoch_by_the_objective_of_all_images(two, tmp_path):
+    assert torch.equal(two["objectives"][0], two["objectives"][1]) and torch.equal(two["chosen"][0], two["chosen"][1])
+    assert two["kept"].tolist() == 2 * [1 + int(two["objectives"][0].argmax())]
+    train(tmp_path / "result.pt")
+    one = torch.load(tmp_path / "result.pt")["objectives"][0]
+    # Other noise: one measurement has a standard error of half a nat.
+    torch.testing.assert_close(two["objectives"][0], one, rtol=0.0, atol=2.5)
+    assert one[-1] > one[0] + 1
+
+
 def test_all_ranks_stop_after_the_step_in_which_one_is_interrupted(two):
     assert two["steps"].tolist() == [3, 3]
 
