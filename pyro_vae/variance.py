@@ -29,8 +29,10 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vae.checks import is_whole, whole_number
 from pyro_vae.estimators import (
     DoublyReparameterized,
+    Estimator,
     ImportanceWeighted,
     ScoreFunction,
     StickingTheLanding,
@@ -49,7 +51,10 @@ from pyro_vae.moments import (
     typical_largest_z,
 )
 from pyro_vae.plots import estimator_variance
-from pyro_vae.traces import image_plate, sample_sites
+from pyro_vae.printing import printable
+from pyro_vae.rehearsal import short_errors
+from pyro_vae.state import without_autocast
+from pyro_vae.traces import check_messenger, count_rows, sample_sites, shared_plates
 
 GROUPS = ("guide", "model")
 DOUBT = 0.01  # chance of a false alarm over all pairs that should agree
@@ -171,7 +176,7 @@ class Comparison:
         return estimator_variance({"": self.to_dict()})
 
     def __str__(self) -> str:
-        return "\n".join(_report(self))
+        return printable("\n".join(_report(self)))
 
 
 def compare_estimators(
@@ -194,7 +199,7 @@ def compare_estimators(
     given in nats per image where all sites share a plate, else for all data. The gradient is that of the loss as the
     estimator gives it: summed over the batch.
 
-    Moments are streamed and intervals are bootstrapped without keeping gradients (``Moments``); each estimator leaves
+    Moments and what the intervals of 95 % need are streamed, no gradients are kept (``Moments``); each estimator leaves
     one and a half copies of the parameters behind for the pairwise tests. Estimators are drawn one after another, each
     with random numbers of its own, from ``seed`` and its name, so that the tests compare independent draws and a
     result does not depend on what else is compared. Seconds are medians of up to 20 further draws, in which the
@@ -235,7 +240,11 @@ def compare_estimators(
     batches = _checked_batches(args, batches, kwargs)
     agree = [frozenset(pair) for pair in agree]
     reference = _checked_settings(estimators, draws, reference, agree)
-    with left_as_it_was(model, guide), warnings.catch_warnings(), torch.enable_grad():
+    draws, seed = int(draws), whole_number("seed", seed, least=None)
+    with (
+        torch.inference_mode(False), torch.enable_grad(), without_autocast(), left_as_it_was(model, guide),
+        warnings.catch_warnings(),
+    ):  # fmt: skip
         warnings.filterwarnings("ignore", "Encountered (NaN|.?inf)", UserWarning)  # it is an error here
         program = _Program(model, guide, batches, kwargs, estimators, seed)
         bar = tqdm(total=draws * len(batches) * len(estimators), unit="draw", disable=not progress)
@@ -274,10 +283,12 @@ class _Program:
         self.model, self.guide, self.batches, self.kwargs = model, guide, batches, kwargs
         enumerated = all(isinstance(elbo, TraceEnum_ELBO) for elbo in estimators.values())
         self.parameters, *traces = find_parameters(model, guide, batches[0], kwargs, enumerated)
-        self.images = _images(*traces)
+        if not all(isinstance(elbo, Estimator) for elbo in estimators.values()):
+            check_messenger(guide, traces[1])
+        self.images = _images(*traces, count_rows(batches[0], kwargs))
         for args in batches[1:]:
             _, *traces = find_parameters(model, guide, args, kwargs, enumerated)
-            _check_same_images(self.images, _images(*traces))
+            _check_same_images(self.images, _images(*traces, count_rows(args, kwargs)))
         for name, elbo in estimators.items():
             _check_kl(name, elbo, model, guide, batches[0], kwargs)
         groups = {group: leaves for group in GROUPS if (leaves := list(getattr(self.parameters, group).values()))}
@@ -413,7 +424,7 @@ def _draw(
 ) -> tuple[float, float]:
     """A draw, the first of a batch with Pyro's validation as it is set; its errors say whose it is."""
     try:
-        with nullcontext() if number == 1 else pyro.validation_enabled(False):
+        with nullcontext() if number == 1 else pyro.validation_enabled(False), short_errors(args, program.kwargs):
             return program.draw(elbo, args)
     except ValueError as error:
         raise ValueError(f"{name}, draw {number} of {draws}: {error}") from error
@@ -477,14 +488,22 @@ def _parameter_name(leaves: Mapping[str, Tensor], coordinate: int) -> str:
     raise IndexError(coordinate)
 
 
-def _images(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> int | None:
-    """Images that the loss is summed over, those that a subsampling plate stands for; None without such a plate."""
+def _images(model_trace: poutine.Trace, guide_trace: poutine.Trace, rows: int | None) -> int | None:
+    """Images that the loss is summed over, those that a subsampling plate stands for; None where they have no number.
+
+    So it is without such a plate, where several of different sizes could be it, and where rows have weights.
+    """
     try:
-        plate = image_plate(model_trace, guide_trace)
+        shared = shared_plates(model_trace, guide_trace)
     except ValueError:
         return None
+    sizes = {plate.size for plate in shared if rows in (plate.size, plate.full_size)} or {p.size for p in shared}
     sites = {**sample_sites(model_trace), **sample_sites(model_trace, observed=True)}
-    return round(plate.size * float(list(sites.values())[-1]["scale"]))
+    scale = torch.as_tensor(list(sites.values())[-1]["scale"])
+    if len(sizes) > 1 or scale.numel() > 1:
+        return None
+    images = sizes.pop() * float(scale)
+    return round(images) if images >= 1 and math.isclose(images, round(images), rel_tol=1e-5) else None
 
 
 def _check_same_images(first: int | None, other: int | None) -> None:
@@ -516,7 +535,7 @@ def _checked_settings(
     estimators: Mapping[str, ELBO], draws: int, reference: str | None, agree: Sequence[frozenset[str]]
 ) -> str:
     """The name of the reference; ValueError where a setting cannot be."""
-    if not isinstance(draws, int) or isinstance(draws, bool) or draws < 2:
+    if not is_whole(draws) or draws < 2:
         raise ValueError(f"draws: wanted a whole number of at least 2, for a variance, got {draws!r}")
     if not isinstance(estimators, Mapping) or not estimators:
         raise ValueError(f"estimators: wanted ELBOs by name, as in {{'L^A': Trace_ELBO()}}, got {estimators!r}")
@@ -590,10 +609,10 @@ def _gradient_report(comparison: Comparison, group: str, width: int) -> Iterator
         return
     yield ""
     yield f"gradient of the {group}'s {first.parameters:,} parameters, with 95 % intervals"
-    yield f"{'':{width}}  {'(a) variance':<25}{'(b) |mean| / sd':<25}{'(c) ‖mean‖ / ‖sd‖':<25}   cost"
+    yield f"{'':{width}}  {'(a) variance':<27}{'(b) |mean| / sd':<25}{'(c) ‖mean‖ / ‖sd‖':<24}   cost"
     for name, entry in comparison.estimators.items():
         numbers = getattr(entry, group)
-        cells = " ".join(f"{cell!s:<24}" for cell in (numbers.variance, numbers.snr, numbers.norm_ratio))
+        cells = f"{numbers.variance!s:<26} {numbers.snr!s:<24} {numbers.norm_ratio!s:<23}"
         yield f"{name[:width]:{width}}  {cells} {short(comparison.cost(name, group)):>7}"
 
 
@@ -618,9 +637,17 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     yield ""
     floor, reference = math.sqrt(2 / (math.pi * comparison.draws * comparison.batches)), comparison.reference[:24]
     yield f"(b) is about {floor:.2g} where the mean is zero. Cost: variance (a) × seconds, {reference} = 1."
+    if any(estimate.doubtful for estimate in _estimates(comparison)):
+        yield "? a few draws make the width of the interval: such tails may be too heavy for any; give more draws"
     if any(not entry.is_bound for entry in comparison.estimators.values()):
         yield "* minus the loss of an estimator that has no bound"
     if comparison.shared:
         yield f"shared by model and guide, counted as the guide's: {len(comparison.shared)} tensors"
     if len(comparison.estimators) > 6:
         yield "pairs that need not agree are in to_dict()"
+
+
+def _estimates(comparison: Comparison) -> Iterator[Estimate]:
+    for entry in comparison.estimators.values():
+        for numbers in filter(None, (entry.guide, entry.model)):
+            yield from (numbers.variance, numbers.snr, numbers.norm_ratio)

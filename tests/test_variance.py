@@ -387,11 +387,52 @@ def test_figure_shows_every_estimator_at_its_variance():
     np.testing.assert_allclose(points.get_ydata(), [result.estimators[f"K = {k}"].guide.snr.value for k in (1, 4)])
 
 
+def test_two_draws_make_numbers_and_a_figure_without_intervals():
+    program, x = oracle(offset=0.3)
+    result = compare(program.model, program.guide, x, draws=2, estimators={"L^A": Trace_ELBO()})
+    variance = json.loads(json.dumps(result.to_dict(), allow_nan=False))["estimators"]["L^A"]["guide"]["variance"]
+    assert variance["value"] > 0
+    assert variance["low"] is variance["high"] is None
+    assert len(result.figure().axes) == 2
+
+
+def test_intervals_that_rest_on_few_draws_are_marked_in_the_table():
+    program, x = oracle(offset=0.3)
+
+    class Heavy(Trace_ELBO):
+        def differentiable_loss(self, *args):
+            push = program.bias[0] * torch.distributions.Cauchy(0.0, 1e4).sample()
+            return super().differentiable_loss(*args) + push - push.detach()
+
+    light = compare(program.model, program.guide, x, estimators={"heavy": Trace_ELBO()})
+    heavy = compare(program.model, program.guide, x, estimators={"heavy": Heavy()})
+    assert not light.estimators["heavy"].model.variance.doubtful
+    assert "?" not in str(light)
+    assert heavy.estimators["heavy"].model.variance.doubtful
+    assert f"{heavy.estimators['heavy'].model.variance}" in str(heavy)
+    assert "? a few draws make the width" in str(heavy)
+
+
 @pytest.mark.parametrize("draws", [0, 1, -3, 2.5, True])
 def test_draws_that_make_no_variance(draws):
     program, x = oracle()
     with pytest.raises(ValueError, match="draws: wanted a whole number of at least 2"):
         compare(program.model, program.guide, x, draws=draws, estimators={"L^A": Trace_ELBO()})
+
+
+@pytest.mark.parametrize("seed", [True, 1.0, None, "1"])
+def test_seeds_that_are_none(seed):
+    program, x = oracle()
+    with pytest.raises(ValueError, match="seed: wanted a whole number, got"):
+        compare(program.model, program.guide, x, draws=2, seed=seed, estimators={"L^A": Trace_ELBO()})
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    program, x = oracle()
+    numbers = compare(program.model, program.guide, x, draws=5, seed=3, estimators={"L^A": Trace_ELBO()})
+    given = {"draws": np.int64(5), "seed": np.int32(3)}
+    same = compare(program.model, program.guide, x, **given, estimators={"L^A": Trace_ELBO()})
+    assert same.estimators["L^A"].bound.mean == numbers.estimators["L^A"].bound.mean
 
 
 @pytest.mark.parametrize("bad", [Trace_ELBO, "Trace_ELBO", lambda: None, None])
