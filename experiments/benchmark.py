@@ -23,14 +23,14 @@ busy machine is busy for all. The images a second of one machine say little; the
 """
 
 import argparse
-import subprocess
 import sys
 from pathlib import Path
 
 import pyro
 from benchmarks import parts, quality, ranks, scaling, speed, start
 from benchmarks.ways import WAYS
-from results import provenance, save_figure, write_json
+from parts import home_path
+from results import exit_status, make_folder, provenance, save_figure, write_json
 
 from pyro_vae import data, load
 from pyro_vae.engines import keep_freed_memory
@@ -56,19 +56,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--evidence", type=int, default=5000, metavar="K",
                         help="particles of --quality, on all test images")
     parser.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto")
-    parser.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
-    parser.add_argument("--out", type=Path, default=None,
+    parser.add_argument("--data-dir", type=home_path, default=None, help="folder in which the data lie")
+    parser.add_argument("--out", type=home_path, default=None,
                         help="the results, .json and .png (default: figures/benchmark, _scaling, _parts …, that of "
                              "--quality with a folder of its single runs, which are not run again)")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return measure(parse_arguments(argv))
-    except (ValueError, data.DataError, subprocess.CalledProcessError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_status(lambda: parse_arguments(argv), measure, "nothing is saved but whole runs of --quality")
 
 
 def measure(args: argparse.Namespace) -> int:
@@ -78,13 +74,14 @@ def measure(args: argparse.Namespace) -> int:
         raise ValueError(f"the nets are for images of 1 × 28 × 28, as of MNIST, not for {images.name}")
     question = QUESTIONS.get(args.question, speed)
     args.out = args.out or Path("figures/benchmark" + f"_{args.question}" * (question is not speed))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
+    numbers, picture = (args.out.with_suffix(ending) for ending in (".json", ".png"))
+    make_folder(args.out.parent)
     with pyro.validation_enabled(False):
         found = question.measure(images, args)
     print(question.table(found))
-    write_json(args.out.with_suffix(".json"), {"settings": vars(args), "dataset": images.name,
-                                               "versions": provenance(), args.question: found})
-    save_figure(args.out.with_suffix(".png"), question.figure(found))
+    write_json(numbers, {"settings": vars(args), "dataset": images.name, "versions": provenance(),
+                         args.question: found})
+    save_figure(picture, question.figure(found))
     return 0
 
 

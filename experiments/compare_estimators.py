@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from parts import add_data_options, add_part_options
+from parts import add_data_options, add_part_options, parsed
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
-from results import METRICS, exit_status, provenance, results_folder, write_json
+from results import METRICS, attempted, exit_status, provenance, results_folder, write_json
 from run import choose_device, describe
 from torch import nn
 
@@ -56,12 +56,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     quick.add_argument("--quick", action="store_true")
     if quick.parse_known_args(argv)[0].quick:
         parser.set_defaults(**QUICK)
-    return parser.parse_args(argv)
+    return parsed(parser, argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    return exit_status(lambda: run(args), "nothing is saved")
+    return exit_status(lambda: parse_arguments(argv), run, "nothing is saved")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,14 +80,16 @@ def run(args: argparse.Namespace) -> int:
             print(f"\n{stage}\n\n{stages[stage]}", flush=True)
         numbers = {stage: comparison.to_dict() for stage, comparison in stages.items()}
         title = f"{images.name}, {args.images} images, {args.draws} draws"
-        estimator_variance(numbers, title).savefig(folder / "estimators.png")
+        figure, left_out = folder / "estimators.png", {}
+        attempted({figure.name: lambda: estimator_variance(numbers, title).savefig(figure)}, left_out)
         tables = "\n\n\n".join(f"{stage}\n\n{table}" for stage, table in stages.items())
-        (folder / "tables.txt").write_text(tables + "\n")
+        (folder / "tables.txt").write_text(tables + "\n", encoding="utf-8")
         write_json(folder / METRICS, {
             "settings": vars(args), "dataset": describe(images), "versions": provenance(), "valid_bound": bounds,
-            "stages": numbers, "seconds": time.perf_counter() - started,
+            "stages": numbers, "left_out": left_out, "seconds": time.perf_counter() - started,
         })
-    print(f"\nresults in {out}, {time.perf_counter() - started:.0f} seconds")
+    print("", *(f"left out: {name}: {why}" for name, why in left_out.items()),
+          f"results in {out}, {time.perf_counter() - started:.0f} seconds", sep="\n")
     return 0
 
 

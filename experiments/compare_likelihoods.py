@@ -29,8 +29,8 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from parts import SCHEDULES, add_data_options, build_estimator
-from results import METRICS, exit_status, provenance, results_folder, write_json
-from run import SHOWN, choose_device, describe
+from results import METRICS, attempted, exit_status, provenance, results_folder, write_json
+from run import SHOWN, choose_device, describe, fill_in
 from run import parse_arguments as parse_run
 from torch import Tensor
 
@@ -101,9 +101,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    done = f"the runs that had ended are in {args.out / RUNS}; the same command goes on with the rest"
-    return exit_status(lambda: train_and_report(args), done)
+    done = f"the runs that had ended are in {{out}}/{RUNS}; the same command goes on with the rest"
+    return exit_status(lambda: parse_arguments(argv), train_and_report, done)
 
 
 def train_and_report(args: argparse.Namespace) -> None:
@@ -124,7 +123,7 @@ def train_all(args: argparse.Namespace) -> None:
                          f"{args.evidence} and {args.images}")
     for seed in args.seeds:
         for name in args.families:
-            settings, folder = run_settings(args, name, seed), args.out / RUNS / f"{name}-seed{seed}"
+            settings, folder = run_settings(args, name, seed, images), args.out / RUNS / f"{name}-seed{seed}"
             wanted = identity(settings, args, images)
             if (folder / METRICS).is_file() and not args.overwrite:
                 check_same(folder, wanted)
@@ -137,10 +136,12 @@ def train_all(args: argparse.Namespace) -> None:
                 print(line(metrics), flush=True)
 
 
-def run_settings(args: argparse.Namespace, name: str, seed: int) -> argparse.Namespace:
+def run_settings(args: argparse.Namespace, name: str, seed: int, images: Data) -> argparse.Namespace:
     """The options of run.py that train this run."""
-    return parse_run([*FAMILIES[name].words.split(), "--net", args.net, "--latent", str(args.latent),
+    settings = parse_run([*FAMILIES[name].words.split(), "--net", args.net, "--latent", str(args.latent),
                       "--hidden", *map(str, args.hidden), "--epochs", str(args.epochs), "--seed", str(seed)])
+    fill_in(settings, images)
+    return settings
 
 
 def identity(settings: argparse.Namespace, args: argparse.Namespace, images: Data) -> dict[str, Any]:
@@ -174,11 +175,14 @@ def run(settings: argparse.Namespace, images: Data, args: argparse.Namespace, fo
                       engine=args.engine, progress=not args.quiet)
         if history.interrupted:
             raise KeyboardInterrupt
-        seconds = history.rows[-1]["seconds"]
-        outcome |= {"best_epoch": history.best_epoch, "engine": history.engine,
-                    "results": {**measure(vae, images, args), "training_seconds": seconds}}
-        torch.save(strips(vae, images), folder / "pictures.pt")
-    except (NonFiniteLoss, FloatingPointError) as error:
+        left_out: dict[str, str] = {}
+        measured = attempted({
+            "results": lambda: {**measure(vae, images, args), "training_seconds": history.rows[-1]["seconds"]},
+            "pictures": lambda: torch.save(strips(vae, images), folder / "pictures.pt"),
+        }, left_out)
+        outcome |= {"best_epoch": history.best_epoch, "engine": history.engine, "left_out": left_out,
+                    "failed": left_out.get("results"), "results": measured.get("results")}
+    except NonFiniteLoss as error:
         outcome["failed"] = str(error)
     model, parameters = describe_model(vae, settings, images.shape)
     (folder / PARAMETERS).write_bytes(parameters)
@@ -293,7 +297,7 @@ def report(out: Path) -> str:
     common = {"settings": {name: first["settings"][name] for name in SHARED_SETTINGS},
               "measurement": first["measurement"], "dataset": first["dataset"]}
     text = table(families, common)
-    (out / "likelihoods.txt").write_text(text + "\n")
+    (out / "likelihoods.txt").write_text(text + "\n", encoding="utf-8")
     picture(families, common).savefig(out / "likelihoods.png")
     pictures(out / RUNS, runs).savefig(out / "likelihood_pictures.png")
     write_json(out / "likelihoods.json", {**common, "versions": provenance(), "families": families, "runs": [
@@ -341,6 +345,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "rank": None,
         "seeds": [run["settings"]["seed"] for run in runs if not run["failed"]],
         "failed": {str(run["settings"]["seed"]): run["failed"] for run in runs if run["failed"]},
+        "left_out": {str(run["settings"]["seed"]): run["left_out"] for run in runs
+                     if run.get("left_out") and not run["failed"]},
     }
     if not finished:
         return known
@@ -450,6 +456,8 @@ def notes(families: dict[str, dict[str, Any]], common: dict[str, Any]) -> Iterat
                    f"{share['mean']:.1%} of the scales.")
         for seed, reason in family["failed"].items():
             yield f"{family['label']}, seed {seed}: {reason}"
+        for seed, names in family["left_out"].items():
+            yield from (f"{family['label']}, seed {seed}: left out: {name}: {why}" for name, why in names.items())
     if sizes["note"]:
         yield f"NOTE: {sizes['note']}"
 
@@ -498,7 +506,8 @@ def points(axes: Axes, values: list[dict[str, Any] | None], label: str, colour: 
 
 def pictures(folder: Path, runs: dict[str, list[dict[str, Any]]]) -> Figure:
     """For each family reconstructions of the same test images, and samples of its prior, by its first seed."""
-    seeds = {name: [run["settings"]["seed"] for run in entries if not run["failed"]] for name, entries in runs.items()}
+    seeds = {name: [run["settings"]["seed"] for run in entries if not run["failed"] and not run.get("left_out")]
+             for name, entries in runs.items()}
     rows = {
         name: torch.load(folder / f"{name}-seed{found[0]}" / "pictures.pt", weights_only=True)
         for name, found in seeds.items()

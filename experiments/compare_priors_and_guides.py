@@ -28,20 +28,22 @@ from parts import (
     add_network_options,
     add_settings_of_priors_and_guides,
     add_training_options,
+    parsed,
 )
-from results import exit_status, is_done, mean, parts_of, provenance, save_figure, write_json
+from results import beside, exit_status, is_done, make_folder, mean, parts_of, provenance, save_figure, write_json
 from run import choose_device, describe, has_closed_kl
 from torch import Tensor, nn
 
 from pyro_vae import VAE, analysis, evaluate, fit, load
 from pyro_vae.data import Data, Split
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
-from pyro_vae.parts import build_guide, build_likelihood, build_prior
+from pyro_vae.parts import TAKEN_BY, build_guide, build_likelihood, build_prior
 from pyro_vae.plots import COLOURS, DPI, GREY
 from pyro_vae.training import History, fixed_x
 
 STANDARD = "standard"
-ROWS = {  # prior and guide, in the words of run.py
+SLOTS = ("prior", "guide")
+ROWS = {  # in the words of run.py
     STANDARD: ("standard", "meanfield"),
     "diagonal": ("diagonal", "meanfield"),
     "mixture": ("mixture", "meanfield"),
@@ -53,16 +55,6 @@ ROWS = {  # prior and guide, in the words of run.py
     "planar-guide": ("standard", "planar"),
     "flow-guide": ("standard", "inverse-autoregressive"),
     "flow-both": ("autoregressive", "inverse-autoregressive"),
-}
-FLOW = ("flow_depth", "flow_width")
-OWN = {  # the options that a part alone depends on
-    "mixture": ("components",),
-    "vamp": ("components",),
-    "autoregressive": FLOW,
-    "spline": FLOW,
-    "low-rank": ("rank",),
-    "planar": FLOW,
-    "inverse-autoregressive": FLOW,
 }
 COMMON = ("latent", "net", "hidden", "epochs", "batch", "lr", "schedule", "precision", "estimator", "warm_up",
           "particles")
@@ -83,12 +75,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--particles", type=int, default=10, metavar="K", help="draws of z per image in the evaluation")
     add_data_options(parser, Path("figures/priors_and_guides"),
                      "folder of the single runs, and beside it name of the table and the figure")
-    return parser.parse_args(argv)
+    return parsed(parser, argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    return exit_status(lambda: measure(args), f"the runs that had ended are in {args.out}; the same command goes on")
+    done = "the runs that had ended are in {out}; the same command goes on"
+    return exit_status(lambda: parse_arguments(argv), measure, done)
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -102,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     images = load(args.dataset, root=args.data_dir).to(choose_device(args.device))
     if images.note:
         print(f"NOTE: {images.note}", file=sys.stderr)
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     for seed in args.seeds:
         for row in args.rows:
             path = args.out / f"{name_of(row, args)}-seed{seed}.json"
@@ -154,7 +146,7 @@ def trained(vae: VAE, images: Data, seed: int, args: argparse.Namespace) -> Hist
         steps = args.warm_up * len(images.train) / args.batch
         return program.anneal(optimizer, LinearWarmUp(steps)) if program is not vae else optimizer
 
-    return fit(program, images, ESTIMATORS[args.estimator](1), epochs=args.epochs, batch_size=args.batch, lr=args.lr,
+    return fit(program, images, ESTIMATORS[args.estimator](1), epochs=args.epochs, batch_size=args.batch,
                seed=seed, optimizer=adam, schedule=SCHEDULES[args.schedule], precision=PRECISIONS[args.precision],
                engine=args.engine, progress=not args.quiet)
 
@@ -166,7 +158,9 @@ def measured(vae: VAE, split: Split, particles: int) -> dict[str, float]:
 
 
 def own(row: str, args: argparse.Namespace) -> dict[str, int]:
-    return {option: getattr(args, option) for part in ROWS[row] for option in OWN.get(part, ())}
+    """The options that a prior or guide alone depends on."""
+    return {option: getattr(args, option) for slot, word in zip(SLOTS, ROWS[row])
+            for option, takers in TAKEN_BY.items() if word in takers.get(slot, ())}
 
 
 def name_of(row: str, args: argparse.Namespace) -> str:
@@ -179,10 +173,10 @@ def gather(out: Path) -> str:
     parts = parts_of(out)
     table = tabulate(list(parts.values()))
     first = next(iter(parts.values()))
-    save_figure(out.with_name(f"{out.name}.png"), picture(table, first))
+    save_figure(beside(out, ".png"), picture(table, first))
     runs = [{key: value for key, value in part.items() if key not in ("settings", "dataset", "history")}
             | {"valid_bound_by_epoch": [row["valid_bound"] for row in part["history"]]} for part in parts.values()]
-    write_json(out.with_name(f"{out.name}.json"), {
+    write_json(beside(out, ".json"), {
         "settings": first["settings"], "dataset": first["dataset"], "rows": table, "runs": runs,
     })
     return in_words(table)

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from results import METRICS, provenance, results_folder, write_json
+from parts import home_path
+from results import METRICS, attempted, exit_status, provenance, results_folder, write_json
 from run import EVIDENCE, choose_device
 from torch import Tensor
 
-from pyro_vae import VAE, data, load
-from pyro_vae.checkpoint import CheckpointError
+from pyro_vae import VAE, load
 from pyro_vae.evidence import Evidence, Sandwich, annealed_evidence, bidirectional, log_evidence
 from pyro_vae.parts import load_vae, read_metrics
 from pyro_vae.plots import COLOURS, DPI
@@ -36,8 +36,9 @@ STARTS = {"prior": PRIOR, "guide": GUIDE}
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder of a model that run.py trained")
-    parser.add_argument("--out", type=Path, default=None, help="folder of the results (default: evidence in --run's)")
+    parser.add_argument("--run", type=home_path, required=True, help="folder of a model that run.py trained")
+    parser.add_argument("--out", type=home_path, default=None,
+                        help="folder of the results (default: evidence in --run's)")
     group = parser.add_argument_group("measurement")
     group.add_argument("--images", type=int, default=200, help="of the test set, the first so many")
     group.add_argument("--particles", type=int, nargs="+", default=[1, 10, 100, 1000, 5000], metavar="K")
@@ -52,19 +53,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group = parser.add_argument_group("data and results")
-    group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
+    group.add_argument("--data-dir", type=home_path, default=None, help="folder in which the data lie")
     group.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
     group.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    try:
-        return run(args)
-    except (ValueError, OSError, data.DataError, CheckpointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return exit_status(lambda: parse_arguments(argv), run, "nothing is saved")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -76,11 +72,12 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or args.run / EVIDENCE
     with results_folder(out, args.overwrite) as folder:
         results = measure(vae, fixed_x(vae, pixels), args)
+        left_out: dict[str, str] = {}
+        attempted({"evidence.png": lambda: picture(results).savefig(folder / "evidence.png")}, left_out)
         metrics = {"settings": vars(args), "trained": trained, "versions": provenance(), **results,
-                   "seconds": time.perf_counter() - started}
-        picture(results).savefig(folder / "evidence.png")
+                   "left_out": left_out, "seconds": time.perf_counter() - started}
         write_json(folder / METRICS, metrics)
-    print(report(results, out))
+    print(report(results, out), *(f"left out: {name}: {why}" for name, why in left_out.items()), sep="\n")
     return 0
 
 
@@ -90,7 +87,8 @@ def load_run(folder: Path, device: torch.device, data_dir: Path | None = None) -
         raise FileNotFoundError(f"{folder} holds no trained model; train one by run.py --latent 20 --out {folder}")
     vae, metrics = load_vae(folder, device), read_metrics(folder / METRICS)
     asked, found = metrics["settings"].get("dataset", "auto"), metrics["dataset"]["name"]
-    images = load(found if asked == "auto" else asked, root=data_dir or metrics["settings"].get("data_dir"))
+    images = load(found if asked == "auto" else asked, root=data_dir or metrics["settings"].get("data_dir"),
+                  layout=metrics["settings"].get("layout"))
     return vae, images.test.images.to(device), metrics
 
 

@@ -22,8 +22,16 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
-from parts import ESTIMATORS, PRECISIONS, SCHEDULES, add_data_options, add_part_options, add_training_options
-from results import exit_status, is_done, mean, parts_of, provenance, save_figure, write_json
+from parts import (
+    ESTIMATORS,
+    PRECISIONS,
+    SCHEDULES,
+    add_data_options,
+    add_part_options,
+    add_training_options,
+    parsed,
+)
+from results import beside, exit_status, is_done, make_folder, mean, parts_of, provenance, save_figure, write_json
 from run import choose_device, describe, has_closed_kl
 
 from pyro_vae import analysis, evaluate, fit, load
@@ -47,12 +55,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--particles", type=int, default=10, metavar="K", help="draws of z per image in the evaluation")
     add_data_options(parser, Path("figures/latent_dimensions"),
                      "folder of the single runs, and beside it name of the table and the figure")
-    return parser.parse_args(argv)
+    return parsed(parser, argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    return exit_status(lambda: measure(args), f"the runs that had ended are in {args.out}; the same command goes on")
+    done = "the runs that had ended are in {out}; the same command goes on"
+    return exit_status(lambda: parse_arguments(argv), measure, done)
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -66,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     images = load(args.dataset, root=args.data_dir).to(choose_device(args.device))
     if images.note:
         print(f"NOTE: {images.note}", file=sys.stderr)
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     for seed in args.seeds:
         for latent in args.dimensions:
             parts = PartSettings.of(argparse.Namespace(**vars(args), latent=latent))
@@ -116,8 +124,8 @@ def gather(out: Path) -> str:
     """Table and figure of all runs in the folder, written beside it; returns the table in words."""
     parts = list(parts_of(out).values())
     table = tabulate(parts)
-    save_figure(out.with_name(f"{out.name}.png"), picture(table, parts))
-    write_json(out.with_name(f"{out.name}.json"), {
+    save_figure(beside(out, ".png"), picture(table, parts))
+    write_json(beside(out, ".json"), {
         "settings": parts[0]["settings"], "dataset": parts[0]["dataset"], "dimensions": table,
         "runs": [{key: value for key, value in part.items() if key not in ("settings", "dataset")} for part in parts],
     })

@@ -1,7 +1,7 @@
 """The words of the experiments' command lines: options that several have, and what their words stand for."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,8 @@ from pyro_vae.estimators import (
     StickingTheLanding,
     WakeSleep,
 )
-from pyro_vae.parts import ACTIVATIONS, BINARIZE, FEW, GUIDES, LIKELIHOODS, NETWORKS, PRIORS
+from pyro_vae.mapped import expanded
+from pyro_vae.parts import ACTIVATIONS, BINARIZE, FEW, GUIDES, LIKELIHOODS, NETWORKS, PRIORS, TAKEN_BY
 from pyro_vae.training import warm_cosine
 
 ESTIMATORS: dict[str, Callable[[int], ELBO]] = {
@@ -31,6 +32,48 @@ ESTIMATORS: dict[str, Callable[[int], ELBO]] = {
 }
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 SCHEDULES = {"warm-cosine": warm_cosine, "constant": None}
+Takers = Mapping[str, Mapping[str, Iterable[str]]]
+
+
+def parsed(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, taken_by: Takers = TAKEN_BY
+) -> argparse.Namespace:
+    """The options of a command line; ValueError where it has one that is ignored beside its others."""
+    args = parser.parse_args(argv)
+    check_taken(given(parser, argv), {name: [str(value)] for name, value in vars(args).items()}, taken_by)
+    return args
+
+
+def given(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[str]:
+    """The options that a command line has, those that it sets to their default too."""
+    unset = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args(argv))))
+    return {name for name, value in vars(parser.parse_args(argv, unset)).items() if value is not None}
+
+
+def check_taken(options: Iterable[str], chosen: Mapping[str, Sequence[str]], taken_by: Takers = TAKEN_BY) -> None:
+    """ValueError for an option that none of the words chosen for other options takes.
+
+    >>> check_taken({"scale"}, {"lik": ["normal"]})
+    >>> check_taken({"scale"}, {"lik": ["bernoulli"]})
+    Traceback (most recent call last):
+        ...
+    ValueError: --scale: ignored beside --lik bernoulli; write --lik normal, or leave --scale out
+    """
+    for option in sorted(set(options) & set(taken_by)):
+        takers = {slot: words for slot, words in taken_by[option].items() if slot in chosen}
+        if takers and not any(set(words) & set(chosen[slot]) for slot, words in takers.items()):
+            beside = " ".join(f"--{slot} {' '.join(chosen[slot])}" for slot in takers)
+            cure = ", or ".join(f"--{slot} {' or '.join(words)}" for slot, words in takers.items())
+            flag = f"--{option.replace('_', '-')}"
+            raise ValueError(f"{flag}: ignored beside {beside}; write {cure}, or leave {flag} out")
+
+
+def home_path(text: str) -> Path:
+    """The folder that an option names; ``~`` is the home folder, which shells leave as it is in --out=~/results."""
+    try:
+        return expanded(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_part_options(parser: argparse.ArgumentParser, latent: int | None = 2) -> None:
@@ -93,8 +136,8 @@ def add_data_options(
     group = parser.add_argument_group("data and results")
     group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
                        help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
-    group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
-    group.add_argument("--out", type=Path, default=out, help=results)
+    group.add_argument("--data-dir", type=home_path, default=None, help="folder in which the data lie")
+    group.add_argument("--out", type=home_path, default=out, help=results)
     group.add_argument("--quiet", action="store_true", help=quiet)
     return group
 

@@ -35,14 +35,15 @@ import torch
 from aevb import algorithms
 from aevb.marginal import marginal_likelihood
 from aevb.report import gather
-from parts import BINARIZE, ESTIMATORS
+from parts import BINARIZE, ESTIMATORS, check_taken, given, home_path
 from pyro.infer import ELBO
-from results import exit_status, is_done, provenance, write_json
+from results import exit_status, is_done, make_folder, provenance, reason, write_json
 from torch import Tensor
 
 from pyro_vae import VAE, annealed_evidence, evaluate, load
 from pyro_vae.data import Data
 from pyro_vae.engines import ENGINES, fast_matmul
+from pyro_vae.printing import spell_out
 from pyro_vae.state import seeded
 from pyro_vae.training import NonFiniteLoss, fixed_x
 
@@ -120,19 +121,23 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on one core")
     group = parser.add_argument_group("data and results")
     group.add_argument("--digits", action="store_true", help="the bundled 8 × 8 digits in every panel, to try it out")
-    group.add_argument("--data-dir", type=Path, default=None, help="folder in which the data lie")
-    group.add_argument("--out", type=Path, default=None,
+    group.add_argument("--data-dir", type=home_path, default=None, help="folder in which the data lie")
+    group.add_argument("--out", type=home_path, default=None,
                        help="folder of the single runs, and beside it names of tables and figures (figures/aevb; with "
                             "--quick figures/aevb_quick)")
     group.add_argument("--quiet", action="store_true", help="no word of each run")
     args = parser.parse_args(argv)
+    check_taken(given(parser, argv), {"panels": args.panels, "algorithms": args.algorithms}, {
+        "binarize": {"panels": [name for name, panel in PANELS.items() if panel.dataset == "mnist"]},
+        "estimator": {"algorithms": [AEVB]},
+    })
     args.out = args.out or Path("figures/aevb_quick" if args.quick else "figures/aevb")
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    return exit_status(lambda: measure(args), f"the runs that had ended are in {args.out}; the same command goes on")
+    done = "the runs that had ended are in {out}; the same command goes on"
+    return exit_status(lambda: parse_arguments(argv), measure, done)
 
 
 def measure(args: argparse.Namespace) -> int:
@@ -144,7 +149,7 @@ def measure(args: argparse.Namespace) -> int:
 def run_all(args: argparse.Namespace) -> int:
     """All runs asked for that are not in the folder yet, ``--jobs`` at a time; how many of them failed."""
     runs = [run for run in asked_for(args) if not is_done(args.out / f"{run.name}.json", vars(run))]
-    args.out.mkdir(parents=True, exist_ok=True)
+    make_folder(args.out)
     for name in {run.dataset for run in runs}:
         load(name, root=args.data_dir)  # found, downloaded or missed once, before many processes look for it
     if args.jobs == 1 or len(runs) < 2:
@@ -164,6 +169,7 @@ def run_all(args: argparse.Namespace) -> int:
 def begin_worker() -> None:
     """One thread for the runs of this process, which ends when the one that started it is killed."""
     torch.set_num_threads(1)
+    spell_out()
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
@@ -173,7 +179,7 @@ def finished(run: Run, args: argparse.Namespace) -> bool:
         finish(run, args)
         return True
     except (ValueError, OSError, FloatingPointError, NonFiniteLoss) as error:
-        print(f"error: {run.name}: {error}", file=sys.stderr)
+        print(f"error: {run.name}: {reason(error)}", file=sys.stderr)
         return False
 
 

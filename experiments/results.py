@@ -1,5 +1,6 @@
 """Where experiments leave what they found: whole folders or none, and what each number came from."""
 
+import argparse
 import json
 import os
 import platform
@@ -8,31 +9,77 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
+from pyro_vae.checkpoint import CheckpointError
 from pyro_vae.data import DataError
+from pyro_vae.printing import spell_out
 from pyro_vae.training import NonFiniteLoss
 
 METRICS = "metrics.json"
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+ERRORS = (  # that say what to do
+    ValueError, OSError, FloatingPointError, NonFiniteLoss, DataError, CheckpointError, subprocess.CalledProcessError,
+)
+LONGEST, TENSOR = 1000, 60  # characters of an error that are printed, and of a tensor in it
 
 
-def exit_status(work: Callable[[], int | None], interrupted: str) -> int:
-    """What the work returns, or 0; 1 after an error that says what to do, 130 after Ctrl-C, and a line that says so."""
+def exit_status(
+    parse: Callable[[], argparse.Namespace], work: Callable[[argparse.Namespace], int | None], interrupted: str
+) -> int:
+    """Does the work that a command line asks for; what the command ends with.
+
+    That is what the work returns, or 0; 1 after an error that says what to do; 130 after Ctrl-C. Either is said in a
+    line: ``interrupted`` may name options, as in "the runs are in {out}".
+    """
+    spell_out()
+    args = argparse.Namespace()
     try:
-        return work() or 0
-    except (ValueError, OSError, NonFiniteLoss, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        args = parse()
+        return work(args) or 0
+    except ERRORS as error:
+        print(f"error: {reason(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"interrupted: {interrupted}", file=sys.stderr)
+        print(f"interrupted: {interrupted.format(**vars(args))}", file=sys.stderr)
         return INTERRUPTED
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one line that can be read at a glance, without the numbers of a whole tensor."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    start = words.find("tensor([")
+    longest = LONGEST if start < 0 else min(LONGEST, start + TENSOR)
+    return words if len(words) <= longest else f"{words[:longest]} …"
+
+
+def attempted(works: Mapping[str, Callable[[], Any]], left_out: dict[str, str]) -> dict[str, Any]:
+    """What each of these works comes to. One that fails is left out, with the reason, and costs nothing else."""
+    done = {}
+    for name, work in works.items():
+        try:
+            done[name] = work()
+        except Exception as error:  # of whatever kind: the training is not to be lost for a picture of it
+            left_out[name] = reason(error)
+    return done
+
+
+def make_folder(out: Path) -> None:
+    """The folder is there afterwards, and files can be written to it; else an OSError says so before any work."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except FileExistsError as error:
+        raise FileExistsError(f"{out} is not a run's results but a file; give another --out") from error
+    except OSError as error:
+        raise OSError(f"{out} cannot be written ({error.strerror}); give another --out") from error
 
 
 @contextmanager
@@ -48,11 +95,8 @@ def results_folder(out: Path, overwrite: bool) -> Iterator[Path]:
             raise FileExistsError(f"{out} holds files that are not a run's results; give another --out")
         if not overwrite:
             raise FileExistsError(f"{out} holds another run's results; give another --out, or --overwrite")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise OSError(f"{out} cannot be written ({error.strerror}); give another --out") from error
+    make_folder(out.parent)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
         yield folder
         folder.chmod(0o755)
@@ -74,6 +118,16 @@ def save_figure(path: Path, figure: Figure) -> None:
     """The whole file or none."""
     figure.savefig(temporary(path), format=path.suffix[1:])
     temporary(path).replace(path)
+
+
+def beside(out: Path, ending: str) -> Path:
+    """A file that lies beside a folder and has its name, with this ending.
+
+    >>> beside(Path("figures/sweep"), ".json").name, beside(Path("figures/sweep/."), ".json").name
+    ('sweep.json', 'sweep.json')
+    """
+    out = Path(os.path.abspath(out))  # "." has no name
+    return out.with_name(f"{out.name}{ending}")
 
 
 def temporary(path: Path) -> Path:
@@ -121,14 +175,28 @@ def mean(values: Sequence[float]) -> dict[str, Any] | None:
 
 
 def provenance() -> dict[str, Any]:
-    """Versions of Python and packages, and the git commit of this folder where there is one."""
+    """Versions of Python and packages, and the git commit of this folder where there is one.
+
+    The commit is that of the code that runs, which was read when the command began. Where the folder has moved on since
+    then, ``git_commit_at_the_end`` says to which one.
+    """
+    now = git_commit()
     packages = ("torch", "torchvision", "pyro-ppl", "numpy", "scikit-learn", "matplotlib")
     return {
         "python": platform.python_version(),
         "machine": platform.machine(),
-        **{name: version(name) for name in packages},
-        "git_commit": git_commit(),
+        **{name: installed(name) for name in packages},
+        "git_commit": BEGAN_AT,
+        **({} if now == BEGAN_AT else {"git_commit_at_the_end": now}),
     }
+
+
+def installed(package: str) -> str | None:
+    """The version of a package; None where there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def git_commit() -> str | None:
@@ -142,3 +210,6 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+BEGAN_AT = git_commit()

@@ -18,7 +18,7 @@ from typing import Any
 
 import pyro
 import torch
-from parts import ESTIMATORS, SCHEDULES, add_data_options, add_network_options, add_training_options
+from parts import ESTIMATORS, SCHEDULES, add_data_options, add_network_options, add_training_options, parsed
 from pyro import poutine
 from results import METRICS, exit_status, provenance, results_folder, write_json
 from run import choose_device, describe
@@ -84,12 +84,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--images", type=int, default=1000, help="of which L_K is taken; the bound is taken of all")
     group = add_data_options(parser, None, "folder of the results (default: figures/<dataset>-two-layers-seed<seed>)")
     group.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
-    return parser.parse_args(argv)
+    return parsed(parser, argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
-    return exit_status(lambda: run(args), "nothing is saved")
+    return exit_status(lambda: parse_arguments(argv), run, "nothing is saved")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -159,7 +158,7 @@ def trained(program: nn.Module, images: Data, args: argparse.Namespace) -> Histo
         steps = args.warm_up * len(images.train) / args.batch
         return trainable.anneal(optimizer, LinearWarmUp(steps)) if trainable is not program else optimizer
 
-    return fit(trainable, images, ESTIMATORS[args.estimator](1), epochs=args.epochs, batch_size=args.batch, lr=args.lr,
+    return fit(trainable, images, ESTIMATORS[args.estimator](1), epochs=args.epochs, batch_size=args.batch,
                seed=args.seed, optimizer=adam, schedule=SCHEDULES[args.schedule], engine=args.engine,
                progress=not args.quiet)
 

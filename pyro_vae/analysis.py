@@ -8,6 +8,7 @@ and returns tensors on the CPU. What is random is drawn from ``seed``: the same 
 same result. The global random state and the training mode of the program are left as they were.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,7 @@ from torch.distributions import Distribution, Independent, kl_divergence
 from pyro_vae.state import mode, seeded
 
 BATCH = 256
+ACTIVE = 0.01  # variance over images of the mean of q above which a latent dimension is active (Burda et al. 2016)
 
 
 def codes(vae: nn.Module, x: Tensor, *, batch_size: int = BATCH, samples: int = 256, seed: int = 0) -> Tensor:
@@ -185,7 +187,9 @@ def knn_accuracy(
     train, test = _labelled("train", train_codes, train_labels), _labelled("test", test_codes, test_labels)
     if not 1 <= neighbours <= len(train[0]):
         raise ValueError(f"neighbours: wanted 1 to {len(train[0])} (the training codes), got {neighbours}")
-    return float(KNeighborsClassifier(neighbours).fit(*train).score(*test))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than")  # labels are classes
+        return float(KNeighborsClassifier(neighbours).fit(*train).score(*test))
 
 
 def linear_probe_accuracy(
@@ -202,7 +206,7 @@ def linear_probe_accuracy(
     return float(probe.fit(*train).score(*test))
 
 
-def active_units(codes: Tensor, threshold: float = 0.01) -> Tensor:
+def active_units(codes: Tensor, threshold: float = ACTIVE) -> Tensor:
     """Which latent dimensions are used: Var_x(E_q[z_d | x]) > threshold, shape (D,), boolean (Burda et al. 2016).
 
     ``codes`` (N, D) are the means of q. Means that are themselves averages of S draws add Var(z_d | x) / S to the

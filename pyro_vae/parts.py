@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from pyro_vae import guides, likelihoods, networks, priors
 from pyro_vae.checkpoint import CheckpointError, load_tree, read_bytes
 from pyro_vae.flows import default_width
+from pyro_vae.mapped import expanded
 from pyro_vae.networks import Shape
 from pyro_vae.state import seeded
 from pyro_vae.vae import VAE
@@ -41,6 +42,17 @@ METRICS, PARAMETERS = "metrics.json", "parameters.pt"
 FORMAT = 3  # of a run's folder; 2 had no checksum of the model; 1 named no model, only all options of the command line
 CHOICES = {"lik": LIKELIHOODS, "binarize": tuple(BINARIZE), "prior": PRIORS, "guide": GUIDES, "net": NETWORKS,
            "activation": tuple(ACTIVATIONS)}
+FLOWS = {"prior": ("autoregressive", "spline"), "guide": ("inverse-autoregressive", "planar")}
+TAKEN_BY: dict[str, dict[str, tuple[str, ...]]] = {  # settings that some words take and the others ignore
+    "binarize": {"lik": ("bernoulli",)},
+    "bins": {"lik": ("categorical",)},
+    "scale": {"lik": ("normal",)},
+    "components": {"prior": ("mixture", "vamp")},
+    "rank": {"guide": ("low-rank",)},
+    "flow_depth": FLOWS,
+    "flow_width": FLOWS,
+    "channels": {"net": ("conv",)},
+}
 LARGEST_SIZE = 1 << 20  # of any layer, code or image
 LARGEST_JSON = 1 << 24  # bytes
 
@@ -225,7 +237,7 @@ def load_vae(folder: Path | str, device: torch.device | str = "cpu") -> VAE:
         ...
     pyro_vae.checkpoint.CheckpointError: nowhere/metrics.json cannot be read (No such file or directory)
     """
-    folder = Path(folder)
+    folder = expanded(folder)
     metrics = read_metrics(folder / METRICS)
     data = read_bytes(folder / PARAMETERS)
     try:

@@ -1,7 +1,8 @@
 """Figures from results: each function takes tensors or numbers and returns a ``matplotlib.figure.Figure``.
 
 Save one by ``figure.savefig("plane.png")``. Nothing is trained or drawn at random here, no global state of matplotlib
-is changed, and no display is needed. Images are (..., C, H, W) in [0, 1], grey (C = 1) or red, green, blue (C = 3).
+is changed, and no display is needed. Images are (..., C, H, W) in [0, 1], grey (C = 1) or red, green, blue (C = 3);
+with any other number of channels each channel is drawn as a grey picture, one channel under the other.
 """
 
 import itertools
@@ -11,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
@@ -21,13 +25,15 @@ from torch import Tensor
 DPI = 150
 # Paul Tol's "muted" scheme, made for readers with any colour vision; its pale grey, meant for missing data, darkened.
 COLOURS = ("#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#882255", "#44AA99", "#AA4499", "#999933", "#666666")
+MANY = colormaps["turbo"]  # for more labels than that
+LEGEND, COLUMN = 60, 20  # labels that a legend has room for, and those in a column of it
 GREY = "#666666"
 TRAIN, VALID = "#88CCEE", "#332288"
 WEIGHTED = {"IWAE": "o-", "DReG": "s--"}
 
 
 def latent_plane(codes: Tensor, labels: Tensor | None = None, title: str = "", legend: str = "digit") -> Figure:
-    """Codes (N, D) as points in the latent plane, coloured by label (N,), 0 … 9, where there are labels.
+    """Codes (N, D) as points in the latent plane, coloured by label (N,), any whole numbers, where there are labels.
 
     For D > 2 the plane is that of the two principal components of the codes, and the title says which share of the
     variance each has; for D = 1 it is a histogram. ``legend`` is the heading of the legend: what a label is.
@@ -171,8 +177,8 @@ def estimator_variance(stages: Mapping[str, Mapping[str, Any]], title: str = "")
 
     ``stages`` are results of ``compare_estimators`` by name, each by its ``to_dict()``. Variance is the trace of the
     covariance of one draw, in nats². Where an importance-weighted estimator has several numbers of particles, a further
-    panel shows the guide's signal-to-noise ratio, mean of |mean| / sd, against it. Lines through points are bootstrap
-    intervals of 95 %; the dotted line is where the ratio cannot be told from zero with so many draws.
+    panel shows the guide's signal-to-noise ratio, mean of |mean| / sd, against it. Lines through points are intervals
+    of 95 %; the dotted line is where the ratio cannot be told from zero with so many draws.
 
     >>> numbers = {"value": 2.0, "low": 1.5, "high": 2.5}
     >>> entry = {"kind": "Trace_ELBO", "particles": 1, "guide": {"variance": numbers, "snr": numbers}, "model": None}
@@ -208,14 +214,15 @@ def estimator_variance(stages: Mapping[str, Mapping[str, Any]], title: str = "")
 
 
 def tiled(images: Tensor, gap: int = 2) -> np.ndarray:
-    """One picture of images (rows, columns, C, H, W), ``gap`` white pixels apart: (H', W') if grey, else (H', W', 3).
+    """One picture of images (rows, columns, C, H, W), ``gap`` white pixels apart: (H', W', 3) for C = 3, else (H', W').
+
+    For C other than 1 and 3 all rows of the first channel come first, then those of the next.
 
     >>> tiled(torch.zeros(1, 2, 1, 1, 2), gap=1)
     array([[0., 0., 1., 0., 0.]], dtype=float32)
     """
+    images = torch.cat(images.split(1, dim=2)) if _channels(images) > 1 else images
     rows, columns, channels, height, width = images.shape
-    if channels not in (1, 3):
-        raise ValueError(f"images: wanted 1 channel (grey) or 3 (red, green, blue), got {channels}")
     padded = torch.nn.functional.pad(images.detach().cpu().float(), (0, gap, 0, gap), value=1.0)
     picture = padded.permute(0, 3, 1, 4, 2).reshape(rows * (height + gap), columns * (width + gap), channels)
     picture = picture[: picture.shape[0] - gap, : picture.shape[1] - gap].clamp(0, 1).numpy()
@@ -243,7 +250,8 @@ class _Plane:
             # The sign of a component means nothing; a fixed one makes figures comparable.
             self.directions = directions * np.sign(directions[np.abs(directions).argmax(0), [0, 1]])
             self.names = ("first principal component", "second principal component")
-            first, second = (f"{100 * share:.0f} %" for share in variances[:-3:-1] / variances.sum())
+            shares = variances[:-3:-1] / (variances.sum() or 1.0)  # codes that are all the same have no variance
+            first, second = (f"{100 * share:.0f} %" for share in shares)
             self.note = f"two principal components of D = {dims} dimensions: {first} + {second} of the variance"
 
     def project(self, codes: np.ndarray) -> np.ndarray:
@@ -259,7 +267,8 @@ class _Plane:
                 axes.hist(group[:, 0], edges, histtype="step", color=colour, linewidth=1.3)
             axes.set_ylabel("images")
             return
-        colours = GREY if labels is None else [COLOURS[label] for label in labels]
+        chosen = {} if labels is None else _colours(labels)
+        colours = GREY if labels is None else [chosen[label] for label in labels.tolist()]
         axes.scatter(*points.T, s=12, c=colours, alpha=0.85, linewidths=0)
         axes.set_ylabel(self.names[1])
         axes.set_aspect("equal")
@@ -279,20 +288,37 @@ def _ranges(points: np.ndarray) -> Iterator[tuple[float, float]]:
     return zip(points.min(1), points.max(1))
 
 
-def _coloured(points: np.ndarray, labels: np.ndarray | None) -> Iterator[tuple[str, np.ndarray]]:
+def _colours(labels: np.ndarray) -> dict[int, Any]:
+    """A colour for each label that occurs: for 0 … 9 always the same one, for others by their order."""
+    found = np.unique(labels).tolist()
+    if found[0] >= 0 and found[-1] < len(COLOURS):
+        return {label: COLOURS[label] for label in found}
+    return dict(zip(found, COLOURS if len(found) <= len(COLOURS) else MANY(np.linspace(0, 1, len(found)))))
+
+
+def _coloured(points: np.ndarray, labels: np.ndarray | None) -> Iterator[tuple[Any, np.ndarray]]:
     if labels is None:
         yield GREY, points
     else:
-        yield from ((COLOURS[label], points[labels == label]) for label in np.unique(labels))
+        yield from ((colour, points[labels == label]) for label, colour in _colours(labels).items())
 
 
 def _legend(figure: Figure, labels: np.ndarray | None, heading: str) -> None:
+    """Which label has which colour: a legend, or a colour bar where there are too many for one."""
     if labels is None:
         return
+    colours = _colours(labels)
+    if len(colours) > LEGEND:
+        bar = figure.colorbar(ScalarMappable(Normalize(0, len(colours) - 1), MANY), ax=figure.axes, label=heading)
+        places = np.linspace(0, len(colours) - 1, 9).round().astype(int)
+        bar.set_ticks(places, labels=[str(list(colours)[place]) for place in places])
+        return
     marks = [
-        Line2D([], [], color=COLOURS[label], marker="o", linestyle="", label=str(label)) for label in np.unique(labels)
+        Line2D([], [], color=colour, marker="o", linestyle="", label=str(label)) for label, colour in colours.items()
     ]
-    figure.legend(handles=marks, title=heading, loc="outside right center", frameon=False)
+    columns = math.ceil(len(marks) / COLUMN)
+    figure.set_figwidth(figure.get_figwidth() + 0.6 * (columns - 1))
+    figure.legend(handles=marks, title=heading, loc="outside right center", frameon=False, ncols=columns)
 
 
 def _points(codes: Tensor, labels: Tensor | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -302,8 +328,8 @@ def _points(codes: Tensor, labels: Tensor | None) -> tuple[np.ndarray, np.ndarra
         raise ValueError(f"codes and labels: wanted (N, D), N at least 2, and (N,) or None, got {got[0]} and {got[1]}")
     if not codes.isfinite().all():
         raise ValueError(f"codes: {int((~codes.isfinite()).any(1).sum())} of {len(codes)} are not finite")
-    if labels is not None and not ((labels >= 0) & (labels < len(COLOURS))).all():
-        raise ValueError(f"labels: wanted 0 … {len(COLOURS) - 1}, a colour each, got {labels.min()} … {labels.max()}")
+    if labels is not None and labels.is_floating_point():
+        raise ValueError(f"labels: wanted whole numbers, got {labels.dtype}; write labels.long()")
     return codes.detach().cpu().double().numpy(), None if labels is None else labels.detach().cpu().numpy()
 
 
@@ -325,18 +351,33 @@ def _canvas(
 ) -> Figure:
     """A figure of blocks (blocks, rows, columns, C, H, W) of images under each other, ``cell`` inches an image."""
     count, rows, columns, _, height, width = blocks.shape
-    names = list(names)
-    size = (columns * cell * width / max(height, width) + (1.2 if names else 0.3), count * (rows * cell + 0.2) + 0.2)
+    channels = _channels(blocks[0])
+    ticks = _ticks(list(names), rows, channels)
+    beside, high = (0.3 if not ticks else 1.2 if channels == 1 else 2.0), channels * rows * cell + 0.2
+    size = (columns * cell * width / max(height, width) + beside, count * high + 0.2)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     for axes, images in zip(figure.subplots(count, 1, squeeze=False)[:, 0], blocks):
         axes.imshow(tiled(images, gap), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.spines[:].set_visible(False)
-        centres = [(height + gap) * row + (height - 1) / 2 for row in range(len(names))]
-        axes.set_yticks(centres, names)
+        axes.set_yticks([(height + gap) * row + (height - 1) / 2 for row in ticks.values()], list(ticks))
         axes.set_xticks([])
         axes.tick_params(length=0)
     figure.suptitle(title, fontsize="medium")
     return figure
+
+
+def _channels(images: Tensor) -> int:
+    """How many pictures show an image of (rows, columns, C, H, W): one, or where it has no colours one a channel."""
+    return 1 if images.shape[2] in (1, 3) else images.shape[2]
+
+
+def _ticks(names: Sequence[str], rows: int, channels: int) -> dict[str, float]:
+    """What stands beside the rows of pictures, and at which of them: their names, their channels or both."""
+    if channels == 1:
+        return {name: row for row, name in enumerate(names)}
+    if not names:
+        return {f"channel {i + 1}": i * rows + (rows - 1) / 2 for i in range(channels)}
+    return {f"{name}, channel {i + 1}": i * rows + row for i in range(channels) for row, name in enumerate(names)}
 
 
 def _weighted(result: Mapping[str, Any]) -> dict[str, list[tuple[int, str]]]:
@@ -369,10 +410,11 @@ def _intervals(
     axes: Axes, entries: Sequence[Mapping[str, float]], places: Iterable[float], colour: str, label: str, upright: bool,
     style: str = "o",
 ) -> None:
-    """Points with intervals, against places on the other axis; values of zero, or not known, are left out."""
+    """Points with intervals, against places on the other axis; what is not known, and values of zero, are left out."""
     kept = [(place, entry) for place, entry in zip(places, entries) if entry["value"]]
     values = np.array([entry["value"] for _, entry in kept])
-    spread = np.array([[entry["value"] - entry["low"], entry["high"] - entry["value"]] for _, entry in kept]).T
+    ends = [[entry["value"] if entry[end] is None else entry[end] for end in ("low", "high")] for _, entry in kept]
+    spread = np.abs(np.array(ends).reshape(-1, 2).T - values)
     where = np.array([place for place, _ in kept], dtype=float)
     given = {"x": where, "y": values, "yerr": spread} if upright else {"x": values, "y": where, "xerr": spread}
     axes.errorbar(**given, fmt=style, color=colour, label=label, markersize=4, linewidth=1.2)

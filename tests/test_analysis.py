@@ -109,6 +109,11 @@ def test_probes_on_the_pixels_of_the_digits():
     assert analysis.linear_probe_accuracy(train, labels[0], test, labels[1]) > 0.9
 
 
+def test_labels_are_classes_however_many_there_are():
+    codes = torch.arange(100.0)[:, None]
+    assert analysis.knn_accuracy(codes, torch.arange(100), codes, torch.arange(100), neighbours=1) == 1
+
+
 def test_active_units_are_those_that_vary_with_x():
     z = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.2, 0.05])
     assert analysis.active_units(z).tolist() == [True, True, False]

@@ -26,13 +26,22 @@ def test_tables_numbers_and_figure_are_written(tmp_path, capsys):
     assert "after 2 epochs" in capsys.readouterr().out
 
 
+def test_a_picture_that_cannot_be_drawn_costs_nothing_else(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare_estimators, "estimator_variance", lambda *args: 1 / 0)
+    monkeypatch.setattr(compare_estimators, "train", lambda *args: [("at initialisation", None)])
+    assert compare_estimators.main([*WORDS, "--out", str(tmp_path / "out")]) == 0
+    assert "left out: estimators.png: division by zero" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["left_out"] == {"estimators.png": "division by zero"} and metrics["stages"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--epochs", "1"], "--epochs: wanted at least 2"),
         (["--images", "0"], "--images: 1 to"),
         (["--draws", "1"], "draws: wanted a whole number"),
-        (["--particles", "0"], "K: got 0"),
+        (["--particles", "0"], "K: wanted a whole number of at least 1, got 0"),
         (["--prior", "mixture"], "L\\^B: site 'z': no closed form"),
     ],
 )

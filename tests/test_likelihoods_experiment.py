@@ -62,6 +62,22 @@ def test_what_is_there_is_not_trained_again_and_other_settings_are_refused(compa
     assert "holds a run with settings latent = 2, wanted 3" in capsys.readouterr().err
 
 
+def test_what_fails_after_the_training_costs_nothing_else(tmp_path, compared, monkeypatch, capsys):
+    def fails(*args):
+        raise ZeroDivisionError
+
+    words = [*compared[1][:-5], "--families", "beta", "--seeds", "0", "--out", str(tmp_path)]
+    monkeypatch.setattr(experiment, "strips", fails)
+    assert experiment.main(words) == 0
+    assert "Beta, seed 0: left out: pictures: ZeroDivisionError" in capsys.readouterr().out
+    found = json.loads((tmp_path / RUNS / "beta-seed0/metrics.json").read_text())
+    assert found["failed"] is None and found["results"]["knn_accuracy"] > 0
+    monkeypatch.setattr(experiment, "measure", fails)
+    assert experiment.main([*words, "--overwrite"]) == 0
+    assert "Beta, seed 0: ZeroDivisionError" in capsys.readouterr().out
+    assert (tmp_path / RUNS / "beta-seed0/parameters.pt").is_file()
+
+
 def test_a_run_that_failed_is_reported_as_failed(compared, monkeypatch):
     out, words = compared
 

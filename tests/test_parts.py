@@ -17,6 +17,7 @@ from pyro_vae.parts import (
     METRICS,
     PARAMETERS,
     PRIORS,
+    TAKEN_BY,
     PartSettings,
     _checksum,
     build_vae,
@@ -52,6 +53,31 @@ def test_what_was_saved_is_loaded(tmp_path, slot, name):
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in vae.state_dict().items())
     x = fixed_x(vae, PIXELS)
     assert torch.equal(evaluate(vae, x).bound, evaluate(again, fixed_x(again, PIXELS)).bound)
+
+
+OTHER = {"binarize": "threshold", "bins": 4, "scale": "0.3", "components": 3, "rank": 2, "flow_depth": 3,
+         "flow_width": 9, "channels": (2, 3)}
+CHOSEN = [("lik", name) for name in LIKELIHOODS] + [("prior", name) for name in PRIORS] + [("guide", g) for g in GUIDES]
+
+
+@pytest.mark.parametrize(("slot", "word"), [*CHOSEN, ("net", "conv"), ("net", "mlp")])
+def test_a_part_takes_a_setting_if_and_only_if_another_value_makes_another_program(slot, word):
+    def program(**settings):
+        torch.manual_seed(0)
+        vae = build_vae(PartSettings(**{"net": "mlp", "hidden": (16,), "components": 5, "latent": 3, slot: word,
+                                        **settings}), PIXELS)
+        x = fixed_x(vae, PIXELS)
+        with torch.no_grad():
+            return [*vae.state_dict().values(), x, vae.likelihood(torch.ones(len(x), 3)).log_prob(x)]
+
+    usual = program()
+    for setting, value in OTHER.items():
+        other = program(**{setting: value})
+        same = len(usual) == len(other) and all(torch.equal(a, b) for a, b in zip(usual, other))
+        # The settings here have a Bernoulli, a standard normal, a mean-field guide and an MLP in the other slots.
+        taken = word in TAKEN_BY[setting].get(slot, ()) or (setting == "binarize" and slot != "lik")
+        assert same != taken, setting
+    assert set(OTHER) == set(TAKEN_BY)
 
 
 @pytest.mark.parametrize("net, latent, given, widths", [

@@ -1,5 +1,7 @@
 """Figures show what they were given: points, images, labels, units."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -31,6 +33,43 @@ def test_latent_plane_shows_every_code_and_a_legend_of_all_labels():
     assert len(np.unique(colours, axis=0)) == 10
 
 
+@pytest.mark.parametrize("labels", [
+    range(1, 27), range(47), [-1, 0, 1], [3, 500, 10**6], range(9, 20), [0, 9], range(100), range(300),
+], ids=lambda labels: f"{len(labels)} labels from {labels[0]}")
+@pytest.mark.parametrize("dims", [1, 2])
+def test_any_labels_have_a_colour_each_and_are_explained(labels, dims):
+    labels = torch.tensor(list(labels))
+    codes = torch.randn(2 * len(labels), dims)
+    twice = labels.repeat(2)
+    for figure in (plots.latent_plane(codes, twice), plots.aggregate_posterior(codes, codes, twice)):
+        axes = figure.axes[0]
+        if dims == 2:
+            colours = axes.collections[0].get_facecolor()
+            assert np.array_equal(colours[: len(labels)], colours[len(labels) :])  # the same label, the same colour
+        else:
+            colours = np.array([line.get_edgecolor() for line in axes.patches])
+        assert len(np.unique(colours, axis=0)) == min(len(labels), 256)  # a colour map has 256
+        if len(labels) <= 60:
+            assert texts(figure) == [str(int(label)) for label in labels]
+        else:  # read off a colour bar
+            shown = [int(text.get_text()) for text in figure.axes[-1].get_yticklabels()]
+            assert (shown[0], shown[-1]) == (labels[0], labels[-1]) and shown == sorted(shown)
+
+
+def test_a_legend_of_many_labels_lies_beside_the_points_and_in_the_figure():
+    for count in (26, 60):
+        figure = plots.latent_plane(torch.randn(count, 2), torch.arange(count))
+        figure.draw_without_rendering()
+        box, axes = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+        assert box.x0 >= axes.x1 and figure.bbox.x1 >= box.x1 and box.y0 >= 0 and box.y1 <= figure.bbox.y1
+        assert axes.width > 0.5 * figure.bbox.width
+
+
+def test_codes_that_are_all_the_same_are_drawn():
+    for dims in (1, 2, 5):
+        assert plots.latent_plane(torch.ones(4, dims), torch.tensor([3, 3, 1, 1])).axes
+
+
 def test_codes_of_many_dimensions_are_shown_by_their_principal_components():
     codes = torch.randn(200, 5) * torch.tensor([5.0, 3.0, 0.1, 0.1, 0.1])
     (axes,) = plots.latent_plane(codes).axes
@@ -46,6 +85,36 @@ def test_pictures_hold_the_images_that_were_given():
         row, column = divmod(number, 3)
         block = shown[row * 10 : row * 10 + 8, column * 10 : column * 10 + 8]
         assert np.allclose(block, image[0])
+
+
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_channels_that_are_no_colours_are_drawn_one_under_the_other(channels):
+    images = torch.rand(6, channels, 8, 8)
+
+    def block(shown, row, column, gap=2):
+        return shown[row * (8 + gap) : row * (8 + gap) + 8, column * (8 + gap) : column * (8 + gap) + 8]
+
+    (axes,) = plots.samples(images, columns=3).axes  # two rows
+    shown = np.asarray(axes.images[0].get_array())
+    for (number, image), channel in itertools.product(enumerate(images), range(channels)):
+        assert np.allclose(block(shown, 2 * channel + number // 3, number % 3), image[channel])
+    (axes,) = plots.reconstructions(images, 1 - images, columns=6).axes
+    shown, names = np.asarray(axes.images[0].get_array()), [label.get_text() for label in axes.get_yticklabels()]
+    for row, place in enumerate(axes.get_yticks()):
+        name, channel = names[row].split(", channel ")
+        expected = images[4, int(channel) - 1]
+        assert np.allclose(block(shown, row, 4), expected if name == "original" else 1 - expected)
+        assert row * 10 < place < row * 10 + 8
+    grid = images.reshape(2, 3, channels, 8, 8)
+    shown = np.asarray(plots.manifold(grid).axes[0].images[0].get_array())
+    assert np.allclose(block(shown, 2 * (channels - 1) + 1, 2, gap=0), images[5, -1])
+    plots.interpolation(grid).draw_without_rendering()
+
+
+def test_colours_are_drawn_as_colours():
+    images = torch.rand(2, 3, 8, 8)
+    shown = np.asarray(plots.samples(images).axes[0].images[0].get_array())
+    assert np.allclose(shown[:, :8], images[0].movedim(0, -1))
 
 
 def test_reconstructions_stand_under_their_originals():
@@ -99,3 +168,5 @@ def test_bad_input():
         plots.aggregate_posterior(torch.zeros(3, 2), torch.zeros(3, 3))
     with pytest.raises(ValueError, match="codes"):
         plots.latent_plane(torch.zeros(3, 2), torch.zeros(4))
+    with pytest.raises(ValueError, match=r"labels: wanted whole numbers, got torch.float32; write labels.long\(\)"):
+        plots.latent_plane(torch.zeros(3, 2), torch.zeros(3))

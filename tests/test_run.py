@@ -1,7 +1,9 @@
 """The command line from end to end on the bundled digits, and what it refuses."""
 
+import argparse
 import csv
 import errno
+import io
 import json
 import re
 import shlex
@@ -13,14 +15,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import results
 import run
 import torch
-from parts import BINARIZE, ESTIMATORS, GUIDES, LIKELIHOODS, PRIORS
-from results import provenance
+from evidence import load_run
+from parts import BINARIZE, ESTIMATORS, GUIDES, LIKELIHOODS, PRIORS, check_taken, given, home_path
 
-from pyro_vae import checkpoint, evaluate, guides, load
+from pyro_vae import analysis, checkpoint, evaluate, guides, load, plots
 from pyro_vae.checkpoint import Checkpoints, locked
-from pyro_vae.parts import build_vae
+from pyro_vae.data import Data, Split
+from pyro_vae.parts import TAKEN_BY, build_vae, load_vae
 from pyro_vae.training import fixed_x
 
 SCRIPT = Path(run.__file__)
@@ -38,7 +42,7 @@ def test_everything_is_written_and_agrees(tmp_path, capsys):
     pictures = ["aggregate_posterior", "interpolation", "latent_plane", "learning_curves", "manifold"]
     pictures += ["reconstructions", "samples"]
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        ["history.csv", "metrics.json", "parameters.pt", *(f"{name}.png" for name in pictures)]
+        ["history.csv", "metrics.json", "parameters.pt", "training.pt", *(f"{name}.png" for name in pictures)]
     )
     assert all((out / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in pictures)
     sizes = {"train": 1297, "valid": 250, "test": 250}
@@ -46,6 +50,7 @@ def test_everything_is_written_and_agrees(tmp_path, capsys):
     assert metrics["settings"]["lik"] == "bernoulli" and metrics["settings"]["seed"] == 0
     assert metrics["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert metrics["interrupted"] is False and metrics["best_epoch"] in (1, 2)
+    assert metrics["kept_epoch"] == metrics["best_epoch"] and "epochs 1 to 2" in metrics["kept_because"]
     test = metrics["test"]
     assert test["bound"] == pytest.approx(-test["rate"] - test["distortion"]) and test["images"] == 250
     for name in ("Trace_ELBO", "TraceMeanField_ELBO"):
@@ -87,7 +92,7 @@ def test_every_likelihood(tmp_path, lik):
     "words",
     [
         *(["--binarize", name] for name in BINARIZE),
-        *(["--estimator", name, "--particles", "2"] for name in ESTIMATORS),
+        *(["--estimator", name, *["--particles", "2"] * (name != "wake-sleep")] for name in ESTIMATORS),
         ["--lik", "normal", "--scale", "shared"],
         ["--lik", "normal", "--scale", "0.1"],
         ["--lik", "categorical", "--bins", "2"],
@@ -103,7 +108,10 @@ def test_options(tmp_path, words):
 
 @pytest.mark.parametrize("words", [*(["--prior", name] for name in PRIORS), *(["--guide", name] for name in GUIDES)])
 def test_every_prior_and_guide(tmp_path, capsys, words):
-    words = [*words, "--components", "5", "--flow-width", "8", "--epochs", "1"]
+    sizes = {"components": "5", "flow_width": "8"}
+    own = [f"--{option.replace('_', '-')}={size}" for option, size in sizes.items()
+           if words[1] in TAKEN_BY[option].get(words[0][2:], ())]
+    words = [*words, *own, "--epochs", "1"]
     assert run.main(["--dataset", "digits", *SMALL[:-1], "--out", str(tmp_path / "out"), *words]) == 0
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     closed = metrics["kl_in_closed_form"]
@@ -253,6 +261,77 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_result(tmp_path, capsys, ask
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_run_that_has_ended_or_was_stopped_goes_on_for_longer_to_the_same_result(tmp_path, capsys, asked):
+    words = ["--schedule", "constant", "--evidence", "0"]
+    assert command(tmp_path, *words, "--epochs", "4", "--out", str(tmp_path / "whole")) == 0
+    for folder in ("ended", "stopped"):
+        out = ["--out", str(tmp_path / folder)]
+        if folder == "stopped":
+            asked(signal.SIGINT, 8)
+        assert command(tmp_path, *words, *out) == (130 if folder == "stopped" else 0)
+        capsys.readouterr()
+        assert command(tmp_path, *words, *out, "--epochs", "4", "--resume") == 0
+        if folder == "ended":
+            assert f"{tmp_path / folder} has ended after 2 epochs; it goes on to 4" in capsys.readouterr().out
+        whole, longer = state_of(tmp_path / "whole"), state_of(tmp_path / folder)
+        assert all(torch.equal(value, longer[name]) for name, value in whole.items())
+        assert len((tmp_path / folder / "history.csv").read_text().splitlines()) == 5
+        assert {path.name for path in (tmp_path / "whole").iterdir()} == {
+            path.name for path in (tmp_path / folder).iterdir()}
+
+
+def test_a_longer_run_that_is_killed_goes_on_too_and_the_shorter_results_stay_until_then(tmp_path, monkeypatch):
+    words = ["--schedule", "constant", "--evidence", "0"]
+    assert command(tmp_path, *words, "--epochs", "1") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "measure", lambda *args: signal.raise_signal(signal.SIGTERM))
+        assert command(tmp_path, *words, "--resume") == 143
+    metrics = tmp_path / "out/metrics.json"
+    assert json.loads(metrics.read_text())["settings"]["epochs"] == 1
+    assert command(tmp_path, *words, "--resume") == 0
+    assert json.loads(metrics.read_text())["settings"]["epochs"] == 2
+
+
+def test_a_longer_run_has_the_schedule_of_its_length_and_says_so(tmp_path):
+    assert command(tmp_path, "--evidence", "0") == 0
+    with pytest.warns(UserWarning, match="the schedule is now that of the new number of epochs"):
+        assert command(tmp_path, "--evidence", "0", "--resume", "--epochs", "3") == 0
+
+
+def test_what_cannot_go_on_is_left_as_it_is(tmp_path, capsys):
+    assert command(tmp_path, "--evidence", "0") == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for words, message in ((["--epochs", "1"], "holds a run of 2 epochs, got --epochs 1"),
+                           (["--epochs", "4", "--lr", "0.1"], "lr is 0.005 there and 0.1 here")):
+        assert command(tmp_path, "--evidence", "0", "--resume", *words) == 1
+        assert message in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    (tmp_path / "out" / run.TRAINING).unlink()  # as earlier versions left a folder
+    assert command(tmp_path, "--evidence", "0", "--resume", "--epochs", "4") == 1
+    refused = capsys.readouterr().err
+    assert "holds no training.pt from which its run of 2 epochs could go on" in refused
+    assert refused.endswith("begin anew by --overwrite in the place of --resume\n")
+    assert command(tmp_path, "--evidence", "0", "--overwrite", "--epochs", "4") == 0
+
+
+def test_a_longer_run_that_is_refused_leaves_the_run_that_has_ended(tmp_path, capsys):
+    """Other images and a damaged checkpoint are noticed late; the results can be asked for again."""
+    data, out = own_images(tmp_path / "own", (60, 20, 20)), tmp_path / "out"
+    words = ["--dataset", data, *SMALL, "--evidence", "0", "--out", str(out)]
+    assert run.main(words) == 0
+    files, images = {path.name: path.read_bytes() for path in out.iterdir()}, np.load(f"{data}/train.npy")
+    for change in (lambda: np.save(f"{data}/train.npy", 255 - images),
+                   lambda: (out / run.TRAINING).write_bytes(b"damaged")):
+        change()
+        for _ in range(2):
+            assert run.main([*words, "--resume", "--epochs", "4"]) == 1
+            assert "has ended after 2 epochs" in capsys.readouterr().out
+        np.save(f"{data}/train.npy", images)
+        assert run.main([*words, "--resume"]) == 0
+        files |= {run.TRAINING: (out / run.TRAINING).read_bytes()}
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+
+
 def test_resuming_what_has_ended_or_not_begun(tmp_path, capsys):
     assert command(tmp_path, "--resume") == 0
     assert "NOTE: there is nothing to resume in" in capsys.readouterr().out
@@ -310,14 +389,18 @@ def test_a_disk_that_is_full_when_results_are_written(tmp_path, capsys, monkeypa
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_steps_that_are_not_finite_are_counted_in_the_metrics(tmp_path, capsys, monkeypatch):
     def spoil(self, x):
-        spoil.calls += 1
-        return finite(self, x * torch.nan if spoil.calls in (4, 5) else x)
+        return finite(self, x * torch.nan if spoil.behind in (2, 3) else x)
 
-    finite, spoil.calls = guides.MeanField.forward, 0
+    def due(self, step):
+        spoil.behind = step
+        return False
+
+    finite, spoil.behind = guides.MeanField.forward, 0
     monkeypatch.setattr(guides.MeanField, "forward", spoil)
+    monkeypatch.setattr(Checkpoints, "due", due)
     assert command(tmp_path, "--skip-non-finite", "2") == 0
     assert json.loads((tmp_path / "out/metrics.json").read_text())["skipped_steps"] == 2
-    spoil.calls = 0
+    spoil.behind = 0
     assert command(tmp_path, "--overwrite") == 1
     assert re.search("error: .*in epoch 1, step 3, under Trace_ELBO: .* site 'z' of the guide", capsys.readouterr().err)
 
@@ -329,9 +412,263 @@ def test_help_reads_well():
 
 
 def test_provenance_names_versions_and_commit():
-    found = provenance()
+    found = results.provenance()
     assert re.fullmatch(r"\d+\.\d+\.\d+.*", found["torch"])
     assert found["git_commit"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", found["git_commit"])
+
+
+def test_the_commit_is_that_of_the_beginning_and_a_move_is_said(monkeypatch):
+    assert "git_commit_at_the_end" not in results.provenance()
+    assert results.installed("no-package-of-this-name") is None
+    monkeypatch.setattr(results, "BEGAN_AT", "a" * 40)
+    monkeypatch.setattr(results, "git_commit", lambda: "b" * 40 + "+")
+    found = results.provenance()
+    assert (found["git_commit"], found["git_commit_at_the_end"]) == ("a" * 40, "b" * 40 + "+")
+
+
+def own_images(folder, sizes, shape=(1, 8, 8), labels=None, pixels=None):
+    """A folder of images for --dataset; ``labels``: those of each split by name, repeated."""
+    draw = np.random.RandomState(0)
+    folder.mkdir()
+    for split, size in zip(("train", "valid", "test"), sizes):
+        random = draw.randint(256, size=(size, *shape)).astype(np.uint8)
+        np.save(folder / f"{split}.npy", random if pixels is None else np.full_like(random, pixels))
+        if split in (labels or {}):
+            np.save(folder / f"{split}_labels.npy", np.resize(labels[split], size))
+    return str(folder)
+
+
+def twice(tmp_path, capsys, dataset, *words):
+    """Runs on a dataset, then resumes what has ended, which only reports; the metrics, and what was printed."""
+    words = ["--dataset", dataset, *SMALL, "--evidence", "0", "--out", str(tmp_path / "out"), *words]
+    assert run.main(words) == 0
+    printed, metrics = capsys.readouterr().out, (tmp_path / "out/metrics.json").read_text()
+    assert run.main([*words, "--resume"]) == 0
+    assert capsys.readouterr().out == printed and (tmp_path / "out/metrics.json").read_text() == metrics
+    return json.loads(metrics), printed
+
+
+def drawn(tmp_path):
+    return {path.stem for path in (tmp_path / "out").glob("*.png")}
+
+
+@pytest.mark.parametrize("labels", [range(1, 27), range(47), [3, 10**6], range(1000)], ids=len)
+def test_any_number_of_classes(tmp_path, capsys, labels):
+    every = {split: list(labels) for split in ("train", "valid", "test")}
+    metrics, printed = twice(tmp_path, capsys, own_images(tmp_path / "letters", (1200, 20, 100), labels=every))
+    assert metrics["left_out"] == {} and "left out" not in printed
+    assert drawn(tmp_path) == set(run.PICTURES) and 0 <= metrics["knn_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_labels_of_one_split_alone_give_no_accuracy_and_cost_nothing_else(tmp_path, capsys, split):
+    metrics, printed = twice(tmp_path, capsys, own_images(tmp_path / "parts", (60, 20, 20), labels={split: [0, 1]}))
+    other = {"train": "test", "test": "train"}[split]
+    assert list(metrics["left_out"]) == ["knn_accuracy"] and "knn_accuracy" not in metrics
+    assert f"left out             knn_accuracy: it takes labels of training and test images, and the {other} images " \
+           "have none\n" in printed
+    assert drawn(tmp_path) == set(run.PICTURES)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_images_whose_channels_are_no_colours(tmp_path, capsys, channels):
+    metrics, _ = twice(tmp_path, capsys, own_images(tmp_path / "rgba", (60, 20, 20), (channels, 8, 8)))
+    assert metrics["left_out"] == {} and drawn(tmp_path) == set(run.PICTURES)
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_the_layout_that_an_error_asks_for(tmp_path, capsys, layout):
+    """Both answers to the question can be given, and the evidence is measured on the images that were trained on."""
+    shape = (8, 8, 3)
+    data = own_images(tmp_path / "asked", (60, 20, 20), shape)
+    assert run.main(["--dataset", data, *SMALL, "--out", str(tmp_path / "out")]) == 1
+    assert "or by run.py --layout; or," in capsys.readouterr().err
+    metrics, _ = twice(tmp_path, capsys, data, "--layout", layout)
+    wanted = list(shape) if layout == "NCHW" else [3, 8, 8]
+    assert metrics["dataset"]["shape"] == wanted and drawn(tmp_path) == set(run.PICTURES)
+    _, pixels, _ = load_run(tmp_path / "out", torch.device("cpu"))
+    assert list(pixels.shape[1:]) == wanted
+    assert command(tmp_path, "--layout", "NCHW", "--overwrite") == 1
+    assert 'layout: wanted "NCHW" or "NHWC" for a folder, else None' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("sizes", "left_out"), [
+    ((12, 1, 1), {"active_units", "knn_accuracy", "latent_plane.png", "aggregate_posterior.png", "interpolation.png"}),
+    ((1, 1, 2), {"knn_accuracy"}),
+    ((15, 2, 2), set()),
+])
+def test_few_images(tmp_path, capsys, sizes, left_out):
+    every = {split: [0, 1, 2] for split in ("train", "valid", "test")}
+    data = own_images(tmp_path / "few", sizes, labels=every)
+    metrics, printed = twice(tmp_path, capsys, data, "--lik", "logistic", "--evidence", "3")
+    assert set(metrics["left_out"]) == left_out and printed.count("left out") == len(left_out)
+    assert metrics["settings"]["batch"] == sizes[0]
+    single = sizes[2] == 1
+    for entry in (metrics["test"], metrics["evidence"]):
+        assert (entry["standard_error"] is None) == single == (entry["bits_per_dim_standard_error"] is None)
+    assert re.search(r"^test bound +-[\d.]+ nats per image, 1 images$", printed, re.MULTILINE) or not single
+
+
+@pytest.mark.parametrize(("lik", "pixels"), [("bernoulli", 0), ("normal", 255), ("beta", 0)])
+def test_images_that_are_all_the_same(tmp_path, capsys, lik, pixels):
+    data = own_images(tmp_path / "same", (30, 5, 5), labels={"train": [0, 1], "test": [0, 1]}, pixels=pixels)
+    metrics, _ = twice(tmp_path, capsys, data, "--lik", lik, "--latent", "3")
+    assert metrics["left_out"] == {}
+
+
+def test_what_cannot_be_measured_or_drawn_is_named_and_costs_nothing_else(tmp_path, capsys, monkeypatch):
+    def fails(*args, **kwargs):
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(analysis, "knn_accuracy", fails)
+    monkeypatch.setattr(run, "evaluate", fails)
+    monkeypatch.setattr(run, "log_evidence", fails)
+    monkeypatch.setattr(run, "repeated_bound", lambda *args: {"bound": float("nan")})
+    monkeypatch.setattr(plots, "manifold", fails)
+    metrics, printed = twice(tmp_path, capsys, "digits", "--evidence", "3")
+    reasons = dict.fromkeys(("test", "evidence", "knn_accuracy", "manifold.png"), "division by zero")
+    assert {**reasons, "estimators": metrics["left_out"]["estimators"]} == metrics["left_out"]
+    assert "not JSON compliant" in metrics["left_out"]["estimators"] and not set(metrics) & set(metrics["left_out"])
+    for name, why in metrics["left_out"].items():
+        assert f"left out             {name}: {why}\n" in printed
+    assert drawn(tmp_path) == set(run.PICTURES) - {"manifold"}
+    assert not Checkpoints(tmp_path / "out").exist()
+
+
+def test_ctrl_c_in_a_measurement_is_no_failure_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "repeated_bound", lambda *args: signal.raise_signal(signal.SIGTERM))
+    assert command(tmp_path) == 143
+    assert Checkpoints(tmp_path / "out").exist() and not (tmp_path / "out/metrics.json").exists()
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    (["--scale", "0.1"], "--scale: ignored beside --lik bernoulli; write --lik normal, or leave --scale out"),
+    (["--scale", "pixel"], "--scale: ignored beside --lik bernoulli"),  # the default, and yet given
+    (["--lik", "normal", "--bins", "4"], "--bins: ignored beside --lik normal; write --lik categorical"),
+    (["--lik", "beta", "--binarize", "threshold"], "--binarize: ignored beside --lik beta; write --lik bernoulli"),
+    (["--components", "5"], "--components: ignored beside --prior standard; write --prior mixture or vamp"),
+    (["--guide", "full-rank", "--rank", "2"], "--rank: ignored beside --guide full-rank; write --guide low-rank"),
+    (["--flow-depth", "3", "--prior", "vamp"], "--flow-depth: ignored beside --prior vamp --guide meanfield; write "
+     "--prior autoregressive or spline, or --guide inverse-autoregressive or planar, or leave --flow-depth out"),
+    (["--flow-width", "8"], "--flow-width: ignored beside"),
+    (["--channels", "8"], "--channels: ignored beside --net mlp; write --net conv"),
+    (["--estimator", "wake-sleep", "--particles", "5"], "--particles: ignored beside --estimator wake-sleep; write "
+     "--estimator trace or meanfield"),
+    (["--scal", "0.1"], "--scale: ignored beside --lik bernoulli"),  # as argparse lets one shorten it
+    (["--recipe", "fast", "--prior", "standard", "--flow-width", "8"], "--flow-width: ignored beside --prior standard"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_an_option_that_is_ignored_is_refused(tmp_path, capsys, words, message):
+    assert command(tmp_path, *words) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_takes_an_option_is_told_and_helps(capsys):
+    """Each cure, followed, is no longer refused."""
+    parser = argparse.ArgumentParser()
+    for option, takers in run.OPTIONS_TAKEN_BY.items():
+        for slot, names in takers.items():
+            for name in names:
+                check_taken([option], {"lik": ["bernoulli"], "prior": ["standard"], "guide": ["meanfield"],
+                                       "net": ["mlp"], "estimator": ["wake-sleep"], slot: [name]}, run.OPTIONS_TAKEN_BY)
+    parser.add_argument("--hidden", nargs="*", default=[4])
+    parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--seed", type=int, default=0)
+    assert given(parser, []) == set() and given(parser, ["--hidden", "--seed", "0"]) == {"hidden", "seed"}
+
+
+def test_options_that_the_recipe_sets_are_not_given(tmp_path):
+    assert run.parse_arguments(["--recipe", "fast", "--prior", "standard"]).flow_width == 128
+    assert run.parse_arguments(["--recipe", "fast", "--net", "mlp"]).channels == [16, 32]
+
+
+def images_of(count, *shape):
+    split = Split(torch.zeros(count, *shape, dtype=torch.uint8))
+    return Data("some", split, split, split)
+
+
+@pytest.mark.parametrize(("words", "images", "expected"), [
+    ([], (50_000, 1, 28, 28), ("conv", "relu", [256, 256], 10, 256, 5e-3)),
+    ([], (1297, 1, 8, 8), ("mlp", "silu", [256, 256, 256], 100, 100, 5e-3)),
+    ([], (6000, 3, 8, 8), ("mlp", "silu", [256, 256, 256], 10, 100, 5e-3)),
+    ([], (1565, 1, 28, 20), ("conv", "relu", [256, 256], 100, 256, 5e-3)),
+    ([], (60, 1, 8, 8), ("mlp", "silu", [256, 256, 256], 100, 60, 5e-3)),
+    (["--net", "mlp"], (1297, 1, 8, 8), ("mlp", "relu", [400], 100, 256, 5e-3)),
+    (["--net", "conv", "--latent", "9"], (1297, 1, 8, 8), ("conv", "relu", [400], 100, 256, 5e-3)),
+    (["--channels", "8"], (1297, 1, 8, 8), ("conv", "relu", [256, 256], 100, 256, 5e-3)),
+    (["--hidden", "7", "--activation", "tanh"], (1297, 1, 8, 8), ("mlp", "tanh", [7], 100, 100, 5e-3)),
+    (["--batch", "32", "--lr", "0.1", "--epochs", "3"], (1297, 1, 8, 8), ("mlp", "silu", [256] * 3, 3, 32, 0.1)),
+    (["--recipe", "fast"], (1297, 1, 8, 8), ("conv", "silu", [256], 14, 128, 5e-3)),
+    (["--recipe", "small"], (50_000, 1, 28, 28), ("mlp", "silu", [256, 256, 256], 10, 100, 5e-3)),
+], ids=lambda value: " ".join(map(str, value)))
+def test_defaults_suit_the_images_and_the_command_line_holds(words, images, expected):
+    args = run.parse_arguments(words)
+    run.fill_in(args, images_of(*images))
+    assert tuple(getattr(args, name) for name in ("net", "activation", "hidden", "epochs", "batch", "lr")) == expected
+
+
+def test_the_default_on_small_images_uses_both_dimensions_and_says_so(tmp_path, capsys):
+    words = ["--dataset", "digits", "--epochs", "15", "--evidence", "0", "--quiet", "--out", str(tmp_path / "out")]
+    assert run.main(words) == 0
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["active_units"] == 2 and min(metrics["rate_per_dimension"]) > 0.5
+    assert "collapsed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("active", "rates", "says", "warns"), [
+    (0, 0.01, "0 of 2 (variance of the code above 0.01)", "collapsed: 2 of 2 latent dimensions"),
+    (0, 8.67, "0 of 2 (variance of the code above 0.01)", None),
+    (0, [4.1, 4.57], "0 of 2 (variance of the code above 0.01); rate per unit 4.57, 4.10 nats", None),
+    (2, [1.5, 1.4], "2 of 2 (variance of the code above 0.01); rate per unit 1.50, 1.40 nats", None),
+    (1, [0.001, 2.0], "rate per unit 2.00, 0.00 nats, 1 below 0.05", "collapsed: 1 of 2 latent dimensions"),
+    (0, [0.001, 0.0], "rate per unit 0.00, 0.00 nats, 2 below 0.05", "collapsed: 2 of 2 latent dimensions"),
+    (3, [2.0] * 3 + [0.0] * 27, "3 of 30 (variance of the code above 0.01); rate per unit 2.00 to 0.00 nats, 27 below",
+     None),
+    (0, [0.0] * 30, "30 below 0.05", "collapsed: 30 of 30 latent dimensions"),
+])
+def test_active_units_do_not_mislead(active, rates, says, warns):
+    """A number instead of the rates: that of all units together, where the KL has no closed form."""
+    alone = isinstance(rates, float)
+    settings = {"latent": 2 if alone else len(rates), "activation": "relu"}
+    rows = list(run.unit_rows({"active_units": active, "rate_per_dimension": None if alone else rates,
+                               "test": {"rate": rates}, "settings": settings}))
+    assert rows[0][0] == "active units" and says in rows[0][1]
+    assert len(rows) == 1 + bool(warns) and (not warns or (rows[1][0] == "WARNING" and warns in rows[1][1]))
+
+
+def test_the_home_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run.main(["--dataset", "digits", *SMALL, "--epochs", "1", "--evidence", "0", "--out=~/results"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+    assert home_path("~") == tmp_path and home_path("a/~") == Path("a/~")
+    with pytest.raises(SystemExit, match="2"):
+        run.main(["--out", "~nobody-of-that-name/results"])
+    assert re.search("argument --out: ~nobody-of-that-name/results: .*; write ", capsys.readouterr().err)
+    assert load_vae("~/results").prior().event_shape == (2,)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_that_lacks_characters(tmp_path, monkeypatch, encoding):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    assert command(tmp_path, "--lik", "normal", "--evidence", "30", "--latent", "8") == 0
+    with pytest.raises(SystemExit, match="0"):
+        run.main(["--help"])
+    sys.stdout.flush()
+    printed = raw.getvalue().decode(encoding)
+    assert ("k-hat > 0.7" in printed) and ("+-" if encoding == "ascii" else "±") in printed
+
+
+def test_an_error_is_one_line(tmp_path, capsys, monkeypatch):
+    def fails(*args, **kwargs):
+        raise ValueError("found invalid values:\ntensor([[[nan, nan],\n" + "         [nan, nan]]])\n" * 1000)
+
+    monkeypatch.setattr(run, "fit", fails)
+    assert command(tmp_path) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: found invalid values: tensor([[[nan, nan], [nan") and said.count("\n") == 1
+    assert len(said) < 120
 
 
 def test_what_is_not_a_runs_is_left_alone(tmp_path):
@@ -363,7 +700,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(t
         raise OSError(errno.EROFS, "Read-only file system")
 
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(run.tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(results.tempfile, "TemporaryFile", read_only)
     assert command(tmp_path) == 1
     assert re.search("error: .*out cannot be written .*Read-only", capsys.readouterr().err)
 

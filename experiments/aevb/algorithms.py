@@ -15,7 +15,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_vae import VAE, fit, guides, likelihoods, networks, priors
-from pyro_vae.annealing import Path, hamiltonian
+from pyro_vae.annealing import AnnealingPath, hamiltonian
 from pyro_vae.data import Data, Split, batches
 from pyro_vae.state import seeded
 from pyro_vae.training import History
@@ -175,11 +175,12 @@ class Chains:
     """Hamiltonian chains on z, one an image, that leave p(z | x) alone; their step size follows the acceptance."""
 
     def __init__(self, vae: VAE, step: float = FIRST_STEP):
-        self.vae, self.step, self.acceptance = vae, step, math.nan
+        self.vae, self.step, self.acceptance, self.plan = vae, step, math.nan, None
 
     def move(self, x: Tensor, z: Tensor) -> Tensor:
         """A trajectory from z (1, B, D) given x (B, C, H, W): the next z."""
-        path = Path(self.vae.model, None, (x,))
+        path = AnnealingPath(self.vae.model, None, (x,), plan=self.plan)
+        self.plan = path.plan
         with pyro.validation_enabled(False):
             end, probability = hamiltonian(path, path(z), 1.0, z.new_full(z.shape[1:], self.step), LEAPFROG)
         self.acceptance = probability.mean().item()

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 from parts import BINARIZE
-from results import save_figure, write_json
+from results import beside, save_figure, write_json
 from torch import Tensor
 
 from aevb import algorithms
@@ -46,13 +46,13 @@ def gather(out: Path, wanted: Iterable[str] = ()) -> str:
     figures |= figures_4_and_5(results, out)
     for name, figure in figures.items():
         if figure is not None:
-            save_figure(out.with_name(f"{out.name}_{name}.png"), figure)
+            save_figure(beside(out, f"_{name}.png"), figure)
     tables = {"figure_2": table_2(bounds), "figure_3": table_3(evidence), "claims": claims(bounds, evidence)}
     words = in_words(tables, results)
     lacking = [name for name in wanted if name not in results]
     words += f"\nnot run: {', '.join(lacking)}" if lacking else ""
-    out.with_name(f"{out.name}.txt").write_text(words + "\n")
-    write_json(out.with_name(f"{out.name}.json"), {**tables, "runs": results})
+    beside(out, ".txt").write_text(words + "\n", encoding="utf-8")
+    write_json(beside(out, ".json"), {**tables, "runs": results})
     return words
 
 
