@@ -1,10 +1,11 @@
 """What a program holds in Python, which tracing turns into constants: numbers, flags, and which tensors and modules."""
 
 import argparse
+import dis
 import random
 import sys
 from collections import UserDict, UserList, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.parameter import UninitializedTensorMixin
 
 MOST = 10_000  # places that are watched, the nearest first
 LONGEST = 1000  # items of a list or dictionary that are watched one by one; of a longer one its length is
@@ -29,10 +31,10 @@ OF_A_USER = (SimpleNamespace, argparse.Namespace, UserDict, UserList, nn.Module,
 CLOSED = LIBRARIES - {"pyro", "pyro_vae"}  # whose other objects are not looked into
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 INTERNAL = set(vars(nn.Module())) - {"training"}
-SETTING_UP = {"__init__", "__setstate__", "__repr__", "extra_repr", "reset_parameters"}
+SETTING_UP = {"__init__", "__setstate__", "__repr__", "extra_repr", "reset_parameters"}  # methods that do not compute
 ABSENT = "absent"
-ANEW = 3
-WORTH_USES = 2000
+ANEW = 3  # traces after the first that are always made
+WORTH_USES = 2000  # of a trace, that earn back the seconds of another one
 
 Changes = dict[str, tuple[Any, Any]]
 
@@ -210,10 +212,10 @@ def _is_open(value: Any) -> bool:
 
 
 def _attributes(name: str, value: Any) -> Iterator[Slot]:
-    held, ours = getattr(value, "__dict__", {}), _library(type(value)) in LIBRARIES
-    used = _used(type(value)) if ours and isinstance(value, nn.Module) else held.keys() - INTERNAL
+    held, known = getattr(value, "__dict__", {}), isinstance(value, nn.Module) and _library(type(value)) in LIBRARIES
+    used = _used(type(value)) if known else held.keys() - INTERNAL
     yield from (Slot(f"{name}.{key}", item, held, key) for key, item in held.items() if key in used)
-    if not ours:  # else no class attribute is hidden by a new one of the object
+    if not known:  # a new attribute may hide one of the class
         yield Slot(f"len(vars({name}))", len(held), held, len)
     if isinstance(value, nn.Module):
         for part in (value._parameters, value._buffers, value._modules):
@@ -232,7 +234,7 @@ def _attributes(name: str, value: Any) -> Iterator[Slot]:
 def _used(kind: type) -> set[str]:
     """The names of attributes that the methods of a module use, those aside that build it or print it."""
     methods = [method for base in kind.__mro__ if base not in nn.Module.__mro__ for method in vars(base).items()]
-    return set().union(*(_names(method.__code__) for name, method in methods
+    return set().union(*(_names(method.__code__)[1] for name, method in methods
                          if isinstance(method, FunctionType) and name not in SETTING_UP)) - INTERNAL
 
 
@@ -257,23 +259,26 @@ def _of_function(function: FunctionType) -> Iterator[Slot]:
         yield from _items(function.__name__, vars(function))
         for key in ("__defaults__", "__kwdefaults__"):
             yield Slot(f"{function.__name__}.{key}", getattr(function, key), function, key)
-        yield from _read_globals(function.__module__, function.__globals__, _names(function.__code__))
+        yield from _globals(function.__module__, function.__globals__, *_names(function.__code__))
 
 
-def _read_globals(name: str, known: dict, words: set[str]) -> Iterator[Slot]:
-    """Variables of a module of these names, and those of modules that are among them."""
-    for key in words & known.keys():
+def _globals(name: str, known: dict, read: Set[str], words: Set[str]) -> Iterator[Slot]:
+    """Variables of a module that are read, and of the modules among them those whose names occur."""
+    for key in read & known.keys():
         value = known[key]
         if not isinstance(value, ModuleType):
             yield Slot(f"{name}.{key}", value, known, key)
-        elif value.__name__.split(".")[0] not in LIBRARIES:
-            yield from _read_globals(value.__name__, vars(value), words - {key})
+        elif value.__name__.partition(".")[0] not in LIBRARIES:
+            yield from _globals(value.__name__, vars(value), words - {key}, words - {key})
 
 
-def _names(code: CodeType) -> set[str]:
-    """The names of globals and attributes that a function uses, those within it included."""
-    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return set(code.co_names).union(*map(_names, inner))
+@cache
+def _names(code: CodeType) -> tuple[Set[str], Set[str]]:
+    """The globals that a function reads, and all names that occur in it, of attributes too; inner functions included.
+    """
+    read = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return read.union(*(one for one, _ in inner)), set(code.co_names).union(*(words for _, words in inner))
 
 
 def _of_class(kind: type) -> Iterator[Slot]:
@@ -295,7 +300,8 @@ def _library(thing: Any) -> str:
 
 
 def _has_memory(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.layout is torch.strided and not isinstance(value, FakeTensor)
+    without = isinstance(value, FakeTensor | UninitializedTensorMixin)
+    return isinstance(value, Tensor) and value.layout is torch.strided and not without
 
 
 def _described(slot: Slot) -> Iterator[tuple[str, Any]]:

@@ -204,6 +204,28 @@ def test_every_place_is_watched_and_named(place):
     assert not held.changes()
 
 
+def test_a_global_that_is_only_called_like_an_attribute_is_not_watched(monkeypatch):
+    held = Held({"model": Program().model})
+    monkeypatch.setitem(globals(), "decoder", 3)
+    assert not held.changes()
+
+
+def test_values_are_put_back_where_they_were():
+    held_by = types.SimpleNamespace(numbers=[1, 2], names={"a": 1}, kinds={1}, array=np.arange(2), last=None)
+    held = Held({"self": held_by})
+    array = held_by.array
+    held_by.numbers.append(3)
+    held_by.names.update(a=2, b=3)
+    held_by.kinds.add(2)
+    array += 1
+    held_by.last, held_by.new = torch.ones(1), 1
+    held.put_back()
+    assert vars(held_by) | {"array": None} == {
+        "numbers": [1, 2], "names": {"a": 1}, "kinds": {1}, "array": None, "last": None
+    }
+    assert held_by.array is array and array.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("place", ["self.beta", "self.config.kl.beta", "self.handler.beta"])
 def test_a_number_that_changes_once_is_traced_anew(place):
     assert not assert_alike(PLACES[place], lambda program, step: program.set(0.9) if step == 3 else None)
