@@ -232,12 +232,14 @@ def _all(found: list[Tensor], device: torch.device) -> Tensor:
 
 
 def same_scales(one: Tensor | float, other: Tensor | float) -> bool:
+    """Whether two scales of sites, numbers or tensors, are one up to rounding; tensors being traced are not read."""
     if not (torch.is_tensor(one) or torch.is_tensor(other)):
         return math.isclose(one, other)
     return one is other or is_tracing() or _close(one, other)
 
 
 def number(scale: Tensor | float) -> str:
+    """A scale in words, for messages."""
     of_rows = torch.is_tensor(scale) and scale.numel() > 1
     return f"a tensor of shape {tuple(scale.shape)}" if of_rows else f"{float(scale):.4g}"
 

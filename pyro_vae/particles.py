@@ -258,6 +258,7 @@ def _is_of_16_bits(fn: Distribution) -> bool:
 
 
 def scored(traces: Traces) -> Traces:
+    """The traces of model and guide, compared and with their log-probabilities."""
     check_sites(*traces)
     for trace in traces:
         score(trace)
@@ -289,6 +290,7 @@ def run_particles(
 
 
 def nesting_of(*traces: poutine.Trace) -> int:
+    """Number of dimensions that the plates of the traces take."""
     frames = (frame for trace in traces for site in sample_sites(trace).values() for frame in site["cond_indep_stack"])
     return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 

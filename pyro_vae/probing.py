@@ -157,6 +157,7 @@ def _referred(value: Any) -> list[tuple[str, Any]]:
 
 
 def unused(name: str, names: Mapping) -> str:
+    """The name, with a number behind it where it is taken already."""
     number = 1
     while name in names:
         number += 1
