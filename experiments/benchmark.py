@@ -32,8 +32,9 @@ from benchmarks.ways import WAYS
 from parts import home_path
 from results import exit_status, make_folder, provenance, save_figure, write_json
 
-from pyro_vae import data, load
-from pyro_vae.engines import keep_freed_memory
+from pyro_vae import load
+from pyro_vae.data import sets as data
+from pyro_vae.training.engines import keep_freed_memory
 
 QUESTIONS = {"scaling": scaling, "parts": parts, "start": start, "ranks": ranks, "quality": quality}  # beside speed
 
@@ -42,24 +43,32 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_mutually_exclusive_group()
     for name, module in QUESTIONS.items():
-        group.add_argument(f"--{name}", dest="question", action="store_const", const=name,
-                           help=module.__doc__.splitlines()[0])
+        group.add_argument(
+            f"--{name}", dest="question", action="store_const", const=name, help=module.__doc__.splitlines()[0]
+        )
     parser.set_defaults(question="speed")
-    parser.add_argument("--nets", nargs="+", choices=("mlp", "conv", "default"), default=["mlp", "conv"],
-                        help="default: that of run.py")
+    parser.add_argument(
+        "--nets", nargs="+", choices=("mlp", "conv", "default"), default=["mlp", "conv"], help="default: that of run.py"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 512], metavar="SIZE")
-    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY",
-                        help="of: " + ", ".join(WAYS))
+    parser.add_argument(
+        "--only", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help="of: " + ", ".join(WAYS)
+    )
     parser.add_argument("--images", type=int, default=5120, help="that each way sees in a round")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of --quality")
-    parser.add_argument("--evidence", type=int, default=5000, metavar="K",
-                        help="particles of --quality, on all test images")
+    parser.add_argument(
+        "--evidence", type=int, default=5000, metavar="K", help="particles of --quality, on all test images"
+    )
     parser.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto")
     parser.add_argument("--data-dir", type=home_path, default=None, help="folder in which the data lie")
-    parser.add_argument("--out", type=home_path, default=None,
-                        help="the results, .json and .png (default: figures/benchmark, _scaling, _parts …, that of "
-                             "--quality with a folder of its single runs, which are not run again)")
+    parser.add_argument(
+        "--out",
+        type=home_path,
+        default=None,
+        help="the results, .json and .png (default: figures/benchmark, _scaling, _parts …, that of "
+        "--quality with a folder of its single runs, which are not run again)",
+    )
     return parser.parse_args(argv)
 
 
@@ -79,8 +88,9 @@ def measure(args: argparse.Namespace) -> int:
     with pyro.validation_enabled(False):
         found = question.measure(images, args)
     print(question.table(found))
-    write_json(numbers, {"settings": vars(args), "dataset": images.name, "versions": provenance(),
-                         args.question: found})
+    write_json(
+        numbers, {"settings": vars(args), "dataset": images.name, "versions": provenance(), args.question: found}
+    )
     save_figure(picture, question.figure(found))
     return 0
 

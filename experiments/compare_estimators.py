@@ -23,15 +23,24 @@ from run import choose_device, describe
 from torch import nn
 
 from pyro_vae import VAE, fit, load
-from pyro_vae.data import Data
+from pyro_vae.comparison.compare import Comparison, compare_estimators
+from pyro_vae.config import build_vae
+from pyro_vae.data.sets import Data
 from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted, ScoreFunction, StickingTheLanding
-from pyro_vae.parts import build_vae
 from pyro_vae.plots import estimator_variance
-from pyro_vae.training import fixed_x
-from pyro_vae.variance import Comparison, compare_estimators
+from pyro_vae.training.loop import fixed_x
 
-QUICK = {"dataset": "digits", "net": "mlp", "hidden": [32], "latent": 4, "epochs": 2, "batch": 64, "images": 16,
-         "draws": 40, "particles": [1, 4]}
+QUICK = {
+    "dataset": "digits",
+    "net": "mlp",
+    "hidden": [32],
+    "latent": 4,
+    "epochs": 2,
+    "batch": 64,
+    "images": 16,
+    "draws": 40,
+    "particles": [1, 4],
+}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,8 +55,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("measurement")
     group.add_argument("--draws", type=int, default=1000, help="of each estimator, at each stage")
     group.add_argument("--images", type=int, default=32, help="of the training set, in the fixed batch")
-    group.add_argument("--particles", type=int, nargs="+", default=[1, 8, 64], metavar="K",
-                       help="of the importance-weighted estimators")
+    group.add_argument(
+        "--particles",
+        type=int,
+        nargs="+",
+        default=[1, 8, 64],
+        metavar="K",
+        help="of the importance-weighted estimators",
+    )
     group = add_data_options(parser, None, "folder of the results (default: figures/<dataset>-estimators-seed<seed>)")
     group.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
     group.add_argument("--quick", action="store_true", help="a small network on the digits, few draws: seconds")
@@ -68,8 +83,10 @@ def run(args: argparse.Namespace) -> int:
     device = choose_device(args.device)
     images = load(args.dataset, root=args.data_dir).to(device)
     if args.epochs < 2 or not 1 <= args.images <= len(images.train):
-        raise ValueError(f"--epochs: wanted at least 2, --images: 1 to {len(images.train)} (the training images); "
-                         f"got {args.epochs} and {args.images}")
+        raise ValueError(
+            f"--epochs: wanted at least 2, --images: 1 to {len(images.train)} (the training images); "
+            f"got {args.epochs} and {args.images}"
+        )
     torch.manual_seed(args.seed)
     vae = build_vae(args, images.train.images.cpu()).to(device)
     out = args.out or Path("figures") / f"{images.name}-estimators-seed{args.seed}"
@@ -84,12 +101,24 @@ def run(args: argparse.Namespace) -> int:
         attempted({figure.name: lambda: estimator_variance(numbers, title).savefig(figure)}, left_out)
         tables = "\n\n\n".join(f"{stage}\n\n{table}" for stage, table in stages.items())
         (folder / "tables.txt").write_text(tables + "\n", encoding="utf-8")
-        write_json(folder / METRICS, {
-            "settings": vars(args), "dataset": describe(images), "versions": provenance(), "valid_bound": bounds,
-            "stages": numbers, "left_out": left_out, "seconds": time.perf_counter() - started,
-        })
-    print("", *(f"left out: {name}: {why}" for name, why in left_out.items()),
-          f"results in {out}, {time.perf_counter() - started:.0f} seconds", sep="\n")
+        write_json(
+            folder / METRICS,
+            {
+                "settings": vars(args),
+                "dataset": describe(images),
+                "versions": provenance(),
+                "valid_bound": bounds,
+                "stages": numbers,
+                "left_out": left_out,
+                "seconds": time.perf_counter() - started,
+            },
+        )
+    print(
+        "",
+        *(f"left out: {name}: {why}" for name, why in left_out.items()),
+        f"results in {out}, {time.perf_counter() - started:.0f} seconds",
+        sep="\n",
+    )
     return 0
 
 
@@ -115,8 +144,15 @@ def train(vae: VAE, images: Data, args: argparse.Namespace) -> Iterator[tuple[st
         return adam
 
     for epochs, stage in ((1, "after 1 epoch"), (args.epochs - 1, f"after {args.epochs} epochs")):
-        history = fit(vae, images, epochs=epochs, batch_size=args.batch, seed=args.seed + epochs, optimizer=same,
-                      progress=not args.quiet)
+        history = fit(
+            vae,
+            images,
+            epochs=epochs,
+            batch_size=args.batch,
+            seed=args.seed + epochs,
+            optimizer=same,
+            progress=not args.quiet,
+        )
         if history.interrupted:
             raise KeyboardInterrupt
         yield stage, max(row["valid_bound"] for row in history.rows)
@@ -124,8 +160,15 @@ def train(vae: VAE, images: Data, args: argparse.Namespace) -> Iterator[tuple[st
 
 def measure(vae: VAE, images: Data, args: argparse.Namespace) -> Comparison:
     x = fixed_x(vae, images.train.images[: args.images])
-    return compare_estimators(vae.model, vae.guide, x, estimators=estimators(args.particles), draws=args.draws,
-                              seed=args.seed, progress=not args.quiet)
+    return compare_estimators(
+        vae.model,
+        vae.guide,
+        x,
+        estimators=estimators(args.particles),
+        draws=args.draws,
+        seed=args.seed,
+        progress=not args.quiet,
+    )
 
 
 if __name__ == "__main__":

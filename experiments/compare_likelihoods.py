@@ -35,13 +35,13 @@ from run import parse_arguments as parse_run
 from torch import Tensor
 
 from pyro_vae import VAE, analysis, evaluate, fit, load
-from pyro_vae.data import Data
-from pyro_vae.engines import ENGINES
-from pyro_vae.evidence import log_evidence
+from pyro_vae.config import PARAMETERS, build_vae, describe_model
+from pyro_vae.data.sets import Data
+from pyro_vae.evidence.estimates import log_evidence
 from pyro_vae.likelihoods import ContinuousBernoulli, Normal, bits_per_dim
-from pyro_vae.parts import PARAMETERS, build_vae, describe_model
 from pyro_vae.plots import COLOURS, DPI, tiled
-from pyro_vae.training import NonFiniteLoss, fixed_x
+from pyro_vae.training.engines import ENGINES
+from pyro_vae.training.loop import NonFiniteLoss, fixed_x
 
 RUNS = "likelihood_runs"  # folder in --out
 STRIP = 8  # pictures in a strip
@@ -50,8 +50,19 @@ NEIGHBOURS = 15
 BATCH = 250  # images measured at once
 # What a run's numbers depend on, beside the data; the first four and the seed differ from run to run.
 FAMILY_SETTINGS = ("lik", "binarize", "bins", "scale", "seed")
-SHARED_SETTINGS = ("prior", "guide", "net", "latent", "hidden", "estimator", "particles", "epochs", "batch", "lr",
-                   "schedule")
+SHARED_SETTINGS = (
+    "prior",
+    "guide",
+    "net",
+    "latent",
+    "hidden",
+    "estimator",
+    "particles",
+    "epochs",
+    "batch",
+    "lr",
+    "schedule",
+)
 BOUND, EVIDENCE, OTHER = COLOURS[6], COLOURS[0], COLOURS[4]
 
 
@@ -79,23 +90,31 @@ YARDSTICKS = ("knn_accuracy", "linear_probe_accuracy", "mse", "active_units", "t
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=DEFAULT, metavar="NAME",
-                        help=f"of {', '.join(FAMILIES)} (default: all but categorical-256)")
+    parser.add_argument(
+        "--families",
+        nargs="+",
+        choices=FAMILIES,
+        default=DEFAULT,
+        metavar="NAME",
+        help=f"of {', '.join(FAMILIES)} (default: all but categorical-256)",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--report", action="store_true", help="train nothing, gather the runs that are there")
     group = parser.add_argument_group("training, the rest as in run.py")
     group.add_argument("--net", choices=("conv", "mlp"), default="conv")
     group.add_argument("--latent", type=int, default=20, metavar="D")
-    group.add_argument("--hidden", type=int, nargs="*", default=[], metavar="UNITS",
-                       help="as in run.py (default: no dense layers)")
+    group.add_argument(
+        "--hidden", type=int, nargs="*", default=[], metavar="UNITS", help="as in run.py (default: no dense layers)"
+    )
     group.add_argument("--epochs", type=int, default=5)
     group.add_argument("--engine", choices=ENGINES, default="auto", help="what takes the steps; all train alike")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group = parser.add_argument_group("measurement")
     group.add_argument("--evidence", type=int, default=1000, metavar="K", help="particles of the bound L_K")
     group.add_argument("--images", type=int, default=1000, help="test images for L_K, the first so many")
-    group = add_data_options(parser, Path("figures"), "folder of the results",
-                             quiet="no progress bar and no line a run")
+    group = add_data_options(
+        parser, Path("figures"), "folder of the results", quiet="no progress bar and no line a run"
+    )
     group.add_argument("--overwrite", action="store_true", help="train again what is there already")
     return parser.parse_args(argv)
 
@@ -119,8 +138,10 @@ def train_all(args: argparse.Namespace) -> None:
     device = choose_device(args.device)
     images = load(args.dataset, root=args.data_dir).to(device)
     if args.evidence < 1 or not 1 <= args.images <= len(images.test):
-        raise ValueError(f"--evidence: wanted at least 1, --images: 1 to {len(images.test)} (the test images); got "
-                         f"{args.evidence} and {args.images}")
+        raise ValueError(
+            f"--evidence: wanted at least 1, --images: 1 to {len(images.test)} (the test images); got "
+            f"{args.evidence} and {args.images}"
+        )
     for seed in args.seeds:
         for name in args.families:
             settings, folder = run_settings(args, name, seed, images), args.out / RUNS / f"{name}-seed{seed}"
@@ -129,8 +150,13 @@ def train_all(args: argparse.Namespace) -> None:
                 check_same(folder, wanted)
                 continue
             with results_folder(folder, args.overwrite) as temporary:
-                metrics = {"family": name, **wanted, "dataset": describe(images), "versions": provenance(),
-                           **run(settings, images, args, temporary)}
+                metrics = {
+                    "family": name,
+                    **wanted,
+                    "dataset": describe(images),
+                    "versions": provenance(),
+                    **run(settings, images, args, temporary),
+                }
                 write_json(temporary / METRICS, metrics)
             if not args.quiet:
                 print(line(metrics), flush=True)
@@ -138,8 +164,21 @@ def train_all(args: argparse.Namespace) -> None:
 
 def run_settings(args: argparse.Namespace, name: str, seed: int, images: Data) -> argparse.Namespace:
     """The options of run.py that train this run."""
-    settings = parse_run([*FAMILIES[name].words.split(), "--net", args.net, "--latent", str(args.latent),
-                      "--hidden", *map(str, args.hidden), "--epochs", str(args.epochs), "--seed", str(seed)])
+    settings = parse_run(
+        [
+            *FAMILIES[name].words.split(),
+            "--net",
+            args.net,
+            "--latent",
+            str(args.latent),
+            "--hidden",
+            *map(str, args.hidden),
+            "--epochs",
+            str(args.epochs),
+            "--seed",
+            str(seed),
+        ]
+    )
     fill_in(settings, images)
     return settings
 
@@ -159,8 +198,10 @@ def check_same(folder: Path, wanted: dict[str, Any]) -> None:
     for part, values in wanted.items():
         for name, value in values.items():
             if name != "note" and found[part].get(name) != value:
-                raise ValueError(f"{folder} holds a run with {part} {name} = {found[part].get(name)}, wanted {value}; "
-                                 "give another --out, or --overwrite")
+                raise ValueError(
+                    f"{folder} holds a run with {part} {name} = {found[part].get(name)}, wanted {value}; "
+                    "give another --out, or --overwrite"
+                )
 
 
 def run(settings: argparse.Namespace, images: Data, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -170,18 +211,35 @@ def run(settings: argparse.Namespace, images: Data, args: argparse.Namespace, fo
     vae = build_vae(settings, images.train.images.cpu()).to(images.train.images.device)
     outcome: dict[str, Any] = {"failed": None, "results": None}
     try:
-        history = fit(vae, images, build_estimator(settings), epochs=settings.epochs, batch_size=settings.batch,
-                      lr=settings.lr, seed=settings.seed, schedule=SCHEDULES[settings.schedule],
-                      engine=args.engine, progress=not args.quiet)
+        history = fit(
+            vae,
+            images,
+            build_estimator(settings),
+            epochs=settings.epochs,
+            batch_size=settings.batch,
+            lr=settings.lr,
+            seed=settings.seed,
+            schedule=SCHEDULES[settings.schedule],
+            engine=args.engine,
+            progress=not args.quiet,
+        )
         if history.interrupted:
             raise KeyboardInterrupt
         left_out: dict[str, str] = {}
-        measured = attempted({
-            "results": lambda: {**measure(vae, images, args), "training_seconds": history.rows[-1]["seconds"]},
-            "pictures": lambda: torch.save(strips(vae, images), folder / "pictures.pt"),
-        }, left_out)
-        outcome |= {"best_epoch": history.best_epoch, "engine": history.engine, "left_out": left_out,
-                    "failed": left_out.get("results"), "results": measured.get("results")}
+        measured = attempted(
+            {
+                "results": lambda: {**measure(vae, images, args), "training_seconds": history.rows[-1]["seconds"]},
+                "pictures": lambda: torch.save(strips(vae, images), folder / "pictures.pt"),
+            },
+            left_out,
+        )
+        outcome |= {
+            "best_epoch": history.best_epoch,
+            "engine": history.engine,
+            "left_out": left_out,
+            "failed": left_out.get("results"),
+            "results": measured.get("results"),
+        }
     except NonFiniteLoss as error:
         outcome["failed"] = str(error)
     model, parameters = describe_model(vae, settings, images.shape)
@@ -294,15 +352,24 @@ def report(out: Path) -> str:
     for rank, name in enumerate(ranking(families), start=1):
         families[name]["rank"] = rank
     first = next(iter(runs.values()))[0]
-    common = {"settings": {name: first["settings"][name] for name in SHARED_SETTINGS},
-              "measurement": first["measurement"], "dataset": first["dataset"]}
+    common = {
+        "settings": {name: first["settings"][name] for name in SHARED_SETTINGS},
+        "measurement": first["measurement"],
+        "dataset": first["dataset"],
+    }
     text = table(families, common)
     (out / "likelihoods.txt").write_text(text + "\n", encoding="utf-8")
     picture(families, common).savefig(out / "likelihoods.png")
     pictures(out / RUNS, runs).savefig(out / "likelihood_pictures.png")
-    write_json(out / "likelihoods.json", {**common, "versions": provenance(), "families": families, "runs": [
-        entry for entries in runs.values() for entry in entries
-    ]})
+    write_json(
+        out / "likelihoods.json",
+        {
+            **common,
+            "versions": provenance(),
+            "families": families,
+            "runs": [entry for entries in runs.values() for entry in entries],
+        },
+    )
     return text
 
 
@@ -318,13 +385,18 @@ def gather(folder: Path) -> dict[str, list[dict[str, Any]]]:
         raise ValueError(f"{folder} holds no runs; train some, without --report")
     everything = [entry for entries in runs.values() for entry in entries]
     for entry in everything:
-        for part, names in (("settings", SHARED_SETTINGS), ("measurement", ("particles", "images")),
-                            ("dataset", ("name", "train", "test"))):
+        for part, names in (
+            ("settings", SHARED_SETTINGS),
+            ("measurement", ("particles", "images")),
+            ("dataset", ("name", "train", "test")),
+        ):
             for name in names:
                 values = [other[part][name] for other in (everything[0], entry)]
                 if values[0] != values[1]:
-                    raise ValueError(f"{folder} holds runs with {part} {name} = {values[0]} and {values[1]}; they do "
-                                     "not compare, move one kind elsewhere")
+                    raise ValueError(
+                        f"{folder} holds runs with {part} {name} = {values[0]} and {values[1]}; they do "
+                        "not compare, move one kind elsewhere"
+                    )
     return runs
 
 
@@ -345,8 +417,9 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "rank": None,
         "seeds": [run["settings"]["seed"] for run in runs if not run["failed"]],
         "failed": {str(run["settings"]["seed"]): run["failed"] for run in runs if run["failed"]},
-        "left_out": {str(run["settings"]["seed"]): run["left_out"] for run in runs
-                     if run.get("left_out") and not run["failed"]},
+        "left_out": {
+            str(run["settings"]["seed"]): run["left_out"] for run in runs if run.get("left_out") and not run["failed"]
+        },
     }
     if not finished:
         return known
@@ -360,8 +433,11 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
         "least": (finished[0]["bits_per_dim"] or {}).get("least"),
         **{name: spread([run[name] for run in finished]) for name in YARDSTICKS},
         **{name: finished[0][name] for name in facts if name in finished[0]},
-        **({"share_of_scales_at_bound": spread([run["share_of_scales_at_bound"] for run in finished])}
-           if "share_of_scales_at_bound" in finished[0] else {}),
+        **(
+            {"share_of_scales_at_bound": spread([run["share_of_scales_at_bound"] for run in finished])}
+            if "share_of_scales_at_bound" in finished[0]
+            else {}
+        ),
     }
 
 
@@ -400,10 +476,36 @@ def in_order(families: dict[str, dict[str, Any]]) -> list[str]:
 
 def table(families: dict[str, dict[str, Any]], common: dict[str, Any]) -> str:
     K = common["measurement"]["particles"]
-    titles = ("", "", "bits/dim,", "bits/dim,", "least", "nats,", "nats,", "kNN", "linear", "squared", "active",
-              "training", "")
-    heads = ("rank", "likelihood", "bound", f"L_{K}", "possible", "bound", f"L_{K}", "accuracy", "probe", "error",
-             "units", "seconds", "seeds")
+    titles = (
+        "",
+        "",
+        "bits/dim,",
+        "bits/dim,",
+        "least",
+        "nats,",
+        "nats,",
+        "kNN",
+        "linear",
+        "squared",
+        "active",
+        "training",
+        "",
+    )
+    heads = (
+        "rank",
+        "likelihood",
+        "bound",
+        f"L_{K}",
+        "possible",
+        "bound",
+        f"L_{K}",
+        "accuracy",
+        "probe",
+        "error",
+        "units",
+        "seconds",
+        "seeds",
+    )
     rows = [titles, heads, *(row(families[name]) for name in in_order(families))]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip() for cells in rows]
@@ -419,8 +521,11 @@ def row(family: dict[str, Any]) -> tuple[str, ...]:
     least = "none" if family["least"] is None else f"{family['least']:g}"
     digits = (3, 3, 4, 1, 0)
     return (
-        str(family["rank"] or ""), family["label"], *((*bounds, least, "", "") if grey else ("", "", "", *bounds)),
-        *(number(family[name], places) for name, places in zip(YARDSTICKS, digits)), seeds,
+        str(family["rank"] or ""),
+        family["label"],
+        *((*bounds, least, "", "") if grey else ("", "", "", *bounds)),
+        *(number(family[name], places) for name, places in zip(YARDSTICKS, digits)),
+        seeds,
     )
 
 
@@ -438,22 +543,32 @@ def number(value: dict[str, Any], digits: int) -> str:
 def notes(families: dict[str, dict[str, Any]], common: dict[str, Any]) -> Iterator[str]:
     """What a reader of the table must know."""
     settings, sizes, measured = common["settings"], common["dataset"], common["measurement"]
-    yield (f"{sizes['name']}, {settings['net']} networks, {settings['latent']} latent dimensions, {settings['epochs']} "
-           f"epochs of {sizes['train']} images, batches of {settings['batch']}, Adam {settings['lr']:g} "
-           f"({settings['schedule']}), the same seeds for every family.")
-    yield (f"Bound: {sizes['test']} test images, one particle; L_{measured['particles']}: the first "
-           f"{measured['images']} of them. ± standard error over images, (standard deviation over seeds).")
-    yield ("Bits/dim: of the mass on the 256 grey levels, lower is better; ranked by "
-           f"L_{measured['particles']}. B bins spread their mass evenly over the levels in them, which costs at least "
-           "log2(256 / B).")
+    yield (
+        f"{sizes['name']}, {settings['net']} networks, {settings['latent']} latent dimensions, {settings['epochs']} "
+        f"epochs of {sizes['train']} images, batches of {settings['batch']}, Adam {settings['lr']:g} "
+        f"({settings['schedule']}), the same seeds for every family."
+    )
+    yield (
+        f"Bound: {sizes['test']} test images, one particle; L_{measured['particles']}: the first "
+        f"{measured['images']} of them. ± standard error over images, (standard deviation over seeds)."
+    )
+    yield (
+        "Bits/dim: of the mass on the 256 grey levels, lower is better; ranked by "
+        f"L_{measured['particles']}. B bins spread their mass evenly over the levels in them, which costs at least "
+        "log2(256 / B)."
+    )
     yield "Nats per image of black and white pixels, higher is better: other data, so not to be ranked with bits/dim."
-    yield (f"Probes: {NEIGHBOURS} neighbours and logistic regression, on the codes of {min(PROBE, sizes['train'])} "
-           f"training images, tested on {sizes['test']}. Squared error: a pixel's, mean of p(x | code) to g / 255.")
+    yield (
+        f"Probes: {NEIGHBOURS} neighbours and logistic regression, on the codes of {min(PROBE, sizes['train'])} "
+        f"training images, tested on {sizes['test']}. Squared error: a pixel's, mean of p(x | code) to g / 255."
+    )
     for family in families.values():
         share = family.get("share_of_scales_at_bound")
         if share:
-            yield (f"{family['label']}: the lower bound {family['min_log_scale']:g} on the log scale holds up "
-                   f"{share['mean']:.1%} of the scales.")
+            yield (
+                f"{family['label']}: the lower bound {family['min_log_scale']:g} on the log scale holds up "
+                f"{share['mean']:.1%} of the scales."
+            )
         for seed, reason in family["failed"].items():
             yield f"{family['label']}, seed {seed}: {reason}"
         for seed, names in family["left_out"].items():
@@ -470,19 +585,30 @@ def picture(families: dict[str, dict[str, Any]], common: dict[str, Any]) -> Figu
     figure = Figure(figsize=(11.5, 1.8 + 0.52 * max(len(names), 3)), dpi=DPI, layout="constrained")
     panels = figure.subplots(2, 3, sharey=True).flatten()
     both = {"bound": ("bound, all test images", BOUND), "log_px": (f"$L_{{{K}}}$, {n} test images", EVIDENCE)}
-    for axes, kind, title in ((panels[0], "bits/dim", "grey levels: bits/dim ← better"),
-                              (panels[1], "nats", "black and white: nats, better →")):
+    for axes, kind, title in (
+        (panels[0], "bits/dim", "grey levels: bits/dim ← better"),
+        (panels[1], "nats", "black and white: nats, better →"),
+    ):
         for bound, (label, colour) in both.items():
             points(axes, [row[bound] if row["unit"] == kind else None for row in rows], label, colour)
         axes.set_title(title, fontsize="medium")
     floors = [(place, row["least"]) for place, row in enumerate(rows) if row["least"] is not None]
-    panels[0].plot([least for _, least in floors], [place for place, _ in floors], "|", color=OTHER, markersize=9,
-                   label="least possible")
+    panels[0].plot(
+        [least for _, least in floors],
+        [place for place, _ in floors],
+        "|",
+        color=OTHER,
+        markersize=9,
+        label="least possible",
+    )
     points(panels[2], [row["knn_accuracy"] for row in rows], f"{NEIGHBOURS} neighbours", EVIDENCE)
     points(panels[2], [row["linear_probe_accuracy"] for row in rows], "linear probe", BOUND)
     panels[2].set_title("accuracy of probes, better →", fontsize="medium")
-    others = {"mse": "squared error of a pixel ← better", "active_units": "active units",
-              "training_seconds": "seconds of training"}
+    others = {
+        "mse": "squared error of a pixel ← better",
+        "active_units": "active units",
+        "training_seconds": "seconds of training",
+    }
     for axes, (quantity, title) in zip(panels[3:], others.items()):
         points(axes, [row[quantity] for row in rows], "", EVIDENCE)
         axes.set_title(title, fontsize="medium")
@@ -498,16 +624,19 @@ def picture(families: dict[str, dict[str, Any]], common: dict[str, Any]) -> Figu
 
 def points(axes: Axes, values: list[dict[str, Any] | None], label: str, colour: str) -> None:
     """A point for each seed of each family that has a value."""
-    pairs = [(seed, place) for place, value in enumerate(values) if value for seed in value["values"]
-             if seed is not None]
+    pairs = [
+        (seed, place) for place, value in enumerate(values) if value for seed in value["values"] if seed is not None
+    ]
     if pairs:
         axes.plot(*zip(*pairs), "o", color=colour, label=label, markersize=4, alpha=0.8)
 
 
 def pictures(folder: Path, runs: dict[str, list[dict[str, Any]]]) -> Figure:
     """For each family reconstructions of the same test images, and samples of its prior, by its first seed."""
-    seeds = {name: [run["settings"]["seed"] for run in entries if not run["failed"] and not run.get("left_out")]
-             for name, entries in runs.items()}
+    seeds = {
+        name: [run["settings"]["seed"] for run in entries if not run["failed"] and not run.get("left_out")]
+        for name, entries in runs.items()
+    }
     rows = {
         name: torch.load(folder / f"{name}-seed{found[0]}" / "pictures.pt", weights_only=True)
         for name, found in seeds.items()

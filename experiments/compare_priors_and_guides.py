@@ -35,11 +35,11 @@ from run import choose_device, describe, has_closed_kl
 from torch import Tensor, nn
 
 from pyro_vae import VAE, analysis, evaluate, fit, load
-from pyro_vae.data import Data, Split
+from pyro_vae.config import TAKEN_BY, build_guide, build_likelihood, build_prior
+from pyro_vae.data.sets import Data, Split
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
-from pyro_vae.parts import TAKEN_BY, build_guide, build_likelihood, build_prior
 from pyro_vae.plots import COLOURS, DPI, GREY
-from pyro_vae.training import History, fixed_x
+from pyro_vae.training.loop import History, fixed_x
 
 STANDARD = "standard"
 SLOTS = ("prior", "guide")
@@ -56,8 +56,19 @@ ROWS = {  # in the words of run.py
     "flow-guide": ("standard", "inverse-autoregressive"),
     "flow-both": ("autoregressive", "inverse-autoregressive"),
 }
-COMMON = ("latent", "net", "hidden", "epochs", "batch", "lr", "schedule", "precision", "estimator", "warm_up",
-          "particles")
+COMMON = (
+    "latent",
+    "net",
+    "hidden",
+    "epochs",
+    "batch",
+    "lr",
+    "schedule",
+    "precision",
+    "estimator",
+    "warm_up",
+    "particles",
+)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -70,11 +81,15 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(components=500, flow_depth=4, flow_width=256, hidden=[])  # short runs: no dense layers
     group = add_training_options(parser, epochs=30)
     group.add_argument("--precision", choices=PRECISIONS, default="bfloat16", help="of the networks in training")
-    group.add_argument("--warm-up", type=float, default=0.0, metavar="EPOCHS",
-                       help="in which the weight of the KL grows from 0 to 1")
+    group.add_argument(
+        "--warm-up", type=float, default=0.0, metavar="EPOCHS", help="in which the weight of the KL grows from 0 to 1"
+    )
     group.add_argument("--particles", type=int, default=10, metavar="K", help="draws of z per image in the evaluation")
-    add_data_options(parser, Path("figures/priors_and_guides"),
-                     "folder of the single runs, and beside it name of the table and the figure")
+    add_data_options(
+        parser,
+        Path("figures/priors_and_guides"),
+        "folder of the single runs, and beside it name of the table and the figure",
+    )
     return parsed(parser, argv)
 
 
@@ -102,8 +117,16 @@ def run(args: argparse.Namespace) -> None:
             if is_done(path, settings):
                 continue
             print(f"{row}, seed {seed}", flush=True)
-            part = {"row": row, "name": name_of(row, args), "seed": seed, "settings": settings, "own": own(row, args),
-                    "dataset": describe(images), "versions": provenance(), **train(row, seed, images, args)}
+            part = {
+                "row": row,
+                "name": name_of(row, args),
+                "seed": seed,
+                "settings": settings,
+                "own": own(row, args),
+                "dataset": describe(images),
+                "versions": provenance(),
+                **train(row, seed, images, args),
+            }
             write_json(path, part)
             print(f"{row}, seed {seed}: validation bound {part['valid']['bound']:.2f} nats per image", flush=True)
 
@@ -146,9 +169,19 @@ def trained(vae: VAE, images: Data, seed: int, args: argparse.Namespace) -> Hist
         steps = args.warm_up * len(images.train) / args.batch
         return program.anneal(optimizer, LinearWarmUp(steps)) if program is not vae else optimizer
 
-    return fit(program, images, ESTIMATORS[args.estimator](1), epochs=args.epochs, batch_size=args.batch,
-               seed=seed, optimizer=adam, schedule=SCHEDULES[args.schedule], precision=PRECISIONS[args.precision],
-               engine=args.engine, progress=not args.quiet)
+    return fit(
+        program,
+        images,
+        ESTIMATORS[args.estimator](1),
+        epochs=args.epochs,
+        batch_size=args.batch,
+        seed=seed,
+        optimizer=adam,
+        schedule=SCHEDULES[args.schedule],
+        precision=PRECISIONS[args.precision],
+        engine=args.engine,
+        progress=not args.quiet,
+    )
 
 
 def measured(vae: VAE, split: Split, particles: int) -> dict[str, float]:
@@ -159,8 +192,12 @@ def measured(vae: VAE, split: Split, particles: int) -> dict[str, float]:
 
 def own(row: str, args: argparse.Namespace) -> dict[str, int]:
     """The options that a prior or guide alone depends on."""
-    return {option: getattr(args, option) for slot, word in zip(SLOTS, ROWS[row])
-            for option, takers in TAKEN_BY.items() if word in takers.get(slot, ())}
+    return {
+        option: getattr(args, option)
+        for slot, word in zip(SLOTS, ROWS[row])
+        for option, takers in TAKEN_BY.items()
+        if word in takers.get(slot, ())
+    }
 
 
 def name_of(row: str, args: argparse.Namespace) -> str:
@@ -174,11 +211,20 @@ def gather(out: Path) -> str:
     table = tabulate(list(parts.values()))
     first = next(iter(parts.values()))
     save_figure(beside(out, ".png"), picture(table, first))
-    runs = [{key: value for key, value in part.items() if key not in ("settings", "dataset", "history")}
-            | {"valid_bound_by_epoch": [row["valid_bound"] for row in part["history"]]} for part in parts.values()]
-    write_json(beside(out, ".json"), {
-        "settings": first["settings"], "dataset": first["dataset"], "rows": table, "runs": runs,
-    })
+    runs = [
+        {key: value for key, value in part.items() if key not in ("settings", "dataset", "history")}
+        | {"valid_bound_by_epoch": [row["valid_bound"] for row in part["history"]]}
+        for part in parts.values()
+    ]
+    write_json(
+        beside(out, ".json"),
+        {
+            "settings": first["settings"],
+            "dataset": first["dataset"],
+            "rows": table,
+            "runs": runs,
+        },
+    )
     return in_words(table)
 
 
@@ -213,8 +259,10 @@ def in_words(table: dict[str, dict[str, Any]]) -> str:
         return f"{entry['mean']:{sign}.{digits}f}{error}"
 
     width = max(map(len, table))
-    lines = [f"{'':<{width}} {'validation':>16} {'gain':>14} {'test':>16} {'gain':>14} {'active':>6} {'seconds':>7} "
-             f"{'engine':>8}"]
+    lines = [
+        f"{'':<{width}} {'validation':>16} {'gain':>14} {'test':>16} {'gain':>14} {'active':>6} {'seconds':>7} "
+        f"{'engine':>8}"
+    ]
     for name, row in table.items():
         lines.append(
             f"{name:<{width}} {cell(row['valid']):>16} {cell(row['valid_gain'], sign='+'):>14} {cell(row['test']):>16} "
@@ -232,8 +280,15 @@ def picture(table: dict[str, dict[str, Any]], run: dict[str, Any]) -> Figure:
         for split, colour, place in (("valid", COLOURS[0], -0.13), ("test", COLOURS[4], 0.13)):
             entries = [(i + place, row[split + suffix]) for i, row in enumerate(table.values()) if row[split + suffix]]
             errors = [2 * (entry["standard_error"] or 0) for _, entry in entries]
-            axes.errorbar([entry["mean"] for _, entry in entries], [at for at, _ in entries], xerr=errors, fmt="o",
-                          color=colour, capsize=3, label={"valid": "validation", "test": "test"}[split])
+            axes.errorbar(
+                [entry["mean"] for _, entry in entries],
+                [at for at, _ in entries],
+                xerr=errors,
+                fmt="o",
+                color=colour,
+                capsize=3,
+                label={"valid": "validation", "test": "test"}[split],
+            )
             seeds = [(value, at) for at, entry in entries for value in entry["values"]]
             axes.scatter(*zip(*seeds) if seeds else ([], []), s=8, color=colour, alpha=0.5, linewidths=0)
         axes.set_xlabel(f"{label} (nats per image)")
@@ -245,7 +300,8 @@ def picture(table: dict[str, dict[str, Any]], run: dict[str, Any]) -> Figure:
     settings = run["settings"]
     figure.suptitle(
         f"{settings['dataset']}, dynamically binarised, D = {settings['latent']}, {settings['epochs']} epochs; "
-        f"bars: two standard errors over the seeds", fontsize="medium"
+        f"bars: two standard errors over the seeds",
+        fontsize="medium",
     )
     return figure
 

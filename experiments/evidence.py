@@ -25,10 +25,10 @@ from run import EVIDENCE, choose_device
 from torch import Tensor
 
 from pyro_vae import VAE, load
-from pyro_vae.evidence import Evidence, Sandwich, annealed_evidence, bidirectional, log_evidence
-from pyro_vae.parts import load_vae, read_metrics
+from pyro_vae.config import load_vae, read_metrics
+from pyro_vae.evidence.estimates import Evidence, Sandwich, annealed_evidence, bidirectional, log_evidence
 from pyro_vae.plots import COLOURS, DPI
-from pyro_vae.training import fixed_x
+from pyro_vae.training.loop import fixed_x
 
 IMPORTANCE, PRIOR, GUIDE, UPPER = COLOURS[9], COLOURS[1], COLOURS[0], COLOURS[4]
 STARTS = {"prior": PRIOR, "guide": GUIDE}
@@ -37,15 +37,18 @@ STARTS = {"prior": PRIOR, "guide": GUIDE}
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=home_path, required=True, help="folder of a model that run.py trained")
-    parser.add_argument("--out", type=home_path, default=None,
-                        help="folder of the results (default: evidence in --run's)")
+    parser.add_argument(
+        "--out", type=home_path, default=None, help="folder of the results (default: evidence in --run's)"
+    )
     group = parser.add_argument_group("measurement")
     group.add_argument("--images", type=int, default=200, help="of the test set, the first so many")
     group.add_argument("--particles", type=int, nargs="+", default=[1, 10, 100, 1000, 5000], metavar="K")
     group.add_argument("--all", action="store_true", help="importance sampling on all test images")
-    group.add_argument("--bfloat16", action="store_true",
-                       help="the first --images once more with the networks in bfloat16, by the most particles: how "
-                            "far that moves it")
+    group.add_argument(
+        "--bfloat16",
+        action="store_true",
+        help="the first --images once more with the networks in bfloat16, by the most particles: how far that moves it",
+    )
     group.add_argument("--temperatures", type=int, nargs="+", default=[30, 100, 300], metavar="T")
     group.add_argument("--chains", type=int, default=8, help="annealed chains per image")
     group.add_argument("--leapfrog", type=int, default=8, help="steps of each Hamiltonian transition")
@@ -67,15 +70,23 @@ def run(args: argparse.Namespace) -> int:
     started = time.perf_counter()
     vae, pixels, trained = load_run(args.run, choose_device(args.device), args.data_dir)
     if not 2 <= args.images <= len(pixels) or args.simulated < 2 or min(args.temperatures) < 2:
-        raise ValueError(f"--images: wanted 2 to {len(pixels)} (the test images), --simulated and --temperatures: at "
-                         f"least 2; got {args.images}, {args.simulated} and {min(args.temperatures)}")
+        raise ValueError(
+            f"--images: wanted 2 to {len(pixels)} (the test images), --simulated and --temperatures: at "
+            f"least 2; got {args.images}, {args.simulated} and {min(args.temperatures)}"
+        )
     out = args.out or args.run / EVIDENCE
     with results_folder(out, args.overwrite) as folder:
         results = measure(vae, fixed_x(vae, pixels), args)
         left_out: dict[str, str] = {}
         attempted({"evidence.png": lambda: picture(results).savefig(folder / "evidence.png")}, left_out)
-        metrics = {"settings": vars(args), "trained": trained, "versions": provenance(), **results,
-                   "left_out": left_out, "seconds": time.perf_counter() - started}
+        metrics = {
+            "settings": vars(args),
+            "trained": trained,
+            "versions": provenance(),
+            **results,
+            "left_out": left_out,
+            "seconds": time.perf_counter() - started,
+        }
         write_json(folder / METRICS, metrics)
     print(report(results, out), *(f"left out: {name}: {why}" for name, why in left_out.items()), sep="\n")
     return 0
@@ -87,8 +98,11 @@ def load_run(folder: Path, device: torch.device, data_dir: Path | None = None) -
         raise FileNotFoundError(f"{folder} holds no trained model; train one by run.py --latent 20 --out {folder}")
     vae, metrics = load_vae(folder, device), read_metrics(folder / METRICS)
     asked, found = metrics["settings"].get("dataset", "auto"), metrics["dataset"]["name"]
-    images = load(found if asked == "auto" else asked, root=data_dir or metrics["settings"].get("data_dir"),
-                  layout=metrics["settings"].get("layout"))
+    images = load(
+        found if asked == "auto" else asked,
+        root=data_dir or metrics["settings"].get("data_dir"),
+        layout=metrics["settings"].get("layout"),
+    )
     return vae, images.test.images.to(device), metrics
 
 
@@ -108,8 +122,7 @@ def measure(vae: VAE, x: Tensor, args: argparse.Namespace) -> dict[str, list[dic
             for T in sorted(args.temperatures)
         ],
         "bidirectional": [
-            {"start": "guide",
-             **timed(bidirectional, vae.model, vae.guide, template, num_temperatures=T, **chains)[1]}
+            {"start": "guide", **timed(bidirectional, vae.model, vae.guide, template, num_temperatures=T, **chains)[1]}
             for T in sorted(args.temperatures)
         ],
     }
@@ -125,13 +138,17 @@ def importance_rows(vae: VAE, x: Tensor, args: argparse.Namespace, common: dict[
     for K, precision in [*kinds, (max(args.particles), torch.bfloat16)] if args.bfloat16 else kinds:
         part = x if precision is None else x[: args.images]
         evidence, entry = timed(log_evidence, vae.model, vae.guide, part, K, precision=precision, **common)
-        entry |= {"precision": str(precision or x.dtype).removeprefix("torch."),
-                  "log_px_of_annealed_images": evidence.log_px[: args.images].mean().item(),
-                  "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        entry |= {
+            "precision": str(precision or x.dtype).removeprefix("torch."),
+            "log_px_of_annealed_images": evidence.log_px[: args.images].mean().item(),
+            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
         if precision is not None:
             difference = evidence.log_px - before.log_px[: args.images]
-            entry |= {"bias": difference.mean().item(),
-                      "bias_standard_error": difference.std().item() / len(difference) ** 0.5}
+            entry |= {
+                "bias": difference.mean().item(),
+                "bias_standard_error": difference.std().item() / len(difference) ** 0.5,
+            }
         rows.append(entry)
         before = evidence
     return rows
@@ -158,8 +175,14 @@ def picture(results: dict[str, list[dict[str, Any]]]) -> Figure:
     for entry in importance:
         share = entry["share_pareto_k_above_0.7"]
         if share is not None:
-            left.annotate(f"{share:.0%}", (entry["num_particles"], entry["log_px"]), (0, -14),
-                          textcoords="offset points", ha="center", fontsize="x-small")
+            left.annotate(
+                f"{share:.0%}",
+                (entry["num_particles"], entry["log_px"]),
+                (0, -14),
+                textcoords="offset points",
+                ha="center",
+                fontsize="x-small",
+            )
     left.set(xlabel="particles K", title=f"{n} test images (%: share with k̂ > 0.7)")
     for start, colour in STARTS.items():
         rows = [entry for entry in results["annealed"] if entry["start"] == start]
@@ -196,15 +219,21 @@ def report(results: dict[str, list[dict[str, Any]]], out: Path) -> str:
     for name, r in named:
         error = "" if r["monte_carlo_error"] is None else f"{r['monte_carlo_error']:.3f}"
         share = r.get("share_pareto_k_above_0.7")
-        lines.append(f"{name:<32} {r['log_px']:>15.3f} {error:>14} {'' if share is None else format(share, '.1%'):>8} "
-                     f"{r['seconds']:>8.0f}")
+        lines.append(
+            f"{name:<32} {r['log_px']:>15.3f} {error:>14} {'' if share is None else format(share, '.1%'):>8} "
+            f"{r['seconds']:>8.0f}"
+        )
     for r in results["importance"]:
         if "bias" in r:
-            lines.append(f"bfloat16 moves it by {r['bias']:+.4f} ± {r['bias_standard_error']:.4f} nats per image, on "
-                         f"{r['images']} of them")
+            lines.append(
+                f"bfloat16 moves it by {r['bias']:+.4f} ± {r['bias_standard_error']:.4f} nats per image, on "
+                f"{r['images']} of them"
+            )
     best = [r for r in results["importance"] if "bias" not in r][-1]
-    lines.append(f"importance, K = {best['num_particles']}, on the annealed images alone: "
-                 f"{best['log_px_of_annealed_images']:.3f}")
+    lines.append(
+        f"importance, K = {best['num_particles']}, on the annealed images alone: "
+        f"{best['log_px_of_annealed_images']:.3f}"
+    )
     for r in results["bidirectional"]:
         lines.append(
             f"{r['lower']:.3f} ≤ log p(x) ≤ {r['upper']:.3f} on {r['images']} simulated images, gap {r['gap']:.3f} ± "

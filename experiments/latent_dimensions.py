@@ -35,10 +35,10 @@ from results import beside, exit_status, is_done, make_folder, mean, parts_of, p
 from run import choose_device, describe, has_closed_kl
 
 from pyro_vae import analysis, evaluate, fit, load
-from pyro_vae.data import Data
-from pyro_vae.parts import PartSettings, build_vae
+from pyro_vae.config import PartSettings, build_vae
+from pyro_vae.data.sets import Data
 from pyro_vae.plots import DPI, GREY, TRAIN, VALID
-from pyro_vae.training import fixed_x
+from pyro_vae.training.loop import fixed_x
 
 COMMON = ("epochs", "batch", "lr", "schedule", "precision", "estimator", "particles")
 
@@ -53,8 +53,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = add_training_options(parser, epochs=30)
     group.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the networks in training")
     group.add_argument("--particles", type=int, default=10, metavar="K", help="draws of z per image in the evaluation")
-    add_data_options(parser, Path("figures/latent_dimensions"),
-                     "folder of the single runs, and beside it name of the table and the figure")
+    add_data_options(
+        parser,
+        Path("figures/latent_dimensions"),
+        "folder of the single runs, and beside it name of the table and the figure",
+    )
     return parsed(parser, argv)
 
 
@@ -83,16 +86,31 @@ def run(args: argparse.Namespace) -> None:
                 continue
             print(f"D = {latent}, seed {seed}", flush=True)
             result = train(parts, seed, images, args)
-            write_json(path, {"latent": latent, "seed": seed, "settings": settings, "dataset": describe(images),
-                              "versions": provenance(), **result})
-            print(f"D = {latent}, seed {seed}: test bound {result['test']['bound']:.2f} nats per image, "
-                  f"{result['active_units']} active units", flush=True)
+            write_json(
+                path,
+                {
+                    "latent": latent,
+                    "seed": seed,
+                    "settings": settings,
+                    "dataset": describe(images),
+                    "versions": provenance(),
+                    **result,
+                },
+            )
+            print(
+                f"D = {latent}, seed {seed}: test bound {result['test']['bound']:.2f} nats per image, "
+                f"{result['active_units']} active units",
+                flush=True,
+            )
 
 
 def common_settings(parts: PartSettings, images: Data, args: argparse.Namespace) -> dict[str, Any]:
     """What all runs of one table share: everything but the number of dimensions."""
-    settings = {name: list(value) if isinstance(value, tuple) else value
-                for name, value in vars(parts).items() if name != "latent"}
+    settings = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(parts).items()
+        if name != "latent"
+    }
     return {"dataset": images.name, **settings, **{name: getattr(args, name) for name in COMMON}}
 
 
@@ -100,9 +118,19 @@ def train(parts: PartSettings, seed: int, images: Data, args: argparse.Namespace
     """The numbers of one number of dimensions and seed. KeyboardInterrupt where the training was interrupted."""
     torch.manual_seed(seed)
     vae = build_vae(parts, images.train.images.cpu()).to(images.train.images.device)
-    history = fit(vae, images, ESTIMATORS[args.estimator](1), epochs=args.epochs, batch_size=args.batch, lr=args.lr,
-                  seed=seed, schedule=SCHEDULES[args.schedule], precision=PRECISIONS[args.precision],
-                  engine=args.engine, progress=not args.quiet)
+    history = fit(
+        vae,
+        images,
+        ESTIMATORS[args.estimator](1),
+        epochs=args.epochs,
+        batch_size=args.batch,
+        lr=args.lr,
+        seed=seed,
+        schedule=SCHEDULES[args.schedule],
+        precision=PRECISIONS[args.precision],
+        engine=args.engine,
+        progress=not args.quiet,
+    )
     if history.interrupted:
         raise KeyboardInterrupt
     started = time.perf_counter()
@@ -125,10 +153,17 @@ def gather(out: Path) -> str:
     parts = list(parts_of(out).values())
     table = tabulate(parts)
     save_figure(beside(out, ".png"), picture(table, parts))
-    write_json(beside(out, ".json"), {
-        "settings": parts[0]["settings"], "dataset": parts[0]["dataset"], "dimensions": table,
-        "runs": [{key: value for key, value in part.items() if key not in ("settings", "dataset")} for part in parts],
-    })
+    write_json(
+        beside(out, ".json"),
+        {
+            "settings": parts[0]["settings"],
+            "dataset": parts[0]["dataset"],
+            "dimensions": table,
+            "runs": [
+                {key: value for key, value in part.items() if key not in ("settings", "dataset")} for part in parts
+            ],
+        },
+    )
     return in_words(table)
 
 
@@ -149,13 +184,17 @@ def tabulate(parts: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def in_words(table: dict[int, dict[str, Any]]) -> str:
-    lines = [f"{'D':>5} {'test bound':>16} {'training bound':>16} {'rate':>7} {'distortion':>10} {'active':>7} "
-             f"{'seconds':>7}"]
+    lines = [
+        f"{'D':>5} {'test bound':>16} {'training bound':>16} {'rate':>7} {'distortion':>10} {'active':>7} "
+        f"{'seconds':>7}"
+    ]
     for latent, row in table.items():
         bounds = " ".join(f"{cell(row[split]):>16}" for split in ("test", "train"))
-        lines.append(f"{latent:>5} {bounds} {row['rate']['mean']:>7.2f} {row['distortion']['mean']:>10.2f} "
-                     f"{row['active_units']['mean']:>7.1f} {row['seconds']['mean']:>7.0f}   seeds "
-                     f"{' '.join(map(str, row['seeds']))}")
+        lines.append(
+            f"{latent:>5} {bounds} {row['rate']['mean']:>7.2f} {row['distortion']['mean']:>10.2f} "
+            f"{row['active_units']['mean']:>7.1f} {row['seconds']['mean']:>7.0f}   seeds "
+            f"{' '.join(map(str, row['seeds']))}"
+        )
     return "\n".join([*lines, "nats per image, bounds: higher is better, ± standard error over the seeds"])
 
 
@@ -190,16 +229,19 @@ def picture(table: dict[int, dict[str, Any]], parts: list[dict[str, Any]]) -> Fi
         axes.grid(alpha=0.3)
     settings = parts[0]["settings"]
     seeds = {len(row["seeds"]) for row in table.values()}
-    figure.suptitle(f"{settings['dataset']}, {settings['lik']} likelihood, {settings['net']} networks, "
-                    f"{settings['epochs']} epochs, {'one seed' if seeds == {1} else 'a faint point for each seed'}",
-                    fontsize="medium")
+    figure.suptitle(
+        f"{settings['dataset']}, {settings['lik']} likelihood, {settings['net']} networks, "
+        f"{settings['epochs']} epochs, {'one seed' if seeds == {1} else 'a faint point for each seed'}",
+        fontsize="medium",
+    )
     return figure
 
 
 def points(axes: Axes, entries: dict[int, dict[str, Any]], colour: str, label: str) -> None:
     """A line through the means, and the single seeds."""
-    axes.plot(list(entries), [entry["mean"] for entry in entries.values()], "o-", color=colour, label=label,
-              markersize=4)
+    axes.plot(
+        list(entries), [entry["mean"] for entry in entries.values()], "o-", color=colour, label=label, markersize=4
+    )
     seeds = [(latent, value) for latent, entry in entries.items() for value in entry["values"]]
     axes.scatter(*zip(*seeds), s=10, color=colour, alpha=0.5, linewidths=0)
 
@@ -211,8 +253,15 @@ def spectra(axes: Axes, table: dict[int, dict[str, Any]], parts: list[dict[str, 
         run = min((part for part in parts if part["latent"] == latent), key=lambda part: part["seed"])
         if run["rate_per_dimension"] is not None:
             ordered = sorted(run["rate_per_dimension"], reverse=True)
-            axes.plot(range(1, latent + 1), ordered, "o-", color=shades(0.9 - 0.9 * place / len(table)),
-                      label=f"D = {latent}", markersize=2, linewidth=1)
+            axes.plot(
+                range(1, latent + 1),
+                ordered,
+                "o-",
+                color=shades(0.9 - 0.9 * place / len(table)),
+                label=f"D = {latent}",
+                markersize=2,
+                linewidth=1,
+            )
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel("dimension, the largest rate first")

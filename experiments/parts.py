@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_vae import data
-from pyro_vae.engines import ENGINES
+from pyro_vae.config import ACTIVATIONS, BINARIZE, FEW, GUIDES, LIKELIHOODS, NETWORKS, PRIORS, TAKEN_BY
+from pyro_vae.data import sets as data
 from pyro_vae.estimators import (
     DoublyReparameterized,
     ImportanceWeighted,
@@ -16,9 +16,9 @@ from pyro_vae.estimators import (
     StickingTheLanding,
     WakeSleep,
 )
-from pyro_vae.mapped import expanded
-from pyro_vae.parts import ACTIVATIONS, BINARIZE, FEW, GUIDES, LIKELIHOODS, NETWORKS, PRIORS, TAKEN_BY
-from pyro_vae.training import warm_cosine
+from pyro_vae.files import expanded
+from pyro_vae.training.engines import ENGINES
+from pyro_vae.training.loop import warm_cosine
 
 ESTIMATORS: dict[str, Callable[[int], ELBO]] = {
     "trace": lambda K: Trace_ELBO(K, vectorize_particles=K > 1, max_plate_nesting=1),
@@ -80,11 +80,18 @@ def add_part_options(parser: argparse.ArgumentParser, latent: int | None = 2) ->
     """The options that choose prior, likelihood, guide and networks; ``latent`` as in ``add_network_options``."""
     group = parser.add_argument_group("likelihood")
     group.add_argument("--lik", choices=LIKELIHOODS, default="bernoulli", help="family of p(x | z)")
-    group.add_argument("--binarize", choices=BINARIZE, default="dynamic",
-                       help="bernoulli: drawn anew each batch, grey level > 127, or the grey level as a probability")
+    group.add_argument(
+        "--binarize",
+        choices=BINARIZE,
+        default="dynamic",
+        help="bernoulli: drawn anew each batch, grey level > 127, or the grey level as a probability",
+    )
     group.add_argument("--bins", type=int, default=16, help="categorical: number of bins, 2 to 256")
-    group.add_argument("--scale", default="pixel",
-                       help="normal: 'pixel' (learned, one a pixel), 'shared' (learned, one in all) or a fixed number")
+    group.add_argument(
+        "--scale",
+        default="pixel",
+        help="normal: 'pixel' (learned, one a pixel), 'shared' (learned, one in all) or a fixed number",
+    )
     group = parser.add_argument_group("prior and guide")
     group.add_argument("--prior", choices=PRIORS, default="standard")
     group.add_argument("--guide", choices=GUIDES, default="meanfield")
@@ -94,12 +101,22 @@ def add_part_options(parser: argparse.ArgumentParser, latent: int | None = 2) ->
 
 def add_settings_of_priors_and_guides(group: argparse._ArgumentGroup) -> None:
     """What single priors and guides depend on."""
-    group.add_argument("--components", type=int, default=100, metavar="K",
-                       help="mixture: Gaussians; vamp: pseudo-inputs, which start as training images")
+    group.add_argument(
+        "--components",
+        type=int,
+        default=100,
+        metavar="K",
+        help="mixture: Gaussians; vamp: pseudo-inputs, which start as training images",
+    )
     group.add_argument("--rank", type=int, default=1, help="low-rank: rank beside the diagonal")
     group.add_argument("--flow-depth", type=int, default=2, metavar="STEPS", help="steps of a flow, prior or guide")
-    group.add_argument("--flow-width", type=int, default=None, metavar="UNITS",
-                       help="hidden layers of a flow's steps (twice the latent dimensions, at least 64)")
+    group.add_argument(
+        "--flow-width",
+        type=int,
+        default=None,
+        metavar="UNITS",
+        help="hidden layers of a flow's steps (twice the latent dimensions, at least 64)",
+    )
 
 
 def add_network_options(parser: argparse.ArgumentParser, latent: int | None) -> None:
@@ -108,12 +125,24 @@ def add_network_options(parser: argparse.ArgumentParser, latent: int | None) -> 
     group.add_argument("--net", choices=NETWORKS, default="conv")
     if latent is not None:
         group.add_argument("--latent", type=int, default=latent, metavar="D", help="dimensions of z")
-    group.add_argument("--channels", type=int, nargs="+", default=[32, 64], metavar="MAPS",
-                       help="conv: maps of the 4 × 4 convolutions of stride 2, in the decoder reversed (32 64)")
+    group.add_argument(
+        "--channels",
+        type=int,
+        nargs="+",
+        default=[32, 64],
+        metavar="MAPS",
+        help="conv: maps of the 4 × 4 convolutions of stride 2, in the decoder reversed (32 64)",
+    )
     group.add_argument("--activation", choices=ACTIVATIONS, default="relu", help="after each layer")
-    group.add_argument("--hidden", type=int, nargs="*", default=None, metavar="UNITS",
-                       help="widths of the dense layers, in the decoder reversed; none where no number follows (400; "
-                            f"conv up to {FEW} latent dimensions, of which a decoder has to make more: 256 256)")
+    group.add_argument(
+        "--hidden",
+        type=int,
+        nargs="*",
+        default=None,
+        metavar="UNITS",
+        help="widths of the dense layers, in the decoder reversed; none where no number follows (400; "
+        f"conv up to {FEW} latent dimensions, of which a decoder has to make more: 256 256)",
+    )
 
 
 def add_training_options(parser: argparse.ArgumentParser, epochs: int) -> argparse._ArgumentGroup:
@@ -134,8 +163,12 @@ def add_data_options(
 ) -> argparse._ArgumentGroup:
     """The options of where data lie and ``results`` go, and what ``quiet`` does, as --help has it; and the group."""
     group = parser.add_argument_group("data and results")
-    group.add_argument("--dataset", choices=("auto", *data.NAMES), default="auto",
-                       help="auto: MNIST where it is found or can be downloaded, else the bundled digits")
+    group.add_argument(
+        "--dataset",
+        choices=("auto", *data.NAMES),
+        default="auto",
+        help="auto: MNIST where it is found or can be downloaded, else the bundled digits",
+    )
     group.add_argument("--data-dir", type=home_path, default=None, help="folder in which the data lie")
     group.add_argument("--out", type=home_path, default=out, help=results)
     group.add_argument("--quiet", action="store_true", help=quiet)

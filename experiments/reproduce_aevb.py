@@ -41,11 +41,11 @@ from results import exit_status, is_done, make_folder, provenance, reason, write
 from torch import Tensor
 
 from pyro_vae import VAE, annealed_evidence, evaluate, load
-from pyro_vae.data import Data
-from pyro_vae.engines import ENGINES, fast_matmul
+from pyro_vae.data.sets import Data
 from pyro_vae.printing import spell_out
-from pyro_vae.state import seeded
-from pyro_vae.training import NonFiniteLoss, fixed_x
+from pyro_vae.random import seeded
+from pyro_vae.training.engines import ENGINES, fast_matmul
+from pyro_vae.training.loop import NonFiniteLoss, fixed_x
 
 STEPS = (0.01, 0.02, 0.1)  # of Adagrad, from which the paper chooses
 AEVB, WAKE_SLEEP, MCEM = "aevb", "wake-sleep", "mcem"
@@ -106,8 +106,14 @@ class Run:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--panels", choices=PANELS, nargs="+", default=list(PANELS), metavar="PANEL",
-                        help=f"some of {', '.join(PANELS)}")
+    parser.add_argument(
+        "--panels",
+        choices=PANELS,
+        nargs="+",
+        default=list(PANELS),
+        metavar="PANEL",
+        help=f"some of {', '.join(PANELS)}",
+    )
     parser.add_argument("--algorithms", choices=(AEVB, WAKE_SLEEP, MCEM), nargs="+", default=[AEVB, WAKE_SLEEP, MCEM])
     parser.add_argument("--report", action="store_true", help="run nothing: gather what lies in --out")
     group = parser.add_argument_group("training")
@@ -116,21 +122,33 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--estimator", choices=("trace", "meanfield"), default="meanfield", help="L^A or L^B of AEVB")
     group.add_argument("--binarize", choices=BINARIZE, default="dynamic", help="of MNIST, which the paper does not say")
     group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--engine", choices=(*ENGINES, LITERAL), default="auto",
-                       help="of fit; literal: AEVB as the paper's algorithm 1 spells it")
+    group.add_argument(
+        "--engine",
+        choices=(*ENGINES, LITERAL),
+        default="auto",
+        help="of fit; literal: AEVB as the paper's algorithm 1 spells it",
+    )
     group.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, each on one core")
     group = parser.add_argument_group("data and results")
     group.add_argument("--digits", action="store_true", help="the bundled 8 × 8 digits in every panel, to try it out")
     group.add_argument("--data-dir", type=home_path, default=None, help="folder in which the data lie")
-    group.add_argument("--out", type=home_path, default=None,
-                       help="folder of the single runs, and beside it names of tables and figures (figures/aevb; with "
-                            "--quick figures/aevb_quick)")
+    group.add_argument(
+        "--out",
+        type=home_path,
+        default=None,
+        help="folder of the single runs, and beside it names of tables and figures (figures/aevb; with "
+        "--quick figures/aevb_quick)",
+    )
     group.add_argument("--quiet", action="store_true", help="no word of each run")
     args = parser.parse_args(argv)
-    check_taken(given(parser, argv), {"panels": args.panels, "algorithms": args.algorithms}, {
-        "binarize": {"panels": [name for name, panel in PANELS.items() if panel.dataset == "mnist"]},
-        "estimator": {"algorithms": [AEVB]},
-    })
+    check_taken(
+        given(parser, argv),
+        {"panels": args.panels, "algorithms": args.algorithms},
+        {
+            "binarize": {"panels": [name for name, panel in PANELS.items() if panel.dataset == "mnist"]},
+            "estimator": {"algorithms": [AEVB]},
+        },
+    )
     args.out = args.out or Path("figures/aevb_quick" if args.quick else "figures/aevb")
     return args
 
@@ -193,8 +211,17 @@ def asked_for(args: argparse.Namespace) -> list[Run]:
     choice = min(QUICK_CHOICE if args.quick else CHOICE, samples)
     draws = QUICK_DRAWS if args.quick else DRAWS
     return [
-        Run(name, algorithm, samples, args.seed, args.estimator,
-            "dynamic" if PANELS[name].dataset == "frey" else args.binarize, choice, draws, args.digits)
+        Run(
+            name,
+            algorithm,
+            samples,
+            args.seed,
+            args.estimator,
+            "dynamic" if PANELS[name].dataset == "frey" else args.binarize,
+            choice,
+            draws,
+            args.digits,
+        )
         for name in args.panels
         for algorithm in PANELS[name].algorithms
         if algorithm in args.algorithms
@@ -210,8 +237,15 @@ def finish(run: Run, args: argparse.Namespace) -> None:
         step = max(choice, key=lambda entry: -math.inf if entry["train"] is None else entry["train"])["step"]
         points, vae = train(run, images, step, run.samples, points_of(run), measurement(run), args.engine)
     result = {
-        "settings": vars(run), "panel": vars(panel), "step": step, "choice_of_step": choice, "points": points,
-        "engine": args.engine, "shape": images.shape, "train_images": len(images.train), "versions": provenance(),
+        "settings": vars(run),
+        "panel": vars(panel),
+        "step": step,
+        "choice_of_step": choice,
+        "points": points,
+        "engine": args.engine,
+        "shape": images.shape,
+        "train_images": len(images.train),
+        "versions": provenance(),
         "seconds": time.perf_counter() - started,
     }
     torch.save(vae.state_dict(), args.out / f"{run.name}.pt")
@@ -257,7 +291,12 @@ def choose_step(run: Run, images: Data, engine: str) -> list[dict[str, Any]]:
 
 
 def train(
-    run: Run, images: Data, step: float, samples: int, at: list[int], measure: Callable[[VAE, Data, int], dict],
+    run: Run,
+    images: Data,
+    step: float,
+    samples: int,
+    at: list[int],
+    measure: Callable[[VAE, Data, int], dict],
     engine: str = "auto",
 ) -> tuple[list[dict[str, Any]], VAE]:
     """What was measured at the points, and the program at the last of them. Raises KeyboardInterrupt on Ctrl-C."""

@@ -17,15 +17,21 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from pyro_vae.checkpoint import CheckpointError
-from pyro_vae.data import DataError
+from pyro_vae.data.sets import DataError
+from pyro_vae.files import CheckpointError
 from pyro_vae.printing import spell_out
-from pyro_vae.training import NonFiniteLoss
+from pyro_vae.training.loop import NonFiniteLoss
 
 METRICS = "metrics.json"
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 ERRORS = (  # that say what to do
-    ValueError, OSError, FloatingPointError, NonFiniteLoss, DataError, CheckpointError, subprocess.CalledProcessError,
+    ValueError,
+    OSError,
+    FloatingPointError,
+    NonFiniteLoss,
+    DataError,
+    CheckpointError,
+    subprocess.CalledProcessError,
 )
 LONGEST, TENSOR = 1000, 60  # characters of an error that are printed, and of a tensor in it
 

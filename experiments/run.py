@@ -42,24 +42,34 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from results import ERRORS, METRICS, attempted, make_folder, provenance, reason
 from torch import Tensor
 
-from pyro_vae import VAE, analysis, data, distributed, evaluate, fit, load, log_evidence, plots
-from pyro_vae.checkpoint import CheckpointError, Checkpoints, check_same, locked, write_whole
-from pyro_vae.data import Data
-from pyro_vae.divergences import has_closed_form_kl
-from pyro_vae.engines import ENGINES
-from pyro_vae.evidence import Evidence
-from pyro_vae.folders import LAYOUTS
+from pyro_vae import VAE, analysis, evaluate, fit, load, log_evidence, plots
+from pyro_vae.config import PARAMETERS, TAKEN_BY, build_vae, describe_model, hidden, read_metrics
+from pyro_vae.data import sets as data
+from pyro_vae.data.folders import LAYOUTS
+from pyro_vae.data.mapped import parts
+from pyro_vae.data.sets import Data
+from pyro_vae.distributions.divergences import has_closed_form_kl
+from pyro_vae.evidence.estimates import Evidence
+from pyro_vae.files import CheckpointError, locked, write_whole
 from pyro_vae.likelihoods import DiscretizedLogistic, Normal, bits_per_dim
-from pyro_vae.mapped import parts
-from pyro_vae.parts import PARAMETERS, TAKEN_BY, build_vae, describe_model, hidden, read_metrics
 from pyro_vae.printing import spell_out
-from pyro_vae.state import interrupt, seeded
-from pyro_vae.training import History, fixed_x
+from pyro_vae.random import interrupt, seeded
+from pyro_vae.training import ranks
+from pyro_vae.training.checkpoint import Checkpoints, check_same
+from pyro_vae.training.engines import ENGINES
+from pyro_vae.training.loop import History, fixed_x
 
 HISTORY, EVIDENCE = "history.csv", "evidence"
 TRAINING = "training.pt"  # the last checkpoint of a run that has ended, from which a longer one goes on
-PICTURES = ("latent_plane", "reconstructions", "samples", "aggregate_posterior", "interpolation", "learning_curves",
-            "manifold")
+PICTURES = (
+    "latent_plane",
+    "reconstructions",
+    "samples",
+    "aggregate_posterior",
+    "interpolation",
+    "learning_curves",
+    "manifold",
+)
 # All that a run leaves in its folder.
 WRITTEN = (METRICS, PARAMETERS, HISTORY, TRAINING, *(f"{name}.png" for name in PICTURES))
 # Of options that the command line leaves open.
@@ -72,24 +82,51 @@ UNUSED = 0.05  # nats: a latent dimension of a smaller rate says nothing of x
 LISTED = 5  # latent dimensions of which each is mentioned, and wanted
 OPTIONS_TAKEN_BY = TAKEN_BY | {"particles": {"estimator": [name for name in ESTIMATORS if name != "wake-sleep"]}}
 RECIPES = {  # options in a word; what the command line says beside it holds
-    "fast": {"net": "conv", "latent": 32, "prior": "autoregressive", "flow_width": 128, "channels": [16, 32],
-             "hidden": [256], "activation": "silu", "epochs": 14, "batch": 128, "lr": 5e-3, "precision": "bfloat16",
-             "engine": "compiled"},
+    "fast": {
+        "net": "conv",
+        "latent": 32,
+        "prior": "autoregressive",
+        "flow_width": 128,
+        "channels": [16, 32],
+        "hidden": [256],
+        "activation": "silu",
+        "epochs": 14,
+        "batch": 128,
+        "lr": 5e-3,
+        "precision": "bfloat16",
+        "engine": "compiled",
+    },
     # The conv networks halve 8 × 8 pixels to 2 × 2 and leave latent dimensions unused. Chosen on validation images.
     "small": {"net": "mlp", "hidden": [256, 256, 256], "activation": "silu", "batch": 100},
 }
 SMALL = 16  # pixels a side below which that recipe is the default
 # Options that may differ where a run is resumed.
-FREE = ("epochs", "out", "data_dir", "layout", "quiet", "overwrite", "resume", "checkpoint_every", "skip_non_finite",
-        "evidence", "engine", "recipe")
+FREE = (
+    "epochs",
+    "out",
+    "data_dir",
+    "layout",
+    "quiet",
+    "overwrite",
+    "resume",
+    "checkpoint_every",
+    "skip_non_finite",
+    "evidence",
+    "engine",
+    "recipe",
+)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipe", choices=RECIPES, default=None,
-                        help="other defaults; fast: a high log p(x) after two minutes on a CPU, by "
-                             f"{words_of('fast')}; small, the default for images of fewer than {SMALL} pixels a side, "
-                             f"such as digits, unless --net or --channels is given: {words_of('small')}")
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default=None,
+        help="other defaults; fast: a high log p(x) after two minutes on a CPU, by "
+        f"{words_of('fast')}; small, the default for images of fewer than {SMALL} pixels a side, "
+        f"such as digits, unless --net or --channels is given: {words_of('small')}",
+    )
     add_part_options(parser)
     group = parser.add_argument_group("training")
     group.add_argument("--estimator", choices=ESTIMATORS, default="trace", help="of the ELBO and its gradient")
@@ -97,35 +134,78 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--epochs", type=int, default=None, help=f"10; 100 for at most {FEW} training images")
     group.add_argument("--batch", type=int, default=None, help="256, or all training images where they are fewer")
     group.add_argument("--lr", type=float, default=None, help="largest step of Adam (0.005)")
-    group.add_argument("--schedule", choices=SCHEDULES, default="warm-cosine",
-                       help="the step grows over a tenth of the training and falls to zero as a cosine, or is constant")
+    group.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default="warm-cosine",
+        help="the step grows over a tenth of the training and falls to zero as a cosine, or is constant",
+    )
     group.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the networks in training")
-    group.add_argument("--engine", choices=ENGINES, default="auto",
-                       help="auto compiles the training step where the training is long enough to earn it back")
-    group.add_argument("--clip", type=float, default=None, metavar="NORM",
-                       help="cut the gradient to this norm, that of all parameters together")
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        default="auto",
+        help="auto compiles the training step where the training is long enough to earn it back",
+    )
+    group.add_argument(
+        "--clip",
+        type=float,
+        default=None,
+        metavar="NORM",
+        help="cut the gradient to this norm, that of all parameters together",
+    )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    group.add_argument("--skip-non-finite", type=int, default=0, metavar="N",
-                       help="leave out up to N steps whose loss or gradient is not finite; metrics.json counts them")
+    group.add_argument(
+        "--skip-non-finite",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out up to N steps whose loss or gradient is not finite; metrics.json counts them",
+    )
     group = parser.add_argument_group("measurement")
-    group.add_argument("--evidence", type=int, default=50, metavar="K",
-                       help="particles of the importance sampling of log p(x) on all test images; 0: none")
+    group.add_argument(
+        "--evidence",
+        type=int,
+        default=50,
+        metavar="K",
+        help="particles of the importance sampling of log p(x) on all test images; 0: none",
+    )
     group = parser.add_argument_group("data and results")
-    group.add_argument("--dataset", default="auto", metavar="NAME",
-                       help=f"of: {', '.join(data.NAMES)}; or a folder with train.npy, valid.npy and test.npy, uint8 "
-                            "(N, C, H, W), which are mapped from disk; auto: MNIST where it is found or can be "
-                            "downloaded, else the bundled digits")
-    group.add_argument("--layout", choices=LAYOUTS[1:], default=None,
-                       help="of the axes in a folder's arrays, where their shape leaves open which holds the channels")
+    group.add_argument(
+        "--dataset",
+        default="auto",
+        metavar="NAME",
+        help=f"of: {', '.join(data.NAMES)}; or a folder with train.npy, valid.npy and test.npy, uint8 "
+        "(N, C, H, W), which are mapped from disk; auto: MNIST where it is found or can be "
+        "downloaded, else the bundled digits",
+    )
+    group.add_argument(
+        "--layout",
+        choices=LAYOUTS[1:],
+        default=None,
+        help="of the axes in a folder's arrays, where their shape leaves open which holds the channels",
+    )
     group.add_argument("--data-dir", type=home_path, default=None, help="folder in which the data lie")
-    group.add_argument("--out", type=home_path, default=None,
-                       help="folder of the results (default: figures/<dataset>-<lik>-z<latent>-seed<seed>)")
+    group.add_argument(
+        "--out",
+        type=home_path,
+        default=None,
+        help="folder of the results (default: figures/<dataset>-<lik>-z<latent>-seed<seed>)",
+    )
     group.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
-    group.add_argument("--resume", action="store_true",
-                       help="go on with the run that was stopped in --out, to the same result; if there is none, begin")
-    group.add_argument("--checkpoint-every", type=interval, default="60s", metavar="STEPS",
-                       help="save the run every so many steps, or, as in 30s, seconds (default: 60s)")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run that was stopped in --out, to the same result; if there is none, begin",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        type=interval,
+        default="60s",
+        metavar="STEPS",
+        help="save the run every so many steps, or, as in 30s, seconds (default: 60s)",
+    )
     group.add_argument("--quiet", action="store_true", help="no plan and no progress bar")
     if not given(parser, argv) & {"net", "channels"}:
         parser.set_defaults(net=None, activation=None)
@@ -165,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     again = shlex.join([*launcher, sys.argv[0] if argv is None else __file__, *words, "--resume"])
     try:
         args = parse_arguments(argv)
-        with terminable(), distributed.processes():
+        with terminable(), ranks.processes():
             return run(args, again)
     except KeyboardInterrupt as interruption:
         print(f"interrupted; go on with: {again}", file=sys.stderr)
@@ -176,8 +256,10 @@ def main(argv: list[str] | None = None) -> int:
     except RuntimeError as error:
         if "WORLD_SIZE" not in os.environ:
             raise
-        print(f"error: rank {os.environ['RANK']}: another one has ended, or this one failed: {reason(error)}",
-              file=sys.stderr)
+        print(
+            f"error: rank {os.environ['RANK']}: another one has ended, or this one failed: {reason(error)}",
+            file=sys.stderr,
+        )
         return 1
 
 
@@ -200,26 +282,35 @@ def run(args: argparse.Namespace, again: str = "") -> int:
         raise ValueError(f"--evidence: wanted a number of particles, or 0 for no log p(x), got {args.evidence}")
     device = choose_device(args.device)
     images = load(args.dataset, root=args.data_dir, layout=args.layout).to(device)
-    distributed.check_held_out(len(images.test), "data.test")
+    ranks.check_held_out(len(images.test), "data.test")
     fill_in(args, images)
     torch.manual_seed(args.seed)
     vae, estimator = build_vae(args, images.train.images.cpu()).to(device), build_estimator(args)
     out = args.out or Path("figures") / f"{images.name}-{args.lik}-z{args.latent}-seed{args.seed}"
     same = {name: value for name, value in json.loads(json.dumps(vars(args), default=str)).items() if name not in FREE}
-    settings = {"epochs": args.epochs, "batch_size": args.batch, "lr": args.lr, "seed": args.seed,
-                "schedule": SCHEDULES[args.schedule], "precision": PRECISIONS[args.precision], "engine": args.engine,
-                "clip": args.clip, "skip_non_finite": args.skip_non_finite}
-    if distributed.rank() > 0:
-        if distributed.from_first(None):  # rank 0 has a run to train, and the folder for it
+    settings = {
+        "epochs": args.epochs,
+        "batch_size": args.batch,
+        "lr": args.lr,
+        "seed": args.seed,
+        "schedule": SCHEDULES[args.schedule],
+        "precision": PRECISIONS[args.precision],
+        "engine": args.engine,
+        "clip": args.clip,
+        "skip_non_finite": args.skip_non_finite,
+    }
+    if ranks.rank() > 0:
+        if ranks.broadcast(None):  # rank 0 has a run to train, and the folder for it
             history = fit(vae, images, estimator, **settings, progress=False)
             if args.evidence and not history.interrupted:
                 attempted({"evidence": lambda: shared_evidence(vae, images, args)}, {})  # rank 0 says it if it fails
         return 0
     with run_folder(out):
-        checkpoints = Checkpoints(out, **args.checkpoint_every, resume=args.resume, settings=same,
-                                  overwrite=args.overwrite)
+        checkpoints = Checkpoints(
+            out, **args.checkpoint_every, resume=args.resume, settings=same, overwrite=args.overwrite
+        )
         finished = claim(out, checkpoints, args, same)
-        distributed.from_first(not finished)
+        ranks.broadcast(not finished)
         if finished:
             print(report(finished, out))
             return 0
@@ -229,18 +320,29 @@ def run(args: argparse.Namespace, again: str = "") -> int:
             print(f"NOTE: {images.note}", flush=True)
         history = fit(vae, images, estimator, **settings, checkpoints=checkpoints, progress=not args.quiet)
         model, parameters = describe_model(vae, args, images.shape)
-        metrics = {**model, "settings": vars(args), "dataset": describe(images), "versions": provenance(),
-                   "interrupted": history.interrupted, "best_epoch": history.best_epoch,
-                   "kept_epoch": history.kept_epoch, "kept_because": history.reason,
-                   "skipped_steps": history.skipped, "engine": history.engine, "left_out": {}}
+        metrics = {
+            **model,
+            "settings": vars(args),
+            "dataset": describe(images),
+            "versions": provenance(),
+            "interrupted": history.interrupted,
+            "best_epoch": history.best_epoch,
+            "kept_epoch": history.kept_epoch,
+            "kept_because": history.reason,
+            "skipped_steps": history.skipped,
+            "engine": history.engine,
+            "left_out": {},
+        }
         files = {PARAMETERS: parameters}
         if history.rows:
             files[HISTORY] = table(history)
         if not history.interrupted:
             metrics |= attempted(measure(vae, images, args), metrics["left_out"])
             files |= attempted(pictures(vae, images, history), metrics["left_out"])
-        metrics["seconds"] = {"training": history.rows[-1]["seconds"] if history.rows else 0.0,
-                              "whole_command": time.perf_counter() - started}
+        metrics["seconds"] = {
+            "training": history.rows[-1]["seconds"] if history.rows else 0.0,
+            "whole_command": time.perf_counter() - started,
+        }
         publish(out, files, metrics, checkpoints)
         if not history.interrupted:
             os.replace(checkpoints.paths[0], out / TRAINING)
@@ -263,9 +365,7 @@ def run_folder(out: Path) -> Iterator[None]:
                 out.rmdir()
 
 
-def claim(
-    out: Path, checkpoints: Checkpoints, args: argparse.Namespace, same: dict[str, Any]
-) -> dict[str, Any] | None:
+def claim(out: Path, checkpoints: Checkpoints, args: argparse.Namespace, same: dict[str, Any]) -> dict[str, Any] | None:
     """Refuses a folder that is not to be written; the metrics of the run, where it is to be resumed and has ended."""
     for path in (*checkpoints.paths, *(out / name for name in WRITTEN)):  # what a run that was killed was writing
         path.with_name(f"{path.name}.new").unlink(missing_ok=True)
@@ -276,8 +376,9 @@ def claim(
         if args.resume:
             print(f"resuming the run in {out}", flush=True)
         elif not args.overwrite:
-            raise FileExistsError(f"{out} holds a run that was stopped; go on with it by --resume, or give another "
-                                  "--out, or --overwrite")
+            raise FileExistsError(
+                f"{out} holds a run that was stopped; go on with it by --resume, or give another --out, or --overwrite"
+            )
     elif any(out.iterdir()):
         if not (out / METRICS).is_file():
             raise FileExistsError(f"{out} holds files that are not a run's results; give another --out")
@@ -301,13 +402,16 @@ def goes_on(metrics: dict[str, Any], out: Path, checkpoints: Checkpoints, epochs
         if before == epochs:
             return False
         if before > epochs:
-            raise ValueError(f"{out} holds a run of {before} epochs, got --epochs {epochs}; give more, or give "
-                             "another --out")
+            raise ValueError(
+                f"{out} holds a run of {before} epochs, got --epochs {epochs}; give more, or give another --out"
+            )
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{out / METRICS} is not what a run writes ({error!r}); give another --out") from error
     if not (out / TRAINING).is_file():
-        raise CheckpointError(f"{out} holds no {TRAINING} from which its run of {before} epochs could go on; give "
-                              "another --out, or begin anew by --overwrite in the place of --resume")
+        raise CheckpointError(
+            f"{out} holds no {TRAINING} from which its run of {before} epochs could go on; give "
+            "another --out, or begin anew by --overwrite in the place of --resume"
+        )
     write_whole(checkpoints.paths[0], (out / TRAINING).read_bytes())
     print(f"the run in {out} has ended after {before} epochs; it goes on to {epochs}", flush=True)
     return True
@@ -425,18 +529,24 @@ def shared_evidence(vae: VAE, images: Data, args: argparse.Namespace) -> Evidenc
     """log p(x) of the test images, of which each rank measures a share; all must call it. It fails on all or none."""
 
     def of_share() -> Evidence:
-        x = fixed_x(vae, images.test.images).tensor_split(distributed.world())[distributed.rank()]
+        x = fixed_x(vae, images.test.images).tensor_split(ranks.world_size())[ranks.rank()]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Pareto k̂")  # the table says it
-            return log_evidence(vae.model, vae.guide, x, args.evidence, seed=distributed.own_seed(args.seed),
-                                progress=not args.quiet and distributed.rank() == 0)
+            return log_evidence(
+                vae.model,
+                vae.guide,
+                x,
+                args.evidence,
+                seed=ranks.own_seed(args.seed),
+                progress=not args.quiet and ranks.rank() == 0,
+            )
 
     failed: dict[str, str] = {}
     part = attempted({"evidence": of_share}, failed).get("evidence")
-    if distributed.greatest(len(failed)):
+    if ranks.all_reduce_max(len(failed)):
         raise ValueError(failed.get("evidence", "another rank could not measure its share"))
     names = "log_px", "standard_error", "ess", "pareto_k"
-    return replace(part, **{name: distributed.joined(getattr(part, name)) for name in names})
+    return replace(part, **{name: ranks.all_gather(getattr(part, name)) for name in names})
 
 
 def codes_of_many(vae: VAE, pixels: Tensor, device: torch.device) -> Tensor:
@@ -507,9 +617,10 @@ def report(metrics: dict[str, Any], out: Path) -> str:
     if metrics.get("kept_epoch"):  # runs of before have none
         rows.append(("parameters", f"of epoch {metrics['kept_epoch']}: {metrics['kept_because']}"))
     seconds = metrics["seconds"]
-    rows += [("seconds", f"{seconds['training']:.0f} training ({metrics['engine']}), "
-                         f"{seconds['whole_command']:.0f} in all"),
-             ("results", str(out))]
+    rows += [
+        ("seconds", f"{seconds['training']:.0f} training ({metrics['engine']}), {seconds['whole_command']:.0f} in all"),
+        ("results", str(out)),
+    ]
     return "\n".join([*note, *(f"{name:<20} {value}" for name, value in rows)])
 
 
@@ -528,8 +639,13 @@ def measured_rows(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if "knn_accuracy" in metrics:
         yield f"{NEIGHBOURS}-NN accuracy", f"{metrics['knn_accuracy']:.3f}"
     for name, value in metrics.get("estimators", {}).items():
-        yield name, (f"{value['bound']:.3f}, standard deviation over {value['draws']} draws "
-                     f"{value['sd_over_draws']:.4f} nats per image")
+        yield (
+            name,
+            (
+                f"{value['bound']:.3f}, standard deviation over {value['draws']} draws "
+                f"{value['sd_over_draws']:.4f} nats per image"
+            ),
+        )
 
 
 def estimate(value: float, error: float | None, digits: int = 2) -> str:
@@ -539,11 +655,21 @@ def estimate(value: float, error: float | None, digits: int = 2) -> str:
 
 def evidence_rows(evidence: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """log p(x), and a warning where it cannot be trusted."""
-    yield "log p(x)", (f"at least {estimate(evidence['log_px'], evidence['standard_error'])} nats per image, "
-                       f"{evidence['num_particles']} particles")
+    yield (
+        "log p(x)",
+        (
+            f"at least {estimate(evidence['log_px'], evidence['standard_error'])} nats per image, "
+            f"{evidence['num_particles']} particles"
+        ),
+    )
     if evidence["share_pareto_k_above_0.7"]:
-        yield "WARNING", (f"Pareto k̂ > 0.7 for {evidence['share_pareto_k_above_0.7']:.1%} of the images: their "
-                          "log p(x) cannot be trusted; give more particles by --evidence")
+        yield (
+            "WARNING",
+            (
+                f"Pareto k̂ > 0.7 for {evidence['share_pareto_k_above_0.7']:.1%} of the images: their "
+                "log p(x) cannot be trusted; give more particles by --evidence"
+            ),
+        )
 
 
 def unit_rows(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -560,8 +686,13 @@ def unit_rows(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "active units", text
     if unused == latent or (unused and latent <= LISTED):
         smooth = "" if metrics["settings"]["activation"] == "silu" else "--activation silu, "
-        yield "WARNING", (f"collapsed: {unused} of {latent} latent dimensions say nothing of x; train again with "
-                          f"{smooth}a smaller --lr and --batch, or more --epochs")
+        yield (
+            "WARNING",
+            (
+                f"collapsed: {unused} of {latent} latent dimensions say nothing of x; train again with "
+                f"{smooth}a smaller --lr and --batch, or more --epochs"
+            ),
+        )
 
 
 if __name__ == "__main__":

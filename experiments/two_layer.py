@@ -25,13 +25,13 @@ from run import choose_device, describe
 from torch import Generator, Tensor, nn
 
 from pyro_vae import VAE, analysis, evaluate, fit, guides, load, log_evidence, priors
-from pyro_vae.data import Data
-from pyro_vae.flows import check_count
+from pyro_vae.config import build_encoder, build_likelihood
+from pyro_vae.data.sets import Data
+from pyro_vae.distributions.transforms import check_count
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
-from pyro_vae.parts import build_encoder, build_likelihood
-from pyro_vae.state import mode, seeded
-from pyro_vae.traces import image_plate, paired_traces, per_image
-from pyro_vae.training import History, fixed_x
+from pyro_vae.random import mode, seeded
+from pyro_vae.tracing.traces import image_plate, paired_traces, per_image
+from pyro_vae.training.loop import History, fixed_x
 from pyro_vae.vae import parameter_sites
 
 LAYERS = {"one layer": ("z",), "two layers": ("z1", "z2")}
@@ -73,11 +73,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_network_options(parser, latent=50)
     parser.set_defaults(net="mlp", lik="bernoulli", binarize="dynamic")
     parser.add_argument("--top", type=int, default=25, metavar="D", help="dimensions of z2; those of z1: --latent")
-    parser.add_argument("--between", type=int, default=200, metavar="UNITS",
-                        help="widths of the two hidden layers between z1 and z2, either way")
+    parser.add_argument(
+        "--between",
+        type=int,
+        default=200,
+        metavar="UNITS",
+        help="widths of the two hidden layers between z1 and z2, either way",
+    )
     group = add_training_options(parser, epochs=20)
-    group.add_argument("--warm-up", type=float, default=0.0, metavar="EPOCHS",
-                       help="in which the weight of the KL grows from 0 to 1")
+    group.add_argument(
+        "--warm-up", type=float, default=0.0, metavar="EPOCHS", help="in which the weight of the KL grows from 0 to 1"
+    )
     group.add_argument("--seed", type=int, default=0)
     group = parser.add_argument_group("measurement, on test images")
     group.add_argument("--particles", type=int, default=1000, metavar="K", help="of L_K")
@@ -105,8 +111,10 @@ def run(args: argparse.Namespace) -> int:
         for name in LAYERS:
             programs[name] = train_and_measure(name, images, args)
             print(report(name, programs[name]), flush=True)
-        write_json(folder / METRICS, {"settings": vars(args), "dataset": describe(images), "versions": provenance(),
-                                      "programs": programs})
+        write_json(
+            folder / METRICS,
+            {"settings": vars(args), "dataset": describe(images), "versions": provenance(), "programs": programs},
+        )
     print(f"results in {out}")
     return 0
 
@@ -158,9 +166,18 @@ def trained(program: nn.Module, images: Data, args: argparse.Namespace) -> Histo
         steps = args.warm_up * len(images.train) / args.batch
         return trainable.anneal(optimizer, LinearWarmUp(steps)) if trainable is not program else optimizer
 
-    return fit(trainable, images, ESTIMATORS[args.estimator](1), epochs=args.epochs, batch_size=args.batch,
-               seed=args.seed, optimizer=adam, schedule=SCHEDULES[args.schedule], engine=args.engine,
-               progress=not args.quiet)
+    return fit(
+        trainable,
+        images,
+        ESTIMATORS[args.estimator](1),
+        epochs=args.epochs,
+        batch_size=args.batch,
+        seed=args.seed,
+        optimizer=adam,
+        schedule=SCHEDULES[args.schedule],
+        engine=args.engine,
+        progress=not args.quiet,
+    )
 
 
 @torch.no_grad()
@@ -179,9 +196,14 @@ def layers(program: nn.Module, sites: tuple[str, ...], x: Tensor, seed: int, dra
                 trace = poutine.trace(program.guide).get_trace(batch)
             for site in sites:
                 codes[site].append(trace.nodes[site]["value"].mean(0))
-    return {site: {"rate": torch.cat(rates[site]).mean().item(),
-                   "active_units": int(analysis.active_units(torch.cat(codes[site])).sum()),
-                   "units": codes[site][0].shape[-1]} for site in sites}
+    return {
+        site: {
+            "rate": torch.cat(rates[site]).mean().item(),
+            "active_units": int(analysis.active_units(torch.cat(codes[site])).sum()),
+            "units": codes[site][0].shape[-1],
+        }
+        for site in sites
+    }
 
 
 def report(name: str, result: dict[str, Any]) -> str:
@@ -189,15 +211,19 @@ def report(name: str, result: dict[str, Any]) -> str:
     test, evidence, seconds = result["test"], result["evidence"], result["seconds"]["training"]
     share = evidence["share_pareto_k_above_0.7"]
     trust = "" if share is None else f", k̂ > 0.7 for {share:.1%} of them"
-    layers = [f"  {site}: rate {layer['rate']:.2f}, {layer['active_units']} of {layer['units']} units active"
-              for site, layer in result["layers"].items()]
-    return "\n".join([
-        f"{name}, {result['parameters']:,} parameters, {seconds:.0f} seconds of training",
-        f"  test bound {test['bound']:.2f} ± {test['standard_error']:.2f} nats per image ({test['images']} images)",
-        f"  L_{evidence['num_particles']} {evidence['log_px']:.2f} ± {evidence['standard_error']:.2f} "
-        f"({evidence['images']} images{trust})",
-        *layers,
-    ])
+    layers = [
+        f"  {site}: rate {layer['rate']:.2f}, {layer['active_units']} of {layer['units']} units active"
+        for site, layer in result["layers"].items()
+    ]
+    return "\n".join(
+        [
+            f"{name}, {result['parameters']:,} parameters, {seconds:.0f} seconds of training",
+            f"  test bound {test['bound']:.2f} ± {test['standard_error']:.2f} nats per image ({test['images']} images)",
+            f"  L_{evidence['num_particles']} {evidence['log_px']:.2f} ± {evidence['standard_error']:.2f} "
+            f"({evidence['images']} images{trust})",
+            *layers,
+        ]
+    )
 
 
 if __name__ == "__main__":

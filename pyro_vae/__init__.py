@@ -1,29 +1,181 @@
 """Variational autoencoders as Pyro programs: prior, likelihood, guide and ELBO estimator, each swapped in one line."""
 
-from pyro_vae import estimators, guides, handlers, likelihoods, networks, priors
-from pyro_vae.checkpoint import Checkpoints
-from pyro_vae.data import load
-from pyro_vae.evidence import annealed_evidence, bidirectional, log_evidence
-from pyro_vae.parts import load_vae
-from pyro_vae.training import evaluate, fit
-from pyro_vae.vae import VAE
-from pyro_vae.variance import compare_estimators
+from typing import TYPE_CHECKING
+
+from pyro_vae._lazy import lazy
+
+if TYPE_CHECKING:
+    from pyro_vae import analysis as analysis
+    from pyro_vae import comparison as comparison
+    from pyro_vae import compiling as compiling
+    from pyro_vae import config as config
+    from pyro_vae import data as data
+    from pyro_vae import distributions as distributions
+    from pyro_vae import estimators as estimators
+    from pyro_vae import evidence as evidence
+    from pyro_vae import guides as guides
+    from pyro_vae import handlers as handlers
+    from pyro_vae import likelihoods as likelihoods
+    from pyro_vae import linear_gaussian as linear_gaussian
+    from pyro_vae import networks as networks
+    from pyro_vae import plots as plots
+    from pyro_vae import priors as priors
+    from pyro_vae import tracing as tracing
+    from pyro_vae import training as training
+    from pyro_vae.comparison import Comparison as Comparison
+    from pyro_vae.comparison import compare_estimators as compare_estimators
+    from pyro_vae.compiling import Untraceable as Untraceable
+    from pyro_vae.compiling import compiled as compiled
+    from pyro_vae.config import load_vae as load_vae
+    from pyro_vae.data import Data as Data
+    from pyro_vae.data import DataError as DataError
+    from pyro_vae.data import MissingData as MissingData
+    from pyro_vae.data import Split as Split
+    from pyro_vae.data import load as load
+    from pyro_vae.evidence import AnnealedEvidence as AnnealedEvidence
+    from pyro_vae.evidence import Evidence as Evidence
+    from pyro_vae.evidence import Sandwich as Sandwich
+    from pyro_vae.evidence import UntrustedEvidence as UntrustedEvidence
+    from pyro_vae.evidence import annealed_evidence as annealed_evidence
+    from pyro_vae.evidence import bidirectional as bidirectional
+    from pyro_vae.evidence import log_evidence as log_evidence
+    from pyro_vae.files import CheckpointError as CheckpointError
+    from pyro_vae.program import Program as Program
+    from pyro_vae.sites import parameter_sites as parameter_sites
+    from pyro_vae.training import Checkpoints as Checkpoints
+    from pyro_vae.training import EngineWarning as EngineWarning
+    from pyro_vae.training import Evaluation as Evaluation
+    from pyro_vae.training import History as History
+    from pyro_vae.training import NonFiniteLoss as NonFiniteLoss
+    from pyro_vae.training import check_program as check_program
+    from pyro_vae.training import evaluate as evaluate
+    from pyro_vae.training import fit as fit
+    from pyro_vae.training import fixed_x as fixed_x
+    from pyro_vae.training import warm_cosine as warm_cosine
+    from pyro_vae.vae import VAE as VAE
+
+_HOMES = {
+    "AnnealedEvidence": "pyro_vae.evidence",
+    "CheckpointError": "pyro_vae.files",
+    "Checkpoints": "pyro_vae.training",
+    "Comparison": "pyro_vae.comparison",
+    "Data": "pyro_vae.data",
+    "DataError": "pyro_vae.data",
+    "EngineWarning": "pyro_vae.training",
+    "Evaluation": "pyro_vae.training",
+    "Evidence": "pyro_vae.evidence",
+    "History": "pyro_vae.training",
+    "MissingData": "pyro_vae.data",
+    "NonFiniteLoss": "pyro_vae.training",
+    "Program": "pyro_vae.program",
+    "Sandwich": "pyro_vae.evidence",
+    "Split": "pyro_vae.data",
+    "Untraceable": "pyro_vae.compiling",
+    "UntrustedEvidence": "pyro_vae.evidence",
+    "VAE": "pyro_vae.vae",
+    "analysis": "pyro_vae.analysis",
+    "annealed_evidence": "pyro_vae.evidence",
+    "bidirectional": "pyro_vae.evidence",
+    "check_program": "pyro_vae.training",
+    "compare_estimators": "pyro_vae.comparison",
+    "comparison": "pyro_vae.comparison",
+    "compiled": "pyro_vae.compiling",
+    "compiling": "pyro_vae.compiling",
+    "config": "pyro_vae.config",
+    "data": "pyro_vae.data",
+    "distributions": "pyro_vae.distributions",
+    "estimators": "pyro_vae.estimators",
+    "evaluate": "pyro_vae.training",
+    "evidence": "pyro_vae.evidence",
+    "fit": "pyro_vae.training",
+    "fixed_x": "pyro_vae.training",
+    "guides": "pyro_vae.guides",
+    "handlers": "pyro_vae.handlers",
+    "likelihoods": "pyro_vae.likelihoods",
+    "linear_gaussian": "pyro_vae.linear_gaussian",
+    "load": "pyro_vae.data",
+    "load_vae": "pyro_vae.config",
+    "log_evidence": "pyro_vae.evidence",
+    "networks": "pyro_vae.networks",
+    "parameter_sites": "pyro_vae.sites",
+    "plots": "pyro_vae.plots",
+    "priors": "pyro_vae.priors",
+    "tracing": "pyro_vae.tracing",
+    "training": "pyro_vae.training",
+    "warm_cosine": "pyro_vae.training",
+}
+# Modules that had another name in 0.1.
+_MOVED = {
+    "annealing": "pyro_vae.evidence.annealing",
+    "checkpoint": "pyro_vae.training.checkpoint",
+    "convolutions": "pyro_vae.compiling.convolutions",
+    "distributed": "pyro_vae.training.ranks",
+    "divergences": "pyro_vae.distributions.divergences",
+    "engines": "pyro_vae.training.engines",
+    "families": "pyro_vae.distributions.families",
+    "flows": "pyro_vae.distributions.transforms",
+    "importance": "pyro_vae.evidence.importance",
+    "leaves": "pyro_vae.tracing.leaves",
+    "mapped": "pyro_vae.data.mapped",
+    "moments": "pyro_vae.comparison.moments",
+    "nonfinite": "pyro_vae.training.nonfinite",
+    "parts": "pyro_vae.config",
+    "paths": "pyro_vae.tracing.paths",
+    "state": "pyro_vae.random",
+    "traces": "pyro_vae.tracing.traces",
+    "variance": "pyro_vae.comparison.compare",
+}
 
 __all__ = [
     "VAE",
+    "AnnealedEvidence",
+    "CheckpointError",
     "Checkpoints",
+    "Comparison",
+    "Data",
+    "DataError",
+    "EngineWarning",
+    "Evaluation",
+    "Evidence",
+    "History",
+    "MissingData",
+    "NonFiniteLoss",
+    "Program",
+    "Sandwich",
+    "Split",
+    "Untraceable",
+    "UntrustedEvidence",
+    "__version__",
+    "analysis",
     "annealed_evidence",
     "bidirectional",
+    "check_program",
     "compare_estimators",
+    "comparison",
+    "compiled",
+    "compiling",
+    "config",
+    "data",
+    "distributions",
     "estimators",
     "evaluate",
+    "evidence",
     "fit",
+    "fixed_x",
     "guides",
     "handlers",
     "likelihoods",
+    "linear_gaussian",
     "load",
     "load_vae",
     "log_evidence",
     "networks",
+    "parameter_sites",
+    "plots",
     "priors",
+    "tracing",
+    "training",
+    "warm_cosine",
 ]
+__version__ = "0.2.0.dev0"
+__getattr__, __dir__ = lazy(__name__, _HOMES | _MOVED)

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, kl_divergence
 
-from pyro_vae.state import mode, seeded
+from pyro_vae.random import mode, seeded
 
 BATCH = 256
 ACTIVE = 0.01  # variance over images of the mean of q above which a latent dimension is active (Burda et al. 2016)

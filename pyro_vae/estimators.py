@@ -24,9 +24,9 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_vae.checks import whole_number
-from pyro_vae.divergences import has_closed_form_kl
-from pyro_vae.matching import core
-from pyro_vae.paths import (
+from pyro_vae.distributions.divergences import has_closed_form_kl
+from pyro_vae.tracing.matching import core
+from pyro_vae.tracing.paths import (
     Detached,
     Paths,
     check_observed,
@@ -35,8 +35,8 @@ from pyro_vae.paths import (
     leave_score_out,
     partial_derivatives,
 )
-from pyro_vae.probing import left_as_it_was
-from pyro_vae.traces import (
+from pyro_vae.tracing.probing import left_as_it_was
+from pyro_vae.tracing.traces import (
     PARTICLES,
     Replay,
     Runs,
@@ -231,9 +231,7 @@ class ScoreFunction(Estimator):
     >>> loss = ScoreFunction(K=2, baseline="leave-one-out")(program.model, program.guide)(program.simulate(2))
     """
 
-    def __init__(
-        self, K: int = 1, baseline: Literal["leave-one-out"] | None = None, *, vectorize: bool | None = None
-    ):
+    def __init__(self, K: int = 1, baseline: Literal["leave-one-out"] | None = None, *, vectorize: bool | None = None):
         super().__init__(K, vectorize=vectorize)
         if baseline not in (None, "leave-one-out"):
             raise ValueError(f"baseline: got {baseline!r}, wanted None or 'leave-one-out'")

@@ -13,9 +13,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae import divergences  # noqa: F401  registers the KL of FullRank and LowRank
-from pyro_vae.families import LowRankMultivariateNormal, MultivariateNormal
-from pyro_vae.flows import (
+from pyro_vae.distributions import divergences  # noqa: F401  registers the KL of FullRank and LowRank
+from pyro_vae.distributions.families import LowRankMultivariateNormal, MultivariateNormal
+from pyro_vae.distributions.transforms import (
     PLANAR_MARGIN,
     AffineAutoregressive,
     Planar,
@@ -26,7 +26,7 @@ from pyro_vae.flows import (
     start_near_zero,
 )
 from pyro_vae.networks import applied
-from pyro_vae.state import without_autocast
+from pyro_vae.random import without_autocast
 
 LOG_SCALE_BOUND = 10.0
 

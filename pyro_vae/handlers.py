@@ -15,11 +15,11 @@ from pyro.poutine.runtime import Message
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution, Independent, kl_divergence
 
-from pyro_vae.divergences import has_closed_form_kl
+from pyro_vae.distributions.divergences import has_closed_form_kl
 from pyro_vae.estimators import Estimator
-from pyro_vae.matching import core, masks, same_scales
-from pyro_vae.paths import check_reparameterised
-from pyro_vae.traces import check_order, sample_sites
+from pyro_vae.tracing.matching import core, masks, same_scales
+from pyro_vae.tracing.paths import check_reparameterised
+from pyro_vae.tracing.traces import check_order, sample_sites
 
 
 class KLWeight(Messenger):
@@ -89,8 +89,10 @@ class KLWeighted(nn.Module):
         """
         if not isinstance(optimizer, torch.optim.Optimizer) or not callable(schedule):
             got = f"{type(optimizer).__name__} and {type(schedule).__name__}"
-            raise ValueError(f"anneal: wanted a torch optimiser and a function of the step, got {got}; write "
-                             "weighted.anneal(torch.optim.Adam(parameters), LinearWarmUp(steps=1000))")
+            raise ValueError(
+                f"anneal: wanted a torch optimiser and a function of the step, got {got}; write "
+                "weighted.anneal(torch.optim.Adam(parameters), LinearWarmUp(steps=1000))"
+            )
         if hasattr(optimizer, "annealing"):
             raise ValueError("anneal: this optimiser anneals a KL weight already; make another one")
         optimizer.annealing = schedule
@@ -133,9 +135,12 @@ class KLWeighted(nn.Module):
             return
         left = [abs(end - beta) for beta in betas]
         if min(left) > max(left) / 100:
-            warnings.warn(f"beta: its schedule goes on to {end:g}, and is at {betas[-1]:g} after the {steps} steps of "
-                          "this training; train for more epochs, or warm up in fewer steps, as by "
-                          f"LinearWarmUp(steps={max(1, steps // 2)})", stacklevel=3)
+            warnings.warn(
+                f"beta: its schedule goes on to {end:g}, and is at {betas[-1]:g} after the {steps} steps of "
+                "this training; train for more epochs, or warm up in fewer steps, as by "
+                f"LinearWarmUp(steps={max(1, steps // 2)})",
+                stacklevel=3,
+            )
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
         return self._weighted(self.program.model)(*args, **kwargs)

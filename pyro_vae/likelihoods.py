@@ -17,9 +17,9 @@ from torch import Generator, Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 
-from pyro_vae import families
+from pyro_vae.distributions import families
 from pyro_vae.networks import applied
-from pyro_vae.state import without_autocast
+from pyro_vae.random import without_autocast
 
 LEVELS = 256
 MARGIN = 2.0**-17  # that x keeps from 0 and 1, where a density may be infinite
@@ -233,9 +233,7 @@ class Normal(Likelihood):
     torch.Size([5, 1, 8, 8])
     """
 
-    def __init__(
-        self, network: nn.Module, log_scale: float | nn.Parameter | None = None, min_log_scale: float = -6.0
-    ):
+    def __init__(self, network: nn.Module, log_scale: float | nn.Parameter | None = None, min_log_scale: float = -6.0):
         super().__init__(network)
         self.parameters_per_pixel = 2 if log_scale is None else 1
         self.min_log_scale = min_log_scale

@@ -17,9 +17,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.families import LowRankMultivariateNormal, MultivariateNormal
+from pyro_vae.distributions.families import LowRankMultivariateNormal, MultivariateNormal
+from pyro_vae.random import without_autocast
 from pyro_vae.sites import parameter_sites
-from pyro_vae.state import without_autocast
 
 
 class LinearGaussian(nn.Module):

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from pyro_vae.convolutions import Conv2d, ConvTranspose2d
+from pyro_vae.compiling.convolutions import Conv2d, ConvTranspose2d
 
 Shape = tuple[int, int, int]
 Activation = Callable[[], nn.Module]
@@ -140,7 +140,10 @@ class ConvEncoder(Network):
     """
 
     def __init__(
-        self, shape: Shape, channels: Sequence[int] = (32, 64), hidden: Sequence[int] = (),
+        self,
+        shape: Shape,
+        channels: Sequence[int] = (32, 64),
+        hidden: Sequence[int] = (),
         activation: Activation = nn.ReLU,
     ):
         sides = _sides(_checked_shape(shape), len(channels))
@@ -158,9 +161,7 @@ class MLPEncoder(Network):
     torch.Size([5, 400])
     """
 
-    def __init__(
-        self, shape: Shape, hidden: Sequence[int] = (400,), activation: Activation = nn.ReLU
-    ):
+    def __init__(self, shape: Shape, hidden: Sequence[int] = (400,), activation: Activation = nn.ReLU):
         widths = [torch.Size(_checked_shape(shape)).numel(), *hidden]
         super().__init__(shape, nn.Flatten(), *_dense(widths, activation))
         self.out_features = widths[-1]
@@ -227,8 +228,10 @@ def _sides(shape: Shape, layers: int) -> list[tuple[int, int]]:
     """Sides of the image before the first and after each convolution of stride 2 (halved, rounded down)."""
     sides = [(shape[1] >> i, shape[2] >> i) for i in range(layers + 1)]
     if not layers or min(sides[-1]) < 1:
-        raise ValueError(f"channels: {layers} convolutions of stride 2 on images of {shape[1]} × {shape[2]} pixels; "
-                         "give at least one, and no more than the image can be halved")
+        raise ValueError(
+            f"channels: {layers} convolutions of stride 2 on images of {shape[1]} × {shape[2]} pixels; "
+            "give at least one, and no more than the image can be halved"
+        )
     return sides
 
 

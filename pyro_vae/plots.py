@@ -346,9 +346,7 @@ def _in_rows(images: Tensor, columns: int) -> Tensor:
     return torch.cat([images, blank]).unflatten(0, (-1, columns))
 
 
-def _canvas(
-    blocks: Tensor, cell: float = 0.62, gap: int = 2, names: Iterable[str] = (), title: str = ""
-) -> Figure:
+def _canvas(blocks: Tensor, cell: float = 0.62, gap: int = 2, names: Iterable[str] = (), title: str = "") -> Figure:
     """A figure of blocks (blocks, rows, columns, C, H, W) of images under each other, ``cell`` inches an image."""
     count, rows, columns, _, height, width = blocks.shape
     channels = _channels(blocks[0])
@@ -407,7 +405,12 @@ def _ratio_against_particles(axes: Axes, stages: Mapping[str, Mapping[str, Any]]
 
 
 def _intervals(
-    axes: Axes, entries: Sequence[Mapping[str, float]], places: Iterable[float], colour: str, label: str, upright: bool,
+    axes: Axes,
+    entries: Sequence[Mapping[str, float]],
+    places: Iterable[float],
+    colour: str,
+    label: str,
+    upright: bool,
     style: str = "o",
 ) -> None:
     """Points with intervals, against places on the other axis; what is not known, and values of zero, are left out."""

@@ -12,7 +12,14 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.transforms import SplineAutoregressive
 from torch import Tensor, nn
 
-from pyro_vae.flows import AffineAutoregressive, Backward, Pushforward, check_count, default_width, made
+from pyro_vae.distributions.transforms import (
+    AffineAutoregressive,
+    Backward,
+    Pushforward,
+    check_count,
+    default_width,
+    made,
+)
 
 
 class StandardNormal(nn.Module):

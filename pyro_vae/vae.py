@@ -14,8 +14,8 @@ from torch import Generator, Tensor, nn
 from pyro_vae.guides import NetworkGuide
 from pyro_vae.likelihoods import Likelihood, checked_pixels, observed_by
 from pyro_vae.networks import HALF
+from pyro_vae.random import mode, without_autocast
 from pyro_vae.sites import parameter_sites
-from pyro_vae.state import mode, without_autocast
 
 
 class VAE(nn.Module):

@@ -1,12 +1,7 @@
-"""Lets the tests import the experiments as their scripts import each other, and begin with an empty Pyro store."""
-
-import sys
-from pathlib import Path
+"""Each test begins with an empty Pyro store."""
 
 import pyro
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_vae.data import DataError
+from pyro_vae.data.sets import DataError
 
 
 def code_in(message: object) -> str:

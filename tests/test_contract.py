@@ -14,17 +14,8 @@ from pyro.infer import Trace_ELBO
 from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import nn
 
-from pyro_vae import (
-    VAE,
-    annealed_evidence,
-    bidirectional,
-    guides,
-    likelihoods,
-    log_evidence,
-    networks,
-    priors,
-)
-from pyro_vae.traces import log_weights, paired_traces, sample_sites
+from pyro_vae import VAE, annealed_evidence, bidirectional, guides, likelihoods, log_evidence, networks, priors
+from pyro_vae.tracing.traces import log_weights, paired_traces, sample_sites
 
 SHAPE, LATENT, BATCH = (1, 8, 8), 3, 8
 PIXELS = torch.randint(256, (BATCH, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

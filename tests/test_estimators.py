@@ -15,6 +15,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.distributions import kl_divergence
 
+from pyro_vae.distributions.transforms import Planar, Pushforward
 from pyro_vae.estimators import (
     DoublyReparameterized,
     ImportanceWeighted,
@@ -23,7 +24,6 @@ from pyro_vae.estimators import (
     WakeSleep,
     check_analytic_kl,
 )
-from pyro_vae.flows import Planar, Pushforward
 from pyro_vae.linear_gaussian import (
     LinearGaussian,
     LinearPosterior,
@@ -34,7 +34,7 @@ from pyro_vae.linear_gaussian import (
     path_variance,
     trace_elbo_variance,
 )
-from pyro_vae.traces import log_weights, paired_traces
+from pyro_vae.tracing.traces import log_weights, paired_traces
 
 B, P, D = 3, 5, 2
 ESTIMATORS = [
@@ -882,8 +882,10 @@ def test_wake_sleep_needs_to_know_what_to_dream(program):
     [
         (lambda x: pyro.sample("z", dist.Delta(x)), "no density at the points"),
         (lambda x: pyro.factor("f", pyro.sample("z", dist.Normal(x, 1.0)), has_rsample=True), "does not dream"),
-        (lambda x: pyro.sample("z", dist.TransformedDistribution(dist.Normal(x, 1.0), [transforms.ExpTransform()])),
-         "site 'z': its support"),
+        (
+            lambda x: pyro.sample("z", dist.TransformedDistribution(dist.Normal(x, 1.0), [transforms.ExpTransform()])),
+            "site 'z': its support",
+        ),
     ],
 )
 def test_wake_sleep_refuses_guides_without_a_density_of_the_dream(guide, message):

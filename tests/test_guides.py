@@ -15,7 +15,7 @@ from torch import nn
 
 from pyro_vae import guides, priors
 from pyro_vae.linear_gaussian import LinearGaussian
-from pyro_vae.training import warm_cosine
+from pyro_vae.training.loop import warm_cosine
 
 SHAPE = (1, 2, 2)
 

@@ -13,12 +13,12 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from pyro_vae import guides, likelihoods, networks, priors
-from pyro_vae.data import load
+from pyro_vae.data.sets import load
+from pyro_vae.distributions.transforms import Planar, Pushforward
 from pyro_vae.estimators import ImportanceWeighted, ScoreFunction, StickingTheLanding
-from pyro_vae.flows import Planar, Pushforward
 from pyro_vae.handlers import FreeBits, KLWeight, KLWeighted, LinearWarmUp, Unreparameterized, frozen
 from pyro_vae.linear_gaussian import LinearGaussian, LinearPosterior, exact_guide
-from pyro_vae.training import evaluate, fit, fixed_x
+from pyro_vae.training.loop import evaluate, fit, fixed_x
 from pyro_vae.vae import VAE
 
 B, P, D = 6, 5, 3

@@ -17,16 +17,22 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from torch import nn
 
-from pyro_vae import data as D
 from pyro_vae import likelihoods as L
 from pyro_vae import load_vae
-from pyro_vae.checkpoint import CheckpointError, decode, encode
-from pyro_vae.parts import PARAMETERS
+from pyro_vae.config import PARAMETERS
+from pyro_vae.data import sets as D
+from pyro_vae.files import CheckpointError
+from pyro_vae.training.checkpoint import decode, encode
 
 FIXTURE = Path(__file__).parent / "fixtures/format1"
 CHECKPOINT = encode({"step": 3, "loc": torch.arange(5.0), "rows": [{"bound": -1.0}]})
-QUICK = settings(max_examples=60, deadline=None, derandomize=True, database=None,
-                 suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 FAMILIES = {
     "bernoulli": L.Bernoulli(nn.Identity()),
     "intensity": L.Bernoulli(nn.Identity(), L.intensity),
@@ -130,9 +136,13 @@ def test_any_file_of_a_folder_is_images_or_an_error(tmp_path, content):
 def test_any_array_is_these_images_or_an_error(tmp_path, array):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for made, refused in ((lambda: D.Split(array), ValueError), (
-            lambda: D.load(own_images(tmp_path, train=npy(array), valid=npy(array), test=npy(array))).train, D.DataError
-        )):
+        for made, refused in (
+            (lambda: D.Split(array), ValueError),
+            (
+                lambda: D.load(own_images(tmp_path, train=npy(array), valid=npy(array), test=npy(array))).train,
+                D.DataError,
+            ),
+        ):
             try:
                 split = made()
                 assert array.dtype == np.uint8 and np.array_equal(split.images.flatten(), array.flatten())
@@ -143,9 +153,10 @@ def test_any_array_is_these_images_or_an_error(tmp_path, array):
 @QUICK
 @given(ARRAYS | numpy_strategies.arrays(numpy_strategies.scalar_dtypes(), 4))
 def test_any_labels_are_these_classes_or_an_error(tmp_path, array):
-    for made, refused in ((lambda: D.Split(OWN, array), ValueError), (
-        lambda: D.load(own_images(tmp_path, train_labels=npy(array))).train, D.DataError
-    )):
+    for made, refused in (
+        (lambda: D.Split(OWN, array), ValueError),
+        (lambda: D.load(own_images(tmp_path, train_labels=npy(array))).train, D.DataError),
+    ):
         try:
             labels = made().labels
             assert labels.dtype == torch.int64 and labels.min() >= 0 and labels.tolist() == array.tolist()
@@ -197,8 +208,10 @@ def folder(tmp_path):
     return tmp_path / "run"
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+)
 
 
 def models(folder, content):
@@ -224,11 +237,46 @@ def test_any_metrics_that_are_none_are_refused(folder, content):
 @given(st.data())
 def test_any_value_of_any_setting_loads_the_same_model_or_none(folder, data):
     metrics = json.loads((FIXTURE / "metrics.json").read_text())
-    name = data.draw(st.sampled_from(["lik", "bins", "scale", "prior", "guide", "components", "rank", "flow_depth",
-                                      "flow_width", "net", "latent", "hidden", "channels", "activation",
-                                      "binarize", "format", "shape"]))
-    value = data.draw(JSON | st.sampled_from([10**9, [10**9], [1] * 1000, 2**16, [2**16, 2**16], "vamp", "planar",
-                                              "spline", "inverse-autoregressive", [1, 10**4, 10**4]]))
+    name = data.draw(
+        st.sampled_from(
+            [
+                "lik",
+                "bins",
+                "scale",
+                "prior",
+                "guide",
+                "components",
+                "rank",
+                "flow_depth",
+                "flow_width",
+                "net",
+                "latent",
+                "hidden",
+                "channels",
+                "activation",
+                "binarize",
+                "format",
+                "shape",
+            ]
+        )
+    )
+    value = data.draw(
+        JSON
+        | st.sampled_from(
+            [
+                10**9,
+                [10**9],
+                [1] * 1000,
+                2**16,
+                [2**16, 2**16],
+                "vamp",
+                "planar",
+                "spline",
+                "inverse-autoregressive",
+                [1, 10**4, 10**4],
+            ]
+        )
+    )
     part = {"format": metrics, "shape": metrics["dataset"]}.get(name, metrics["settings"])
     part[name] = value
     vae = models(folder, json.dumps(metrics).encode())
@@ -250,8 +298,10 @@ def test_any_logits_and_pixels_give_finite_numbers(family):
     maps = likelihood.parameters_per_pixel
 
     @settings(QUICK, max_examples=100)
-    @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=4 * maps, max_size=4 * maps),
-           st.binary(min_size=4, max_size=4))
+    @given(
+        st.lists(st.floats(-1e4, 1e4, width=32), min_size=4 * maps, max_size=4 * maps),
+        st.binary(min_size=4, max_size=4),
+    )
     def check(logits, pixels):
         z = torch.tensor(logits).reshape(maps, 2, 2).requires_grad_()
         x = likelihood.observe(torch.tensor(list(pixels), dtype=torch.uint8).reshape(1, 1, 2, 2))

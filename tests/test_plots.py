@@ -33,9 +33,20 @@ def test_latent_plane_shows_every_code_and_a_legend_of_all_labels():
     assert len(np.unique(colours, axis=0)) == 10
 
 
-@pytest.mark.parametrize("labels", [
-    range(1, 27), range(47), [-1, 0, 1], [3, 500, 10**6], range(9, 20), [0, 9], range(100), range(300),
-], ids=lambda labels: f"{len(labels)} labels from {labels[0]}")
+@pytest.mark.parametrize(
+    "labels",
+    [
+        range(1, 27),
+        range(47),
+        [-1, 0, 1],
+        [3, 500, 10**6],
+        range(9, 20),
+        [0, 9],
+        range(100),
+        range(300),
+    ],
+    ids=lambda labels: f"{len(labels)} labels from {labels[0]}",
+)
 @pytest.mark.parametrize("dims", [1, 2])
 def test_any_labels_have_a_colour_each_and_are_explained(labels, dims):
     labels = torch.tensor(list(labels))
@@ -129,8 +140,14 @@ def test_reconstructions_stand_under_their_originals():
 
 def test_learning_curves_have_both_splits_units_and_the_values_of_the_history():
     rows = [
-        {"epoch": epoch, **{f"{split}_{name}": epoch * scale for split in ("train", "valid")
-                            for name, scale in (("bound", -1.0), ("rate", 2.0), ("distortion", 3.0))}}
+        {
+            "epoch": epoch,
+            **{
+                f"{split}_{name}": epoch * scale
+                for split in ("train", "valid")
+                for name, scale in (("bound", -1.0), ("rate", 2.0), ("distortion", 3.0))
+            },
+        }
         for epoch in (1, 2, 3)
     ]
     figure = plots.learning_curves(rows)

@@ -7,10 +7,10 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 
-from pyro_vae.evidence import AnnealedEvidence, Sandwich, from_log_weights
+from pyro_vae.comparison.compare import compare_estimators
+from pyro_vae.evidence.estimates import AnnealedEvidence, Sandwich, from_log_weights
 from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.printing import SPELLED, printable, spell_out
-from pyro_vae.variance import compare_estimators
 
 
 @pytest.fixture

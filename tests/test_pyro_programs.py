@@ -17,10 +17,10 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO, autoguide
 from torch.distributions import biject_to, constraints, kl_divergence
 
+from pyro_vae.comparison.compare import compare_estimators
 from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted, ScoreFunction, StickingTheLanding
 from pyro_vae.handlers import FreeBits
-from pyro_vae.training import check_program
-from pyro_vae.variance import compare_estimators
+from pyro_vae.training.loop import check_program
 
 # Of K particles each; of all of them the mean loss is minus the ELBO.
 KINDS = {
@@ -135,9 +135,7 @@ def weighted_rows():
 
     exact = (weights * dist.Normal(0.0, (1 + theta.item() ** 2) ** 0.5).log_prob(X)).sum().item()
     refused = {"FreeBits": "scaled or masked"}
-    return case._replace(
-        model=scaled(case.model), guide=scaled(case.guide), elbo=elbo, log_px=exact, refused=refused
-    )
+    return case._replace(model=scaled(case.model), guide=scaled(case.guide), elbo=elbo, log_px=exact, refused=refused)
 
 
 def masked_rows():
@@ -157,8 +155,13 @@ def masked_rows():
         kl = kl_divergence(q, dist.Normal(torch.zeros(4), 1.0))
         return torch.where(has, expected - kl, dist.Normal(0.0, 1.0).log_prob(X)).sum()
 
-    exact = torch.where(has, dist.Normal(0.0, (1 + theta.item() ** 2) ** 0.5).log_prob(X),
-                        dist.Normal(0.0, 1.0).log_prob(X)).sum().item()
+    exact = (
+        torch.where(
+            has, dist.Normal(0.0, (1 + theta.item() ** 2) ** 0.5).log_prob(X), dist.Normal(0.0, 1.0).log_prob(X)
+        )
+        .sum()
+        .item()
+    )
     guide = poutine.mask(mask=has)(case.guide)
     return case._replace(model=model, guide=guide, elbo=elbo, log_px=exact, refused={"FreeBits": "scaled or masked"})
 
@@ -365,8 +368,12 @@ def points():
 
     refused = dict.fromkeys(["ImportanceWeighted", "DoublyReparameterized"], "single points")
     return case._replace(
-        model=model, guide=guide, parameters=[place, theta], elbo=elbo, log_px=None,
-        refused=refused | {"FreeBits": "is a point"}
+        model=model,
+        guide=guide,
+        parameters=[place, theta],
+        elbo=elbo,
+        log_px=None,
+        refused=refused | {"FreeBits": "is a point"},
     )
 
 
@@ -425,8 +432,23 @@ def not_for_a_plate_of_particles():
 
 
 CASES = [
-    conjugate, unsized, subsampled, weighted_rows, masked_rows, gamma, log_normal_guide, beta_bernoulli, mixture,
-    nuisance, nested, sequential, partly_observed, points, moved_draws, factor_in_guide, not_for_a_plate_of_particles,
+    conjugate,
+    unsized,
+    subsampled,
+    weighted_rows,
+    masked_rows,
+    gamma,
+    log_normal_guide,
+    beta_bernoulli,
+    mixture,
+    nuisance,
+    nested,
+    sequential,
+    partly_observed,
+    points,
+    moved_draws,
+    factor_in_guide,
+    not_for_a_plate_of_particles,
 ]
 
 
@@ -542,8 +564,14 @@ def test_automatic_guides_have_the_mean_loss_and_gradient_of_trace_elbo(kind):
         ImportanceWeighted(2).differentiable_loss(case.model, case.guide, X)
 
 
-@pytest.mark.parametrize("kind", [GUIDES[name] for name in GUIDES if name in (
-    "AutoNormal", "AutoNormalMessenger", "AutoHierarchicalNormalMessenger", "AutoRegressiveMessenger")])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        GUIDES[name]
+        for name in GUIDES
+        if name in ("AutoNormal", "AutoNormalMessenger", "AutoHierarchicalNormalMessenger", "AutoRegressiveMessenger")
+    ],
+)
 def test_automatic_guides_of_rows_on_a_simplex(kind):
     """A cached map onto a simplex has a Jacobian that is not square."""
     case = made_by_pyro(kind, on_a_simplex)

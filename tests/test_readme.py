@@ -30,8 +30,14 @@ def test_python_blocks_run_in_order(tmp_path):
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **nowhere, **folders, "PYTHONPATH": path}
     done = subprocess.run(
-        [sys.executable, "-"], input="\n".join([*blocks, CHECKS]), cwd=tmp_path, env=environment, text=True,
-        capture_output=True, timeout=600, check=False,
+        [sys.executable, "-"],
+        input="\n".join([*blocks, CHECKS]),
+        cwd=tmp_path,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "gradient of the guide" in done.stdout and "log p(x)" in done.stdout
@@ -40,7 +46,8 @@ def test_python_blocks_run_in_order(tmp_path):
 def test_files_and_pictures_it_names_exist():
     for name in re.findall(r"`(?:pyro_vae/)?(\w+\.py)`", README):
         assert (ROOT / "pyro_vae" / name).is_file() or (ROOT / "experiments" / name).is_file(), name
-    for path in (ROOT / "pyro_vae").glob("[!_]*.py"):
-        assert f"`{path.name}`" in README or f"`pyro_vae/{path.name}`" in README, path.name
+    for path in (ROOT / "pyro_vae").glob("[!_]*"):
+        name = f"{path.name}/" if path.is_dir() else path.name
+        assert f"`{name}`" in README or path.suffix == ".typed", path.name
     for path in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / path).is_file(), path

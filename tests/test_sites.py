@@ -25,7 +25,8 @@ NETWORKS = {
     "conv": (networks.ConvEncoder(SHAPE, (4, 4)), networks.ConvDecoder(2, SHAPE, 1, (4, 4))),
     "mlp": (networks.MLPEncoder(SHAPE, (4,)), networks.MLPDecoder(2, SHAPE, 1, (4,))),
     "own": (
-        nn.Sequential(nn.Conv2d(1, 2, 4, 4), nn.Flatten()), nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, SHAPE))
+        nn.Sequential(nn.Conv2d(1, 2, 4, 4), nn.Flatten()),
+        nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, SHAPE)),
     ),
 }
 

@@ -14,7 +14,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_vae import guides, likelihoods, log_evidence, networks, priors
-from pyro_vae.traces import log_weights, paired_traces
+from pyro_vae.tracing.traces import log_weights, paired_traces
 from pyro_vae.vae import VAE
 
 SHAPE = (1, 8, 8)
@@ -177,8 +177,11 @@ class Returns(nn.Module):
         ("posterior", torch.zeros(6, 2), "posterior: wanted a module whose call returns a distribution .* got Tensor"),
         ("likelihood", torch.zeros(6, *SHAPE), "likelihood: wanted a module .* got Tensor"),
         ("posterior", dist.Normal(torch.zeros(6, 1, 2), 1.0).to_event(2), r"1 event .* event shape \(1, 2\)"),
-        ("posterior", torch.distributions.Normal(torch.zeros(6, 2), 1.0),
-         r"got torch.distributions.Normal; write import pyro.distributions as dist, and dist.Normal\(...\)"),
+        (
+            "posterior",
+            torch.distributions.Normal(torch.zeros(6, 2), 1.0),
+            r"got torch.distributions.Normal; write import pyro.distributions as dist, and dist.Normal\(...\)",
+        ),
         ("posterior", dist.Normal(torch.zeros(6, 2), 1.0), r"got batch shape \(6, 2\) and .*\(\); .*\.to_event\(1\)"),
         ("likelihood", dist.Normal(torch.zeros(6, *SHAPE), 1.0), r"got batch shape \(6, 1, 8, 8\) .*\.to_event\(3\)"),
         ("likelihood", dist.Normal(torch.zeros(2, *SHAPE), 1.0).to_event(3), r"got batch .*\(2,\).* networks\.applied"),

@@ -15,10 +15,10 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_vae import VAE, fit, guides, likelihoods, networks, priors
-from pyro_vae.annealing import AnnealingPath, hamiltonian
-from pyro_vae.data import Data, Split, batches
-from pyro_vae.state import seeded
-from pyro_vae.training import History
+from pyro_vae.data.sets import Data, Split, batches
+from pyro_vae.evidence.annealing import AnnealingPath, hamiltonian
+from pyro_vae.random import seeded
+from pyro_vae.training.loop import History
 
 MINIBATCH = 100
 INITIAL_SCALE = 0.01  # of the weights' N(0, 0.01): a standard deviation in the code that the first author published
@@ -141,8 +141,17 @@ def trained(
         epoch, number = divmod(updates, per_epoch)
         after(epoch * n + number * MINIBATCH)
 
-    return fit(vae, data, estimator, epochs=math.ceil(samples / n), batch_size=MINIBATCH, seed=seed,
-               optimizer=optimizer, engine=engine, progress=False)
+    return fit(
+        vae,
+        data,
+        estimator,
+        epochs=math.ceil(samples / n),
+        batch_size=MINIBATCH,
+        seed=seed,
+        optimizer=optimizer,
+        engine=engine,
+        progress=False,
+    )
 
 
 def mcem(vae: VAE, images: Split, step: float) -> Iterator[int]:

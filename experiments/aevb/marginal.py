@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_vae import VAE
-from pyro_vae.evidence import Evidence, from_log_weights
+from pyro_vae.evidence.estimates import Evidence, from_log_weights
 
 HELD = 2**25  # weights that are held at once
 DECODED = 10_000  # draws whose logits are

@@ -115,8 +115,12 @@ def table_2(results: list[Result]) -> list[dict[str, Any]]:
         ends = {max(measured(other, "test")) for other in results if panel_of(other) == panel_of(result)}
         posts = [post for post in POSTS if at(measured(result, "test"), post) is not None]
         for post in sorted({*posts, *(end for end in ends if at(measured(result, "test"), end) is not None)}):
-            row: dict[str, Any] = {"panel": result["settings"]["panel"], "algorithm": result["settings"]["algorithm"],
-                                   "binarize": result["settings"]["binarize"], "log10_samples": post}
+            row: dict[str, Any] = {
+                "panel": result["settings"]["panel"],
+                "algorithm": result["settings"]["algorithm"],
+                "binarize": result["settings"]["binarize"],
+                "log10_samples": post,
+            }
             for split in ("test", "train"):
                 ours, theirs = at(measured(result, split), post), at(paper.get(key_of(result, split), {}), post)
                 row |= {split: ours, f"{split}_paper": theirs, f"{split}_difference": difference(ours, theirs)}
@@ -141,14 +145,21 @@ def table_3(results: list[Result]) -> list[dict[str, Any]]:
     for result in sorted(results, key=lambda result: (result["panel"]["images"], result["settings"]["algorithm"])):
         images, algorithm = result["panel"]["images"], result["settings"]["algorithm"]
         for point in result["points"]:
-            row: dict[str, Any] = {"images": images, "algorithm": algorithm, "binarize": result["settings"]["binarize"],
-                                   "samples": point["samples"]}
+            row: dict[str, Any] = {
+                "images": images,
+                "algorithm": algorithm,
+                "binarize": result["settings"]["binarize"],
+                "samples": point["samples"],
+            }
             for split in ("test", "train"):
                 theirs = paper.get((images, algorithm, split), {})
                 near = [value for place, value in theirs.items() if abs(place / point["samples"] - 1) < 0.01]
                 theirs = near[0] if near else None
-                row |= {split: point[split], f"{split}_paper": theirs,
-                        f"{split}_difference": difference(point[split], theirs)}
+                row |= {
+                    split: point[split],
+                    f"{split}_paper": theirs,
+                    f"{split}_difference": difference(point[split], theirs),
+                }
             rows.append(row)
     return rows
 
@@ -163,24 +174,31 @@ def claims(bounds: list[Result], evidence: list[Result]) -> list[dict[str, Any]]
     for row in table_2(bounds):
         tolerance = TOLERANCE[row["panel"].split("-")[0]]
         if row["algorithm"] == "aevb" and row["test_difference"] is not None and row["log10_samples"] == 7:
-            found.append({
-                "claim": f"{row['panel']}, {row['binarize']}: AEVB's test bound at 10^7 within {tolerance:g} of the "
-                         "paper's",
-                "holds": abs(row["test_difference"]) <= tolerance,
-                "numbers": f"{row['test']:.1f}, paper {row['test_paper']:.1f}: {row['test_difference']:+.1f}",
-            })
+            found.append(
+                {
+                    "claim": f"{row['panel']}, {row['binarize']}: AEVB's test bound at 10^7 within {tolerance:g} "
+                    "of the paper's",
+                    "holds": abs(row["test_difference"]) <= tolerance,
+                    "numbers": f"{row['test']:.1f}, paper {row['test_paper']:.1f}: {row['test_difference']:+.1f}",
+                }
+            )
     for ours, other in pairs(bounds, "aevb", "wake-sleep"):
         curve, against = measured(ours, "test"), measured(other, "test")
         end = min(max(curve), max(against))
-        gaps = {p: at(curve, p) - at(against, p) for p in {*curve, *against}
-                if end - 1 <= p <= end and None not in (at(curve, p), at(against, p))}
+        gaps = {
+            p: at(curve, p) - at(against, p)
+            for p in {*curve, *against}
+            if end - 1 <= p <= end and None not in (at(curve, p), at(against, p))
+        }
         if gaps:
-            found.append({
-                "claim": f"{ours['settings']['panel']}, {ours['settings']['binarize']}: wake-sleep below AEVB at the "
-                         f"same number of samples, 10^{min(gaps):.3g} to 10^{max(gaps):.3g}",
-                "holds": min(gaps.values()) > 0,
-                "numbers": f"AEVB − wake-sleep from {min(gaps.values()):+.1f} to {max(gaps.values()):+.1f}",
-            })
+            found.append(
+                {
+                    "claim": f"{ours['settings']['panel']}, {ours['settings']['binarize']}: wake-sleep below AEVB at "
+                    f"the same number of samples, 10^{min(gaps):.3g} to 10^{max(gaps):.3g}",
+                    "holds": min(gaps.values()) > 0,
+                    "numbers": f"AEVB − wake-sleep from {min(gaps.values()):+.1f} to {max(gaps.values()):+.1f}",
+                }
+            )
     found += superfluous_dimensions(bounds)
     for panel in sorted({panel_of(result) for result in evidence}):
         found += order_of_evidence([result for result in evidence if panel_of(result) == panel])
@@ -196,12 +214,14 @@ def superfluous_dimensions(bounds: list[Result]) -> list[dict[str, Any]]:
         if panel == "mnist-20" and many:
             end = min(max(few), max(many))
             values = [until(curve, end)[1] for curve in (many, few)]
-            found.append({
-                "claim": f"{binarize}: superfluous dimensions do not overfit: mnist-200 no worse than mnist-20 by over "
-                         f"1.5, at 10^{end:.3g}",
-                "holds": values[0] > values[1] - 1.5,
-                "numbers": f"{values[0]:.1f} and {values[1]:.1f}",
-            })
+            found.append(
+                {
+                    "claim": f"{binarize}: superfluous dimensions do not overfit: mnist-200 no worse than mnist-20 by "
+                    f"over 1.5, at 10^{end:.3g}",
+                    "holds": values[0] > values[1] - 1.5,
+                    "numbers": f"{values[0]:.1f} and {values[1]:.1f}",
+                }
+            )
     return found
 
 
@@ -214,22 +234,36 @@ def order_of_evidence(results: list[Result]) -> list[dict[str, Any]]:
     found = []
     for name, check in ((name, point["check"]) for name, point in last.items() if "check" in point):
         annealed = check["annealed"]["log_px"]
-        found.append({"claim": f"{panel}, {NAMES[name]}: annealing finds the same log p(x) (1 nat)",
-                      "numbers": f"{annealed:.2f} and {check['marginal']:.2f} ({check['annealed']['images']} images)",
-                      "holds": abs(annealed - check["marginal"]) < 1})
+        found.append(
+            {
+                "claim": f"{panel}, {NAMES[name]}: annealing finds the same log p(x) (1 nat)",
+                "numbers": f"{annealed:.2f} and {check['marginal']:.2f} ({check['annealed']['images']} images)",
+                "holds": abs(annealed - check["marginal"]) < 1,
+            }
+        )
     for split in ("test", "train"):
         ends = {result["settings"]["algorithm"]: until(measured(result, split), end) for result in results}
         values = {name: value for name, (_, value) in ends.items()}
         numbers = ", ".join(f"{NAMES[name]} {value:.1f} (10^{place:.3g})" for name, (place, value) in ends.items())
         if {"aevb", "wake-sleep"} <= set(values):
-            found.append({"claim": f"{panel}, {split}: AEVB above wake-sleep", "numbers": numbers,
-                          "holds": values["aevb"] > values["wake-sleep"]})
+            found.append(
+                {
+                    "claim": f"{panel}, {split}: AEVB above wake-sleep",
+                    "numbers": numbers,
+                    "holds": values["aevb"] > values["wake-sleep"],
+                }
+            )
         if {"aevb", "wake-sleep", "mcem"} <= set(values):
             small = images <= 1000
             claim = "Monte Carlo EM close to AEVB (5 nats)" if small else "Monte Carlo EM far behind (10 nats)"
             behind = values["aevb"] - values["mcem"]
-            found.append({"claim": f"{panel}, {split}: {claim}", "numbers": numbers,
-                          "holds": abs(behind) < 5 if small else behind > 10})
+            found.append(
+                {
+                    "claim": f"{panel}, {split}: {claim}",
+                    "numbers": numbers,
+                    "holds": abs(behind) < 5 if small else behind > 10,
+                }
+            )
     return found
 
 
@@ -262,8 +296,10 @@ def in_words(tables: dict[str, Any], results: dict[str, Result]) -> str:
     lines += ["", "runs: samples, step of Adagrad, seconds"]
     for name, result in sorted(results.items(), key=lambda item: order_of(item[1])):
         run = result["settings"]
-        lines.append(f"{name:<28} {run['samples']:>10.1e} {result['step']:>6g} {result['seconds']:>6.0f}   "
-                     f"{run['estimator']}, seed {run['seed']}")
+        lines.append(
+            f"{name:<28} {run['samples']:>10.1e} {result['step']:>6g} {result['seconds']:>6.0f}   "
+            f"{run['estimator']}, seed {run['seed']}"
+        )
     return "\n".join(lines)
 
 
@@ -284,10 +320,21 @@ def figure_2(results: list[Result]) -> Figure | None:
         last = max(p["samples"] for r in shown for p in r["points"])
         for algorithm in ("aevb", "wake-sleep"):
             for split, face in (("test", COLOUR[algorithm]), ("train", "none")):
-                points = {x: y for x, y in paper.get((dataset, latent, algorithm, split), {}).items()
-                          if x <= math.log10(last) + 0.01}
-                axes.plot([10**x for x in points], list(points.values()), "o", markersize=3, color=COLOUR[algorithm],
-                          markerfacecolor=face, markeredgewidth=0.7, linewidth=0)
+                points = {
+                    x: y
+                    for x, y in paper.get((dataset, latent, algorithm, split), {}).items()
+                    if x <= math.log10(last) + 0.01
+                }
+                axes.plot(
+                    [10**x for x in points],
+                    list(points.values()),
+                    "o",
+                    markersize=3,
+                    color=COLOUR[algorithm],
+                    markerfacecolor=face,
+                    markeredgewidth=0.7,
+                    linewidth=0,
+                )
         axes.set(xscale="log", title=f"{TITLES[dataset]}, $N_z$ = {latent}", ylim=limits(shown, paper, dataset, latent))
         axes.set_xlabel("training samples seen")
         axes.grid(alpha=0.3)
@@ -322,8 +369,15 @@ def figure_3(results: list[Result]) -> Figure | None:
         for algorithm, colour in COLOUR.items():
             for split, face in (("test", colour), ("train", "none")):
                 points = {x: y for x, y in paper.get((images, algorithm, split), {}).items() if x <= 1.01 * last}
-                axes.plot(list(points), list(points.values()), "o", markersize=4, color=colour, markerfacecolor=face,
-                          linewidth=0)
+                axes.plot(
+                    list(points),
+                    list(points.values()),
+                    "o",
+                    markersize=4,
+                    color=colour,
+                    markerfacecolor=face,
+                    linewidth=0,
+                )
         axes.set(xscale="log", xlabel="training samples seen", title=f"N = {images}, $N_z$ = 3, 100 hidden units")
         ends = [result["points"][-1][split] for result in shown for split in ("test", "train")]
         axes.set_ylim(bottom=max(axes.get_ylim()[0], min(ends) - BELOW))
@@ -365,11 +419,16 @@ def figures_4_and_5(results: dict[str, Result], out: Path) -> dict[str, Figure |
         if aevb and result["settings"]["binarize"] != "intensity" and (out / f"{name}.pt").exists():
             of = programs.setdefault(result["panel"]["dataset"], {})
             of[result["panel"]["latent"]] = load_program(result, out, name)
-    planes = {TITLES[dataset]: analysis.manifold(of[2], SIDE) for dataset, of in sorted(programs.items(), reverse=True)
-              if 2 in of}
+    planes = {
+        TITLES[dataset]: analysis.manifold(of[2], SIDE)
+        for dataset, of in sorted(programs.items(), reverse=True)
+        if 2 in of
+    }
     draws = {
         f"{TITLES[dataset]}, $N_z$ = {latent}": analysis.sample_prior(of[latent], COLUMNS**2)
-        for dataset, of in sorted(programs.items(), reverse=True) for latent in (2, 5, 10, 20) if latent in of
+        for dataset, of in sorted(programs.items(), reverse=True)
+        for latent in (2, 5, 10, 20)
+        if latent in of
     }
     return {
         "figure4": pictures(planes, gap=0),
@@ -380,8 +439,14 @@ def figures_4_and_5(results: dict[str, Result], out: Path) -> dict[str, Figure |
 def load_program(result: Result, out: Path, name: str) -> VAE:
     state = torch.load(out / f"{name}.pt", weights_only=True)
     panel, run = result["panel"], result["settings"]
-    vae = algorithms.program(tuple(result["shape"]), panel["latent"], panel["hidden"], panel["dataset"] == "frey",
-                             BINARIZE[run["binarize"]], run["seed"])
+    vae = algorithms.program(
+        tuple(result["shape"]),
+        panel["latent"],
+        panel["hidden"],
+        panel["dataset"] == "frey",
+        BINARIZE[run["binarize"]],
+        run["seed"],
+    )
     vae.load_state_dict(state)
     return vae
 

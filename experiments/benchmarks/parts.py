@@ -11,9 +11,9 @@ from pyro.infer import Trace_ELBO
 
 from benchmarks.speed import ratio
 from benchmarks.ways import adam, timed, with_fast_matmul
-from pyro_vae.data import Data
-from pyro_vae.engines import Compiled, Eager
-from pyro_vae.parts import PartSettings, build_vae
+from pyro_vae.config import PartSettings, build_vae
+from pyro_vae.data.sets import Data
+from pyro_vae.training.engines import Compiled, Eager
 
 PARTS = {  # in the words of run.py; the first is what the others are compared with
     "standard normal, mean-field": {},
@@ -41,13 +41,20 @@ def cost(images: Data, kind: type, rounds: int, steps: int = 5, batch: int = 256
         for name, run in ways.items():
             second = run(pixels) / steps
             seconds[name] += [second] if number > 0 else []
-    return {"engine": kind.__name__.lower(), "seconds": seconds,
-            "ratios": {name: ratio(seconds, name, next(iter(PARTS))) for name in PARTS}}
+    return {
+        "engine": kind.__name__.lower(),
+        "seconds": seconds,
+        "ratios": {name: ratio(seconds, name, next(iter(PARTS))) for name in PARTS},
+    }
 
 
 def table(cases: list[dict[str, Any]]) -> str:
-    return "\n".join(f"{case['engine']:<9} {name:<28} {1e3 * statistics.median(case['seconds'][name]):7.1f} ms a step, "
-                     f"{case['ratios'][name]:.2f} ×" for case in cases for name in PARTS)
+    return "\n".join(
+        f"{case['engine']:<9} {name:<28} {1e3 * statistics.median(case['seconds'][name]):7.1f} ms a step, "
+        f"{case['ratios'][name]:.2f} ×"
+        for case in cases
+        for name in PARTS
+    )
 
 
 def figure(cases: list[dict[str, Any]]) -> Figure:

@@ -8,13 +8,18 @@ from pathlib import Path
 
 import torch
 
-from pyro_vae.data import Data, Split
+from pyro_vae.data.sets import Data, Split
 
 
 def measured_by(words: list[str], environment: dict[str, str]) -> float:
     """The number that ``python -m`` with these words prints, under these variables beside those of this process."""
-    done = subprocess.run([sys.executable, "-m", *words], check=True, stdout=subprocess.PIPE,
-                          cwd=Path(__file__).parents[1], env=os.environ | environment)
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        check=True,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+        env=os.environ | environment,
+    )
     return json.loads(done.stdout)
 
 

@@ -15,8 +15,8 @@ from results import METRICS
 from run import HISTORY
 from run import __file__ as RUN
 
-from pyro_vae.data import Data
-from pyro_vae.parts import read_metrics
+from pyro_vae.config import read_metrics
+from pyro_vae.data.sets import Data
 from pyro_vae.plots import COLOURS, DPI, GREY
 
 TARGET = -86.76  # nats: a VAE after 3,280 epochs, dynamically binarised MNIST (Burda et al. 2015, table 1)
@@ -35,19 +35,40 @@ def trained(seed: int, particles: int, out: Path, words: list[str]) -> dict[str,
     """
     if particles < 1:
         raise ValueError(f"--evidence: wanted at least 1 particle, got {particles}")
-    command = [sys.executable, RUN, "--recipe", "fast", "--seed", str(seed), "--evidence", str(particles),
-               "--quiet", "--resume", "--out", str(out), *words]
+    command = [
+        sys.executable,
+        RUN,
+        "--recipe",
+        "fast",
+        "--seed",
+        str(seed),
+        "--evidence",
+        str(particles),
+        "--quiet",
+        "--resume",
+        "--out",
+        str(out),
+        *words,
+    ]
     with tempfile.TemporaryDirectory() as cache:
         subprocess.run(command, check=True, env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache})
     metrics = read_metrics(out / METRICS)
     found = metrics["evidence"]["num_particles"]
     if found != particles:
-        raise ValueError(f"{out} holds a run whose log p(x) is by {found} particles, wanted {particles}; give "
-                         "another --out")
+        raise ValueError(
+            f"{out} holds a run whose log p(x) is by {found} particles, wanted {particles}; give another --out"
+        )
     with (out / HISTORY).open() as file:
         history = [{name: float(row[name]) for name in ("seconds", "valid_bound")} for row in csv.DictReader(file)]
-    return {"seed": seed, "seconds": metrics["seconds"]["training"], "settings": metrics["settings"],
-            "dataset": metrics["dataset"], "test": metrics["test"], "evidence": metrics["evidence"], "history": history}
+    return {
+        "seed": seed,
+        "seconds": metrics["seconds"]["training"],
+        "settings": metrics["settings"],
+        "dataset": metrics["dataset"],
+        "test": metrics["test"],
+        "evidence": metrics["evidence"],
+        "history": history,
+    }
 
 
 def table(runs: list[dict[str, Any]]) -> str:
@@ -57,11 +78,18 @@ def table(runs: list[dict[str, Any]]) -> str:
         share = evidence["share_pareto_k_above_0.7"]
         verdict = "reached" if evidence["log_px"] >= TARGET else f"missed by {TARGET - evidence['log_px']:.2f}"
         value = f"{evidence['log_px']:.2f} ± {evidence['standard_error']:.2f}"
-        lines.append(f"{run['seed']:<6} {run['seconds']:>20.0f} {value:>20} "
-                     f"{'' if share is None else format(share, '.1%'):>9}   {verdict}")
+        lines.append(
+            f"{run['seed']:<6} {run['seconds']:>20.0f} {value:>20} "
+            f"{'' if share is None else format(share, '.1%'):>9}   {verdict}"
+        )
     first = runs[0]["evidence"]
-    return "\n".join([*lines, f"log p(x): at least, by importance sampling, {first['num_particles']} particles, "
-                              f"{first['images']} test images"])
+    return "\n".join(
+        [
+            *lines,
+            f"log p(x): at least, by importance sampling, {first['num_particles']} particles, "
+            f"{first['images']} test images",
+        ]
+    )
 
 
 def figure(runs: list[dict[str, Any]]) -> Figure:
@@ -73,8 +101,12 @@ def figure(runs: list[dict[str, Any]]) -> Figure:
         axes.plot(run["seconds"], run["evidence"]["log_px"], "*", ms=11, color=colour)
     axes.plot([], [], "k*", label="log p(x) of the test images")
     axes.axhline(TARGET, color=GREY, linestyle="--", label=f"published after 3,280 epochs: {TARGET}")
-    axes.set(xlabel="seconds of training, compiling included", ylabel="nats per image", xlim=(0, None),
-             ylim=(TARGET - 25, TARGET + 4))
+    axes.set(
+        xlabel="seconds of training, compiling included",
+        ylabel="nats per image",
+        xlim=(0, None),
+        ylim=(TARGET - 25, TARGET + 4),
+    )
     axes.legend(fontsize="small", loc="lower right")
     axes.grid(alpha=0.3)
     return drawn

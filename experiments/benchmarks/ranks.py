@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.processes import measured_by, random_images
 from benchmarks.ways import build
-from pyro_vae import distributed, fit
-from pyro_vae.data import Data
+from pyro_vae import fit
+from pyro_vae.data.sets import Data
+from pyro_vae.training import ranks
 
 EPOCHS = 4  # of which the first, that compiles, does not count
 
@@ -25,29 +26,48 @@ def measure(images: Data, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def compare(net: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     rounds = [{ranks: rate(ranks, net, batch, args.images) for ranks in ("1", "2")} for _ in range(args.rounds)]
-    return {"net": net, "batch": batch, "images_per_second": rounds,
-            "ratio": statistics.median(row["2"] / row["1"] for row in rounds)}
+    return {
+        "net": net,
+        "batch": batch,
+        "images_per_second": rounds,
+        "ratio": statistics.median(row["2"] / row["1"] for row in rounds),
+    }
 
 
 def rate(ranks: str, net: str, batch: int, images: int) -> float:
     threads = max(1, torch.get_num_threads() // int(ranks))
-    words = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "benchmarks.ranks", net,
-             str(batch), str(images)]
+    words = [
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        "-m",
+        "benchmarks.ranks",
+        net,
+        str(batch),
+        str(images),
+    ]
     return measured_by(words, {"OMP_NUM_THREADS": str(threads)})
 
 
 def trained(net: str, batch: int, images: int) -> float:
     """Images a second of this training, that of all ranks together."""
-    rows = fit(build(net), random_images(images), epochs=EPOCHS, batch_size=batch, engine="compiled",
-               progress=False).rows
+    rows = fit(
+        build(net), random_images(images), epochs=EPOCHS, batch_size=batch, engine="compiled", progress=False
+    ).rows
     return (EPOCHS - 1) * images / (rows[-1]["seconds"] - rows[0]["seconds"])
 
 
 def table(cases: list[dict[str, Any]]) -> str:
-    return "\n".join(f"{case['net']}, batch {case['batch']}: " + ", ".join(
-        f"{ranks} {'ranks' if ranks > '1' else 'rank'} "
-        f"{statistics.median(row[ranks] for row in case['images_per_second']):,.0f} images/s" for ranks in ("1", "2"))
-        + f", ratio {case['ratio']:.2f}" for case in cases)
+    return "\n".join(
+        f"{case['net']}, batch {case['batch']}: "
+        + ", ".join(
+            f"{ranks} {'ranks' if ranks > '1' else 'rank'} "
+            f"{statistics.median(row[ranks] for row in case['images_per_second']):,.0f} images/s"
+            for ranks in ("1", "2")
+        )
+        + f", ratio {case['ratio']:.2f}"
+        for case in cases
+    )
 
 
 def figure(cases: list[dict[str, Any]]) -> Figure:
@@ -61,7 +81,7 @@ def figure(cases: list[dict[str, Any]]) -> Figure:
 
 
 if __name__ == "__main__":
-    with distributed.processes():
+    with ranks.processes():
         found = trained(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
-        if distributed.rank() == 0:
+        if ranks.rank() == 0:
             print(json.dumps(found))

@@ -10,13 +10,17 @@ from matplotlib.ticker import StrMethodFormatter
 from pyro.infer import Trace_ELBO
 
 from benchmarks.ways import LATENT, adam, build, timed, with_fast_matmul
-from pyro_vae.data import Data
-from pyro_vae.engines import Eager
+from pyro_vae.data.sets import Data
 from pyro_vae.plots import COLOURS, DPI
+from pyro_vae.training.engines import Eager
 
 SIZES = {"images": (32, 128, 512, 2048), "particles": (1, 4, 16, 64), "latent": (2, 8, 32, 128), "side": (14, 28, 56)}
-LABELS = {"images": "images in a batch", "particles": "particles", "latent": "dimensions of z",
-          "side": "pixels a side of the images"}
+LABELS = {
+    "images": "images in a batch",
+    "particles": "particles",
+    "latent": "dimensions of z",
+    "side": "pixels a side of the images",
+}
 
 
 def measure(images: Data, args: argparse.Namespace) -> dict[str, dict[int, float]]:
@@ -34,13 +38,16 @@ def step_seconds(rounds: int, images: int = 128, particles: int = 1, latent: int
 
 
 def table(costs: dict[str, dict[int, float]]) -> str:
-    return "\n".join(f"{what:<10}" + "".join(f"{size:>8}: {1e3 * s:7.1f} ms" for size, s in row.items())
-                     for what, row in costs.items())
+    return "\n".join(
+        f"{what:<10}" + "".join(f"{size:>8}: {1e3 * s:7.1f} ms" for size, s in row.items())
+        for what, row in costs.items()
+    )
 
 
 def figure(costs: dict[str, dict[int, float]]) -> Figure:
-    drawn, axes = plt.subplots(1, len(costs), figsize=(1.0 + 2.0 * len(costs), 2.4), sharey=True, dpi=DPI,
-                               layout="constrained")
+    drawn, axes = plt.subplots(
+        1, len(costs), figsize=(1.0 + 2.0 * len(costs), 2.4), sharey=True, dpi=DPI, layout="constrained"
+    )
     for axis, (what, row) in zip(axes, costs.items()):
         axis.loglog(list(row), [1e3 * seconds for seconds in row.values()], "o-", color=COLOURS[0])
         axis.set_xticks(list(row), [f"{size:,}" for size in row])

@@ -13,16 +13,19 @@ from tqdm import tqdm
 
 from benchmarks.ways import WAYS, ByHand, build
 from pyro_vae import evaluate
-from pyro_vae.data import Data
-from pyro_vae.engines import fast_matmul
+from pyro_vae.data.sets import Data
 from pyro_vae.plots import COLOURS, DPI, GREY
-from pyro_vae.training import fixed_x
+from pyro_vae.training.engines import fast_matmul
+from pyro_vae.training.loop import fixed_x
 
 
 def measure(images: Data, args: argparse.Namespace) -> dict[str, Any]:
-    return {"peak": peak(), "threads": torch.get_num_threads(),
-            "steps": [compare(images, net, batch, args) for net in args.nets for batch in args.batches],
-            "evaluation": [evaluation(images, net, args.rounds) for net in args.nets]}
+    return {
+        "peak": peak(),
+        "threads": torch.get_num_threads(),
+        "steps": [compare(images, net, batch, args) for net in args.nets for batch in args.batches],
+        "evaluation": [evaluation(images, net, args.rounds) for net in args.nets],
+    }
 
 
 def compare(images: Data, net: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -46,8 +49,13 @@ def compare(images: Data, net: str, batch: int, args: argparse.Namespace) -> dic
             bar.update()
     bar.close()
     flops = flops_per_image(net)
-    return {"net": net, "batch": batch, "flops_per_image": flops, "images_per_second": rates,
-            "medians": {name: statistics.median(values) for name, values in rates.items()}}
+    return {
+        "net": net,
+        "batch": batch,
+        "flops_per_image": flops,
+        "images_per_second": rates,
+        "medians": {name: statistics.median(values) for name, values in rates.items()},
+    }
 
 
 def ratio(rates: dict[str, list[float]], one: str, other: str) -> float:
@@ -96,9 +104,11 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"{case['net']}, batch {case['batch']}, {case['flops_per_image'] / 1e6:.1f} Mflop an image")
         for name, median in case["medians"].items():
             top = found["peak"]["bfloat16" if "bfloat16" in name else "float32"]
-            others = [f"{ratio(case['images_per_second'], name, other):5.2f} × {other}"
-                      for other in ("svi", "torch eager", "torch whole step", "numpyro")
-                      if other in case["medians"] and other != name and not name.startswith("torch")]
+            others = [
+                f"{ratio(case['images_per_second'], name, other):5.2f} × {other}"
+                for other in ("svi", "torch eager", "torch whole step", "numpyro")
+                if other in case["medians"] and other != name and not name.startswith("torch")
+            ]
             share = f"{100 * median * case['flops_per_image'] / top:3.0f} % of peak"
             lines.append(f"  {name:<18} {median:9,.0f} images/s  {share}  {'  '.join(others)}")
     lines += [f"evaluate, {case['net']}: {case['median']:,.0f} images/s" for case in found["evaluation"]]
@@ -107,8 +117,9 @@ def table(found: dict[str, Any]) -> str:
 
 def figure(found: dict[str, Any]) -> Figure:
     cases = found["steps"]
-    drawn, axes = plt.subplots(1, len(cases), figsize=(1.2 + 2.4 * len(cases), 3), sharey=True, squeeze=False,
-                               dpi=DPI, layout="constrained")
+    drawn, axes = plt.subplots(
+        1, len(cases), figsize=(1.2 + 2.4 * len(cases), 3), sharey=True, squeeze=False, dpi=DPI, layout="constrained"
+    )
     for axis, case in zip(axes[0], cases):
         for name, median in case["medians"].items():
             rates = case["images_per_second"][name]

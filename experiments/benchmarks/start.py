@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from benchmarks.processes import measured_by, random_images
 from benchmarks.ways import build
 from pyro_vae import fit
-from pyro_vae.data import Data
+from pyro_vae.data.sets import Data
 from pyro_vae.plots import COLOURS
 
 STATES = ("cold", "warm")
@@ -22,8 +22,11 @@ STATES = ("cold", "warm")
 
 def measure(images: Data, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds of a training of two steps, compiled, in a process of its own: without any compiled code, then again."""
-    return [{"net": net, "batch": batch, "rounds": [cold_and_warm(net, batch) for _ in range(args.rounds)]}
-            for net in args.nets for batch in args.batches]
+    return [
+        {"net": net, "batch": batch, "rounds": [cold_and_warm(net, batch) for _ in range(args.rounds)]}
+        for net in args.nets
+        for batch in args.batches
+    ]
 
 
 def cold_and_warm(net: str, batch: int) -> dict[str, float]:
@@ -41,9 +44,15 @@ def first_steps(net: str, batch: int) -> float:
 
 
 def table(cases: list[dict[str, Any]]) -> str:
-    return "\n".join(f"{case['net']}, batch {case['batch']}: " + ", ".join(
-        f"{state} {min(row[state] for row in case['rounds']):.1f} to {max(row[state] for row in case['rounds']):.1f} s"
-        for state in STATES) for case in cases)
+    return "\n".join(
+        f"{case['net']}, batch {case['batch']}: "
+        + ", ".join(
+            f"{state} {min(row[state] for row in case['rounds']):.1f} to "
+            f"{max(row[state] for row in case['rounds']):.1f} s"
+            for state in STATES
+        )
+        for case in cases
+    )
 
 
 def figure(cases: list[dict[str, Any]]) -> Figure:
@@ -51,8 +60,13 @@ def figure(cases: list[dict[str, Any]]) -> Figure:
     names = [f"{case['net']}, batch {case['batch']}" for case in cases]
     for colour, state in zip(cycle(COLOURS), STATES):
         for name, case in zip(names, cases):
-            axes.plot([row[state] for row in case["rounds"]], [name] * len(case["rounds"]), "o", color=colour,
-                      label=state if name == names[0] else None)
+            axes.plot(
+                [row[state] for row in case["rounds"]],
+                [name] * len(case["rounds"]),
+                "o",
+                color=colour,
+                label=state if name == names[0] else None,
+            )
     axes.set(xlabel="seconds to the first compiled step", xlim=(0, None))
     axes.legend(title="torch's cache")
     return drawn

@@ -13,11 +13,11 @@ from torch.func import functional_call, grad_and_value
 from torch.nn import functional as F
 
 from pyro_vae import VAE, fit, guides, likelihoods, networks, priors
-from pyro_vae.convolutions import Conv2d, ConvTranspose2d
-from pyro_vae.data import Data, Split
-from pyro_vae.engines import Compiled, Eager, fast_matmul
+from pyro_vae.compiling.convolutions import Conv2d, ConvTranspose2d
+from pyro_vae.config import PartSettings, build_vae
+from pyro_vae.data.sets import Data, Split
 from pyro_vae.networks import lowered_precision
-from pyro_vae.parts import PartSettings, build_vae
+from pyro_vae.training.engines import Compiled, Eager, fast_matmul
 
 LATENT, LR = 20, 1e-3
 Round = Callable[[Tensor], float]  # from batches (steps, B, C, H, W) of pixels to the seconds that they took
@@ -29,10 +29,14 @@ def build(net: str, shape: tuple[int, int, int] = (1, 28, 28), latent: int = LAT
     if net == "default":
         return build_vae(PartSettings(), torch.zeros(1, *shape, dtype=torch.uint8))
     encoder, decoder = {
-        "mlp": (networks.MLPEncoder, networks.MLPDecoder), "conv": (networks.ConvEncoder, networks.ConvDecoder)
+        "mlp": (networks.MLPEncoder, networks.MLPDecoder),
+        "conv": (networks.ConvEncoder, networks.ConvDecoder),
     }[net]
-    return VAE(priors.StandardNormal(latent), likelihoods.Bernoulli(decoder(latent, shape, maps=1)),
-               guides.MeanField(encoder(shape), latent))
+    return VAE(
+        priors.StandardNormal(latent),
+        likelihoods.Bernoulli(decoder(latent, shape, maps=1)),
+        guides.MeanField(encoder(shape), latent),
+    )
 
 
 class ByHand(nn.Module):
@@ -167,8 +171,9 @@ def numpyro_way(net: str) -> Round:
             return layer(channels, (4, 4), (2, 2), "SAME")
 
         encoder = stax.serial(strided(stax.Conv, 32), relu, strided(stax.Conv, 64), relu, stax.Flatten, *heads)
-        decoder = stax.serial(dense(3136), relu, maps, strided(stax.ConvTranspose, 32), relu,
-                              strided(stax.ConvTranspose, 1))
+        decoder = stax.serial(
+            dense(3136), relu, maps, strided(stax.ConvTranspose, 32), relu, strided(stax.ConvTranspose, 1)
+        )
 
     def model(x):
         decode = numpyro.module("decoder", decoder, (len(x), LATENT))

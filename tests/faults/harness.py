@@ -36,7 +36,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 import run
 
-from pyro_vae import checkpoint, data, load_vae
+from pyro_vae import load_vae
+from pyro_vae.data import sets as data
+from pyro_vae.training import checkpoint
 
 WORDS = ["--dataset", "digits", "--net", "mlp", "--hidden", "8", "--epochs", "4", "--quiet"]
 SECONDS = 10  # that a damaged file may take
@@ -180,8 +182,10 @@ def small_disk(out: Path, size: int) -> Iterator[tuple[Callable[[], int] | None,
         yield None, None
         return
     try:
-        yield (lambda: run.main([*WORDS, "--out", str(out), "--checkpoint-every", "2"]),
-               lambda: subprocess.run(["mount", "-o", "remount,size=50m", str(out)], check=True))
+        yield (
+            lambda: run.main([*WORDS, "--out", str(out), "--checkpoint-every", "2"]),
+            lambda: subprocess.run(["mount", "-o", "remount,size=50m", str(out)], check=True),
+        )
     finally:
         subprocess.run(["umount", str(out)], check=True)
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Does a long run keep its memory? Resident memory on the digits after 50 epochs and after 2,000.
 
-    python tests/faults/memory.py
-    python tests/faults/memory.py --engine compiled
+python tests/faults/memory.py
+python tests/faults/memory.py --engine compiled
 """
 
 import argparse
@@ -41,8 +41,10 @@ def main() -> int:
 
     fit(vae, digits, epochs=args.epochs, batch_size=batch, schedule=schedule, engine=args.engine, progress=False)
     early, late = sizes[50], sizes[args.epochs]
-    print(f"resident memory after 50 epochs {early / 1e6:.1f} MB, after {args.epochs} {late / 1e6:.1f} MB: "
-          f"{late / early - 1:+.2%}, engine {args.engine}")
+    print(
+        f"resident memory after 50 epochs {early / 1e6:.1f} MB, after {args.epochs} {late / 1e6:.1f} MB: "
+        f"{late / early - 1:+.2%}, engine {args.engine}"
+    )
     return 0 if late <= early * (1 + ALLOWED) else 1
 
 

@@ -1,0 +1,85 @@
+"""uint8 arrays of .npy files that stay on disk: tensors of mapped memory, a bounded part of which is resident."""
+
+import mmap
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.files import expanded
+
+RESIDENT = 64 << 20  # bytes of a file, about, that are in memory at once
+TOUCHED = 2 << 20  # bytes that Linux may map around an image that is read
+TOGETHER = 32 << 20  # bytes of images that are in memory at once, where all are gone through
+# Private, and on Linux not reserved: else all of the file would have to find room in the memory.
+PRIVATE = (
+    {"flags": mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000), "prot": mmap.PROT_READ | mmap.PROT_WRITE}
+    if sys.platform == "linux"
+    else {"access": mmap.ACCESS_COPY}
+)
+
+_MAPPED: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by the address of the tensor's storage
+
+
+def map_array(path: Path | str) -> Tensor:
+    """The uint8 array of a .npy file, as a tensor that reads it from the disk where it is indexed.
+
+    Writing to the tensor does not change the file, and may be forgotten. Raises OSError for a file that cannot be read,
+    ValueError for one that is no .npy file of unsigned bytes in C order, or is shorter than it declares.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/train.npy", np.arange(6, dtype=np.uint8).reshape(3, 2))
+    ...     array = map_array(f"{folder}/train.npy")
+    >>> is_mapped(array), take(array, torch.tensor([2, 0]))
+    (True, tensor([[4, 5],
+            [0, 1]], dtype=torch.uint8))
+    """
+    path = expanded(path)
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.memmap) or array.dtype != np.uint8 or not array.flags.c_contiguous or not array.size:
+        got = f"{array.dtype} of shape {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise ValueError(f"{path}: wanted an array of uint8 in C order, got {got}")
+    with path.open("rb") as file:
+        pages = mmap.mmap(file.fileno(), 0, **PRIVATE)
+    tensor = torch.frombuffer(pages, dtype=torch.uint8, count=array.size, offset=array.offset).reshape(array.shape)
+    _MAPPED[tensor.untyped_storage().data_ptr()] = pages
+    return tensor
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether the tensor is, or is a part of, one of ``map_array``."""
+    return tensor.device.type == "cpu" and tensor.untyped_storage().data_ptr() in _MAPPED
+
+
+def take(images: Tensor, index: Tensor) -> Tensor:
+    """``images[index]``, in memory and contiguous. Of a mapped tensor at most about ``RESIDENT`` bytes are resident."""
+    index = index.to(images.device)
+    if not is_mapped(images):
+        return images[index].contiguous()
+    pages, chosen = _MAPPED[images.untyped_storage().data_ptr()], []
+    for part in index.split(max(1, RESIDENT // max(TOUCHED, image_bytes(images)))):
+        chosen.append(images[part])
+        if hasattr(mmap, "MADV_DONTNEED"):
+            pages.madvise(mmap.MADV_DONTNEED)
+    return torch.cat(chosen).contiguous()
+
+
+def parts(images: Tensor, index: Tensor | None = None) -> Iterator[Tensor]:
+    """All images, or those of an index, in turn: as many at a time as make ``TOGETHER`` bytes, and at least one.
+
+    >>> [len(part) for part in parts(torch.zeros(5, 1, 4096, 4096, dtype=torch.uint8))]
+    [2, 2, 1]
+    """
+    index = torch.arange(len(images)) if index is None else index
+    for part in index.split(max(1, TOGETHER // image_bytes(images))):
+        yield take(images, part)
+
+
+def image_bytes(images: Tensor) -> int:
+    """Bytes of one image, and at least 1."""
+    return max(1, images.nbytes // max(1, len(images)))

@@ -1,0 +1,285 @@
+"""Raw images and labels, looked at before they are used: kind, layout and range. A message says what to write instead.
+
+The code in a message speaks of ``images`` or ``labels`` in memory, or of the files at ``paths``.
+"""
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.data.mapped import image_bytes, is_mapped, parts
+
+DARK = 127  # images without a brighter pixel may have another scale than 0 to 255
+PLACES, IN_A_ROW = 64, 32  # the images of a large split whose grey levels are looked at
+LOOKED_AT_BYTES = 1 << 30  # of a split with large images
+ABOUT_1 = 1.01  # a little more than 1 by rounding
+
+Array = Tensor | np.ndarray
+
+
+class DataError(RuntimeError):
+    """A data set that cannot be found or read: the message names the file and the cure."""
+
+
+def as_images(images: Array) -> Tensor:
+    """uint8 (N, C, H, W), contiguous or mapped from disk; ValueError for anything else than such a tensor or array.
+
+    >>> as_images(torch.rand(3, 1, 28, 28))
+    Traceback (most recent call last):
+        ...
+    ValueError: images: wanted a uint8 tensor (N, C, H, W), got torch.float32 of shape (3, 1, 28, 28); if 0 is black and
+    1 white, write (images.float() * (255 / 1)).round().to(torch.uint8)
+    """
+    _check_whole("images", images)
+    if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:
+        images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4:
+        raise ValueError(f"images: wanted a uint8 tensor (N, C, H, W), got {kind(images)}; {advice([images])}")
+    return images if is_mapped(images) else images.contiguous()
+
+
+def as_labels(labels: Array | Sequence[int], count: int, paths: Sequence[Path] = ()) -> Tensor:
+    """int64 (N,) from N whole numbers of any type; ValueError for other values, fractions and negative numbers.
+
+    >>> as_labels(np.array([2.0, 0.9]), 2)
+    Traceback (most recent call last):
+        ...
+    ValueError: labels: wanted whole numbers from 0, got 0.9; if each value is a class, write
+    np.searchsorted(classes, np.asarray(labels)), classes being np.unique of the labels of all splits
+    """
+    _check_whole("labels", labels)
+    if isinstance(labels, Tensor):
+        array = (labels.double() if labels.is_floating_point() else labels).detach().cpu().numpy()
+    else:
+        array = _array_of(labels)
+    if array.shape != (count,):
+        got = list(array.shape) if array.ndim else kind(labels)
+        raise ValueError(f"labels: wanted {count}, one an image, got {got}; {_one_each(array, paths)}")
+    wrong = _no_class(array)
+    if wrong.any():
+        raise ValueError(f"labels: wanted whole numbers from 0, got {array[wrong].tolist()[0]!r}; {_numbered(paths)}")
+    if isinstance(labels, Tensor):
+        return labels.long()
+    return torch.tensor(array.astype(np.int64))
+
+
+def check_levels(splits: Mapping[str, Tensor], paths: Mapping[str, Path] | None = None) -> None:
+    """An error for images of 0 and 1 alone, a warning for dark ones: their white may be another number than 255.
+
+    uint8 (N, C, H, W) of each split; of more than 2,048 images some in each of 64 places. All dark splits have one
+    white, the brightest level in any of them; where each has a single grey level, that tells nothing. ValueError,
+    DataError with ``paths``; UserWarning.
+
+    >>> check_levels({"train": torch.eye(8, dtype=torch.uint8)[None, None]})
+    Traceback (most recent call last):
+        ...
+    ValueError: pixels: wanted grey levels from 0, black, to 255, white, got 0 and 1 alone in train; write
+    255 * images
+    """
+    levels = {name: _levels(images) for name, images in splits.items()}
+    dark = {name: found for name, found in levels.items() if 0 < found[1] <= DARK}
+    if not any(low < high for low, high, _ in dark.values()):
+        return
+    files = [paths[name] for name in dark] if paths else []
+    where = ", ".join(_looked_at(name, seen, len(splits[name])) for name, (_, _, seen) in dark.items())
+    white = max(high for _, high, _ in dark.values())
+    if white == 1:
+        raise (DataError if paths else ValueError)(
+            f"pixels: wanted grey levels from 0, black, to 255, white, got 0 and 1 alone in {where}; write "
+            + _written("255 * {}".format, files)
+        )
+    warnings.warn(
+        f"pixels: no grey level above {white} of 255 was found in {where}; go on if the images are so dark; "
+        f"if {white} is white, write {_written(_scaled(0, white, not paths), files)}",
+        stacklevel=5 if paths else 4,
+    )  # where the data are loaded or put together
+
+
+def _looked_at(name: str, seen: int, count: int) -> str:
+    return name if seen == count else f"{name} ({seen:,} of {count:,} images were looked at)"
+
+
+def may_be_channels_last(shape: Sequence[int]) -> bool:
+    """Whether (C, H, W) may well be the (H, W, C) of images whose channels come last.
+
+    >>> [may_be_channels_last(shape) for shape in ((28, 28, 1), (32, 32, 4), (32, 32, 16), (3, 32, 4), (8, 3, 3))]
+    [True, True, True, False, False]
+    """
+    first, second, last = shape
+    return first not in (1, 3) and second != last and (last <= 4 or first == second)
+
+
+def layout_question(shape: Sequence[int]) -> str:
+    """What is asked about the layout of such images, as the beginning of a sentence."""
+    first, second, last = shape
+    return (
+        f"images of shape {tuple(shape)}: are they {first} channels of {second} × {last} pixels, or {last} of "
+        f"{first} × {second}, as (N, H, W, C) has them?"
+    )
+
+
+def kind(rows: object) -> str:
+    """Type and shape in words."""
+    array = isinstance(rows, Array)
+    return f"{rows.dtype} of shape {tuple(rows.shape)}" if array else f"a {type(rows).__name__}"
+
+
+def advice(images: Sequence[Array], paths: Sequence[Path] = ()) -> str:
+    """What to write to make uint8 (N, C, H, W) of arrays or tensors, those of the first one's kind, on one scale."""
+    first = images[0]
+    if not isinstance(first, Array):
+        return "write np.array(images)"
+    if first.ndim not in (2, 3, 4) or not math.prod(first.shape) or not _is_real(first):
+        start = "write it anew by numpy.save" if paths else "make it anew"
+        return f"{start}, as numbers of this shape, one image at least"
+    alike = [n for n, other in enumerate(images) if (other.dtype, other.ndim) == (first.dtype, first.ndim)]
+    files, tensor = [paths[n] for n in alike] if paths else [], isinstance(first, Tensor)
+    shape, conditions = _shaped(first.shape)
+    scaled = str
+    if first.dtype not in (np.uint8, torch.uint8):
+        ranges = [_range(images[n]) for n in alike]
+        if not all(map(math.isfinite, itertools.chain(*ranges))):
+            fill = f"{'torch' if tensor else 'np'}.nan_to_num({{}}, nan=0, posinf=0, neginf=0)"
+            return f"some pixels are not finite; if they are to be 0, write {_written(fill.format, files)}"
+        same = [_from_0_to_1(*found) == _from_0_to_1(*ranges[0]) for found in ranges]
+        files, (lows, highs) = list(itertools.compress(files, same)), zip(*itertools.compress(ranges, same))
+        black, white = _scale(min(lows), max(highs))
+        scaled = _scaled(black, white, tensor)
+        conditions.append(f"{_number(black)} is black and {_number(white)} white")
+    condition = f"if {', and '.join(conditions)}, " if conditions else ""
+    return f"{condition}write {_written(lambda name: scaled(shape(name)), files)}"
+
+
+def _shaped(shape: Sequence[int]) -> tuple[Callable[[str], str], list[str]]:
+    """Code that makes (N, C, H, W) of images of this shape, and what it takes to be so."""
+    if len(shape) == 4:
+        return str, []
+    if len(shape) == 3:
+        return "{}[:, None]".format, []
+    side = math.isqrt(shape[1])
+    if side**2 == shape[1]:
+        return f"{{}}.reshape(-1, 1, {side}, {side})".format, [f"the images have {side} × {side} pixels"]
+    return "{}.reshape(-1, C, H, W)".format, [f"C × H × W = {shape[1]}"]
+
+
+def _scale(low: float, high: float) -> tuple[float, float]:
+    """Which numbers are black and white, as far as the least and the greatest of them tell."""
+    if max(-low, high) <= ABOUT_1:
+        white = max(1.0, -low, high)
+        return (-white if low < 0 else 0.0), white
+    if low < 0:
+        return low, high
+    return 0.0, float(max(255, 2 ** round(high).bit_length() - 1))
+
+
+def _from_0_to_1(low: float, high: float) -> bool:
+    return low >= 0 and high <= ABOUT_1
+
+
+def _scaled(black: float, white: float, tensor: bool) -> Callable[[str], str]:
+    """Code that makes uint8 grey levels of a tensor or an array with another black and white."""
+
+    def code(name: str) -> str:
+        value = f"{name}.float()" if tensor else name
+        value = f"({value} + {-black!r})" if black else value
+        value = value if white - black == 255 else f"{value} * (255 / {_number(white - black)})"
+        return f"({value}).round().to(torch.uint8)" if tensor else f"np.rint({value}).astype(np.uint8)"
+
+    return code
+
+
+def _written(code: Callable[[str], str], paths: Sequence[Path], name: str = "images") -> str:
+    """The code for what is in memory or, if there are paths, for the files there."""
+    if not paths:
+        return code(name)
+    return f"for path in {_words(paths)}: np.save(path, {code('np.load(path)')})"
+
+
+def _words(paths: Sequence[Path]) -> list[str]:
+    return [str(path) for path in paths]
+
+
+def _number(value: float) -> str:
+    """The shortest decimal that is the number."""
+    return f"{value:.0f}" if abs(value) < 1e16 and value == round(value) else repr(float(value))
+
+
+def _levels(images: Tensor) -> tuple[int, int, int]:
+    """The least and the greatest grey level of the images that are looked at, until one is not dark; their number."""
+    low, high, seen, n = 255, 0, 0, len(images)
+    run = max(1, min(IN_A_ROW, LOOKED_AT_BYTES // (PLACES * image_bytes(images))))
+    places = range(0, n, run) if n <= PLACES * run else [place * n // PLACES for place in range(PLACES)]
+    for start in places:
+        for part in parts(images, torch.arange(start, min(start + run, n))):
+            low, high, seen = min(low, part.min().item()), max(high, part.max().item()), seen + len(part)
+        if high > DARK:
+            break
+    return low, high, seen
+
+
+def _range(images: Array) -> tuple[float, float]:
+    """The least and the greatest value; NaN if there is one."""
+    array = images.detach().double() if isinstance(images, Tensor) else images
+    return float(array.min()), float(array.max())
+
+
+def _is_real(images: Array) -> bool:
+    return not images.is_complex() if isinstance(images, Tensor) else images.dtype.kind in "biuf"
+
+
+def _check_whole(name: str, rows: object) -> None:
+    """ValueError for a masked array or a sparse tensor, which hold only some of their values."""
+    if np.ma.is_masked(rows):
+        raise ValueError(
+            f"{name}: wanted all values, got a masked array without {np.ma.count_masked(rows)} of them; "
+            f"if these are to be 0, write {name}.filled(0)"
+        )
+    if isinstance(rows, Tensor) and rows.layout != torch.strided:
+        raise ValueError(f"{name}: wanted a dense tensor, got {rows.layout}; write {name}.to_dense()")
+
+
+def _array_of(labels: object) -> np.ndarray:
+    try:
+        return np.asarray(labels)
+    except ValueError as error:  # NumPy's words for rows of different lengths
+        raise ValueError(
+            f"labels: wanted whole numbers, one an image, got {kind(labels)} of which some hold more than "
+            "others; give a number for each image"
+        ) from error
+
+
+def _no_class(labels: np.ndarray) -> np.ndarray:
+    """Where a label is no whole number from 0."""
+    if labels.dtype.kind not in "biuf":
+        return np.ones(labels.shape, bool)
+    with np.errstate(invalid="ignore"):  # of NaN and what is too large
+        whole = labels.astype(np.int64)
+    return (whole != labels) | (whole < 0)
+
+
+def _one_each(labels: np.ndarray, paths: Sequence[Path]) -> str:
+    one_hot = labels.ndim == 2 and np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all()
+    if one_hot and labels.shape[1] > 1:
+        return f"if they are one-hot, write {_written('np.asarray({}).argmax(1)'.format, paths[:1], 'labels')}"
+    if labels.ndim == 2 and 1 in labels.shape:
+        return f"write {_written('{}.reshape(-1)'.format, paths[:1], 'labels')}"
+    return "give as many labels as images" + ("" if labels.ndim else ", in a list, an array or a tensor")
+
+
+def _numbered(paths: Sequence[Path]) -> str:
+    """What to write to number the classes in order, alike in all files."""
+    start, files = "if each value is a class, write", _words(paths)
+    if not files:
+        return (
+            f"{start} np.searchsorted(classes, np.asarray(labels)), classes being np.unique of the labels of all splits"
+        )
+    return (
+        f"{start} classes = np.unique(np.concatenate([np.load(path) for path in {files}])); "
+        f"[np.save(path, np.searchsorted(classes, np.load(path))) for path in {files}]"
+    )

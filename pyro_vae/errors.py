@@ -1,0 +1,55 @@
+"""Errors that show no page of numbers, and say which arguments are not finite."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from pyro_vae.printing import listed
+
+PAGES = re.compile(r"(?<=but found invalid values):|\nTrace Shapes:")  # after which torch or Pyro print all of a tensor
+OF_VALUES = re.compile("NaN|not finite|invalid values")  # what an error says that numbers may be the cause of
+
+
+@contextmanager
+def short_errors(args: Sequence, kwargs: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """A block whose ValueErrors show no page of numbers, and say what is not finite in the arguments if that is why.
+
+    >>> with short_errors([torch.tensor([[0.5], [torch.nan]])]):
+    ...     raise ValueError("the value is not real, but found invalid values:\\ntensor([[0.5], [nan]])")
+    Traceback (most recent call last):
+        ...
+    ValueError: x: 1 of its values are NaN or infinite, in the rows 1; take these rows out, or, where the model masks
+    such values, put any number in their place, as in x.nan_to_num(0, 0, 0) (the program said: ...
+    """
+    try:
+        yield
+    except ValueError as error:
+        words = PAGES.split(str(error))[0]
+        bad = _not_finite(args, kwargs or {}) if OF_VALUES.search(words) else ""
+        if bad:
+            words = (
+                f"{bad}; take these rows out, or, where the model masks such values, put any number in their "
+                f"place, as in x.nan_to_num(0, 0, 0) (the program said: {words.splitlines()[0][:100]})"
+            )
+        if type(error) is not ValueError or words == str(error):
+            raise
+        raise ValueError(words) from None
+
+
+def _not_finite(args: Sequence, kwargs: Mapping[str, Any]) -> str:
+    """Which rows of which arguments hold values that are not finite, in words."""
+    named = {f"argument {i}" if i else "x": value for i, value in enumerate(args)} | dict(kwargs)
+    found = {
+        name: ~value.isfinite()
+        for name, value in named.items()
+        if torch.is_tensor(value) and value.is_floating_point() and value.dim()
+    }
+    return "; ".join(
+        f"{name}: {int(bad.sum())} of its values are NaN or infinite, in the rows "
+        + listed(bad.reshape(len(bad), -1).any(1).nonzero().flatten().tolist())
+        for name, bad in found.items()
+        if bad.any()
+    )

@@ -1,0 +1,125 @@
+"""The parameters of any Pyro program, found in its autograd graph."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.params.param_store import normalize_param_name
+from torch import Tensor
+
+from pyro_vae.tracing.probing import left_as_it_was, modules, tensors, unused
+from pyro_vae.tracing.traces import check_sites, run, sample_sites, score
+
+__all__ = ["Parameters", "find_parameters", "leaves", "left_as_it_was", "modules", "tensors"]
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The trainable leaf tensors of a program by name, unconstrained.
+
+    ``model`` are those that log p(x, z) depends on at fixed z, ``guide`` those that z or log q(z | x) depends on.
+    What both depend on (the encoder, under a prior that is made of it) is counted as the guide's and named in
+    ``shared``.
+    """
+
+    model: dict[str, Tensor]
+    guide: dict[str, Tensor]
+    shared: tuple[str, ...] = ()
+
+
+def find_parameters(
+    model: Callable, guide: Callable, args: Sequence = (), kwargs: Mapping | None = None, enumerated: bool = False
+) -> tuple[Parameters, poutine.Trace, poutine.Trace]:
+    """Runs the program once: its parameters, the model's trace and the guide's.
+
+    A parameter is a leaf of the graph of the log-probabilities that requires a gradient, whether it lives in a module
+    or in Pyro's store. Arguments are none. Leaves that no log-probability of this run depends on are not found.
+    ``enumerated`` says that the guide may leave out sites that an ELBO enumerates.
+
+    Raises ValueError where the latent sites of model and guide differ.
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.ones(3, 1))
+    >>> parameters, *_ = find_parameters(program.model, program.guide, (torch.zeros(2, 3),))
+    >>> sorted(parameters.model), sorted(parameters.guide)
+    (['bias', 'log_scale', 'weight'], ['posterior.loc_bias', 'posterior.loc_weight', 'posterior.scale_tril'])
+    """
+    kwargs = kwargs or {}
+    with pyro.validation_enabled(False), torch.enable_grad():
+        model_trace, guide_trace = run(model, guide, args, kwargs)
+        if enumerated:
+            latent = [name for name, site in sample_sites(model_trace).items() if site["infer"].get("enumerate")]
+            for name in latent:
+                if name not in guide_trace:
+                    model_trace.nodes[name]["is_observed"] = True
+        check_sites(model_trace, guide_trace, scales=False)
+        score(model_trace)
+        score(guide_trace)
+    codes = [site["value"] for site in sample_sites(guide_trace, observed=False).values()]
+    given = {id(tensor) for tensor in tensors((args, kwargs))}
+    of_guide = leaves([*codes, *_log_probs(guide_trace)])
+    of_model = leaves(_log_probs(model_trace), stop=codes)
+    name = _namer(model, guide)
+    groups = {
+        group: {name(leaf): leaf for leaf in found if id(leaf) not in given}
+        for group, found in (("model", of_model), ("guide", of_guide))
+    }
+    shared = tuple(key for key in groups["model"] if key in groups["guide"])
+    own = {key: leaf for key, leaf in groups["model"].items() if key not in shared}
+    return Parameters(own, groups["guide"], shared), model_trace, guide_trace
+
+
+def leaves(roots: Iterable[Tensor], stop: Iterable[Tensor] = ()) -> list[Tensor]:
+    """The leaf tensors that require a gradient and that the roots depend on, other than through ``stop``.
+
+    >>> a, b = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
+    >>> middle = 2 * b
+    >>> leaves([a * middle], stop=[middle]) == [a]
+    True
+    """
+    closed = {tensor.grad_fn for tensor in stop} | {None}
+    closed_leaves = {id(tensor) for tensor in stop}
+    found: dict[int, Tensor] = {}
+    roots = [root for root in roots if isinstance(root, Tensor)]
+    todo = [root.grad_fn for root in reversed(roots)]
+    for root in roots:
+        if root.requires_grad and root.grad_fn is None:
+            found[id(root)] = root
+    while todo:
+        node = todo.pop()
+        if node in closed:
+            continue
+        closed.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None and id(leaf) not in closed_leaves:
+            found[id(leaf)] = leaf
+        todo += [following for following, _ in reversed(node.next_functions)]
+    return list(found.values())
+
+
+def _log_probs(trace: poutine.Trace) -> list[Tensor]:
+    return [site["log_prob"] for site in sample_sites(trace).values()]
+
+
+def _namer(model: Callable, guide: Callable) -> Callable[[Tensor], str]:
+    """From a leaf to its name: in a module, in Pyro's store, or a number; no two leaves have one name."""
+    given = {
+        id(parameter): f"{prefix}.{name}".removeprefix(".")
+        for prefix, module in reversed(modules(model, guide).items())
+        for name, parameter in module.named_parameters()
+    }
+    names: dict[str, Tensor] = {}
+
+    def name(leaf: Tensor) -> str:
+        for key, known in names.items():
+            if known is leaf:
+                return key
+        stored = pyro.get_param_store().param_name(leaf)
+        key = given.get(id(leaf)) or (normalize_param_name(stored) if stored else f"parameter {len(names) + 1}")
+        key = unused(key, names)
+        names[key] = leaf
+        return key
+
+    return name

@@ -1,0 +1,100 @@
+"""k̂ against Pyro's fit, draws of a known shape, and any weights at all."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from pyro.ops.stats import fit_generalized_pareto
+
+from pyro_vae.evidence.estimates import from_log_weights
+from pyro_vae.evidence.pareto import generalized_pareto_shape, pareto_k
+
+
+@pytest.mark.parametrize("k", [-1.0, -0.3, 0.0, 0.3, 0.7, 1.5])
+def test_shape_of_generalised_pareto_draws(k):
+    u = np.random.default_rng(0).random((50, 2000))
+    x = 3.0 * (-np.log(u) if k == 0 else (u**-k - 1) / k)
+    shapes = np.array([generalized_pareto_shape(row) for row in x])
+    assert abs(shapes.mean() - k) < 0.04 and shapes.std() < 0.08
+
+
+def test_the_number_is_that_of_pyro_where_pyro_gives_one():
+    random = np.random.default_rng(1)
+    for spread in (0.1, 1.0, 10.0):
+        log_w = spread * random.standard_normal((400, 20))
+        for k, column in zip(pareto_k(log_w), np.exp(log_w - log_w.max(0)).T):
+            top = np.sort(column)[-61:]  # ⌈min(K/5, 3√K)⌉ = 60, and where the tail begins
+            assert k == pytest.approx(fit_generalized_pareto(torch.from_numpy(top[1:] - top[0]))[0], rel=1e-9, abs=1e-9)
+
+
+def test_the_limit_where_theta_is_zero():
+    """Of 100 to 120 draws that are all 1 one θ of the grid is 0, where Pyro divides by zero; of 0.7 none is."""
+    shapes = [generalized_pareto_shape(np.full(N, value)) for N in range(95, 126) for value in (1.0, 0.7, 1e-200)]
+    assert np.ptp(np.diff(np.reshape(shapes, (-1, 3)), axis=1)) < 1e-9
+    assert np.abs(np.diff(shapes[::3])).max() < 0.05
+
+
+WEIGHTS = st.one_of(
+    st.floats(-1e6, 1e6),
+    st.floats(-800, 0),
+    st.sampled_from([0.0, 1.0, -math.inf, -1e300, 1e300, -700.0, -745.0, -5e-324]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(arrays.arrays(np.float64, st.tuples(st.integers(1, 130), st.integers(1, 2)), elements=WEIGHTS), st.booleans())
+def test_any_weights_have_a_k_and_no_exception(log_w, few_values):
+    log_w = log_w.round(-2) if few_values else log_w
+    log_w[0] = np.where(np.isfinite(log_w).any(0), log_w[0], 0.0)  # all −inf is an error of its own
+    with warnings.catch_warnings(), np.errstate(all="raise", under="ignore"):
+        warnings.simplefilter("error")
+        evidence = from_log_weights(torch.from_numpy(log_w))
+    K, k_hat = len(log_w), evidence.pareto_k.numpy()
+    assert K > 20 or np.isnan(k_hat).all()
+    if K > 20:
+        top = -np.sort(-log_w, axis=0)[: math.ceil(min(K / 5, 3 * math.sqrt(K))) + 1]
+        assert (k_hat[top[0] == top[-1]] == -math.inf).all()
+        assert (k_hat[np.isfinite(top[-1]) & (top[0] - top[-1] > 700)] == math.inf).all()
+    assert (evidence.ess >= 1 - 1e-9).all() and (evidence.ess <= K * (1 + 1e-9)).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(0.01, 5), st.floats(-600, 600))
+def test_a_constant_factor_of_the_weights_changes_no_k(seed, spread, shift):
+    log_w = spread * np.random.default_rng(seed).standard_normal((100, 3))
+    np.testing.assert_allclose(pareto_k(log_w + shift), pareto_k(log_w), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [30.0, 100.0, 1000.0, 1e5])
+def test_badly_scaled_weights_are_never_trusted(scale):
+    log_w = torch.from_numpy(scale * np.random.default_rng(2).standard_normal((200, 100)))
+    evidence = from_log_weights(log_w)
+    assert (evidence.pareto_k > 0.7).all() and evidence.untrusted == 1.0
+
+
+def test_a_few_of_one_size_that_carry_all_are_not_trusted():
+    """Seven of a thousand weights are equal and the rest vanish beside them: without these there is no tail to see."""
+    log_w = torch.full((1000, 2), -900.0).double() * torch.linspace(1, 2, 1000).unsqueeze(1).double()
+    log_w[:7] = torch.linspace(-0.1, 0.0, 7).unsqueeze(1)
+    assert from_log_weights(log_w).pareto_k.tolist() == [math.inf, math.inf]
+    log_w[7:] = -math.inf  # weights of zero, as of a uniform likelihood: the others have no tail
+    assert (from_log_weights(log_w).pareto_k < 0).all()
+
+
+def test_differences_of_rounding_are_ties():
+    """Two values of which the smaller has been rounded differently: no heavy tail of differences of 1e-7."""
+    noise = 1e-7 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    log_w = torch.where(torch.arange(1000) % 50 == 0, 0.0, -1.0 + noise).unsqueeze(1)
+    assert from_log_weights(log_w).pareto_k.item() < 0
+    assert from_log_weights(log_w.double()).pareto_k.item() > 0.7  # in float64 the noise is the tail's
+
+
+def test_weights_of_other_kinds_than_one_can_weigh():
+    for wrong in (torch.zeros(5), torch.zeros(0, 3), torch.zeros(5, 2).bfloat16(), torch.zeros(5, 2).long(), [[0.0]]):
+        with pytest.raises(ValueError, match=r"log_w: wanted a tensor \(K, images\) of float32 or float64"):
+            from_log_weights(wrong)

@@ -1,0 +1,162 @@
+"""What all commands share: help and results on any terminal, the home folder, options that are not ignored."""
+
+import errno
+import io
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import benchmark
+import compare_estimators
+import compare_likelihoods
+import compare_priors_and_guides
+import evidence
+import latent_dimensions
+import pytest
+import reproduce_aevb
+import run
+import torch
+import two_layer
+from results import exit_status, reason
+
+COMMANDS = [
+    benchmark,
+    compare_estimators,
+    compare_likelihoods,
+    compare_priors_and_guides,
+    evidence,
+    latent_dimensions,
+    reproduce_aevb,
+    run,
+    two_layer,
+]
+
+
+def name(command):
+    return command.__name__
+
+
+def test_these_are_all_commands():
+    scripts = {path.stem: path.read_text(encoding="utf-8") for path in Path(run.__file__).parent.glob("*.py")}
+    assert {stem for stem, text in scripts.items() if "def main(" in text} == set(map(name, COMMANDS))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=name)
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_help_on_any_terminal(monkeypatch, command, encoding):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    with pytest.raises(SystemExit, match="0"):
+        command.main(["--help"])
+    sys.stdout.flush()
+    assert "--out" in raw.getvalue().decode(encoding)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=name)
+def test_the_home_folder_in_every_path(tmp_path, monkeypatch, command):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    own = ["--run=~/run"] if command is evidence else []
+    args = command.parse_arguments(["--out=~/a", "--data-dir", "~/b", *own])
+    assert (args.out, args.data_dir) == (tmp_path / "a", tmp_path / "b")
+    assert not own or args.run == tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (latent_dimensions, ["--dataset", "digits"]),
+        (compare_priors_and_guides, ["--dataset", "digits"]),
+        (compare_likelihoods, ["--dataset", "digits", "--images", "9"]),
+        (reproduce_aevb, ["--digits"]),
+        (compare_estimators, ["--quick"]),
+        (two_layer, ["--dataset", "digits", "--images", "9"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
+    tmp_path, monkeypatch, capsys, command, words
+):
+    def read_only(dir):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    for work in ("train", "fit"):
+        if hasattr(command, work):
+            monkeypatch.setattr(command, work, lambda *_, **__: pytest.fail("it was trained"))
+    assert command.main([*words, "--out", str(tmp_path / "out")]) == 1
+    assert re.search("error: .* cannot be written .Read-only file system.; give another --out", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("command", [latent_dimensions, compare_priors_and_guides], ids=name)
+def test_results_beside_the_folder_one_is_in(tmp_path, monkeypatch, command):
+    """The folder ``.`` has a name, that of the results beside it."""
+    (tmp_path / "sweep").mkdir()
+    monkeypatch.chdir(tmp_path / "sweep")
+    words = ["--dataset", "digits", "--net", "mlp", "--hidden", "8", "--epochs", "1", "--quiet", "--seeds", "0"]
+    own = ["--dimensions", "2"] if command is latent_dimensions else ["--rows", "standard", "--latent", "2"]
+    assert command.main([*words, *own, "--out", "."]) == 0
+    assert {"sweep.json", "sweep.png"} < {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        (compare_estimators, ["--scale", "0.1"], "--scale: ignored beside --lik bernoulli; write --lik normal"),
+        (compare_estimators, ["--quick", "--channels", "8"], "--channels: ignored beside --net mlp; write --net conv"),
+        (latent_dimensions, ["--channels", "8"], "--channels: ignored beside --net mlp; write --net conv"),
+        (latent_dimensions, ["--bins", "8"], "--bins: ignored beside --lik bernoulli; write --lik categorical"),
+        (two_layer, ["--channels", "8"], "--channels: ignored beside --net mlp; write --net conv"),
+        (compare_priors_and_guides, ["--net", "mlp", "--channels", "8"], "--channels: ignored beside --net mlp; write"),
+        (
+            reproduce_aevb,
+            ["--panels", "frey-2", "frey-5", "--binarize", "threshold"],
+            "--binarize: ignored beside --panels frey-2 frey-5; write --panels mnist-3 or",
+        ),
+        (
+            reproduce_aevb,
+            ["--algorithms", "wake-sleep", "--estimator", "trace"],
+            "--estimator: ignored beside --algorithms wake-sleep; write --algorithms aevb",
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", " ".join(value) if isinstance(value, list) else ""),
+)
+def test_an_option_that_is_ignored_is_refused(tmp_path, capsys, command, words, message):
+    assert command.main([*words, "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_that_something_in_the_command_takes():
+    # Commands that share the rows of one table have the same options.
+    compare_priors_and_guides.parse_arguments(["--rows", "standard", "--flow-depth", "3", "--components", "9"])
+    latent_dimensions.parse_arguments(["--estimator", "wake-sleep", "--particles", "5"])  # those of the evaluation
+    reproduce_aevb.parse_arguments(["--panels", "frey-2", "mnist-3", "--binarize", "threshold"])
+
+
+def test_how_a_command_ends(capsys):
+    def parse():
+        return run.argparse.Namespace(out="figures/a")
+
+    def fails(error):
+        def work(args):
+            raise error
+
+        return work
+
+    assert exit_status(parse, lambda args: None, "") == 0 and exit_status(parse, lambda args: 3, "") == 3
+    assert exit_status(parse, fails(FloatingPointError("a\n  b")), "") == 1
+    assert exit_status(parse, fails(subprocess.CalledProcessError(2, "git")), "") == 1
+    assert exit_status(parse, fails(KeyboardInterrupt()), "the runs are in {out}") == 130
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "error: a b" and said[2] == "interrupted: the runs are in figures/a"
+    with pytest.raises(KeyError):
+        exit_status(parse, fails(KeyError("a fault of ours")), "")
+
+
+def test_reasons_are_short_and_never_empty():
+    assert reason(ZeroDivisionError()) == "ZeroDivisionError" and len(reason(ValueError("ab " * 9999))) < 1010
+    assert reason(ValueError("got tensor([1, 2])")) == "got tensor([1, 2])" and reason(ValueError("a\n b")) == "a b"
+    page = reason(ValueError(f"x: got {torch.zeros(100, 100)}"))
+    assert page.startswith("x: got tensor([[0., 0., 0.") and page.endswith(" …") and len(page) < 80

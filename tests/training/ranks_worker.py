@@ -1,0 +1,119 @@
+"""What ``test_ranks.py`` runs under torchrun: python ranks_worker.py {train,die} FILE."""
+
+import os
+import signal
+import sys
+import warnings
+
+import pyro.distributions as dist
+import torch
+from pyro.infer import Trace_ELBO
+from torch import nn
+
+from pyro_vae import VAE, fit, guides, likelihoods, load, networks, priors
+from pyro_vae.data.sets import Data
+from pyro_vae.estimators import ImportanceWeighted
+from pyro_vae.random import seeded
+from pyro_vae.training import ranks
+from pyro_vae.training.engines import Eager
+
+DIGITS = load("digits")
+FEW = Data("few", DIGITS.train[:152], DIGITS.valid[:51], DIGITS.test[:10])
+
+
+class Still(dist.Normal):
+    """A Gaussian whose draws are its mean."""
+
+    def rsample(self, sample_shape=()):
+        return self.loc.expand(self._extended_shape(sample_shape))
+
+
+class Point(nn.Module):
+    """A guide without noise."""
+
+    def __init__(self, posterior):
+        super().__init__()
+        self.posterior = posterior
+
+    def forward(self, x):
+        return Still(self.posterior(x).mean, 1.0).to_event(1)
+
+
+def small_vae(noise=True):
+    torch.manual_seed(0)
+    posterior = guides.MeanField(networks.MLPEncoder(DIGITS.shape, hidden=(16,)), 2)
+    decoder = networks.MLPDecoder(2, DIGITS.shape, maps=1, hidden=(16,))
+    binarize = likelihoods.dynamic if noise else likelihoods.threshold
+    return VAE(
+        priors.StandardNormal(2), likelihoods.Bernoulli(decoder, binarize), posterior if noise else Point(posterior)
+    )
+
+
+def gradient():
+    """The gradient of a step on 51 images, without noise, as the difference of the parameters that it makes."""
+    vae = small_vae(noise=False)
+    before = nn.utils.parameters_to_vector(vae.parameters()).detach().clone()
+    step = Eager(vae, Trace_ELBO(), torch.optim.SGD(vae.parameters(), lr=1e-3))
+    loss = step(FEW.train.images[ranks.share(torch.arange(51))])
+    return loss, before - nn.utils.parameters_to_vector(vae.parameters()).detach()
+
+
+def train(file):
+    loss, slope = gradient()
+    with seeded(ranks.own_seed(0)):
+        noise = torch.rand(1)
+    vae = small_vae(noise=False)
+    history = fit(vae, FEW, epochs=3, batch_size=50, lr=1e-2, clip=100.0, progress=False)
+    chosen = small_vae()
+    choice = fit(chosen, FEW, ImportanceWeighted(3), epochs=3, batch_size=50, lr=1e-2, progress=False)
+    steps = interrupted_steps()
+    result = {
+        "loss": loss,
+        "slope": slope,
+        "steps": ranks.all_gather(torch.tensor([steps])),
+        "noise": ranks.all_gather(noise),
+        "parameters": ranks.all_gather(nn.utils.parameters_to_vector(vae.parameters()).detach()[None]),
+        "objectives": ranks.all_gather(torch.tensor([[row["valid_objective"] for row in choice.rows]])),
+        "kept": ranks.all_gather(torch.tensor([choice.kept_epoch])),
+        "chosen": ranks.all_gather(nn.utils.parameters_to_vector(chosen.parameters()).detach()[None]),
+        "bounds": ranks.all_gather(torch.tensor([[row["valid_bound"] for row in history.rows]])),
+    }
+    if ranks.rank() == 0:
+        torch.save(result, file)
+
+
+def interrupted_steps():
+    """Steps taken until Ctrl-C, of which the last rank alone hears, in its third step."""
+    vae, count = small_vae(), 0
+    observe = vae.observe
+
+    def counted(pixels, generator=None):
+        nonlocal count
+        count += generator is None
+        if count == 4 and ranks.rank() == ranks.world_size() - 1:  # the first x is that of the program's check
+            signal.raise_signal(signal.SIGINT)
+        return observe(pixels, generator)
+
+    vae.observe = counted
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background processes ignore
+    assert fit(vae, FEW, epochs=9, batch_size=50, progress=False, engine="eager").interrupted
+    return count - 1
+
+
+def die(file):
+    vae = small_vae()
+    observe = vae.observe
+
+    def leave(pixels, generator=None):
+        if generator is None and ranks.rank() == 1:
+            os._exit(3)
+        return observe(pixels, generator)
+
+    vae.observe = leave
+    fit(vae, FEW, epochs=3, batch_size=50, progress=False)
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error", UserWarning)
+    with ranks.processes(minutes=1):
+        {"train": train, "die": die}[sys.argv[1]](sys.argv[2])

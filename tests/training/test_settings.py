@@ -1,0 +1,466 @@
+"""Settings of fit: what is refused before anything is trained, and that the cure in each message works."""
+
+import copy
+from functools import partial
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceGraph_ELBO, TraceTailAdaptive_ELBO
+from test_loop import DIGITS, FEW, Breaks, quick, small_vae
+from torch import nn
+from torch.optim import lr_scheduler
+from torch.utils.data import DataLoader
+
+from pyro_vae import VAE, Checkpoints, evaluate, fit, guides, likelihoods, networks, priors
+from pyro_vae.compiling.export import traced
+from pyro_vae.data.sets import Data, Split
+from pyro_vae.linear_gaussian import LinearGaussian
+from pyro_vae.training.engines import Eager
+from pyro_vae.training.loop import NonFiniteLoss, fixed_x
+
+
+def refused(match, program=None, data=FEW, **settings):
+    """The message of the ValueError of fit, which leaves the program as it was."""
+    program = program or small_vae()
+    before = copy.deepcopy(program.state_dict())
+    with pytest.raises(ValueError, match=match) as caught:
+        quick(program, data, **settings)
+    assert all(torch.equal(value, before[name]) for name, value in program.state_dict().items())
+    return str(caught.value)
+
+
+def cure(message):
+    """The settings that a message advises, after its last ``write``."""
+    return eval(f"dict({message.rpartition('write ')[2]})", {"torch": torch})
+
+
+OTHER = small_vae(seed=1)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "got"),
+    [
+        (torch.optim.Adam(small_vae().parameters()), r"a torch\.optim\.adam\.Adam"),
+        (pyro.optim.Adam({"lr": 1e-3}), r"a pyro\.optim\.optim\.PyroOptim"),
+        (pyro.optim.Adam, "function"),
+        (pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 1e-3}, "gamma": 0.9}), "PyroLR"),
+        ("adam", "'adam'"),
+        ({"lr": 1e-3}, "a builtins.dict"),
+        (lambda parameters: None, "one to a builtins.NoneType"),
+        (lambda parameters: torch.optim.Adam, "one to a builtins.type"),
+        (lambda: None, "the function that was given fails"),
+        (torch.optim.LBFGS, "LBFGS evaluates the loss several times a step"),
+        (lambda parameters: torch.optim.LBFGS(parameters), "LBFGS evaluates the loss several times a step"),
+        (torch.optim.SparseAdam, "SparseAdam takes sparse gradients"),
+        (lambda _: torch.optim.Adam(OTHER.parameters()), r"it does not hold likelihood\..* \(8 of 8 parameters\)"),
+        (lambda parameters: torch.optim.Adam(parameters[1:]), r"does not hold \S+ \(1 of 8 parameters\)"),
+        (lambda parameters: torch.optim.SGD([*parameters, *OTHER.parameters()], lr=1.0), "it holds 8 parameters that"),
+    ],
+)
+def test_what_is_no_optimiser_of_these_parameters_is_refused(optimizer, got):
+    message = refused(f"optimizer: .*{got}", optimizer=optimizer)
+    assert quick(small_vae(), epochs=1, **cure(message)).rows
+
+
+def test_optimisers_that_are_taken():
+    def of_groups(parameters):
+        return torch.optim.SGD([{"params": parameters[:2], "lr": 1e-3}, {"params": parameters[2:]}], lr=1e-2)
+
+    for optimizer in (torch.optim.Adam, partial(torch.optim.RMSprop, lr=1e-2), of_groups):
+        assert quick(small_vae(), epochs=1, optimizer=optimizer).rows
+    vae = small_vae()
+    frozen = copy.deepcopy(vae.posterior.requires_grad_(False).state_dict())
+    assert quick(vae, epochs=1, optimizer=lambda _: torch.optim.Adam(vae.likelihood.parameters(), lr=1e-2)).rows
+    assert all(torch.equal(value, frozen[name]) for name, value in vae.posterior.state_dict().items())
+
+
+def test_a_step_beside_an_optimiser_is_refused():
+    message = refused(r"lr: got 0\.01 beside an optimizer", optimizer=torch.optim.Adam, lr=1e-2)
+    given, plain, default, thousandth = (small_vae() for _ in range(4))
+    for program, settings in (given, cure(message)), (plain, {"lr": 1e-2}), (default, {}), (thousandth, {"lr": 1e-3}):
+        fit(program, FEW, epochs=1, batch_size=50, progress=False, **settings)
+    for one, other in ((given, plain), (default, thousandth)):
+        torch.testing.assert_close(list(one.parameters()), list(other.parameters()), rtol=1e-5, atol=1e-7)
+    refused("lr: wanted a positive number, got -1", optimizer=torch.optim.Adam, lr=-1)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "got"),
+    [
+        (lr_scheduler.StepLR(torch.optim.SGD(small_vae().parameters(), lr=1.0), 5), r"got a torch\S+StepLR; write"),
+        (lr_scheduler.ReduceLROnPlateau(torch.optim.SGD(small_vae().parameters(), lr=1.0)), "ReduceLROnPlateau; write"),
+        ("cosine", "got 'cosine'"),
+        (lambda optimizer: lr_scheduler.StepLR(optimizer, 5), "the function that was given fails"),
+        (lambda optimizer, steps: 0.1, "one to a builtins.float"),
+        (pyro.optim.StepLR, "got a builtins.function"),
+        (lambda optimizer, steps: lr_scheduler.StepLR(torch.optim.SGD(OTHER.parameters(), lr=1.0), 5), "of another"),
+        (lambda optimizer, steps: lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=2), "OneCycleLR that ends with"),
+        (
+            lambda optimizer, steps: lr_scheduler.ChainedScheduler(
+                [lr_scheduler.StepLR(optimizer, 5), lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=2)]
+            ),
+            "ChainedScheduler that ends with",
+        ),
+        (lambda optimizer, steps: lr_scheduler.ReduceLROnPlateau(optimizer), r'threshold_mode="abs", got "rel"'),
+    ],
+)
+def test_what_is_no_schedule_of_this_optimiser_is_refused(schedule, got):
+    message = refused(f"schedule: .*{got}", schedule=schedule)
+    assert quick(small_vae(), epochs=1, **cure(message)).rows
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_plateau_of_the_validation_objective_lowers_the_step(mode):
+    steps = []
+
+    def plateau(optimizer, _):
+        optimizer.register_step_post_hook(lambda *_: steps.append(optimizer.param_groups[0]["lr"]))
+        return lr_scheduler.ReduceLROnPlateau(optimizer, mode, 0.5, 0, threshold=2.0, threshold_mode="abs")
+
+    rows = quick(small_vae(), epochs=8, schedule=plateau).rows
+    expected, lr, best = [], 1e-2, -float("inf")
+    for row in rows:
+        expected.append(lr)
+        if row["valid_objective"] > best + 2.0:
+            best = row["valid_objective"]
+        else:
+            lr /= 2
+    assert steps[::4] == pytest.approx(expected) and steps[3::4] == pytest.approx(expected)
+    assert 1e-2 > expected[-1] > 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "words"),
+    [
+        ("bf16", "'bf16'; write precision=torch.bfloat16"),
+        ("bfloat16", "write precision=torch.bfloat16"),
+        (16, "16; write"),
+        (torch.int8, "int8; write"),
+        ([], r"\[\]"),
+        (True, "True"),
+        (torch.float16, "gradients underflow in torch.float16.*write precision=torch.bfloat16"),
+        (torch.float64, r"the parameters are torch.float32; write program.double\(\)"),
+    ],
+)
+def test_precisions_that_are_refused(precision, words):
+    refused(f"precision: wanted None or torch.bfloat16, got .*{words}", precision=precision)
+
+
+def test_precisions_that_are_taken():
+    def bounds(precision, program):
+        return [row["valid_bound"] for row in quick(program, precision=precision).rows]
+
+    plain = bounds(None, small_vae())
+    assert bounds(torch.float32, small_vae()) == plain
+    assert bounds(torch.bfloat16, small_vae()) == pytest.approx(plain, abs=0.1)
+    assert bounds(torch.float64, small_vae().double()) == bounds(None, small_vae().double())
+
+
+def test_a_precision_without_effect_is_refused():
+    refused(
+        r"torch.bfloat16 has no effect on parameters of torch.float64; write program.float\(\)",
+        small_vae().double(),
+        precision=torch.bfloat16,
+    )
+    own = small_vae()
+    own.posterior.network, own.likelihood.network = nn.Sequential(nn.Flatten(-3), nn.Linear(64, 16)), Decoder()
+    refused("the program has none; leave precision out", own, precision=torch.bfloat16)
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 64)
+
+    def forward(self, z):
+        return self.layer(z).unflatten(-1, (1, 8, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_programs_of_sixteen_bits_are_refused(dtype):
+    refused(f"program: wanted parameters in torch.float32 or torch.float64, got {dtype}", small_vae().to(dtype))
+    with pytest.raises(ValueError, match="off by whole nats"):
+        evaluate(small_vae().to(dtype), torch.zeros(3, 1, 8, 8))
+
+
+@pytest.fixture
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+FAMILIES = [
+    (likelihoods.Bernoulli, 1),
+    (likelihoods.Normal, 2),
+    (likelihoods.Beta, 2),
+    (likelihoods.ContinuousBernoulli, 1),
+    (likelihoods.DiscretizedLogistic, 2),
+    (partial(likelihoods.Categorical, bins=10), 10),
+]
+
+
+@pytest.mark.parametrize(("family", "maps"), FAMILIES)
+def test_double_programs_are_trained_and_measured_in_float64(family, maps):
+    torch.manual_seed(0)
+    vae = VAE(
+        priors.StandardNormal(2),
+        family(networks.MLPDecoder(2, DIGITS.shape, maps, hidden=(8,))),
+        guides.MeanField(networks.MLPEncoder(DIGITS.shape, hidden=(8,)), 2),
+    ).double()
+    rows = quick(vae, epochs=2, estimator=Trace_ELBO(2)).rows
+    assert rows[1]["valid_bound"] > rows[0]["valid_bound"]
+    x = fixed_x(vae, FEW.test.images)
+    assert x.dtype == torch.float64 and all(p.dtype == torch.float64 for p in vae.parameters())
+    double = evaluate(vae, x, particles=100).summary()["bound"]
+    assert double == pytest.approx(evaluate(vae.float(), x.float(), particles=100).summary()["bound"], abs=0.5)
+
+
+@pytest.mark.parametrize("engine", ["eager", "svi"])
+def test_a_default_dtype_of_float64(float64_by_default, engine):
+    for program in (small_vae(), small_vae().float()):  # as it is built here, and as it would be built before
+        rows = quick(program, epochs=3, engine=engine).rows
+        assert rows[0]["valid_bound"] < rows[2]["valid_bound"]
+
+
+@pytest.mark.parametrize("program", [small_vae().double(), small_vae()], ids=["float64", "float32"])
+def test_the_traced_step_of_a_program_makes_x_in_its_dtype(program):
+    pixels, loss = FEW.train.images[:20], Eager(program, Trace_ELBO(), None).loss
+    graph = traced(loss, (pixels,))
+    with torch.random.fork_rng():
+        eager = loss(pixels)
+    torch.testing.assert_close(graph(pixels), eager, rtol=0.0, atol=0.0)
+    assert eager.dtype == next(program.parameters()).dtype
+
+
+def test_a_double_program_whose_bound_is_known():
+    torch.manual_seed(0)
+    program = LinearGaussian(torch.randn(64, 2, dtype=torch.float64) / 8)
+    program.observe = lambda pixels, generator=None: pixels.flatten(1) / 255
+    x = fixed_x(program, FEW.test.images)
+    assert x.dtype == torch.float64
+    # The guide is exact.
+    torch.testing.assert_close(evaluate(program, x).bound, program.log_px(x).detach(), rtol=1e-10, atol=0.0)
+    quick(program, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "got"),
+    [
+        (FEW.train.images, "got Tensor; write Data"),
+        (FEW.train, "got Split"),
+        (DataLoader(FEW.train.images), "got DataLoader"),
+        ((FEW.train, FEW.valid), "got tuple"),
+        (None, "got NoneType"),
+    ],
+)
+def test_data_that_is_none(data, got):
+    refused(f"data: wanted a pyro_vae.data.Data, {got}", data=data)
+
+
+def test_the_cure_for_data_that_is_none():
+    message = refused("data: wanted", data=FEW.train.images)
+    words = message.rpartition("write ")[2].partition("), each")[0] + ")"
+    names = {"Data": Data, "Split": Split, **{name: getattr(FEW, name).images for name in ("train", "valid", "test")}}
+    assert quick(small_vae(), eval(words, names), epochs=1).rows
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": True}, "epochs: wanted a whole number of at least 1, got True"),
+        ({"epochs": 2.0}, "epochs"),
+        ({"epochs": "2"}, "epochs"),
+        ({"seed": 0.5}, "seed: wanted a whole number, got 0.5"),
+        ({"seed": None}, "seed"),
+        ({"batch_size": 50.0}, r"batch_size: wanted 1 to 200 \(the training images\), got 50.0"),
+        ({"batch_size": True}, "batch_size"),
+        ({"lr": "1e-3"}, "lr"),
+        ({"lr": 0}, "lr"),
+        ({"clip": 0.0}, "clip: wanted a positive number, got 0.0"),
+        ({"clip": float("nan")}, "clip"),
+        ({"clip": True}, "clip"),
+        ({"skip_non_finite": -1}, "skip_non_finite: wanted a whole number of at least 0, got -1"),
+        ({"skip_non_finite": 0.5}, "skip_non_finite"),
+        ({"keep": "first"}, 'keep: wanted "best" or "last", got \'first\''),
+        ({"keep": ["best"]}, "keep"),
+        ({"checkpoints": "a-folder"}, "checkpoints: wanted Checkpoints"),
+        ({"estimator": Trace_ELBO}, r"estimator: wanted a pyro\.infer\.ELBO"),
+        ({"estimator": TraceTailAdaptive_ELBO(num_particles=2)}, "TraceTailAdaptive_ELBO gives no loss"),
+        ({"estimator": Trace_ELBO(num_particles=0)}, "num_particles of Trace_ELBO: wanted a whole number"),
+        ({"estimator": RenyiELBO(num_particles=2), "engine": "compiled"}, 'write engine="svi"'),
+        ({"estimator": RenyiELBO(num_particles=2), "clip": 1.0}, "clip: .*RenyiELBO trains by no other engine"),
+        ({"engine": "svi", "clip": 1.0}, 'clip: .*write engine="eager"'),
+        ({"engine": "fast"}, "engine: wanted one of auto, eager"),
+    ],
+)
+def test_numbers_and_words_that_are_refused(settings, message):
+    refused(message, **settings)
+
+
+def test_numbers_of_numpy_are_saved_too(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    quick(
+        small_vae(),
+        epochs=np.int64(1),
+        batch_size=np.int32(50),
+        seed=np.int64(3),
+        lr=np.float32(1e-2),
+        clip=np.float64(1.0),
+        skip_non_finite=np.int8(0),
+        checkpoints=checkpoints,
+    )
+    assert checkpoints.exist()
+    name = quick(small_vae(), epochs=1, estimator=Trace_ELBO(num_particles=np.int64(2))).objective
+    assert name == "the objective of Trace_ELBO with 2 particles"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"particles": 0}, "particles: wanted a whole number of at least 1, got 0"),
+        ({"particles": -1}, "particles"),
+        ({"particles": 2.0}, "particles"),
+        ({"particles": True}, "particles"),
+        ({"batch_size": 0}, "batch_size: wanted"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"seed": 0.5}, "seed"),
+        ({"seed": "0"}, "seed"),
+    ],
+)
+def test_numbers_that_evaluate_refuses(settings, message):
+    vae = small_vae()
+    with pytest.raises(ValueError, match=message):
+        evaluate(vae, fixed_x(vae, FEW.test.images), **settings)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(0, 1, 8, 8), torch.tensor(0.5), np.zeros((3, 1, 8, 8)), FEW.test, None])
+def test_images_that_evaluate_refuses(x):
+    with pytest.raises(ValueError, match=r"x: wanted a tensor .* with at least one image, got"):
+        evaluate(small_vae(), x)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        RenyiELBO(alpha=0.5, num_particles=2, vectorize_particles=True, max_plate_nesting=1),
+        TraceGraph_ELBO(),
+        ReweightedWakeSleep(num_particles=2, vectorize_particles=True, max_plate_nesting=1),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+@pytest.mark.parametrize("engine", ["auto", "svi"])
+def test_estimators_without_a_differentiable_loss_train_by_svi(estimator, engine):
+    history = quick(small_vae(), estimator=estimator, engine=engine, epochs=4)
+    assert history.engine == "svi"
+    assert history.rows[-1]["valid_bound"] > history.rows[0]["valid_bound"] + 1
+
+
+def test_svi_of_such_an_estimator_takes_the_steps_of_pyros_own_loop():
+    ours, theirs = small_vae(), small_vae()
+    estimator = RenyiELBO(alpha=0.5, num_particles=2, vectorize_particles=True, max_plate_nesting=1)
+    steps = []
+
+    class Noted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vae, self.model, self.guide = ours, ours.model, ours.guide
+
+        def observe(self, pixels, generator=None):
+            x = likelihoods.threshold(pixels)
+            if generator is None:
+                steps.append((x, torch.get_rng_state()))
+            return x
+
+    quick(Noted(), estimator=estimator, epochs=1, keep="last")
+    svi = pyro.infer.SVI(theirs.model, theirs.guide, pyro.optim.Adam({"lr": 1e-2, "fused": True}), estimator)
+    for x, state in steps[1:]:  # the first is that of the check
+        with torch.random.fork_rng():
+            torch.set_rng_state(state)
+            svi.step(x)
+    torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
+
+
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
+def test_a_non_finite_loss_of_such_an_estimator_names_its_site():
+    vae = small_vae()
+
+    def ruin(count, x):
+        if count == 5:
+            vae.posterior.head.bias.data.fill_(torch.nan)
+        return x
+
+    with pytest.raises(NonFiniteLoss, match=r"under TraceGraph_ELBO: .* went first is that of site 'z' of the guide"):
+        quick(Breaks(vae, ruin), estimator=TraceGraph_ELBO())
+
+
+def test_the_callers_modes_of_torch_do_not_reach_the_training():
+    def bounds(context):
+        program = small_vae()
+        with context:
+            return [row["valid_bound"] for row in quick(program, epochs=1).rows]
+
+    plain = bounds(torch.enable_grad())
+    for context in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
+        assert bounds(context) == plain
+    with torch.inference_mode():
+        program = small_vae()
+    with pytest.raises(ValueError, match=r"made in torch\.inference_mode, and cannot be trained; make it outside"):
+        quick(program)
+
+
+class Weighted(nn.Module):
+    """A program in which images have a weight of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.vae = small_vae()
+        self.vae.likelihood.binarize = likelihoods.threshold
+        self.observe = self.vae.observe
+
+    def model(self, x):
+        with pyro.poutine.scale(scale=weight(x)):
+            return self.vae.model(x)
+
+    def guide(self, x):
+        with pyro.poutine.scale(scale=weight(x)):
+            return self.vae.guide(x)
+
+
+def weight(x):
+    return 0.5 + (x.mean((1, 2, 3)) > 0.3)
+
+
+def test_a_weight_of_single_images_is_trained_and_divided_out_of_the_bound():
+    program = Weighted()
+    x = fixed_x(program, FEW.valid.images)
+    torch.testing.assert_close(evaluate(program, x).bound, evaluate(program.vae, x).bound)
+    assert weight(x).unique().tolist() == [0.5, 1.5]
+    history = quick(program, epochs=3, batch_size=100)
+    kept = history.rows[history.kept_epoch - 1]
+    evaluation = evaluate(program.vae, x)
+    assert kept["valid_bound"] == pytest.approx(evaluation.bound.mean().item())
+    assert kept["valid_objective"] == pytest.approx((weight(x) * evaluation.bound).mean().item(), rel=1e-6)
+
+
+def test_enumerated_sites_of_the_model_are_named_before_anything_is_trained():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loc, self.observe = nn.Parameter(torch.zeros(3, 64)), lambda pixels, generator=None: pixels / 255
+
+        def model(self, x):
+            with pyro.plate("images", len(x)):
+                y = pyro.sample("y", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+                pyro.sample("x", dist.Normal(self.loc[y].unflatten(-1, (1, 8, 8)), 1.0).to_event(3), obs=x)
+
+        def guide(self, x):
+            pass
+
+    estimator = pyro.infer.TraceEnum_ELBO(max_plate_nesting=1)
+    refused(r"\['y'\] .*enumerat", Mixed(), estimator=estimator)
+    with pytest.raises(ValueError, match=r"\['y'\] .*enumerat"):
+        evaluate(Mixed(), torch.zeros(3, 1, 8, 8))
