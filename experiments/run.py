@@ -240,8 +240,8 @@ def interval(text: str) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     spell_out()
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("--overwrite", "--resume")]
-    ranks = os.environ.get("LOCAL_WORLD_SIZE")
-    launcher = ["torchrun", f"--nproc-per-node={ranks}"] if ranks else [Path(sys.executable).name]
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    launcher = ["torchrun", f"--nproc-per-node={local}"] if local else [Path(sys.executable).name]
     again = shlex.join([*launcher, sys.argv[0] if argv is None else __file__, *words, "--resume"])
     try:
         args = parse_arguments(argv)

@@ -57,7 +57,7 @@ def expanded(path: Path | str) -> Path:
 def load_tree(file: BinaryIO, name: object) -> dict[str, Any]:
     """A dictionary that ``torch.save`` wrote, on the CPU; CheckpointError for anything else. It can run no code."""
     try:
-        _check_payload(file, name)
+        check_payload(file, name)
         file.seek(0)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
@@ -146,8 +146,8 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _check_payload(file: BinaryIO, name: object) -> None:
-    """Refuses what ``torch.save`` would not have written of a state dict, before anything of it is unpacked."""
+def check_payload(file: BinaryIO, name: object) -> None:
+    """Refuse what ``torch.save`` would not have written of a state dict, before anything of it is unpacked."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if len({entry.filename for entry in entries}) != len(entries):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from pyro_vae.checks import is_whole
-from pyro_vae.files import LARGEST, CheckpointError, _check_payload, expanded, load_tree, read_bytes, write_whole
+from pyro_vae.files import LARGEST, CheckpointError, check_payload, expanded, load_tree, read_bytes, write_whole
 
 MAGIC = b"pyro_vae checkpoint\n"
 FORMAT = 4  # in 3 epochs were compared by the bound alone; in 2 the history was a list; for 1 see parts.load_vae
@@ -31,7 +31,7 @@ def encode(content: Mapping[str, Any]) -> bytes:
     file = io.BytesIO()
     torch.save(dict(content), file)
     payload = file.getbuffer()
-    _check_payload(file, "the state of this run")
+    check_payload(file, "the state of this run")
     if len(payload) >= LARGEST - 100:
         raise CheckpointError(f"the state of this run is larger than {LARGEST >> 30} GiB, which is not read back")
     return b"".join([_header(FORMAT), hashlib.sha256(payload).digest(), payload])

@@ -22,6 +22,7 @@ X_ALONE = (
 def given_x_alone() -> Iterator[None]:
     """A block in which a program that wants more arguments than x is told by a ValueError that it gets no others.
 
+    >>> import torch
     >>> with given_x_alone():
     ...     (lambda x, labels: None)(torch.zeros(3))
     Traceback (most recent call last):
@@ -41,6 +42,7 @@ def last_batch(loss: Callable[[Tensor], Any], x: Tensor, images: int, batch_size
 
     As with BatchNorm, which in training mode wants more than one image. ``x`` is a batch of full size.
 
+    >>> import torch
     >>> layer = torch.nn.BatchNorm1d(3)
     >>> last_batch(layer, torch.zeros(4, 3), images=9, batch_size=4)
     Traceback (most recent call last):

@@ -211,7 +211,7 @@ def originals():
 
 def test_data_dependent_control_flow_is_named_and_pyro_is_left_as_it_was():
     before, program = originals(), Branching()
-    with pytest.raises(Untraceable, match=r"test_compiling.py, line \d+: `if x.sum\(\) > 3:`.*engine=.eager"):
+    with pytest.raises(Untraceable, match=r"test_export.py, line \d+: `if x.sum\(\) > 3:`.*engine=.eager"):
         traced(loss_of(program), (torch.ones(4, 2),))
     assert originals() == before and pyro.infer.util.is_validation_enabled()
 

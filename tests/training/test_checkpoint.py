@@ -21,6 +21,7 @@ from pyro_vae import files, fit
 from pyro_vae.estimators import ImportanceWeighted
 from pyro_vae.files import CheckpointError, locked, write_whole
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
+from pyro_vae.training import checkpoint
 from pyro_vae.training.checkpoint import Checkpoints, decode, encode
 from pyro_vae.training.loop import ROW, History, NonFiniteLoss, Run, warm_cosine
 
@@ -411,7 +412,7 @@ def test_a_malicious_checkpoint_runs_no_code(tmp_path, monkeypatch):
     victim.rmdir()
     with pytest.raises(CheckpointError, match="only tensors, numbers, strings"):
         encode({"step": Payload(victim)})
-    monkeypatch.setattr(files, "_check_payload", lambda file, name: None)
+    monkeypatch.setattr(checkpoint, "check_payload", lambda file, name: None)
     data = encode({"step": Payload(victim)})  # with a right checksum
     with pytest.raises(CheckpointError, match="cannot be read"):
         decode(data, "stranger")  # by torch's own refusal

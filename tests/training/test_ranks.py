@@ -22,7 +22,7 @@ RUN = Path(__file__).parents[2] / "experiments" / "run.py"
 
 def torchrun(*arguments, script=WORKER):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[1])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
