@@ -21,11 +21,11 @@ import torch
 from evidence import load_run
 from parts import BINARIZE, ESTIMATORS, GUIDES, LIKELIHOODS, PRIORS, check_taken, given, home_path
 
-from pyro_vae import analysis, evaluate, guides, load, plots
+from pyro_vae import analysis, evaluate, files, guides, load, plots
 from pyro_vae.config import TAKEN_BY, build_vae, load_vae
 from pyro_vae.data.sets import Data, Split
 from pyro_vae.files import locked
-from pyro_vae.training import checkpoint, fixed_x
+from pyro_vae.training import fixed_x
 from pyro_vae.training.checkpoint import Checkpoints
 
 SCRIPT = Path(run.__file__)
@@ -390,7 +390,7 @@ def test_a_disk_that_is_full_when_results_are_written(tmp_path, capsys, monkeypa
                 raise OSError(errno.ENOSPC, "No space left on device")
             file.write(data)
 
-        patch.setattr(checkpoint, "_write", full)
+        patch.setattr(files, "_write", full)
         assert command(tmp_path) == 1
     assert "No space left on device); what was saved before is untouched: free some space" in capsys.readouterr().err
     assert command(tmp_path, "--resume") == 0
