@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from pyro_vae._lazy import lazy
+from pyro_vae._lazy import MovedModules, lazy
 
 if TYPE_CHECKING:
     from pyro_vae import analysis as analysis
@@ -26,27 +26,32 @@ if TYPE_CHECKING:
     from pyro_vae.comparison import compare_estimators as compare_estimators
     from pyro_vae.compiling import Untraceable as Untraceable
     from pyro_vae.compiling import compiled as compiled
-    from pyro_vae.config import load_vae as load_vae
     from pyro_vae.data import Data as Data
     from pyro_vae.data import DataError as DataError
+    from pyro_vae.data import DataWarning as DataWarning
     from pyro_vae.data import MissingData as MissingData
     from pyro_vae.data import Split as Split
     from pyro_vae.data import load as load
     from pyro_vae.evidence import AnnealedEvidence as AnnealedEvidence
     from pyro_vae.evidence import Evidence as Evidence
     from pyro_vae.evidence import Sandwich as Sandwich
+    from pyro_vae.evidence import StuckChains as StuckChains
     from pyro_vae.evidence import UntrustedEvidence as UntrustedEvidence
     from pyro_vae.evidence import annealed_evidence as annealed_evidence
     from pyro_vae.evidence import bidirectional as bidirectional
     from pyro_vae.evidence import log_evidence as log_evidence
     from pyro_vae.files import CheckpointError as CheckpointError
     from pyro_vae.program import Program as Program
+    from pyro_vae.saved import load_vae as load_vae
     from pyro_vae.sites import parameter_sites as parameter_sites
     from pyro_vae.training import Checkpoints as Checkpoints
     from pyro_vae.training import EngineWarning as EngineWarning
     from pyro_vae.training import Evaluation as Evaluation
     from pyro_vae.training import History as History
     from pyro_vae.training import NonFiniteLoss as NonFiniteLoss
+    from pyro_vae.training import Step as Step
+    from pyro_vae.training import Training as Training
+    from pyro_vae.training import TrainingWarning as TrainingWarning
     from pyro_vae.training import check_program as check_program
     from pyro_vae.training import evaluate as evaluate
     from pyro_vae.training import fit as fit
@@ -61,6 +66,7 @@ _HOMES = {
     "Comparison": "pyro_vae.comparison",
     "Data": "pyro_vae.data",
     "DataError": "pyro_vae.data",
+    "DataWarning": "pyro_vae.data",
     "EngineWarning": "pyro_vae.training",
     "Evaluation": "pyro_vae.training",
     "Evidence": "pyro_vae.evidence",
@@ -70,6 +76,10 @@ _HOMES = {
     "Program": "pyro_vae.program",
     "Sandwich": "pyro_vae.evidence",
     "Split": "pyro_vae.data",
+    "Step": "pyro_vae.training",
+    "StuckChains": "pyro_vae.evidence",
+    "Training": "pyro_vae.training",
+    "TrainingWarning": "pyro_vae.training",
     "Untraceable": "pyro_vae.compiling",
     "UntrustedEvidence": "pyro_vae.evidence",
     "VAE": "pyro_vae.vae",
@@ -94,7 +104,7 @@ _HOMES = {
     "likelihoods": "pyro_vae.likelihoods",
     "linear_gaussian": "pyro_vae.linear_gaussian",
     "load": "pyro_vae.data",
-    "load_vae": "pyro_vae.config",
+    "load_vae": "pyro_vae.saved",
     "log_evidence": "pyro_vae.evidence",
     "networks": "pyro_vae.networks",
     "parameter_sites": "pyro_vae.sites",
@@ -123,7 +133,7 @@ _MOVED = {
     "paths": "pyro_vae.tracing.paths",
     "state": "pyro_vae.random",
     "traces": "pyro_vae.tracing.traces",
-    "variance": "pyro_vae.comparison.compare",
+    "variance": "pyro_vae.comparison",
 }
 
 __all__ = [
@@ -134,6 +144,7 @@ __all__ = [
     "Comparison",
     "Data",
     "DataError",
+    "DataWarning",
     "EngineWarning",
     "Evaluation",
     "Evidence",
@@ -143,6 +154,10 @@ __all__ = [
     "Program",
     "Sandwich",
     "Split",
+    "Step",
+    "StuckChains",
+    "Training",
+    "TrainingWarning",
     "Untraceable",
     "UntrustedEvidence",
     "__version__",
@@ -178,4 +193,5 @@ __all__ = [
     "warm_cosine",
 ]
 __version__ = "0.2.0.dev0"
-__getattr__, __dir__ = lazy(__name__, _HOMES | _MOVED)
+__getattr__, __dir__ = lazy(__name__, _HOMES | _MOVED, eager=["__version__"])
+MovedModules(__name__, _MOVED).register()

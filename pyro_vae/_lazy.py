@@ -1,12 +1,19 @@
-"""Names that a package gives without importing the modules that hold them before one is asked for (PEP 562)."""
+"""Names that a package provides without importing the modules that hold them before they are used (PEP 562)."""
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
+from importlib.abc import MetaPathFinder
 from typing import Any
 
 
-def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """The ``__getattr__`` and ``__dir__`` of a package, from each name to the module that holds it, or that it is.
+def lazy(
+    package: str, homes: Mapping[str, str], eager: Iterable[str] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return the ``__getattr__`` and ``__dir__`` of a package.
+
+    ``homes`` maps each name to the module that holds it, or to the module of that name. ``eager`` lists the names that
+    the package imports itself, for ``dir``.
 
     >>> find, _ = lazy("example", {"VAE": "pyro_vae.vae", "plots": "pyro_vae.plots"})
     >>> find("VAE").__name__, find("plots").__name__
@@ -19,4 +26,25 @@ def lazy(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], 
         module = import_module(homes[name])
         return module if homes[name].rpartition(".")[2] == name else getattr(module, name, module)
 
-    return find, lambda: sorted(homes)
+    return find, lambda: sorted([*homes, *eager])
+
+
+class MovedModules(MetaPathFinder):
+    """Tells those who import a moved module by its old name, or load an old pickle, where it is now."""
+
+    def __init__(self, package: str, moved: Mapping[str, str]):
+        self.package, self.moved = package, moved
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        """Raise ModuleNotFoundError for a module that has moved."""
+        package, _, name = fullname.rpartition(".")
+        if package == self.package and name in self.moved:
+            raise ModuleNotFoundError(
+                f"No module named {fullname!r}: it is now {self.moved[name]}; import from there, and make objects that "
+                "were pickled whole anew",
+                name=fullname,
+            )
+
+    def register(self) -> None:
+        """Be asked after all other finders."""
+        sys.meta_path.append(self)

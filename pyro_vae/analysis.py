@@ -1,16 +1,18 @@
-"""What a trained program has learned: codes, pictures, walks through latent space, probes of the codes.
+"""What a trained program has learned: codes, images, paths through latent space, probes of the codes.
 
-``vae`` is a ``VAE``, or any other module with ``prior()``, ``likelihood(z)`` and ``posterior(x)``. x are float images
-in [0, 1] of shape (..., C, H, W), made from pixels by ``vae.observe``; they may lie on another device than the program.
+``vae`` is a ``VAE``, or any other module with ``prior()``, ``likelihood(z)`` and ``posterior(x)``. x holds float images
+in [0, 1] of shape (..., C, H, W), made from pixels by ``vae.observe``. Images and program may be on different devices.
 
-Every function runs without gradients and in evaluation mode, in batches of ``batch_size`` so that memory is bounded,
-and returns tensors on the CPU. What is random is drawn from ``seed``: the same seed, batch size and machine give the
-same result. The global random state and the training mode of the program are left as they were.
+Every function runs without gradients and in evaluation mode, in batches of ``batch_size`` that bound the memory, and
+returns tensors on the CPU. Random numbers are drawn from ``seed``: the same seed, batch size and machine give the same
+result. The global random state and the training mode of the program stay unchanged.
 """
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, kl_divergence
 
+from pyro_vae.checks import whole_number
 from pyro_vae.random import mode, seeded
 
 BATCH = 256
@@ -28,21 +31,21 @@ ACTIVE = 0.01  # variance over images of the mean of q above which a latent dime
 
 
 def codes(vae: nn.Module, x: Tensor, *, batch_size: int = BATCH, samples: int = 256, seed: int = 0) -> Tensor:
-    """The means of q(z | x), shape (..., D).
+    """Return the means of q(z | x), shape (..., D).
 
-    A guide that knows no mean in closed form (a flow) gives the average of ``samples`` draws instead, whose variance
-    is that of q divided by ``samples``.
+    For a guide whose mean has no closed form (a flow) it is the average of ``samples`` draws, whose variance is that of
+    q divided by ``samples``.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> codes(LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), torch.rand(5, 1, 4, 4)).shape
     torch.Size([5, 2])
     """
-    _positive("samples", samples)
+    whole_number("samples", samples)
     return _encode(vae, x, lambda q: posterior_mean(q, samples), batch_size, seed)
 
 
 def posterior_mean(q: Distribution, samples: int) -> Tensor:
-    """The mean of a distribution in closed form where it has one, otherwise that of ``samples`` draws.
+    """Return the mean of a distribution in closed form if it has one, otherwise the average of ``samples`` draws.
 
     >>> posterior_mean(torch.distributions.Normal(torch.tensor([1.0, 2.0]), 1.0), samples=5)
     tensor([1., 2.])
@@ -50,11 +53,11 @@ def posterior_mean(q: Distribution, samples: int) -> Tensor:
     try:
         return q.mean
     except NotImplementedError:
-        return sum(q.sample() for _ in range(samples)) / samples
+        return functools.reduce(torch.add, (q.sample() for _ in range(samples))) / samples
 
 
 def draw_posterior(vae: nn.Module, x: Tensor, *, batch_size: int = BATCH, seed: int = 0) -> Tensor:
-    """One draw of q(z | x) for each image, shape (..., D): together they are draws of the aggregate posterior.
+    """Draw one z ~ q(z | x) for each image, shape (..., D); together they are draws of the aggregate posterior.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> draw_posterior(LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), torch.rand(5, 1, 4, 4)).shape
@@ -64,29 +67,29 @@ def draw_posterior(vae: nn.Module, x: Tensor, *, batch_size: int = BATCH, seed: 
 
 
 def draw_prior(vae: nn.Module, n: int, *, seed: int = 0) -> Tensor:
-    """n draws of p(z), shape (n, D).
+    """Draw n samples of p(z), shape (n, D).
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> draw_prior(LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), 3).shape
     torch.Size([3, 2])
     """
-    with _evaluating(vae, seed):
-        return vae.prior().sample((_positive("n", n),)).cpu()
+    with _evaluating(vae, seed) as program:
+        return program.prior().sample((whole_number("n", n),)).cpu()
 
 
 def decode(vae: nn.Module, z: Tensor, *, batch_size: int = BATCH) -> Tensor:
-    """The pictures of z (..., D), the means of p(x | z): shape (..., C, H, W).
+    """Return the means of p(x | z) for z (..., D): images of shape (..., C, H, W).
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> decode(LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), torch.zeros(5, 2)).shape
     torch.Size([5, 1, 4, 4])
     """
-    with _evaluating(vae):
-        return _batched(vae, lambda z: vae.likelihood(z).mean, z, 1, batch_size)
+    with _evaluating(vae) as program:
+        return _batched(vae, lambda z: program.likelihood(z).mean, z, 1, batch_size)
 
 
 def reconstruct(vae: nn.Module, x: Tensor, *, batch_size: int = BATCH, samples: int = 256, seed: int = 0) -> Tensor:
-    """The pictures of the codes of x, shape (..., C, H, W); ``samples`` and ``seed`` as in ``codes``.
+    """Return the decoded codes of x, shape (..., C, H, W); ``samples`` and ``seed`` as in ``codes``.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> reconstruct(LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), torch.rand(5, 1, 4, 4)).shape
@@ -96,7 +99,7 @@ def reconstruct(vae: nn.Module, x: Tensor, *, batch_size: int = BATCH, samples: 
 
 
 def sample_prior(vae: nn.Module, n: int, *, batch_size: int = BATCH, seed: int = 0) -> Tensor:
-    """The pictures of n draws of p(z), shape (n, C, H, W): means of p(x | z), without the noise of the pixels.
+    """Return the decoded images of n draws of p(z), shape (n, C, H, W): means of p(x | z), without pixel noise.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> sample_prior(LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), 3).shape
@@ -106,9 +109,9 @@ def sample_prior(vae: nn.Module, n: int, *, batch_size: int = BATCH, seed: int =
 
 
 def interpolate(vae: nn.Module, x_a: Tensor, x_b: Tensor, steps: int = 10, *, batch_size: int = BATCH) -> Tensor:
-    """The pictures along the straight line from the code of x_a to that of x_b, (..., C, H, W): (..., steps, C, H, W).
+    """Decode the straight line from the code of x_a to the code of x_b: images of shape (..., steps, C, H, W).
 
-    The first and the last are the reconstructions of x_a and x_b.
+    x_a and x_b have shape (..., C, H, W). The first and the last image are their reconstructions.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> vae, x = LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), torch.rand(2, 1, 4, 4)
@@ -118,16 +121,16 @@ def interpolate(vae: nn.Module, x_a: Tensor, x_b: Tensor, steps: int = 10, *, ba
     if x_a.shape != x_b.shape:
         raise ValueError(f"x_a and x_b: wanted images of one shape, got {tuple(x_a.shape)} and {tuple(x_b.shape)}")
     z_a, z_b = (codes(vae, x, batch_size=batch_size).unsqueeze(-2) for x in (x_a, x_b))
-    t = torch.linspace(0, 1, _positive("steps", steps, least=2), dtype=z_a.dtype).unsqueeze(-1)
+    t = torch.linspace(0, 1, whole_number("steps", steps, least=2), dtype=z_a.dtype).unsqueeze(-1)
     return decode(vae, (1 - t) * z_a + t * z_b, batch_size=batch_size)
 
 
 def manifold(vae: nn.Module, side: int = 20, *, batch_size: int = BATCH) -> Tensor:
-    """The decoder on a grid of the latent plane, shape (side, side, C, H, W) (Kingma & Welling 2013, figure 4).
+    """Decode a grid of the latent plane, shape (side, side, C, H, W) (Kingma & Welling 2013, figure 4).
 
-    z = Φ⁻¹(u) for the midpoints u = (i + ½) / side of the unit square, each cell of equal mass under N(0, I), whatever
-    the prior. z_1 grows to the right and z_2 upwards: the first row has the greatest z_2.
-    Raises ValueError unless z has two dimensions.
+    z = Φ⁻¹(u) for the midpoints u = (i + ½) / side of the unit square. Each cell has equal mass under N(0, I), also if
+    the program has another prior. z_1 grows to the right and z_2 upwards: the first row has the greatest z_2. Raises
+    ValueError unless z has two dimensions.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> manifold(LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), side=3).shape
@@ -136,7 +139,7 @@ def manifold(vae: nn.Module, side: int = 20, *, batch_size: int = BATCH) -> Tens
     latent = _latent(vae)
     if latent != 2:
         raise ValueError(f"manifold: wanted a latent plane (D = 2), got D = {latent}; use interpolate or sample_prior")
-    u = (torch.arange(_positive("side", side), dtype=torch.float64) + 0.5) / side
+    u = (torch.arange(whole_number("side", side), dtype=torch.float64) + 0.5) / side
     z = torch.special.ndtri(u)
     z_2, z_1 = torch.meshgrid(z.flip(0), z, indexing="ij")
     return decode(vae, torch.stack([z_1, z_2], -1), batch_size=batch_size)
@@ -145,11 +148,11 @@ def manifold(vae: nn.Module, side: int = 20, *, batch_size: int = BATCH) -> Tens
 def impute(
     vae: nn.Module, x: Tensor, missing: Tensor, *, steps: int = 100, batch_size: int = BATCH, seed: int = 0
 ) -> Tensor:
-    """x with its missing pixels filled in, shape (..., C, H, W) (Rezende et al. 2014).
+    """Return x with its missing pixels filled in, shape (..., C, H, W) (Rezende et al. 2014).
 
-    The Markov chain z ~ q(z | x), x_missing ~ p(x | z) runs for ``steps`` steps from a draw of the program; it is
-    pseudo-Gibbs sampling, exact where q is. The missing pixels returned are the mean of p(x | z) at the last z.
-    ``missing`` is a boolean tensor, True where the pixel is to be filled in, and broadcasts against x.
+    The Markov chain z ~ q(z | x), x_missing ~ p(x | z) runs for ``steps`` steps from a draw of the program. It is
+    pseudo-Gibbs sampling, exact if q is. The missing pixels returned are the mean of p(x | z) at the last z.
+    ``missing`` is a boolean tensor, True for each pixel to fill in, and broadcasts against x.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> vae, x = LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), torch.rand(5, 1, 4, 4)
@@ -158,27 +161,27 @@ def impute(
     True
     """
     _check_images(x)
-    _positive("steps", steps)
+    whole_number("steps", steps)
     if missing.dtype != torch.bool:
         raise ValueError(f"missing: wanted a boolean tensor, True where the pixel is missing, got {missing.dtype}")
     missing = missing.to(x.device).expand(x.shape)
 
     def chain(pair: Tensor) -> Tensor:
         x, missing = pair[:, 0], pair[:, 1].bool()
-        p = vae.likelihood(vae.prior().sample(x.shape[:1]))
+        p = program.likelihood(program.prior().sample(x.shape[:1]))
         for _ in range(steps):
             x = torch.where(missing, p.sample(), x)
-            p = vae.likelihood(vae.posterior(x).sample())
+            p = program.likelihood(program.posterior(x).sample())
         return torch.where(missing, p.mean, x)
 
-    with _evaluating(vae, seed):
+    with _evaluating(vae, seed) as program:
         return _batched(vae, chain, torch.stack([x, missing.to(x.dtype)], -4), 4, batch_size)
 
 
 def knn_accuracy(
     train_codes: Tensor, train_labels: Tensor, test_codes: Tensor, test_labels: Tensor, neighbours: int = 15
 ) -> float:
-    """Share of the test codes whose label is that of the majority of their nearest training codes (Euclidean).
+    """Return the share of test codes whose label is the majority label of their nearest training codes (Euclidean).
 
     >>> a, b = torch.tensor([[0.0], [0.1], [1.0], [1.1]]), torch.tensor([0, 0, 1, 1])
     >>> knn_accuracy(a, b, torch.tensor([[-1.0], [2.0]]), torch.tensor([0, 1]), neighbours=1)
@@ -195,7 +198,7 @@ def knn_accuracy(
 def linear_probe_accuracy(
     train_codes: Tensor, train_labels: Tensor, test_codes: Tensor, test_labels: Tensor, max_iter: int = 1000
 ) -> float:
-    """Accuracy on the test codes of a logistic regression fitted to the training codes, each dimension standardised.
+    """Return the accuracy on test codes of a logistic regression on the training codes, each dimension standardised.
 
     >>> a, b = torch.tensor([[0.0], [0.1], [1.0], [1.1]]), torch.tensor([0, 0, 1, 1])
     >>> linear_probe_accuracy(a, b, torch.tensor([[-1.0], [2.0]]), torch.tensor([0, 1]))
@@ -207,10 +210,10 @@ def linear_probe_accuracy(
 
 
 def active_units(codes: Tensor, threshold: float = ACTIVE) -> Tensor:
-    """Which latent dimensions are used: Var_x(E_q[z_d | x]) > threshold, shape (D,), boolean (Burda et al. 2016).
+    """Return which latent dimensions are used, Var_x(E_q[z_d | x]) > threshold: shape (D,), bool (Burda et al. 2016).
 
     ``codes`` (N, D) are the means of q. Means that are themselves averages of S draws add Var(z_d | x) / S to the
-    variance, 0.004 for an unused dimension at the default of ``codes``: keep that well below the threshold.
+    variance, 0.004 for an unused dimension at the default of ``codes``: choose a threshold well above that.
 
     >>> active_units(torch.tensor([[1.0, 0.01], [-1.0, -0.01]]))
     tensor([ True, False])
@@ -221,11 +224,11 @@ def active_units(codes: Tensor, threshold: float = ACTIVE) -> Tensor:
 
 
 def rate_per_dimension(vae: nn.Module, x: Tensor, *, batch_size: int = BATCH) -> Tensor:
-    """KL(q(z_d | x) ‖ p(z_d)), the mean over the images: shape (D,), float64, in nats per image.
+    """Return KL(q(z_d | x) ‖ p(z_d)), averaged over the images: shape (D,), float64, in nats per image.
 
-    The prior must be factorised. Where q is too, the sum over d is the rate; for a normal with full or low-rank
-    covariance these are the KLs of its marginals, whose sum is the rate less the total correlation of q (Watanabe
-    1960). Raises ValueError for any other prior or guide, whose rate does not split into dimensions.
+    The prior must be factorised. If q is too, the sum over d is the rate. For a normal with full or low-rank covariance
+    these are the KLs of its marginals, whose sum is the rate minus the total correlation of q (Watanabe 1960). Raises
+    ValueError for any other prior or guide, whose rate does not split into dimensions.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> rate_per_dimension(LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), torch.rand(5, 1, 4, 4)).shape
@@ -233,20 +236,22 @@ def rate_per_dimension(vae: nn.Module, x: Tensor, *, batch_size: int = BATCH) ->
     """
 
     def rate(x: Tensor) -> Tensor:
-        q, p = _marginals("posterior", vae.posterior(x)), _factors("prior", vae.prior())
+        q, p = _marginals("posterior", program.posterior(x)), _factors("prior", program.prior())
         try:
             return kl_divergence(q, p).double()
         except NotImplementedError as error:
             kinds = f"{type(q).__name__} and {type(p).__name__}"
-            raise ValueError(f"no KL divergence is registered between {kinds}; register_kl adds one") from error
+            raise ValueError(
+                f"prior, posterior: wanted a registered KL divergence, got none between {kinds}; register_kl adds one"
+            ) from error
 
     _check_images(x)
-    with _evaluating(vae):
+    with _evaluating(vae) as program:
         return _batched(vae, rate, x, 3, batch_size).reshape(-1, _latent(vae)).mean(0)
 
 
 def _marginals(slot: str, p: Distribution) -> Distribution:
-    """The distributions of single z_d, batch (..., D), event ()."""
+    """Return the distributions of the single z_d, batch (..., D), event ()."""
     if isinstance(p, torch.distributions.MultivariateNormal | torch.distributions.LowRankMultivariateNormal):
         return torch.distributions.Normal(p.mean, p.variance.sqrt())
     return _factors(slot, p)
@@ -262,36 +267,36 @@ def _factors(slot: str, p: Distribution) -> Distribution:
 
 
 @contextmanager
-def _evaluating(vae: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Evaluation mode, no gradient and random numbers of its own; all as before at the end."""
+def _evaluating(vae: nn.Module, seed: int = 0) -> Iterator[Any]:
+    """Context manager with evaluation mode, no gradients and random numbers of its own; it yields the program."""
     with torch.no_grad(), seeded(seed, _like(vae).device), mode(vae, training=False):
-        yield
+        yield vae
 
 
 def _encode(
     vae: nn.Module, x: Tensor, statistic: Callable[[Distribution], Tensor], batch_size: int, seed: int
 ) -> Tensor:
     _check_images(x)
-    with _evaluating(vae, seed):
-        return _batched(vae, lambda x: statistic(vae.posterior(x)), x, 3, batch_size)
+    with _evaluating(vae, seed) as program:
+        return _batched(vae, lambda x: statistic(program.posterior(x)), x, 3, batch_size)
 
 
 def _batched(
     vae: nn.Module, function: Callable[[Tensor], Tensor], value: Tensor, event_dim: int, batch_size: int
 ) -> Tensor:
-    """The function on batches of a value (..., *event), put together again on the CPU."""
+    """Apply the function to batches of a value (..., *event), and join the results on the CPU."""
     batch, event = value.shape[: value.dim() - event_dim], value.shape[value.dim() - event_dim :]
-    parts = value.reshape(batch.numel(), *event).split(_positive("batch_size", batch_size))
+    parts = value.reshape(batch.numel(), *event).split(whole_number("batch_size", batch_size))
     out = torch.cat([function(part.to(_like(vae))).cpu() for part in parts])
     return out.reshape(*batch, *out.shape[1:])
 
 
 def _like(vae: nn.Module) -> Tensor:
-    """A tensor with the device and dtype of the program."""
+    """Return a tensor with the device and the dtype of the program."""
     return next(parameter for parameter in vae.parameters() if parameter.is_floating_point())
 
 
-def _latent(vae: nn.Module) -> int:
+def _latent(vae: Any) -> int:
     with torch.no_grad():
         return vae.prior().event_shape[-1]
 
@@ -309,9 +314,3 @@ def _labelled(split: str, codes: Tensor, labels: Tensor) -> tuple[np.ndarray, np
         got = "no labels" if labels is None else f"{tuple(codes.shape)} and {tuple(labels.shape)}"
         raise ValueError(f"{split}: wanted codes (N, D) and as many labels (N,), got {got}")
     return codes.detach().cpu().numpy(), labels.detach().cpu().numpy()
-
-
-def _positive(name: str, number: int, least: int = 1) -> int:
-    if not isinstance(number, int) or number < least:
-        raise ValueError(f"{name}: wanted a whole number, at least {least}, got {number!r}")
-    return number

@@ -1,6 +1,8 @@
-"""Errors that show no page of numbers, and say which arguments are not finite."""
+"""Short error messages, without pages of numbers, and warnings that show the user's line."""
 
 import re
+import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,16 +11,25 @@ import torch
 
 from pyro_vae.printing import listed
 
-PAGES = re.compile(r"(?<=but found invalid values):|\nTrace Shapes:")  # after which torch or Pyro print all of a tensor
-OF_VALUES = re.compile("NaN|not finite|invalid values")  # what an error says that numbers may be the cause of
+PAGES = re.compile(r"(?<=but found invalid values):|\nTrace Shapes:")  # torch or Pyro print a whole tensor after it
+OF_VALUES = re.compile("NaN|not finite|invalid values")  # in messages of errors that numbers may have caused
+INSIDE = ("pyro_vae", "torch", "pyro", "contextlib")  # packages between the user's line and the cause of a warning
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn at the line of the user's code that called this package, however deep in the package the cause is."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in INSIDE:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 @contextmanager
 def short_errors(args: Sequence, kwargs: Mapping[str, Any] | None = None) -> Iterator[None]:
-    """A block whose ValueErrors show no page of numbers, and say what is not finite in the arguments if that is why.
+    r"""Context manager that shortens ValueErrors with a whole tensor, and names arguments that are not finite.
 
     >>> with short_errors([torch.tensor([[0.5], [torch.nan]])]):
-    ...     raise ValueError("the value is not real, but found invalid values:\\ntensor([[0.5], [nan]])")
+    ...     raise ValueError("the value is not real, but found invalid values:\ntensor([[0.5], [nan]])")
     Traceback (most recent call last):
         ...
     ValueError: x: 1 of its values are NaN or infinite, in the rows 1; take these rows out, or, where the model masks
@@ -40,7 +51,7 @@ def short_errors(args: Sequence, kwargs: Mapping[str, Any] | None = None) -> Ite
 
 
 def _not_finite(args: Sequence, kwargs: Mapping[str, Any]) -> str:
-    """Which rows of which arguments hold values that are not finite, in words."""
+    """Name the arguments and rows that hold values that are not finite."""
     named = {f"argument {i}" if i else "x": value for i, value in enumerate(args)} | dict(kwargs)
     found = {
         name: ~value.isfinite()

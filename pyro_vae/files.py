@@ -1,9 +1,9 @@
-"""Files that are written whole or not at all, and read without running any code."""
+"""Files that are written completely or not at all, and read without running any code."""
 
 import errno
 import os
 import pickletools
-import warnings
+import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,14 +12,16 @@ from typing import Any, BinaryIO
 
 import torch
 
+from pyro_vae.errors import warn
+
 try:
     import fcntl
-except ImportError:  # Windows: two runs into one folder are then not noticed
+except ImportError:  # Windows, where two runs into one folder are not detected
     fcntl = None
 
-LARGEST = 1 << 32  # bytes of a file
-LARGEST_TREE = 1 << 23  # bytes of all that is not a tensor
-# What state dicts are pickled of; weights_only allows more, some of which takes any amount of memory.
+LARGEST = 1 << 32  # the most bytes of a file
+LARGEST_TREE = 1 << 23  # the most bytes of everything that is not a tensor
+# The globals in the pickles of state dicts. weights_only allows more, some of which can take any amount of memory.
 ALLOWED = {
     "collections OrderedDict",
     "collections Counter",
@@ -39,11 +41,15 @@ CURES = {
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written, is damaged or is of another run: the message names the file and the cure."""
+    """A checkpoint that cannot be written, is damaged or belongs to another run; the message names file and cure."""
+
+
+class FolderNotLocked(UserWarning):
+    """A folder on a file system without locks, in which other runs could write at the same time."""
 
 
 def expanded(path: Path | str) -> Path:
-    """The path with its ``~`` or ``~user`` replaced by the home folder; ValueError for a user that there is not.
+    """Return the path with ``~`` or ``~user`` replaced by the home folder; raise ValueError for an unknown user.
 
     >>> expanded("~/data") == Path.home() / "data"
     True
@@ -55,14 +61,17 @@ def expanded(path: Path | str) -> Path:
 
 
 def load_tree(file: BinaryIO, name: object) -> dict[str, Any]:
-    """A dictionary that ``torch.save`` wrote, on the CPU; CheckpointError for anything else. It can run no code."""
+    """Load a dictionary that ``torch.save`` wrote, onto the CPU; raise CheckpointError for anything else.
+
+    Loading runs no code from the file.
+    """
     try:
         check_payload(file, name)
         file.seek(0)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # torch's readers raise many kinds
+    except Exception as error:  # torch's readers raise many kinds of errors
         raise CheckpointError(f"{name} cannot be read ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{name}: wanted a dictionary, got {type(content).__name__}")
@@ -70,7 +79,7 @@ def load_tree(file: BinaryIO, name: object) -> dict[str, Any]:
 
 
 def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
-    """The content of a file of at most so many bytes; CheckpointError where it cannot be read.
+    """Return the content of a file of at most ``largest`` bytes; raise CheckpointError if it cannot be read.
 
     >>> read_bytes(Path("nowhere"))
     Traceback (most recent call last):
@@ -79,22 +88,22 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
     """
     try:
         if path.exists() and not path.is_file():
-            raise CheckpointError(f"{path} is no file")  # to open a named pipe would wait for a writer
+            raise CheckpointError(f"{path} is no file")  # opening a named pipe would wait for a writer
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            data = file.read(size + 1) if size <= largest else None  # read(n) takes n bytes of memory at once
+            data = file.read(size + 1) if size <= largest else None  # read(n) allocates n bytes at once
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
     if data is None:
-        raise CheckpointError(f"{path} is larger than {largest >> 20} MiB, so it is none of ours")
+        raise CheckpointError(f"{path} is larger than {largest >> 20} MiB, so it is no checkpoint")
     return data
 
 
 def write_whole(path: Path, data: bytes, keep: Path | None = None) -> None:
-    """Puts a file in its place at once: at every moment all of the old content is there or all of the new.
+    """Replace a file at once: at every moment it holds all of the old content or all of the new.
 
-    With ``keep`` the old content is there afterwards, and between two renames it is there alone. Raises CheckpointError
-    with the cure where it cannot be written; what was there before is then untouched.
+    With ``keep`` the old content moves to that path; between the two renames it is the only one. Raises CheckpointError
+    with the cure if the file cannot be written; the old content is then unchanged.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +111,7 @@ def write_whole(path: Path, data: bytes, keep: Path | None = None) -> None:
     ...     Path(folder, "file").read_bytes()
     b'content'
     """
-    temporary = path.with_name(f"{path.name}.new")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")  # other processes may write the same file
     try:
         try:
             with temporary.open("wb") as file:
@@ -117,17 +126,24 @@ def write_whole(path: Path, data: bytes, keep: Path | None = None) -> None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
     except OSError as error:
-        cure = CURES.get(error.errno, "see that it can be written")
+        cure = CURES.get(error.errno or 0, "make sure that it can be written")
         raise CheckpointError(
             f"{path} cannot be written ({error.strerror}); what was saved before is untouched: {cure}, then resume"
         ) from error
 
 
+def unfinished(path: Path) -> list[Path]:
+    """Return what ``write_whole`` left beside a path in processes that were killed while they wrote it."""
+    name = re.compile(rf"{re.escape(path.name)}(\.\d+)?\.new")
+    return [other for other in path.parent.iterdir() if name.fullmatch(other.name)]
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """A block in which no other process has the folder; a process that dies lets go of it.
+    """Context manager in which no other process can lock the folder; a process that dies releases its lock.
 
-    Raises CheckpointError where another one has it. Where a file system knows no locks, none is held.
+    Raises CheckpointError if another process holds the lock. On a file system without locks it warns with
+    FolderNotLocked.
     """
     if fcntl is None:
         yield
@@ -139,7 +155,8 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
         raise CheckpointError(f"another run is writing to {folder}; wait, or give another folder") from error
     except OSError as error:
-        warnings.warn(f"{folder} cannot be locked ({error.strerror}): see that no other run writes to it", stacklevel=3)
+        message = f"{folder} cannot be locked ({error.strerror}): make sure that no other run writes to it"
+        warn(message, FolderNotLocked)
     try:
         yield
     finally:
@@ -147,7 +164,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def check_payload(file: BinaryIO, name: object) -> None:
-    """Refuse what ``torch.save`` would not have written of a state dict, before anything of it is unpacked."""
+    """Raise CheckpointError for content that ``torch.save`` does not write for a state dict, before unpickling it."""
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         if len({entry.filename for entry in entries}) != len(entries):
@@ -163,9 +180,9 @@ def check_payload(file: BinaryIO, name: object) -> None:
         for opcode, argument, _ in pickletools.genops(archive.read(tree)):
             if opcode.name in ("STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"):
                 raise CheckpointError(f"{name} holds {opcode.name}, which torch.save does not write")
-            if opcode.name == "GLOBAL" and argument not in ALLOWED and not _is_storage(argument):
+            if opcode.name == "GLOBAL" and argument not in ALLOWED and not _is_storage(str(argument)):
                 raise CheckpointError(
-                    f"{name} holds {argument.replace(' ', '.')}: only tensors, numbers, strings, "
+                    f"{name} holds {str(argument).replace(' ', '.')}: only tensors, numbers, strings, "
                     "lists and dictionaries are read"
                 )
 
@@ -180,13 +197,13 @@ def _write(file: BinaryIO, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Makes a rename last beyond a loss of power, where folders can be synchronised."""
-    with suppress(PermissionError):  # Windows opens no folders
+    """Make a rename survive a loss of power, if the file system can synchronise folders."""
+    with suppress(PermissionError):  # Windows cannot open folders
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # a file system that synchronises no folders
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # the file system cannot synchronise folders
                 raise
         finally:
             os.close(handle)

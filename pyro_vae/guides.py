@@ -1,8 +1,8 @@
-"""Guides q(z | x): modules whose call returns a distribution over codes, batch x.shape[:-3], event (D,).
+"""Guides q(z | x): modules whose call returns a distribution over z, batch x.shape[:-3], event (D,).
 
-Each owns its network, which turns images (..., C, H, W) into features (..., F), and one linear head that turns the
-features into the parameters of q. The heads start small, so that training starts near N(0, I). Any module of that
-kind is a guide; there is no base class to inherit from.
+Each owns its network, which maps images (..., C, H, W) to features (..., F), and a linear head that maps the features
+to the parameters of q. The heads start small, so that training starts near N(0, I). Any module with such a call is a
+guide; no base class is needed.
 """
 
 import math
@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.checks import whole_number
 from pyro_vae.distributions import divergences  # noqa: F401  registers the KL of FullRank and LowRank
 from pyro_vae.distributions.families import LowRankMultivariateNormal, MultivariateNormal
 from pyro_vae.distributions.transforms import (
@@ -20,22 +21,20 @@ from pyro_vae.distributions.transforms import (
     AffineAutoregressive,
     Planar,
     Pushforward,
-    check_count,
     default_width,
     made,
-    start_near_zero,
 )
-from pyro_vae.networks import applied
+from pyro_vae.networks import applied, start_near_zero
 from pyro_vae.random import without_autocast
 
 LOG_SCALE_BOUND = 10.0
 
 
 class NetworkGuide(nn.Module, ABC):
-    """What the guides of this file share: a network, a linear head of so many outputs, and from those to q.
+    """Abstract class of the guides here: a network, a linear head, and a distribution from the head's outputs.
 
-    The network may know one batch dimension alone, as ``nn.Conv2d`` does (see ``networks.applied``). Within the
-    caller's autocast it is the only part whose precision is lowered.
+    The network may take a single batch dimension, as ``nn.Conv2d`` does (see ``networks.applied``). Within the caller's
+    autocast it is the only part whose precision is lowered.
     """
 
     def __init__(self, network: nn.Module, latent: int, outputs: int, features: int | None):
@@ -45,6 +44,7 @@ class NetworkGuide(nn.Module, ABC):
         self.head = small_head(network, outputs, features)
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
+        """Return q(z | x) for x (..., C, H, W): batch (...), event (D,)."""
         features = applied(self.network, x, event_dim=min(3, x.dim() - 1))
         wanted = self.head.in_features
         if features.shape[-1:] != (wanted,) or (x.dim() > 3 and features.dim() != x.dim() - 2):
@@ -58,14 +58,14 @@ class NetworkGuide(nn.Module, ABC):
 
     @abstractmethod
     def distribution(self, outputs: Tensor) -> dist.TorchDistribution:
-        """q from the outputs (..., outputs) of the head."""
+        """Return q from the outputs (..., outputs) of the head."""
 
 
 class MeanField(NetworkGuide):
     """q(z | x) = N(loc(x), diag(scale(x)²)) (Kingma & Welling 2014).
 
-    The scale is ``bounded_scale`` of the head's output: between e⁻¹⁰ and e¹⁰ whatever the network gives.
-    ``features`` is the width of the network's output, for a network without the attribute ``out_features``.
+    The scale is ``bounded_scale`` of the head's output, between e⁻¹⁰ and e¹⁰. ``features`` is the width of the
+    network's output, for a network without the attribute ``out_features``.
 
     >>> posterior = MeanField(nn.Flatten(-3), latent=2, features=784)
     >>> q = posterior(torch.rand(5, 1, 28, 28))
@@ -74,10 +74,11 @@ class MeanField(NetworkGuide):
     """
 
     def __init__(self, network: nn.Module, latent: int, features: int | None = None):
-        check_count("latent", latent)
+        whole_number("latent", latent)
         super().__init__(network, latent, 2 * latent, features)
 
     def distribution(self, outputs: Tensor) -> dist.Independent:
+        """Return N(loc, diag(scale²)) from outputs (..., 2 D)."""
         loc, raw_scale = outputs.chunk(2, -1)
         return dist.Normal(loc, bounded_scale(raw_scale)).to_event(1)
 
@@ -92,13 +93,16 @@ class FullRank(NetworkGuide):
     torch.Size([5, 3, 3])
     """
 
+    lower: Tensor
+
     def __init__(self, network: nn.Module, latent: int, features: int | None = None):
-        check_count("latent", latent)
+        whole_number("latent", latent)
         super().__init__(network, latent, latent * (latent + 3) // 2, features)
         rows, columns = torch.tril_indices(latent, latent, offset=-1)
         self.register_buffer("lower", rows * latent + columns, persistent=False)
 
     def distribution(self, outputs: Tensor) -> dist.MultivariateNormal:
+        """Return N(loc, L Lᵀ) from outputs (..., D (D + 3) / 2)."""
         D = self.latent
         loc, raw_scale, entries = outputs.split([D, D, len(self.lower)], -1)
         N = entries.new_zeros(*entries.shape[:-1], D * D).index_copy(-1, self.lower, entries)
@@ -110,8 +114,8 @@ class FullRank(NetworkGuide):
 class LowRank(NetworkGuide):
     """q(z | x) = N(loc(x), S (I + V Vᵀ) S), S = diag(scale(x)), V(x) of shape (D, rank), 1 ≤ rank ≤ D.
 
-    The scale is ``bounded_scale`` of the head's output; it multiplies V too, so that the matrix to be factored is
-    well conditioned whatever the scale.
+    The scale is ``bounded_scale`` of the head's output. It multiplies V too, so that the matrix to be factored is well
+    conditioned at any scale.
 
     >>> posterior = LowRank(nn.Flatten(-3), latent=3, rank=1, features=784)
     >>> posterior(torch.rand(5, 1, 28, 28)).cov_factor.shape
@@ -119,14 +123,15 @@ class LowRank(NetworkGuide):
     """
 
     def __init__(self, network: nn.Module, latent: int, rank: int, features: int | None = None):
-        check_count("latent", latent)
-        check_count("rank", rank)
+        whole_number("latent", latent)
+        whole_number("rank", rank)
         if rank > latent:
-            raise ValueError(f"rank must be at most latent = {latent}, got {rank}; for all of it take FullRank")
+            raise ValueError(f"rank: wanted at most latent = {latent}, got {rank}; for full rank write FullRank")
         super().__init__(network, latent, latent * (2 + rank), features)
         self.rank = rank
 
     def distribution(self, outputs: Tensor) -> dist.LowRankMultivariateNormal:
+        """Return N(loc, S (I + V Vᵀ) S) from outputs (..., D (2 + rank))."""
         D, r = self.latent, self.rank
         loc, raw_scale, entries = outputs.split([D, D, D * r], -1)
         scale = bounded_scale(raw_scale)
@@ -146,17 +151,19 @@ class InverseAutoregressiveStep(nn.Module):
         self.network = made(latent, width, [1, 1], context, reverse)
 
     def forward(self, h: Tensor) -> AffineAutoregressive:
+        """Return the transform for features h (..., context)."""
         return AffineAutoregressive(Conditioned(self.network, h))
 
 
 class Conditioned:
-    """A network of (z, h) as a function of z, for the transforms that ask for one."""
+    """A network of (z, h) as a function of z, for transforms that take such a function."""
 
     def __init__(self, network: nn.Module, h: Tensor):
         self.network, self.h = network, h
         self.permutation = network.permutation
 
     def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the network's outputs for z (..., D)."""
         return self.network(z, context=self.h)
 
 
@@ -171,19 +178,21 @@ class PlanarStep(nn.Module):
     def __init__(self, latent: int, context: int):
         super().__init__()
         self.latent = latent
-        self.network = nn.Sequential(nn.ELU(), start_near_zero(nn.Linear(context, 1 + 2 * latent)))
+        last = start_near_zero(nn.Linear(context, 1 + 2 * latent))
+        self.network = nn.Sequential(nn.ELU(), last)
         direction = nn.functional.normalize(torch.randn(latent), dim=0)
         with torch.no_grad():
             # w is a random direction, and u the multiple of it at which û is zero.
-            self.network[-1].bias[1 : 1 + latent] = direction * math.log(math.expm1(PLANAR_MARGIN))
-            self.network[-1].bias[1 + latent :] = direction
+            last.bias[1 : 1 + latent] = direction * math.log(math.expm1(PLANAR_MARGIN))
+            last.bias[1 + latent :] = direction
 
     def forward(self, h: Tensor) -> Planar:
+        """Return the transform for features h (..., context)."""
         return Planar(self.network(h).split([1, self.latent, self.latent], -1))
 
 
 def inverse_autoregressive(latent: int, context: int, depth: int, width: int) -> list[nn.Module]:
-    """Steps for ``Flow``: affine in z_d given h and the dimensions before it, in alternating order.
+    """Return steps for ``Flow``: affine in z_d given h and the dimensions before it, in alternating order.
 
     >>> len(inverse_autoregressive(latent=4, context=8, depth=3, width=16))
     3
@@ -192,7 +201,7 @@ def inverse_autoregressive(latent: int, context: int, depth: int, width: int) ->
 
 
 def planar(latent: int, context: int, depth: int, width: int) -> list[nn.Module]:
-    """Steps for ``Flow``: planar maps whose parameters are linear in elu(h); ``width`` is that of h alone.
+    """Return steps for ``Flow``: planar maps whose parameters are linear in elu(h); ``width`` is only that of h.
 
     >>> len(planar(latent=4, context=8, depth=3, width=16))
     3
@@ -203,10 +212,10 @@ def planar(latent: int, context: int, depth: int, width: int) -> list[nn.Module]
 class Flow(NetworkGuide):
     """q(z | x): z = f_T(… f_1(z₀; h); h), z₀ ~ N(loc(x), diag(scale(x)²)), h(x) features of the image.
 
-    ``steps(latent, context, depth, width)`` gives the modules whose calls ``step(h)`` are the transforms:
-    ``inverse_autoregressive`` (the default), ``planar``, or a function of yours. h has ``width`` entries, and so have
-    the hidden layers of the steps: 2 D, at least 64, where it is not given. A sample and its own score take one pass;
-    the score of any other z inverts the flow: D passes of each autoregressive step, a root for each planar one.
+    ``steps(latent, context, depth, width)`` returns the modules whose calls ``step(h)`` are the transforms:
+    ``inverse_autoregressive`` (the default), ``planar``, or your own function. ``width`` is the size of h and of the
+    steps' hidden layers; the default is 2 D, and at least 64. Scoring a sample that was just drawn takes one pass.
+    Scoring any other z inverts the flow: D passes of each autoregressive step, a root of each planar step.
 
     The mean of q has no closed form (``q.mean`` raises NotImplementedError).
 
@@ -225,24 +234,25 @@ class Flow(NetworkGuide):
         width: int | None = None,
         features: int | None = None,
     ):
-        check_count("latent", latent)
-        check_count("depth", depth)
+        whole_number("latent", latent)
+        whole_number("depth", depth)
         width = default_width(latent, width)
-        check_count("width", width)
+        whole_number("width", width)
         super().__init__(network, latent, 2 * latent + width, features)
         self.width = width
         self.steps = nn.ModuleList(steps(latent, width, depth, width))
 
     def distribution(self, outputs: Tensor) -> Pushforward:
+        """Return the flow's distribution from outputs (..., 2 D + width)."""
         loc, raw_scale, h = outputs.split([self.latent, self.latent, self.width], -1)
         base = dist.Normal(loc, bounded_scale(raw_scale)).to_event(1)
         return Pushforward(base, [step(h) for step in self.steps])
 
 
 def bounded_scale(raw: Tensor) -> Tensor:
-    """scale = exp(b tanh(raw / b)) with b = 10: e^raw near zero, never below e⁻ᵇ = 4.5e-5 nor above eᵇ = 2.2e4.
+    """Return scale = exp(b tanh(raw / b)) with b = 10: e^raw near zero, within e⁻ᵇ = 4.5e-5 and eᵇ = 2.2e4.
 
-    The bound is smooth, so that there is a gradient on either side, and leaves scale² finite in float32.
+    The bound is smooth, so that there is a gradient on both sides, and keeps scale² finite in float32.
 
     >>> bounded_scale(torch.tensor([-50.0, 0.0, 50.0])).log()
     tensor([-9.9991,  0.0000,  9.9991])
@@ -251,9 +261,9 @@ def bounded_scale(raw: Tensor) -> Tensor:
 
 
 def small_head(network: nn.Module, outputs: int, features: int | None = None) -> nn.Linear:
-    """A linear map from the features of a network to parameters, started near zero whatever the number of features.
+    """Return a linear map from the features of a network to parameters that starts near zero at any number of features.
 
-    Raises ValueError where the number of features is neither given nor an attribute of the network.
+    Raises ValueError if the number of features is neither given nor an attribute of the network.
 
     >>> small_head(nn.Flatten(-3), 4)
     Traceback (most recent call last):

@@ -1,32 +1,36 @@
-"""Encoders and decoders: plain torch modules that know no Pyro and take any leading batch dimensions.
+"""Encoders and decoders: plain torch modules that do not depend on Pyro and take any leading batch dimensions.
 
-An encoder maps x (..., C, H, W) to features (..., F) and says F in ``out_features``; the guide owns the layers from the
-features to its parameters. A decoder maps z (..., D) to parameter maps (..., maps, H, W), ``maps`` being
-``C × parameters_per_pixel`` of the likelihood. Networks from elsewhere, which know one batch dimension, are called by
-``applied``.
+An encoder maps x (..., C, H, W) to features (..., F), where F is its attribute ``out_features``; the guide owns the
+layers from the features to its parameters. A decoder maps z (..., D) to parameter maps (..., maps, H, W), where
+``maps`` is ``C × parameters_per_pixel`` of the likelihood. Networks from elsewhere, which take a single batch
+dimension, are called by ``applied``.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.checks import whole_number
 from pyro_vae.compiling.convolutions import Conv2d, ConvTranspose2d
 
 Shape = tuple[int, int, int]
 Activation = Callable[[], nn.Module]
+Layer = TypeVar("Layer", bound=nn.Module)
 HALF = (torch.bfloat16, torch.float16)
-ROWS = 256  # of a batch that a network sees at a time on a CPU
+ROWS = 256  # rows of a batch that a network computes at once on a CPU
 
 
 class Network(nn.Module):
-    """Abstract: ``layers`` that take one batch dimension, for inputs (..., *event) with any number of them.
+    """Abstract class of networks of inputs (..., *event), whose ``layers`` take a single batch dimension.
 
-    ``dtype`` None: they compute in that of their parameters; ``torch.bfloat16``: in that, by autocast, and return the
-    input's dtype, so that distributions and sums stay in float32. ``lowered_precision`` sets it for a block.
+    With ``dtype=None`` the layers compute in the dtype of their parameters. With ``torch.bfloat16`` they compute in it
+    by autocast and return the input's dtype, so that distributions and sums stay in float32. ``lowered_precision`` sets
+    it for the length of a ``with`` block.
     """
 
     def __init__(self, event: Sequence[int], *layers: nn.Module):
@@ -37,30 +41,32 @@ class Network(nn.Module):
         self.dtype: torch.dtype | None = None
 
     def forward(self, value: Tensor) -> Tensor:
+        """Apply the layers to a value (..., *event)."""
         split = value.dim() - len(self.event)
         if value.shape[split:] != self.event:
-            raise ValueError(f"the network wants (..., {', '.join(map(str, self.event))}), got {tuple(value.shape)}")
+            raise ValueError(f"network: wanted (..., {', '.join(map(str, self.event))}), got {tuple(value.shape)}")
         return _by_rows(self._rows, value, split)
 
     def _rows(self, rows: Tensor) -> Tensor:
         with nullcontext() if self.dtype is None else torch.autocast(rows.device.type, self.dtype):
-            # Tensors of many megabytes are new memory at every use: 6400 images in parts take half the time on a CPU.
+            # Large tensors are allocated anew in each use: in parts 6400 images take half the time on a CPU.
             in_parts = rows.device.type == "cpu" and _is_settled(rows.shape[0]) and rows.shape[0] > ROWS
             return torch.cat([self.layers(part) for part in rows.split(ROWS)]) if in_parts else self.layers(rows)
 
 
 def _is_settled(rows: int | torch.SymInt) -> bool:
-    """Whether a number of rows may be asked for; one that an export leaves open would be fixed by the question."""
+    """Return whether a number of rows may be read; reading one that an export leaves open would fix it."""
     return isinstance(rows, int) and not torch.compiler.is_dynamo_compiling()
 
 
 def applied(network: nn.Module, value: Tensor, event_dim: int) -> Tensor:
-    """Any network of values (*batch, *event), ``event`` of so many dimensions: (*batch, *out), in float32 at least.
+    """Apply any network to values (*batch, *event), with ``event_dim`` event dimensions; return (*batch, *out).
 
-    A network that is not of this file sees one batch dimension, as ``nn.Conv2d`` and ``nn.BatchNorm1d`` need it: all
-    values as rows (rows, *event). Where autocast lowers the precision of a network, its result is in that of the value.
+    A network that is no ``Network`` of this package gets one batch dimension, as ``nn.Conv2d`` and ``nn.BatchNorm1d``
+    need it: all values as rows (rows, *event). The result is in float32 at least; where autocast lowers the precision
+    of a network, its result has the dtype of the value.
 
-    Raises ValueError where the network gives something else than a tensor with a row for each, or has another dtype.
+    Raises ValueError if the network does not return one tensor with a row for each value, or has another dtype.
 
     >>> decoder = nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, (1, 8, 8)))
     >>> applied(decoder, torch.zeros(7, 5, 2), event_dim=1).shape
@@ -80,7 +86,7 @@ def applied(network: nn.Module, value: Tensor, event_dim: int) -> Tensor:
 
 
 def _by_rows(network: Callable[[Tensor], Tensor], value: Tensor, split: int) -> Tensor:
-    """A network of one batch dimension for a value with ``split`` of them."""
+    """Apply a network of one batch dimension to a value with ``split`` batch dimensions."""
     rows = value if split == 1 else value.reshape(-1, *value.shape[split:])
     out = network(rows)
     if not isinstance(out, Tensor) or (split != 1 and out.shape[:1] != rows.shape[:1]):
@@ -95,7 +101,7 @@ def _by_rows(network: Callable[[Tensor], Tensor], value: Tensor, split: int) -> 
 
 @contextmanager
 def lowered_precision(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """A block in which the networks of this file within a module compute in ``dtype``; None: as they are.
+    """Context manager in which the package's networks within a module compute in ``dtype``; None changes nothing.
 
     >>> encoder = MLPEncoder((1, 8, 8))
     >>> with lowered_precision(encoder, torch.bfloat16):
@@ -114,26 +120,36 @@ def lowered_precision(module: nn.Module, dtype: torch.dtype | None) -> Iterator[
 
 @torch.no_grad()
 def _start(layer: nn.Module) -> None:
-    """Weights N(0, 2 / fan-in), biases zero (He et al. 2015): a ReLU network then passes on what it gets at any depth.
+    """Draw weights from N(0, 2 / fan-in) and set biases to zero (He et al. 2015).
 
-    torch's default halves the signal in every layer, so that a decoder at first hardly depends on z.
+    A ReLU network then keeps the scale of its signal at any depth. torch's default halves the signal in every layer, so
+    that a decoder hardly depends on z at first.
     """
     if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
         fan_in = layer.weight[0].numel()
         if isinstance(layer, nn.ConvTranspose2d):
             fan_in = layer.in_channels * math.prod(layer.kernel_size) // math.prod(layer.stride)
         layer.weight.normal_(0, math.sqrt(2 / fan_in))
-        layer.bias.zero_()
+        if layer.bias is not None:
+            layer.bias.zero_()
 
 
-def _near_zero(layer: nn.Module) -> None:
-    """Starts a decoder's last layer small: every likelihood then begins near its parameters at zero, at a mild loss."""
+def start_near_zero(layer: Layer) -> Layer:
+    """Multiply the weights of a layer by 0.1, set its bias to zero, and return the layer.
+
+    As the last layer of a decoder it makes every likelihood begin with parameters near zero and a moderate loss.
+
+    >>> start_near_zero(nn.Linear(3, 2)).bias.detach()
+    tensor([0., 0.])
+    """
     with torch.no_grad():
-        layer.weight.mul_(0.1)
+        layer.get_parameter("weight").mul_(0.1)
+        layer.get_parameter("bias").zero_()
+    return layer
 
 
 class ConvEncoder(Network):
-    """4 × 4 convolutions of stride 2, then dense layers of the widths ``hidden``; each followed by the activation.
+    """4 × 4 convolutions of stride 2, then dense layers of the widths ``hidden``, each followed by the activation.
 
     >>> ConvEncoder((1, 28, 28), hidden=(256,))(torch.zeros(5, 2, 1, 28, 28)).shape
     torch.Size([5, 2, 256])
@@ -147,7 +163,7 @@ class ConvEncoder(Network):
         activation: Activation = nn.ReLU,
     ):
         sides = _sides(_checked_shape(shape), len(channels))
-        pairs = itertools.pairwise([shape[0], *_positive("channels", channels)])
+        pairs = itertools.pairwise([shape[0], *_whole_numbers("channels", channels)])
         convolutions = [layer for a, b in pairs for layer in (Conv2d(a, b, 4, 2, 1), activation())]
         widths = [channels[-1] * sides[-1][0] * sides[-1][1], *hidden]
         super().__init__(shape, *convolutions, nn.Flatten(), *_dense(widths, activation))
@@ -168,7 +184,7 @@ class MLPEncoder(Network):
 
 
 class ConvDecoder(Network):
-    """The mirror image of ``ConvEncoder``: dense, then 4 × 4 transposed convolutions of stride 2.
+    """The mirror image of ``ConvEncoder``: dense layers, then 4 × 4 transposed convolutions of stride 2.
 
     >>> ConvDecoder(2, (1, 28, 20), maps=2)(torch.zeros(7, 5, 2)).shape
     torch.Size([7, 5, 2, 28, 20])
@@ -184,9 +200,9 @@ class ConvDecoder(Network):
         activation: Activation = nn.ReLU,
     ):
         sides = _sides(_checked_shape(shape), len(channels))[::-1]
-        widths = [*_positive("latent", [latent]), *hidden]
+        widths = [whole_number("latent", latent), *hidden]
         start = (channels[0], *sides[0])
-        steps = zip(itertools.pairwise([*_positive("channels", channels), maps]), itertools.pairwise(sides))
+        steps = zip(itertools.pairwise([*_whole_numbers("channels", channels), maps]), itertools.pairwise(sides))
         convolutions = [
             layer
             for (a, b), ((h, w), (to_h, to_w)) in steps
@@ -194,7 +210,7 @@ class ConvDecoder(Network):
         ]
         first = nn.Linear(widths[-1], torch.Size(start).numel())
         super().__init__((latent,), *_dense(widths, activation), first, nn.Unflatten(-1, start), *convolutions)
-        _near_zero(convolutions[-1])
+        start_near_zero(convolutions[-1])
 
 
 class MLPDecoder(Network):
@@ -213,23 +229,23 @@ class MLPDecoder(Network):
         activation: Activation = nn.ReLU,
     ):
         out = (maps, *_checked_shape(shape)[1:])
-        widths = [*_positive("latent", [latent]), *hidden]
+        widths = [whole_number("latent", latent), *hidden]
         last = nn.Linear(widths[-1], torch.Size(out).numel())
         super().__init__((latent,), *_dense(widths, activation), last, nn.Unflatten(-1, out))
-        _near_zero(last)
+        start_near_zero(last)
 
 
 def _dense(widths: Sequence[int], activation: Activation) -> list[nn.Module]:
-    pairs = itertools.pairwise(_positive("hidden", widths))
+    pairs = itertools.pairwise(_whole_numbers("hidden", widths))
     return [layer for a, b in pairs for layer in (nn.Linear(a, b), activation())]
 
 
 def _sides(shape: Shape, layers: int) -> list[tuple[int, int]]:
-    """Sides of the image before the first and after each convolution of stride 2 (halved, rounded down)."""
+    """Return the image's sides before the first convolution of stride 2 and after each (halved, rounded down)."""
     sides = [(shape[1] >> i, shape[2] >> i) for i in range(layers + 1)]
     if not layers or min(sides[-1]) < 1:
         raise ValueError(
-            f"channels: {layers} convolutions of stride 2 on images of {shape[1]} × {shape[2]} pixels; "
+            f"channels: wanted convolutions of stride 2 for images of {shape[1]} × {shape[2]} pixels, got {layers}; "
             "give at least one, and no more than the image can be halved"
         )
     return sides
@@ -238,10 +254,9 @@ def _sides(shape: Shape, layers: int) -> list[tuple[int, int]]:
 def _checked_shape(shape: Shape) -> Shape:
     if len(shape) != 3:
         raise ValueError(f"shape: wanted (C, H, W), got {tuple(shape)}; write e.g. (1, 28, 28)")
-    return tuple(_positive("shape", shape))
+    channels, height, width = _whole_numbers("shape", shape)
+    return channels, height, width
 
 
-def _positive(name: str, sizes: Sequence[int]) -> Sequence[int]:
-    if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise ValueError(f"{name}: wanted positive whole numbers, got {list(sizes)}")
-    return sizes
+def _whole_numbers(name: str, sizes: Sequence[int]) -> list[int]:
+    return [whole_number(name, size) for size in sizes]

@@ -1,4 +1,4 @@
-"""Text for terminals that lack some of its characters, such as cp1252 or ASCII: those are spelled out."""
+"""Text for terminals whose encoding, such as cp1252 or ASCII, lacks some characters: these are spelled out."""
 
 import codecs
 import sys
@@ -38,19 +38,19 @@ codecs.register_error(HANDLER, _spelled)
 
 
 def printable(text: str, encoding: str | None = None) -> str:
-    """The text with what an encoding lacks spelled out; the encoding of standard output if none is given.
+    """Spell out the characters of a text that an encoding lacks; by default the encoding of standard output.
 
     >>> printable("k̂ ≥ 0.7, −86.5 ± 0.2", "ascii")
     'k-hat >= 0.7, -86.5 +- 0.2'
     >>> printable("−86.5 ± 0.2", "cp1252")
     '-86.5 ± 0.2'
     """
-    encoding = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
-    return text.encode(encoding, HANDLER).decode(encoding)
+    known: str = encoding or getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(known, HANDLER).decode(known)
 
 
 def listed(index: Sequence[int], most: int = 10) -> str:
-    """Whole numbers with commas, the first of them where they are many.
+    """Join whole numbers by commas, and only the first ``most`` of them.
 
     >>> listed([3, 7]), listed(range(100), most=2)
     ('3, 7', '0, 1, …')
@@ -59,7 +59,8 @@ def listed(index: Sequence[int], most: int = 10) -> str:
 
 
 def spell_out() -> None:
-    """From now on whatever is printed is ``printable``, on standard output and standard error."""
+    """Make all output of this process ``printable``, on standard output and standard error."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=HANDLER)
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure:
+            reconfigure(errors=HANDLER)

@@ -1,6 +1,6 @@
-"""Priors p(z): modules whose call returns a distribution over codes, batch (), event (D,).
+"""Priors p(z): modules whose call returns a distribution over z, batch (), event (D,).
 
-Any module of that kind is a prior; there is no base class to inherit from.
+Any module with such a call is a prior; no base class is needed.
 """
 
 import math
@@ -12,11 +12,11 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.distributions.transforms import SplineAutoregressive
 from torch import Tensor, nn
 
+from pyro_vae.checks import whole_number
 from pyro_vae.distributions.transforms import (
     AffineAutoregressive,
     Backward,
     Pushforward,
-    check_count,
     default_width,
     made,
 )
@@ -30,13 +30,17 @@ class StandardNormal(nn.Module):
     (torch.Size([]), torch.Size([2]))
     """
 
+    loc: Tensor
+    scale: Tensor
+
     def __init__(self, latent: int):
         super().__init__()
-        check_count("latent", latent)
+        whole_number("latent", latent)
         self.register_buffer("loc", torch.zeros(latent))
         self.register_buffer("scale", torch.ones(latent))
 
     def forward(self) -> dist.Independent:
+        """Return p(z)."""
         return dist.Normal(self.loc, self.scale).to_event(1)
 
 
@@ -49,17 +53,19 @@ class DiagonalNormal(nn.Module):
 
     def __init__(self, latent: int):
         super().__init__()
-        check_count("latent", latent)
+        whole_number("latent", latent)
         self.loc = nn.Parameter(torch.zeros(latent))
         self.log_scale = nn.Parameter(torch.zeros(latent))
 
     def forward(self) -> dist.Independent:
+        """Return p(z)."""
         return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
 
 
 class SharedMixture(dist.MixtureSameFamily):
-    """Σ_k π_k p_k(z), the components held once for all images of a plate: torch's copy for each image is four times
-    slower to score at 500 components.
+    """Σ_k π_k p_k(z), with components that are stored once for all images of a plate.
+
+    torch's class copies them for each image, which is four times slower to score at 500 components.
 
     >>> components = dist.Normal(torch.zeros(3, 2), 1.0).to_event(1)
     >>> SharedMixture(dist.Categorical(torch.ones(3)), components).expand([5]).log_prob(torch.zeros(5, 2)).shape
@@ -70,7 +76,7 @@ class SharedMixture(dist.MixtureSameFamily):
 
 
 class Mixture(nn.Module):
-    """p(z) = Σ_k π_k N(loc_k, diag(scale_k²)), everything learned.
+    """p(z) = Σ_k π_k N(loc_k, diag(scale_k²)); all parameters are learned.
 
     The components start apart, at loc_k ~ N(0, ¼ I) with variance ¾, so that together they have about unit variance.
 
@@ -81,30 +87,31 @@ class Mixture(nn.Module):
 
     def __init__(self, latent: int, components: int):
         super().__init__()
-        check_count("latent", latent)
-        check_count("components", components)
+        whole_number("latent", latent)
+        whole_number("components", components)
         self.logits = nn.Parameter(torch.zeros(components))
         self.loc = nn.Parameter(0.5 * torch.randn(components, latent))
         self.log_scale = nn.Parameter(torch.full((components, latent), 0.5 * math.log(0.75)))
 
     def forward(self) -> SharedMixture:
+        """Return p(z)."""
         components = dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
         return SharedMixture(dist.Categorical(logits=self.logits), components)
 
 
 class Vamp(nn.Module):
-    """p(z) = 1/K Σ_k q(z | u_k): the aggregate posterior of K learned pseudo-inputs u (Tomczak & Welling 2018).
+    """p(z) = 1/K Σ_k q(z | u_k), the aggregate posterior of K learned pseudo-inputs u (Tomczak & Welling 2018).
 
-    ``posterior`` is the guide of the same program and not a copy: training either trains both, the two stay one under
-    ``copy.deepcopy``, and the program's ``parameters()`` names each of its parameters once. A state dict holds them
-    under both names. The guide is called in whatever mode (train, eval) it is in.
+    ``posterior`` is the guide of the same program and not a copy. Training either trains both, ``copy.deepcopy`` keeps
+    them one module, and the program's ``parameters()`` yields each parameter once; a state dict holds them under both
+    names. The guide is called in its current mode (train or eval).
 
-    ``pseudo_inputs`` (K, C, H, W) in [0, 1] are where the u_k start: some images as the guide sees them, for example
-    ``likelihood.observe(pixels[:500])``. They stay in (0, 1), as the sigmoid of the parameter ``logits``; values
-    beyond 0.01 and 0.99 start there.
+    ``pseudo_inputs`` (K, C, H, W) in [0, 1] are the initial u_k: some images as the guide sees them, for example
+    ``likelihood.observe(pixels[:500])``. They stay in (0, 1), as the sigmoid of the parameter ``logits``; values below
+    0.01 or above 0.99 start at these bounds.
 
-    Each call runs the guide on K images. Of a ``guides.Flow`` the prior has to invert K flows for each z, each at the
-    cost of D passes: only for small K and D.
+    Each call runs the guide on K images. With a ``guides.Flow`` the prior inverts K flows for each z, each in D passes:
+    use it for small K and D only.
 
     >>> posterior = lambda x: dist.Normal(x.flatten(-3), 1.0).to_event(1)
     >>> prior = Vamp(posterior, torch.rand(10, 1, 1, 2))
@@ -126,20 +133,22 @@ class Vamp(nn.Module):
         shape: tuple[int, int, int],
         generator: torch.Generator | None = None,
     ) -> "Vamp":
-        """Pseudo-inputs that start as uniform noise; ``shape`` is that of an image, (C, H, W).
+        """Return a prior whose pseudo-inputs start as uniform noise; ``shape`` is (C, H, W) of an image.
 
         >>> posterior = lambda x: dist.Normal(x.flatten(-3), 1.0).to_event(1)
         >>> Vamp.random(posterior, components=10, shape=(1, 1, 2)).pseudo_inputs.shape
         torch.Size([10, 1, 1, 2])
         """
-        check_count("components", components)
+        whole_number("components", components)
         return cls(posterior, torch.rand(components, *shape, generator=generator))
 
     @property
     def pseudo_inputs(self) -> Tensor:
+        """The pseudo-inputs u, (K, C, H, W) in (0, 1)."""
         return self.logits.sigmoid()
 
     def forward(self) -> SharedMixture:
+        """Return p(z)."""
         weights = dist.Categorical(logits=self.logits.new_zeros(len(self.logits)))
         return SharedMixture(weights, self.posterior(self.pseudo_inputs))
 
@@ -156,12 +165,14 @@ class AutoregressiveStep(nn.Module):
         self.network = made(latent, width, [1, 1], reverse=reverse)
 
     def forward(self) -> AffineAutoregressive:
+        """Return the transform."""
         return AffineAutoregressive(self.network)
 
 
 class SplineStep(nn.Module):
-    """y_d = g(z_d; θ_d(z_{<d})), a monotone rational linear spline of ``bins`` pieces in [−bound, bound], the identity
-    beyond (Durkan et al. 2019; Dolatabadi et al. 2020).
+    """y_d = g(z_d; θ_d(z_{<d})), a monotone rational linear spline of ``bins`` pieces in [−bound, bound].
+
+    It is the identity beyond (Durkan et al. 2019; Dolatabadi et al. 2020).
 
     >>> SplineStep(latent=2, width=8)()(torch.full((5, 2), 7.0))[0].detach()
     tensor([7., 7.])
@@ -173,14 +184,17 @@ class SplineStep(nn.Module):
         self.network = made(latent, width, [bins, bins, bins - 1, bins], reverse=reverse)
         with torch.no_grad():
             # softplus⁻¹(1): slope one at the inner knots, so that the spline starts near the identity.
-            self.network.layers[-1].bias.view(-1, latent)[2 * bins : 3 * bins - 1] = math.log(math.e - 1)
+            self.network.layers[-1].get_parameter("bias").view(-1, latent)[2 * bins : 3 * bins - 1] = math.log(
+                math.e - 1
+            )
 
     def forward(self) -> SplineAutoregressive:
+        """Return the transform."""
         return SplineAutoregressive(self.latent, self.network, count_bins=self.bins, bound=self.bound)
 
 
 def autoregressive(latent: int, depth: int, width: int) -> list[nn.Module]:
-    """Steps for ``Flow``: affine in z_d given the dimensions before it, in alternating order.
+    """Return steps for ``Flow``: affine in z_d given the dimensions before it, in alternating order.
 
     >>> len(autoregressive(latent=4, depth=3, width=16))
     3
@@ -189,9 +203,9 @@ def autoregressive(latent: int, depth: int, width: int) -> list[nn.Module]:
 
 
 def spline(latent: int, depth: int, width: int, bins: int = 8, bound: float = 5.0) -> list[nn.Module]:
-    """Steps for ``Flow``: a spline in z_d given the dimensions before it, in alternating order.
+    """Return steps for ``Flow``: a spline in z_d given the dimensions before it, in alternating order.
 
-    For other settings, ``functools.partial(spline, bins=16)``.
+    For other settings write ``functools.partial(spline, bins=16)``.
 
     >>> len(spline(latent=4, depth=3, width=16))
     3
@@ -200,16 +214,20 @@ def spline(latent: int, depth: int, width: int, bins: int = 8, bound: float = 5.
 
 
 class Flow(nn.Module):
-    """p(z): a flow f carries z to a standard normal, log p(z) = log N(f(z); 0, I) + log |det ∂f|.
+    """p(z): a flow f maps z to a standard normal, log p(z) = log N(f(z); 0, I) + log |det ∂f|.
 
-    Scoring takes one pass, as training needs; a sample takes D. ``steps(latent, depth, width)`` gives the modules
-    whose calls are the transforms z ↦ f_t(z): ``autoregressive`` (the default), ``spline``, or a function of yours.
-    ``width`` of a step's hidden layers: 2 D, at least 64, where it is not given. It starts near N(0, I).
+    Scoring takes one pass, as training needs; a sample takes D passes. ``steps(latent, depth, width)`` returns the
+    modules whose calls are the transforms z ↦ f_t(z): ``autoregressive`` (the default), ``spline``, or your own
+    function. ``width`` is the size of a step's hidden layers; the default is 2 D, and at least 64. The flow starts near
+    N(0, I).
 
     >>> prior = Flow(latent=2, steps=spline, depth=1)
     >>> prior().log_prob(prior().sample((5,))).shape
     torch.Size([5])
     """
+
+    loc: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -219,13 +237,14 @@ class Flow(nn.Module):
         width: int | None = None,
     ):
         super().__init__()
-        check_count("latent", latent)
-        check_count("depth", depth)
+        whole_number("latent", latent)
+        whole_number("depth", depth)
         self.register_buffer("loc", torch.zeros(latent))
         self.register_buffer("scale", torch.ones(latent))
         self.steps = nn.ModuleList(steps(latent, depth, default_width(latent, width)))
 
     def forward(self) -> Pushforward:
+        """Return p(z)."""
         base = dist.Normal(self.loc, self.scale).to_event(1)
         return Pushforward(base, [Backward(step()) for step in reversed(self.steps)])
 
@@ -233,22 +252,22 @@ class Flow(nn.Module):
 def _check_pseudo_inputs(posterior: Callable[[Tensor], dist.TorchDistribution], pseudo_inputs: Tensor) -> None:
     shape = tuple(pseudo_inputs.shape)
     if len(shape) != 4 or not len(pseudo_inputs):
-        raise ValueError(f"pseudo_inputs must be images of shape (K, C, H, W) with K of at least 1, got {shape}")
+        raise ValueError(f"pseudo_inputs: wanted images of shape (K, C, H, W) with K of at least 1, got {shape}")
     low, high = pseudo_inputs.min().item(), pseudo_inputs.max().item()
     if not (pseudo_inputs.is_floating_point() and low >= 0 and high <= 1):
         raise ValueError(
-            f"pseudo_inputs must be floats in [0, 1], got {pseudo_inputs.dtype} from {low:g} to {high:g}; "
+            f"pseudo_inputs: wanted floats in [0, 1], got {pseudo_inputs.dtype} from {low:g} to {high:g}; "
             "write pixels / 255, or likelihood.observe(pixels)"
         )
     try:
         with torch.no_grad():
             q = posterior(pseudo_inputs)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"the posterior does not take pseudo_inputs of shape {shape}: {error}") from error
+        raise ValueError(f"posterior: it does not take pseudo_inputs of shape {shape}: {error}") from error
     if not isinstance(q, TorchDistributionMixin):
-        raise ValueError(f"the posterior must return a distribution of pyro.distributions, got {type(q).__name__}")
+        raise ValueError(f"posterior: wanted a distribution of pyro.distributions, got {type(q).__name__}")
     if tuple(q.batch_shape) != shape[:1] or len(q.event_shape) != 1:
         raise ValueError(
-            f"posterior(pseudo_inputs) must have batch shape {shape[:1]} and event shape (D,), "
+            f"posterior(pseudo_inputs): wanted batch shape {shape[:1]} and event shape (D,), "
             f"got {tuple(q.batch_shape)} and {tuple(q.event_shape)}"
         )

@@ -1,25 +1,94 @@
-"""What can be trained and measured: the protocol of a program, and x in the dtype that it computes in."""
+"""The protocol of programs that can be trained and measured, their check, and x in their dtype."""
 
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
+import pyro
 import torch
+from pyro.infer import ELBO
 from torch import Generator, Tensor, nn
+
+from pyro_vae.errors import short_errors
+from pyro_vae.estimators import Estimator
+from pyro_vae.random import mode
+from pyro_vae.tracing.probing import left_as_it_was
+from pyro_vae.tracing.traces import (
+    ProgramRuns,
+    check_messenger,
+    check_rows,
+    paired_traces,
+    proposal_sites,
+    sample_sites,
+)
+
+OF_CALL = re.compile(r"\(\) (missing \d+ required|takes .* argument)")  # Python's message for wrong arguments of a call
+
+X_ALONE = (
+    "fit and evaluate call model and guide with x alone; have observe(pixels) return one tensor x that holds the rest "
+    "as well, such as a label in one more channel of the images, and model and guide take it apart; log_evidence and "
+    "compare_estimators take any arguments"
+)
 
 
 class Program(Protocol):
-    """An ``nn.Module`` with a model and a guide of x, and a way from pixels to x."""
+    """An ``nn.Module`` with a model and a guide of x, and ``observe``, which makes x from pixels."""
 
-    def model(self, x: Tensor) -> Any: ...
-    def guide(self, x: Tensor) -> Any: ...
-    def observe(self, pixels: Tensor, generator: Generator | None = None) -> Tensor: ...
-    def parameters(self) -> Iterator[nn.Parameter]: ...
+    training: bool
+
+    def model(self, x: Tensor, /) -> Any:
+        """Sample p(x, z), observed at x."""
+
+    def guide(self, x: Tensor, /) -> Any:
+        """Sample q(z | x)."""
+
+    def observe(self, pixels: Tensor, generator: Generator | None = None, /) -> Tensor:
+        """Return x made from raw pixels."""
+        ...
+
+    # The rest comes from ``nn.Module``.
+    modules: Callable[..., Iterator[nn.Module]]
+    parameters: Callable[..., Iterator[nn.Parameter]]
+    named_parameters: Callable[..., Iterator[tuple[str, nn.Parameter]]]
+    named_buffers: Callable[..., Iterator[tuple[str, Tensor]]]
+    state_dict: Callable[..., dict[str, Any]]
+    load_state_dict: Callable[..., Any]
+    train: Callable[..., Any]
 
 
-def dtype_of(program: Program) -> torch.dtype:
-    """The dtype of the program's first floating parameter; torch's default where it has none.
+def check_program(program: Program, x: Tensor | tuple, estimator: ELBO | None = None) -> None:
+    """Try model and guide on x, the first of their arguments or a tuple of all, with Pyro's validation on.
 
-    Raises ValueError for one of 16 bits, in which a sum of log-probabilities over pixels is off by whole nats.
+    Raises ValueError if names, shapes, supports, masks or plates of the sites of model and guide differ, and if a
+    log-probability is not finite. Raises ValueError if the estimator (one of Pyro's by default) would misread the
+    guide, and if rows in evaluation mode have no log-probability of their own (``check_rows``). Parameters, buffers,
+    modes, random numbers and Pyro's settings are left unchanged.
+    """
+    check_has(program, "model", "guide")
+    args = x if isinstance(x, tuple) else (x,)
+    with short_errors(args), left_as_it_was(program.model, program.guide), torch.no_grad():
+        with pyro.validation_enabled(True), given_x_alone():
+            traces = paired_traces(program.model, program.guide, args)
+        proposal_sites(traces[1], points_too=True)
+        if not isinstance(estimator, Estimator):
+            check_messenger(program.guide, traces[1])
+        for trace in traces:
+            for name, site in sample_sites(trace).items():
+                if not site["log_prob"].isfinite().all():
+                    raise ValueError(
+                        f"site {name!r}: its log-probability is not finite on the first batch; check the initial "
+                        "parameters, and that x was made by observe(pixels)"
+                    )
+        with mode(program, training=False):
+            _check_vectorized(program, args, estimator)
+            check_rows(program.model, program.guide, args)
+
+
+def dtype_of(program: nn.Module | Program) -> torch.dtype:
+    """Return the dtype of the program's first floating parameter; torch's default where it has none.
+
+    Raises ValueError for 16 bits: a sum of log-probabilities over pixels would be off by whole nats.
 
     >>> dtype_of(nn.Linear(2, 1).double())
     torch.float64
@@ -36,7 +105,7 @@ def dtype_of(program: Program) -> torch.dtype:
 
 
 def observed(program: Program, pixels: Tensor, generator: Generator | None = None) -> Tensor:
-    """x from the pixels; a floating x is in the dtype of the program's parameters, whatever torch's default dtype is.
+    """Return x made from the pixels; a floating x has the dtype of the program's parameters.
 
     >>> program = nn.Linear(2, 1).double()
     >>> program.observe = lambda pixels: pixels / 255
@@ -47,21 +116,87 @@ def observed(program: Program, pixels: Tensor, generator: Generator | None = Non
     return x.to(dtype_of(program)) if torch.is_tensor(x) and x.is_floating_point() else x
 
 
+def check_has(program: Any, *names: str) -> None:
+    """Raise ValueError unless it is an ``nn.Module`` with these methods.
+
+    >>> check_has(nn.Linear(2, 1), "model", "guide")
+    Traceback (most recent call last):
+        ...
+    ValueError: program: wanted an nn.Module with model and guide, got Linear; ...
+    """
+    if isinstance(program, nn.Module) and all(callable(getattr(program, name, None)) for name in names):
+        return
+    wanted, got = " and ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names), type(program).__name__
+    cure = "give the program itself, such as a VAE"
+    if isinstance(getattr(program, "module", None), nn.Module):
+        cure = f"write .module after this {got}, which is the program that it wraps"
+    elif isinstance(getattr(program, "__self__", None), nn.Module):
+        cure = f"give the program itself, not its {program.__name__}"
+    raise ValueError(f"program: wanted an nn.Module with {wanted}, got {got}; {cure}")
+
+
+@contextmanager
+def given_x_alone() -> Iterator[None]:
+    """Context manager that raises ValueError with the cure where a program wants more arguments than x.
+
+    >>> with given_x_alone():
+    ...     (lambda x, labels: None)(torch.zeros(3))
+    Traceback (most recent call last):
+        ...
+    ValueError: program: fit and evaluate call model and guide with x alone; ... argument: 'labels')
+    """
+    try:
+        yield
+    except TypeError as error:
+        if not OF_CALL.search(str(error)):
+            raise
+        raise ValueError(f"program: {X_ALONE} (the program said: {error})") from error
+
+
 def model_and_guide(first: Any, *rest: Any) -> tuple[Callable, Callable | None, tuple]:
     """Split a call that begins with a program, or with a model and a guide, into model, guide and what follows.
 
-    A guide of None stays None. Raises ValueError where the call begins with neither.
+    A guide of None stays None. A callable model that has methods ``model`` and ``guide`` of its own is taken for the
+    model where a guide follows. Raises ValueError where the call begins with neither.
 
     >>> program = nn.Module()
     >>> program.model, program.guide = abs, max
     >>> model_and_guide(program, 3), model_and_guide(abs, max, 3)
     ((<built-in function abs>, <built-in function max>, (3,)), (<built-in function abs>, <built-in function max>, (3,)))
     """
-    if callable(first) and rest and (rest[0] is None or callable(rest[0])):
-        return first, rest[0], rest[1:]
-    if callable(getattr(first, "model", None)) and callable(getattr(first, "guide", None)):
+    if isinstance(first, type):
+        raise ValueError(f"program: wanted a program, got the class {first.__name__}; make one, {first.__name__}(...)")
+    guided = bool(rest) and (rest[0] is None or callable(rest[0]))
+    is_program = callable(getattr(first, "model", None)) and callable(getattr(first, "guide", None))
+    if is_program and not (guided and _is_function(first)):
+        if guided:
+            raise ValueError(
+                f"program: wanted its data after it, got a guide, {rest[0]!r:.80}; write f(program.model, guide, x)"
+            )
         return first.model, first.guide, rest
+    if callable(first) and guided:
+        return first, rest[0], rest[1:]
     raise ValueError(
         f"program: wanted a program with model and guide, or a model and then a guide, got {type(first).__name__}; "
         "write f(vae, x) or f(model, guide, x)"
     )
+
+
+def _is_function(thing: Any) -> bool:
+    """Return whether it can be called; ``nn.Module`` without a ``forward`` only seems so."""
+    forward = getattr(type(thing), "forward", None)
+    return callable(thing) and not (isinstance(thing, nn.Module) and forward is nn.Module.forward)
+
+
+def _check_vectorized(program: Program, args: tuple, estimator: ELBO | None) -> None:
+    """Raise ValueError where one of Pyro's ELBOs draws particles together in a program that takes no such plate."""
+    if estimator is None or isinstance(estimator, Estimator) or not getattr(estimator, "vectorize_particles", False):
+        return
+    K = estimator.num_particles
+    if K > 1 and not ProgramRuns(K).layout(program.model, program.guide, args).vectorized:
+        name = type(estimator).__name__
+        raise ValueError(
+            f"estimator: {name} draws its particles in one plate, in which this program has other "
+            "log-probabilities than for one particle, or none, as its networks or sums take dimensions by "
+            f"their position; write {name}(num_particles={K}, vectorize_particles=False)"
+        )

@@ -1,7 +1,7 @@
-"""The parameters of a module as Pyro's param sites, which stay the module's own and out of Pyro's global store."""
+"""The parameters of a module as Pyro's param sites, which stay in the module and out of Pyro's global store."""
 
-import warnings
 from collections.abc import Iterator
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import pyro
@@ -10,19 +10,21 @@ from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-_NAMES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # of the modules whose parameters Pyro was shown
+from pyro_vae.errors import warn
+
+_NAMES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # modules whose parameters Pyro has seen
 
 
 def parameter_sites(module: nn.Module, recurse: bool = True, name: str | None = None) -> None:
-    """Shows the trainable parameters of a module to Pyro as param sites, without its global store.
+    """Show the trainable parameters of a module to Pyro as param sites, without its global store.
 
-    What ``pyro.module`` is for, except that the parameters stay the module's own: a second module of the same kind
-    cannot be handed the first one's, and none is kept alive. Call it in ``model`` and ``guide`` of a program. Without
-    ``recurse`` those of its submodules are left out. Pyro's optimisers know the parameters by the names that
-    ``pyro.module(name, module)`` would give them; if no ``name`` is given, it is the type of the module.
+    It replaces ``pyro.module``, but the parameters stay in the module: a second module of the same kind cannot receive
+    the parameters of the first, and no module is kept alive. Call it in ``model`` and ``guide`` of a program. With
+    ``recurse=False`` parameters of submodules are left out. Pyro's optimisers know the parameters by the names that
+    ``pyro.module(name, module)`` would give them; the default ``name`` is the type of the module.
 
-    Raises ValueError where an effect handler puts another value into a site, as ``poutine.lift`` does: the module would
-    compute with its own.
+    Raises ValueError if an effect handler replaces the value of a site, as ``poutine.lift`` does, because the module
+    would still compute with its own parameter.
 
     >>> from pyro import poutine
     >>> layer = nn.Linear(2, 1)
@@ -45,10 +47,12 @@ def _prefix(module: nn.Module) -> str:
 
 
 def _show(site: str, parameter: nn.Parameter) -> None:
-    value = parameter.detach()
-    value.unconstrained = lambda: parameter  # how SVI finds the leaf that it trains
+    value: Any = parameter.detach()
+    value.unconstrained = lambda: parameter  # SVI trains the leaf that this returns
     seen = _parameter_site(value, name=site, constraint=constraints.real, event_dim=None)
-    if seen is not value and getattr(seen, "_t", None) is not value:  # _t: what pyro.infer.inspect has wrapped
+    if (
+        seen is not value and getattr(seen, "_t", None) is not value
+    ):  # _t: the tensor that pyro.infer.inspect has wrapped
         raise ValueError(
             f"site {site!r}: an effect handler gave a parameter another value, but its module computes with its own; "
             "for a distribution over weights sample them in the program, or by pyro.nn.PyroSample"
@@ -60,8 +64,12 @@ def _parameter_site(value: Tensor, **kwargs: object) -> Tensor:
     return value
 
 
+class ParameterStoreWarning(UserWarning):
+    """Pyro's parameter store is saved without parameters that modules hold."""
+
+
 class ParamStore(ParamStoreDict):
-    """Pyro's store beside parameters that modules keep: it knows their names, and says that it does not save them."""
+    """Pyro's store, extended by the names of parameters that modules hold. It warns that it does not save them."""
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self and name.split(".")[0] in map(_prefix, list(_NAMES)):
@@ -72,11 +80,13 @@ class ParamStore(ParamStoreDict):
         return super().__getitem__(name)
 
     def param_name(self, p: Tensor) -> str | None:
+        """Return the name of a parameter in the store, or of one that a module holds; None if it is unknown."""
         known = super().param_name(p)
-        # The shortest: a part that is made of another one names that one's parameters, too.
+        # The shortest name: a module that contains another one names its parameters, too.
         return known if known is not None else min((name for name, kept in _kept() if kept is p), key=len, default=None)
 
     def save(self, filename: str) -> None:
+        """Save the store; warn if modules hold parameters, or raise ValueError if it is empty then."""
         if _NAMES:
             message = (
                 f"param store: it does not hold the parameters of {', '.join(sorted(set(_NAMES.values())))}, which are "
@@ -84,7 +94,7 @@ class ParamStore(ParamStoreDict):
             )
             if not self:
                 raise ValueError(message)
-            warnings.warn(message, stacklevel=2)
+            warn(message, ParameterStoreWarning)
         super().save(filename)
 
 

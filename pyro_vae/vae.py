@@ -26,15 +26,15 @@ class VAE(nn.Module):
         likelihood: ``likelihood(z)`` -> p(x | z), batch ``z.shape[:-1]``, event (C, H, W).
         posterior: ``posterior(x)`` -> q(z | x), batch ``x.shape[:-3]``, event (D,).
 
-    Any module that returns such a distribution fits. Sites ``"z"`` and ``"x"`` lie in the plate ``"images"`` at dim −1;
-    x is a float image in [0, 1], made from pixels by ``observe``. Raises ValueError where a slot returns something
-    else, and, while Pyro's validation is on, where x lies outside the likelihood's support.
+    Any module that returns such a distribution fits. The sites ``"z"`` and ``"x"`` lie in the plate ``"images"`` at dim
+    −1. x is a float image in [0, 1], made from pixels by ``observe``. Raises ValueError if a part returns anything else
+    and, while Pyro's validation is on, if x lies outside the likelihood's support.
 
-    Parameters are those of the module: save them by ``torch.save(vae.state_dict(), path)``. Under ``SVI`` each shows
-    itself as a param site of this very instance; nothing enters Pyro's global store, so no VAE of a process can train
-    another one's parameters or outlive its use, and ``pyro.get_param_store().save`` raises ValueError where it would
-    write an empty file. Pyro's optimisers know the parameters by the names that ``pyro.module`` would give the three
-    parts, so that ``svi.optim.save`` and settings by a function of the name work.
+    The parameters are those of the module: save them with ``torch.save(vae.state_dict(), path)``. Under ``SVI`` each of
+    them appears as a param site of this instance. Nothing enters Pyro's global store, so that no VAE can train the
+    parameters of another one or stay in memory after its last use; ``pyro.get_param_store().save`` raises ValueError
+    where it would write an empty file. Pyro's optimisers know the parameters by the names that ``pyro.module`` would
+    give to the three parts, so that ``svi.optim.save`` and settings by a function of the name work.
 
     >>> from pyro.infer import SVI, Trace_ELBO
     >>> from pyro_vae import guides, likelihoods, networks, priors
@@ -58,7 +58,7 @@ class VAE(nn.Module):
         self.posterior = posterior
 
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
-        """p(x, z), observed at ``x`` (B, C, H, W); without ``x`` it draws ``n`` images."""
+        """Sample p(x, z), observed at ``x`` (B, C, H, W); without ``x`` draw ``n`` images. Return x."""
         parameter_sites(self.prior, name="prior")
         parameter_sites(self.likelihood, name="likelihood")
         with pyro.plate("images", n if x is None else len(_images(x))):
@@ -75,18 +75,18 @@ class VAE(nn.Module):
             return pyro.sample("x", p, obs=x)
 
     def guide(self, x: Tensor) -> Tensor:
-        """q(z | x), x of shape (B, C, H, W); returns z."""
+        """Sample q(z | x) for x of shape (B, C, H, W), and return z."""
         parameter_sites(self.posterior, name="posterior")
         with pyro.plate("images", len(_images(x))):
             q = _distribution("posterior", _called(self.posterior, x), event_dim=1, batch=x.shape[:-3])
             return pyro.sample("z", q)
 
     def observe(self, pixels: Tensor | np.ndarray, generator: Generator | None = None) -> Tensor:
-        """x in [0, 1] from uint8 pixels (N, C, H, W), as the likelihood scores it, in the dtype of the parameters.
+        """Return x in [0, 1] from uint8 pixels (N, C, H, W), in the dtype of the parameters.
 
-        For a likelihood without a method ``observe``, x = (g + u) / 256, u ~ U[0, 1), kept 2^−17 away from 0 and 1, if
-        it is a density, and x ~ Bernoulli(g / 255) if only 0 and 1 are possible. Raises ValueError if it is neither,
-        for other pixels, and for parameters in half precision.
+        A likelihood without a method ``observe`` may be a density or a distribution on 0 and 1. For a density, with u ~
+        U[0, 1), x = (g + u) / 256, kept 2^−17 away from 0 and 1. On 0 and 1, x ~ Bernoulli(g / 255). Raises ValueError
+        for any other likelihood, for other pixels, and for parameters in half precision.
         """
         observe = getattr(self.likelihood, "observe", None) or self._observe
         return observe(pixels, generator).to(self._like().dtype)
@@ -101,7 +101,7 @@ class VAE(nn.Module):
         return _OBSERVED_BY[self.likelihood](pixels, generator)
 
     def _like(self) -> Tensor:
-        """A tensor of the dtype and on the device of the parameters."""
+        """Return a tensor with the dtype and the device of the parameters."""
         like = next((p for p in self.parameters() if p.is_floating_point()), torch.empty(0))
         if like.dtype in HALF:
             raise ValueError(
@@ -115,7 +115,7 @@ _OBSERVED_BY: WeakKeyDictionary[nn.Module, Callable[..., Tensor]] = WeakKeyDicti
 
 
 def _called(part: nn.Module, *args: Tensor) -> TorchDistributionMixin:
-    """What a part returns, in full precision: those of this library lower that of their networks alone in autocast."""
+    """Call a part in full precision; parts of this package lower the precision of only their networks in autocast."""
     with nullcontext() if isinstance(part, Likelihood | NetworkGuide) else without_autocast():
         return part(*args)
 
@@ -131,7 +131,7 @@ def _images(x: Tensor) -> Tensor:
 
 
 def _distribution(slot: str, p: object, event_dim: int, batch: Sequence[int] = ()) -> TorchDistributionMixin:
-    """What a slot returned; ValueError unless it is a distribution of the right shape."""
+    """Return what a part returned; raise ValueError unless it is a distribution of the right shape."""
     if not isinstance(p, TorchDistributionMixin):
         got, cure = type(p).__name__, ""
         if isinstance(p, torch.distributions.Distribution):

@@ -1,4 +1,4 @@
-"""Codes, pictures and probes against the linear-Gaussian program, scikit-learn and integrals by hand."""
+"""Codes, images and probes against the linear Gaussian program, scikit-learn and integrals by hand."""
 
 import pytest
 import scipy.stats
@@ -142,7 +142,7 @@ def test_bad_input(program, flow):
         analysis.manifold(LinearGaussian(torch.randn(16, 3), shape=SHAPE))
     with pytest.raises(ValueError, match="images of one shape"):
         analysis.interpolate(program, x[0], x[:2])
-    with pytest.raises(ValueError, match="steps: wanted a whole number, at least 2, got 1"):
+    with pytest.raises(ValueError, match="steps: wanted a whole number of at least 2, got 1"):
         analysis.interpolate(program, x[0], x[1], steps=1)
     with pytest.raises(ValueError, match="batch_size"):
         analysis.codes(program, x, batch_size=0)

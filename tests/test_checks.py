@@ -1,4 +1,4 @@
-"""Numbers that a user gives."""
+"""Checks of numbers that users pass."""
 
 import math
 
@@ -32,3 +32,10 @@ def test_what_is_no_positive_number(value):
 def test_positive_numbers_become_floats():
     numbers = [positive_number("lr", value) for value in (2, 0.5, np.float32(0.25))]
     assert numbers == [2.0, 0.5, 0.25] and all(type(number) is float for number in numbers)
+
+
+def test_whole_numbers_up_to_a_greatest_one():
+    assert [whole_number("bins", value, 2, 256) for value in (2, 256)] == [2, 256]
+    for least, allowed in ((2, "from 2 to 256"), (None, "of at most 256")):
+        with pytest.raises(ValueError, match=f"^bins: wanted a whole number {allowed}, got 257$"):
+            whole_number("bins", 257, least, most=256)

@@ -51,7 +51,7 @@ flow = pytest.mark.parametrize("steps", [guides.inverse_autoregressive, guides.p
 
 
 def build(make, latent, jiggle=0.3):
-    """A guide in float64 whose parameters are moved away from their start."""
+    """Return a guide in float64 whose parameters differ from their start values."""
     torch.manual_seed(0)
     guide = make(Network(), latent).double()
     with torch.no_grad():
@@ -244,8 +244,9 @@ def test_correlated_normals_against_scipy(rank):
 
 
 def trained_gap(make):
-    """Nats per image by which a trained guide falls short of log p(x) on probabilistic PCA, whose posterior has the
-    same correlations for all images; and the precision matrix of that posterior.
+    """Return the gap of a trained guide to log p(x) on probabilistic PCA, and the precision of the exact posterior.
+
+    The gap is in nats per image; the posterior has the same correlations for all images.
     """
     torch.manual_seed(0)
     program = LinearGaussian(torch.randn(4, 3).double(), scale=0.5, shape=SHAPE)
@@ -271,8 +272,9 @@ def test_correlated_normals_reach_the_evidence_of_the_linear_program(rank):
 
 
 def test_mean_field_falls_short_of_it_by_what_theory_says():
-    """KL(N(m, diag Λ_dd⁻¹) ‖ N(m, Λ⁻¹)) = ½ (Σ ln Λ_dd − ln det Λ), the least of all factorised q (Bishop 2006,
-    section 10.1.2).
+    """KL(N(m, diag Λ_dd⁻¹) ‖ N(m, Λ⁻¹)) = ½ (Σ ln Λ_dd − ln det Λ), the least of all factorised q.
+
+    Source: Bishop 2006, section 10.1.2.
     """
     gap, precision = trained_gap(guides.MeanField)
     wanted = 0.5 * (np.log(np.diag(precision)).sum() - np.linalg.slogdet(precision.numpy())[1])
@@ -293,7 +295,7 @@ def test_flow_against_autograd(steps):
 
 @flow
 def test_the_flow_bends(steps):
-    """What it adds to its base is neither nothing nor affine."""
+    """The map that it adds to its base is neither the identity nor affine."""
     q = build_flow(steps)(images())
     a, b = torch.randn(2, 3).double()
     middle = draw(q, (a + b) / 2)
@@ -309,7 +311,7 @@ def test_the_flow_sees_the_image_beyond_its_base(steps):
 
 @flow
 def test_score_at_a_fixed_z_by_finite_differences(steps):
-    """∂ log q(z)/∂z of a draw scored anew: the path derivative, which goes through the inverse of the flow."""
+    """∂ log q(z)/∂z of a draw that is scored again: the path derivative, which goes through the inverse of the flow."""
     guide, x = build_flow(steps), images()
     z = guide(x).sample().requires_grad_()
     (gradient,) = torch.autograd.grad(guide(x).log_prob(z), z)
@@ -321,7 +323,7 @@ def test_score_at_a_fixed_z_by_finite_differences(steps):
 
 @flow
 def test_total_derivative_does_not_depend_on_the_kept_pass(steps):
-    """Scoring a draw from the pass that made it or by inverting the flow gives one and the same gradient."""
+    """Scoring a draw from the pass that made it and by inverting the flow gives the same gradient."""
     guide, x = build_flow(steps), images(5)
     gradients = []
     for score in (lambda q, z: q.log_prob(z), lambda q, z: guide(x).log_prob(z)):
@@ -374,7 +376,7 @@ def test_nothing_of_a_batch_stays_in_the_guide(steps):
 
 
 def test_own_guide_needs_no_base_class():
-    """What any module that returns a distribution is to the program is up to the program; here, to the VampPrior."""
+    """The VampPrior accepts any module that returns a distribution."""
 
     class Fixed(nn.Module):
         def forward(self, x):
@@ -388,18 +390,18 @@ def test_own_guide_needs_no_base_class():
 
 @every
 def test_latent_below_one_is_refused(make):
-    with pytest.raises(ValueError, match="latent must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match="latent: wanted a whole number of at least 1, got 0"):
         make(Network(), 0)
 
 
 @pytest.mark.parametrize("rank", [0, -1, 1.0, True])
 def test_rank_below_one_is_refused(rank):
-    with pytest.raises(ValueError, match="rank must be a whole number of at least 1"):
+    with pytest.raises(ValueError, match="rank: wanted a whole number of at least 1"):
         guides.LowRank(Network(), 3, rank)
 
 
 def test_rank_above_the_code_is_refused():
-    with pytest.raises(ValueError, match="rank must be at most latent = 3, got 4"):
+    with pytest.raises(ValueError, match="rank: wanted at most latent = 3, got 4"):
         guides.LowRank(Network(), 3, 4)
 
 
@@ -427,7 +429,7 @@ def test_a_network_of_one_batch_dimension(make):
 
 @pytest.mark.parametrize("option", ["depth", "width"])
 def test_flow_of_no_size_is_refused(option):
-    with pytest.raises(ValueError, match=f"{option} must be a whole number of at least 1, got 0"):
+    with pytest.raises(ValueError, match=f"{option}: wanted a whole number of at least 1, got 0"):
         guides.Flow(Network(), 3, **{option: 0})
 
 

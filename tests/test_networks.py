@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from programs import NormalizedDecoder
 from torch import nn
 
 from pyro_vae.networks import ROWS, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, applied, lowered_precision
@@ -52,32 +53,21 @@ def test_lowered_precision_is_near_comes_back_in_float32_and_ends_with_the_block
 
 
 def test_bad_shapes():
-    with pytest.raises(ValueError, match=r"wants \(..., 1, 8, 8\), got \(2, 1, 9, 8\)"):
+    with pytest.raises(ValueError, match=r"network: wanted \(..., 1, 8, 8\), got \(2, 1, 9, 8\)"):
         ConvEncoder((1, 8, 8))(torch.zeros(2, 1, 9, 8))
-    with pytest.raises(ValueError, match=r"wants \(..., 3\)"):
+    with pytest.raises(ValueError, match=r"wanted \(..., 3\)"):
         MLPDecoder(3, (1, 8, 8), maps=1)(torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="4 convolutions of stride 2"):
+    with pytest.raises(ValueError, match=r"channels: wanted convolutions of stride 2 .* got 4"):
         ConvEncoder((1, 8, 8), channels=(2, 2, 2, 2))
-    with pytest.raises(ValueError, match="latent: wanted positive"):
+    with pytest.raises(ValueError, match="latent: wanted a whole number of at least 1"):
         ConvDecoder(0, (1, 8, 8), maps=1)
     with pytest.raises(ValueError, match=r"\(C, H, W\)"):
         MLPEncoder((28, 28))
 
 
-class View(nn.Module):
-    """A decoder that knows one batch dimension, and normalises over it."""
-
-    def __init__(self):
-        super().__init__()
-        self.linear, self.norm = nn.Linear(3, 64), nn.BatchNorm1d(64)
-
-    def forward(self, z):
-        return self.norm(self.linear(z)).view(-1, 1, 8, 8)
-
-
 OWN = {  # network, shape of a value, shape of its output
     "unflatten": (lambda: nn.Sequential(nn.Linear(3, 64), nn.Unflatten(1, (1, 8, 8))), (3,), (1, 8, 8)),
-    "view, batch norm": (View, (3,), (1, 8, 8)),
+    "view, batch norm": (lambda: NormalizedDecoder(3), (3,), (1, 8, 8)),
     "flatten": (lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 5)), (1, 8, 8), (5,)),
     "batch norm 2d": (lambda: nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(1)), (1, 8, 8), (64,)),
     "any dimensions": (lambda: nn.Sequential(nn.Flatten(-3), nn.Linear(64, 5)), (1, 8, 8), (5,)),
@@ -99,7 +89,8 @@ def test_a_network_of_one_batch_dimension_takes_any_number_of_them(name, batch):
 
 def test_a_network_that_normalises_over_its_batch_sees_every_row_of_it():
     torch.manual_seed(0)
-    network, z = View(), torch.randn(64, 64, 3)  # as many images as features: (K, B, F) would pass for (N, C, L)
+    network = NormalizedDecoder(3)
+    z = torch.randn(64, 64, 3)  # as many images as features: (K, B, F) would pass for (N, C, L)
     torch.testing.assert_close(applied(network, z, 1).flatten(0, 1), network(z.flatten(0, 1)))
 
 
@@ -143,7 +134,7 @@ def test_a_network_that_gives_something_else_is_named(network, message):
 def test_an_export_leaves_the_number_of_rows_open(network, event, strict):
     rows = {0: torch.export.Dim("rows")}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's, about torch
+        warnings.filterwarnings("ignore", module=r"torch\.")
         graph = torch.export.export(network, (torch.rand(5, *event),), dynamic_shapes=(rows,), strict=strict).module()
     for count in (1, 5, ROWS + 44):
         value = torch.rand(count, *event)

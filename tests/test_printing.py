@@ -8,7 +8,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from pyro_vae.comparison.compare import compare_estimators
-from pyro_vae.evidence.estimates import AnnealedEvidence, Sandwich, from_log_weights
+from pyro_vae.evidence import AnnealedEvidence, Sandwich, from_log_weights
 from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.printing import SPELLED, printable, spell_out
 

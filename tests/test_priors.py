@@ -34,7 +34,7 @@ flow = pytest.mark.parametrize("steps", [priors.autoregressive, priors.spline])
 
 
 def build(make, latent, jiggle=0.2):
-    """A prior in float64 whose parameters are moved away from their start."""
+    """Return a prior in float64 whose parameters differ from their start values."""
     torch.manual_seed(0)
     prior = make(latent).double()
     with torch.no_grad():
@@ -340,12 +340,12 @@ def test_vamp_of_any_guide_is_the_average_of_its_components(make_guide):
     ],
 )
 def test_counts_below_one_are_refused(make):
-    with pytest.raises(ValueError, match="must be a whole number of at least 1, got"):
+    with pytest.raises(ValueError, match="wanted a whole number of at least 1, got"):
         make()
 
 
 def test_narrow_flow_is_refused():
-    with pytest.raises(ValueError, match="width must be at least latent = 5, got 3"):
+    with pytest.raises(ValueError, match="width: wanted at least latent = 5, got 3"):
         priors.Flow(5, width=3)
 
 

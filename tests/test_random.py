@@ -1,19 +1,31 @@
-"""Blocks that leave global state as it was, and measurements that the caller's modes do not reach."""
+"""Global state: random numbers, modes and interrupts, and measurements that the caller's modes do not reach."""
+
+import random
+import signal
+import threading
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
+from programs import PlainNetworks
 from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_vae.comparison.compare import compare_estimators
-from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted, ScoreFunction, StickingTheLanding
-from pyro_vae.evidence.estimates import log_evidence
-from pyro_vae.handlers import FreeBits
-from pyro_vae.random import measurement, mode, seeded, without_autocast
-from pyro_vae.tracing.particles import score
+from pyro_vae.evidence import log_evidence
+from pyro_vae.random import (
+    RandomStream,
+    default_dtype,
+    deferred_interrupt,
+    interrupt,
+    measurement,
+    mode,
+    random_state,
+    seeded,
+    set_random_state,
+    torch_random_state,
+    without_autocast,
+)
 from pyro_vae.training.loop import evaluate
 
 MODES = {
@@ -87,64 +99,73 @@ def test_mode_restores_each_submodule():
     assert (module[0].training, module[1].training) == (False, True)
 
 
-class Linear(nn.Module):
-    """A program with plain networks, whose results autocast lowers; ``cast`` brings them back to float32."""
+def draws():
+    return torch.rand(1).item(), np.random.rand(), random.random()
 
-    def __init__(self, cast=False):
-        super().__init__()
+
+def test_streams_in_turns_are_streams_one_after_the_other():
+    def drawn(in_turns):
+        np.random.seed(0)
+        random.seed(0)
+        streams, found = [RandomStream(3), RandomStream(4)], [[], []]
+        for number in (0, 1, 0, 1) if in_turns else (0, 0, 1, 1):
+            with streams[number].current():
+                found[number].append(draws())
+            draws()
+        return found
+
+    one, other = drawn(True)
+    assert [one, other] == drawn(False) and one[0] != one[1] and one[0][0] != other[0][0]
+
+
+def test_a_stream_leaves_the_callers_numbers_alone_even_after_an_error():
+    def seed():
         torch.manual_seed(0)
-        self.decoder, self.encoder, self.cast = nn.Linear(2, 50), nn.Linear(50, 2), cast
+        np.random.seed(0)
+        random.seed(0)
 
-    def through(self, network, value):
-        return network(value).float() if self.cast else network(value)
+    seed()
+    expected = draws()
+    seed()
+    with pytest.raises(ZeroDivisionError), RandomStream(3).current():
+        draws()
+        _ = 1 / 0
+    assert draws() == expected
 
-    def model(self, x):
-        with pyro.plate("images", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.through(self.decoder, z), 0.05).to_event(1), obs=x)
 
-    def guide(self, x):
-        with pyro.plate("images", len(x)):
-            loc = self.through(self.encoder, x)
-            pyro.sample("z", dist.Normal(loc, loc.exp() / 2).to_event(1))
+def test_the_default_dtype_comes_back():
+    with pytest.raises(ZeroDivisionError), default_dtype(torch.float64):
+        assert torch.ones(1).dtype is torch.float64
+        _ = 1 / 0
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_an_interrupt_is_deferred_across_the_blocks_within_a_block(usual_interrupt):
+    with deferred_interrupt() as outer:
+        signal.raise_signal(signal.SIGINT)
+        with deferred_interrupt() as inner, pytest.raises(KeyboardInterrupt) as caught:
+            inner()
+        assert caught.value.args == (signal.SIGINT,)
+        with pytest.raises(KeyboardInterrupt):
+            outer()
+    with deferred_interrupt() as later:
+        later()
+
+
+def test_a_second_interrupt_is_raised_at_once_and_the_first_is_known_after_the_block(usual_interrupt):
+    with deferred_interrupt() as asked:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        asked()
 
 
 X = torch.rand(4, 50, generator=torch.Generator().manual_seed(0))
-ELBOS = [StickingTheLanding(3), ImportanceWeighted(3), DoublyReparameterized(3), ScoreFunction(3), FreeBits(0.1)]
-
-
-@pytest.mark.parametrize("elbo", ELBOS, ids=lambda elbo: type(elbo).__name__)
-def test_densities_in_bfloat16_are_refused_by_a_cure_that_works(elbo):
-    with torch.autocast("cpu", torch.bfloat16):
-        with pytest.raises(ValueError, match=r"its distribution is in 16 bits.*torch.autocast.*Normal\(loc.float\(\)"):
-            elbo.differentiable_loss(Linear().model, Linear().guide, X)
-        program = Linear(cast=True)
-        torch.manual_seed(1)
-        lowered = elbo.differentiable_loss(program.model, program.guide, X)
-    lowered.backward()
-    torch.manual_seed(1)
-    loss = elbo.differentiable_loss(program.model, program.guide, X)
-    assert lowered.dtype == torch.float32 and program.decoder.weight.grad is not None
-    torch.testing.assert_close(lowered, loss, rtol=0.01, atol=0)  # the networks alone were lowered
-
-
-HALF = torch.zeros(2, dtype=torch.float16)
-
-
-@pytest.mark.parametrize("fn", [
-    dist.Normal(HALF.bfloat16(), 1.0).to_event(1),
-    dist.Normal(HALF, 1.0).mask(torch.tensor(True)).to_event(1),
-    dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(HALF, 1.0)),
-    dist.TransformedDistribution(dist.Normal(HALF, 1.0), dist.transforms.ExpTransform()).to_event(1),
-], ids=lambda fn: type(fn).__name__)  # fmt: skip
-def test_distributions_in_16_bits_however_wrapped(fn):
-    found = pyro.poutine.trace(lambda: pyro.sample("z", fn, obs=torch.ones(fn.event_shape))).get_trace()
-    with pytest.raises(ValueError, match="site 'z': its distribution is in 16 bits"):
-        score(found)
 
 
 def test_comparisons_and_evidence_keep_autocast_out():
-    program = Linear()
+    program = PlainNetworks()
     calls = (
         lambda: evaluate(program, X).bound,
         lambda: log_evidence(program.model, program.guide, X, 5, seed=0).log_px,
@@ -157,3 +178,84 @@ def test_comparisons_and_evidence_keep_autocast_out():
         for caller in (lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode):
             with caller():
                 assert torch.equal(call(), wanted)
+
+
+# Random numbers and interrupts ----------------------------------------------------------------------------------------
+
+
+def test_the_state_of_every_generator_comes_back_after_it_was_saved(tmp_path):
+    np.random.randn(), random.gauss(0, 1)  # of two numbers that they make at once, they keep the second
+    state = random_state()
+    torch.save(state, tmp_path / "state.pt")
+    draw = lambda: (torch.rand(2).tolist(), np.random.randn(3).tolist(), random.gauss(0, 1))  # noqa: E731
+    first = draw()
+    assert draw() != first
+    set_random_state(torch.load(tmp_path / "state.pt"))
+    assert draw() == first
+
+
+def test_torchs_part_of_the_state_leaves_the_other_generators_alone():
+    state = torch_random_state()
+    first, other = torch.rand(2), np.random.rand()
+    set_random_state(state)
+    assert torch.equal(torch.rand(2), first) and np.random.rand() != other
+
+
+def test_an_interrupt_is_raised_where_it_is_asked_for_with_the_number_of_its_signal(usual_interrupt):
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with pytest.raises(KeyboardInterrupt) as caught, deferred_interrupt() as raise_if_asked:
+                raise_if_asked()
+                signal.raise_signal(number)
+                whole = number
+                raise_if_asked(lambda asked: 0)  # processes that agree to go on
+                raise_if_asked()
+            assert caught.value.args == (number,) and whole == number
+        assert signal.getsignal(signal.SIGTERM) is interrupt
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_second_interrupt_is_raised_at_once(usual_interrupt):
+    with pytest.raises(KeyboardInterrupt), deferred_interrupt():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError
+
+
+def test_another_process_may_ask_for_the_interrupt():
+    with pytest.raises(KeyboardInterrupt, match="15"), deferred_interrupt() as raise_if_asked:
+        raise_if_asked(lambda asked: asked or 15)
+
+
+def test_a_handler_of_the_program_is_left_alone():
+    seen = []
+    own = lambda number, frame: seen.append(number)  # noqa: E731
+    before = signal.signal(signal.SIGINT, own)
+    try:
+        with deferred_interrupt() as raise_if_asked:
+            assert signal.getsignal(signal.SIGINT) is own
+            signal.raise_signal(signal.SIGINT)
+            raise_if_asked()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [signal.SIGINT]
+
+
+def test_in_another_thread_nothing_is_changed(usual_interrupt):
+    failed = []
+
+    def work():
+        try:
+            with deferred_interrupt() as raise_if_asked:
+                assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+                raise_if_asked()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failed

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import SHAPE
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, JitTrace_ELBO, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -17,10 +18,9 @@ from torch import nn
 from pyro_vae import guides, likelihoods, networks, priors
 from pyro_vae.handlers import frozen
 from pyro_vae.linear_gaussian import LinearGaussian
-from pyro_vae.sites import parameter_sites
+from pyro_vae.sites import ParameterStoreWarning, parameter_sites
 from pyro_vae.vae import VAE
 
-SHAPE = (1, 8, 8)
 NETWORKS = {
     "conv": (networks.ConvEncoder(SHAPE, (4, 4)), networks.ConvDecoder(2, SHAPE, 1, (4, 4))),
     "mlp": (networks.MLPEncoder(SHAPE, (4,)), networks.MLPDecoder(2, SHAPE, 1, (4,))),
@@ -29,13 +29,6 @@ NETWORKS = {
         nn.Sequential(nn.Linear(2, 64), nn.Unflatten(1, SHAPE)),
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def empty_store():
-    pyro.clear_param_store()
-    yield
-    pyro.clear_param_store()
 
 
 def build(kind="mlp", prior=priors.StandardNormal):
@@ -164,7 +157,7 @@ def test_the_store_says_that_it_does_not_save_what_it_does_not_hold(tmp_path):
         pyro.get_param_store().save(path)
     assert not path.exists()
     pyro.param("other", torch.zeros(2))
-    with pytest.warns(UserWarning, match="param store: it does not hold"):
+    with pytest.warns(ParameterStoreWarning, match="param store: it does not hold"):
         pyro.get_param_store().save(path)
     pyro.clear_param_store()
     pyro.get_param_store().load(path)
@@ -191,7 +184,7 @@ def test_a_handler_that_replaces_parameters_is_refused():
         poutine.trace(lifted).get_trace(X)
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch.jit, about itself
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")  # of torch.jit
 def test_what_looks_for_parameters_in_the_store_is_told_where_they_are():
     vae = build()
     with pytest.raises(KeyError, match=r"not in the store.*compiling\.compiled\(Trace_ELBO\(\)"):

@@ -1,4 +1,4 @@
-"""Folders of .npy files: the images and labels of three splits, checked; or what there is instead and what to write."""
+"""Folders of .npy files: the checked images and labels of three splits, or a message that says what to write."""
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -33,17 +33,17 @@ READERS = {
     ".pkl": 'pickle.loads(Path({!r}).read_bytes(), encoding="latin1")',
     ".pickle": 'pickle.loads(Path({!r}).read_bytes(), encoding="latin1")',
 }
-MAGIC, OBJECTS = b"\x93NUMPY", "Python objects"  # what a file begins with, and what np.load says if it holds them
-# Folders that hold the pictures of a split, as they are usually called.
+MAGIC, OBJECTS = b"\x93NUMPY", "Python objects"  # the first bytes of a file; words of np.load about a file of objects
+# The usual names of folders that hold the pictures of a split.
 PICTURES_OF = {"train": ("train", "training"), "valid": ("valid", "val", "validation"), "test": ("test", "testing")}
-SEARCHED = 10_000  # files of a folder, at most, among which pictures are looked for
+SEARCHED = 10_000  # the most files of a folder that are searched for pictures
 
 
 def read_folder(folder: Path, layout: str | None = None) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Images, uint8 (N, C, H, W), and labels, int64 (N,) or None, of train, valid and test.
+    """Read the images, uint8 (N, C, H, W), and the labels, int64 (N,) or None, of train, valid and test.
 
-    Images in C order are mapped from disk, those in Fortran order are read. ``layout`` says how the axes lie where
-    that is open. DataError for what is missing or not as it should be.
+    Images in C order are mapped from disk, those in Fortran order are read. ``layout`` gives the order of the axes if
+    the shape does not show it. Raises DataError for anything missing or wrong.
     """
     paths = {split: folder / f"{split}.npy" for split in SPLITS}
     for path in paths.values():
@@ -58,19 +58,19 @@ def read_folder(folder: Path, layout: str | None = None) -> dict[str, tuple[Tens
 
 
 def how_to_read(path: Path) -> str:
-    """What to do with a file that is no folder of .npy files."""
+    """Return advice for a file that was given in place of a folder of .npy files."""
     if path.suffix == ".npy":
         return f"give the folder that it is in, {str(path.parent)!r}"
     reader = READERS.get(path.suffix.lower(), "a library for such files")
     trust = "if you trust it, " if "pickle" in reader else ""
     return (
-        f"{trust}read it by {reader.format(str(path))} and write its images into a folder, np.save('train.npy', "
-        "images), and so valid.npy and test.npy"
+        f"{trust}read it with {reader.format(str(path))} and write its images into a folder, np.save('train.npy', "
+        "images), and valid.npy and test.npy likewise"
     )
 
 
 def _opened(path: Path) -> np.ndarray:
-    """The array of the file, mapped from disk."""
+    """Map the array of the file from disk."""
     try:
         with path.open("rb") as file:
             begin = file.read(len(MAGIC))
@@ -83,7 +83,7 @@ def _opened(path: Path) -> np.ndarray:
 
 def _rewritten(path: Path, error: Exception) -> str:
     if OBJECTS not in str(error):
-        return "write it anew by numpy.save"
+        return "write it again with numpy.save"
     ending = "_labels.npy" if path.stem.endswith("_labels") else ".npy"
     files = [path.with_name(split + ending) for split in SPLITS]
     rows = "[np.array(np.array(row).tolist()) for row in np.load(path, allow_pickle=True)]"
@@ -97,7 +97,7 @@ def _rewritten(path: Path, error: Exception) -> str:
 def _holds_objects(path: Path) -> bool:
     try:
         np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # of a file that is missing or damaged, too
+    except Exception as error:  # also for a file that is missing or damaged
         return OBJECTS in str(error)
     return False
 
@@ -116,11 +116,11 @@ def _check_kinds(arrays: Mapping[str, np.ndarray], paths: Mapping[str, Path]) ->
 
 
 def _check_layout(arrays: Mapping[str, np.ndarray], paths: Mapping[str, Path], layout: str | None) -> None:
-    """A layout that is known, and images of one shape."""
+    """Raise DataError unless the layout is known and all images have one shape."""
     first = arrays["train"].shape
     if layout is None and len(first) == 4 and may_be_channels_last(first[1:]):
         raise DataError(
-            f'{paths["train"]}: {layout_question(first[1:])} Say it by load(..., layout="NCHW") or "NHWC", or by '
+            f'{paths["train"]}: {layout_question(first[1:])} Set it by load(..., layout="NCHW") or "NHWC", or by '
             f"run.py --layout; or, if the channels are last, write {_last_axis_moved(paths.values(), 1)}"
         )
     wanted = _channels_first(first[1:], layout)
@@ -136,12 +136,12 @@ def _check_layout(arrays: Mapping[str, np.ndarray], paths: Mapping[str, Path], l
 
 
 def _last_axis_moved(paths: Iterable[Path], place: int) -> str:
-    """Code that puts the last axis of the arrays in the files at another place."""
+    """Return the code that moves the last axis of the arrays in the files to another place."""
     return f"for path in {[str(path) for path in paths]}: np.save(path, np.moveaxis(np.load(path), -1, {place}))"
 
 
 def _channels_first(shape: tuple[int, ...], layout: str | None) -> tuple[int, ...]:
-    """(C, H, W) of an image."""
+    """Return the shape (C, H, W) of an image."""
     if len(shape) == 2:
         return (1, *shape)
     return (shape[2], *shape[:2]) if layout == "NHWC" else shape
@@ -151,14 +151,14 @@ def _images(path: Path, array: np.ndarray, layout: str | None) -> Tensor:
     try:
         images = map_array(path) if array.flags.c_contiguous else torch.from_numpy(np.array(array, order="C"))
     except (OSError, ValueError, MemoryError) as error:
-        raise DataError(f"{path} cannot be read ({error!r}); write it anew by numpy.save") from error
+        raise DataError(f"{path} cannot be read ({error!r}); write it again with numpy.save") from error
     if images.dim() == 3:
         return images.unsqueeze(1)
     return as_images(images.permute(0, 3, 1, 2) if layout == "NHWC" else images)
 
 
 def _labels(folder: Path, split: str, count: int) -> Tensor | None:
-    """The labels of a split, if there are any."""
+    """Read the labels of a split; None if there are none."""
     files = [folder / f"{name}_labels.npy" for name in SPLITS]
     path = folder / f"{split}_labels.npy"
     if not path.is_file():
@@ -171,7 +171,7 @@ def _labels(folder: Path, split: str, count: int) -> Tensor | None:
 
 
 def _instead(path: Path) -> str:
-    """What the folder holds in the place of the missing file, and how to make the file of it."""
+    """Say what the folder holds in place of the missing file, and how to make the file from it."""
     folder = path.parent
     names = sorted(f"{file.name}/" if file.is_dir() else file.name for file in folder.iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
@@ -189,7 +189,7 @@ def _made_of(path: Path) -> str:
 
 
 def _of_pictures(path: Path, folder: Path) -> str:
-    """How to make the file of the pictures in a folder; nothing where there are none."""
+    """Return the code that makes the file from the pictures in a folder; an empty string if there are none."""
     if not any(file.suffix.lower() in PICTURES for file in islice(folder.rglob("*"), SEARCHED)):
         return ""
     return (
@@ -200,7 +200,7 @@ def _of_pictures(path: Path, folder: Path) -> str:
 
 
 def _held_out(train: Path, held_out: Path) -> str:
-    """Code that moves a random tenth of the training images, and of their labels, to another split."""
+    """Return the code that moves a random tenth of the training images, and of their labels, to another split."""
     code = [f"order = np.random.RandomState(0).permutation(len(np.load({str(train)!r})))", "n = len(order) // 10 or 1"]
     for old, new in ((train, held_out), (_labels_of(train), _labels_of(held_out))):
         if old.is_file():

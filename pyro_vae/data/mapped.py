@@ -1,4 +1,4 @@
-"""uint8 arrays of .npy files that stay on disk: tensors of mapped memory, a bounded part of which is resident."""
+"""Arrays of uint8 in .npy files that stay on disk: tensors in mapped memory, with a bounded part resident."""
 
 import mmap
 import sys
@@ -12,24 +12,24 @@ from torch import Tensor
 
 from pyro_vae.files import expanded
 
-RESIDENT = 64 << 20  # bytes of a file, about, that are in memory at once
+RESIDENT = 64 << 20  # bytes of a file that are in memory at once, about
 TOUCHED = 2 << 20  # bytes that Linux may map around an image that is read
-TOGETHER = 32 << 20  # bytes of images that are in memory at once, where all are gone through
-# Private, and on Linux not reserved: else all of the file would have to find room in the memory.
+TOGETHER = 32 << 20  # bytes of images that are in memory at once in a pass over all images
+# Private, and on Linux without a reservation: otherwise the whole file would have to fit into memory.
 PRIVATE = (
     {"flags": mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000), "prot": mmap.PROT_READ | mmap.PROT_WRITE}
     if sys.platform == "linux"
     else {"access": mmap.ACCESS_COPY}
 )
 
-_MAPPED: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # by the address of the tensor's storage
+_MAPPED: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # keys: the address of the tensor's storage
 
 
 def map_array(path: Path | str) -> Tensor:
-    """The uint8 array of a .npy file, as a tensor that reads it from the disk where it is indexed.
+    """Return the uint8 array of a .npy file as a tensor that reads from disk when it is indexed.
 
-    Writing to the tensor does not change the file, and may be forgotten. Raises OSError for a file that cannot be read,
-    ValueError for one that is no .npy file of unsigned bytes in C order, or is shorter than it declares.
+    Writing to the tensor does not change the file, and the change may be lost. Raises OSError for a file that cannot be
+    read, and ValueError for a file that is no .npy file of unsigned bytes in C order or is shorter than it declares.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -52,12 +52,12 @@ def map_array(path: Path | str) -> Tensor:
 
 
 def is_mapped(tensor: Tensor) -> bool:
-    """Whether the tensor is, or is a part of, one of ``map_array``."""
+    """Return whether the tensor is, or is a part of, a tensor of ``map_array``."""
     return tensor.device.type == "cpu" and tensor.untyped_storage().data_ptr() in _MAPPED
 
 
 def take(images: Tensor, index: Tensor) -> Tensor:
-    """``images[index]``, in memory and contiguous. Of a mapped tensor at most about ``RESIDENT`` bytes are resident."""
+    """Return ``images[index]``, in memory and contiguous; of a mapped tensor about ``RESIDENT`` bytes are resident."""
     index = index.to(images.device)
     if not is_mapped(images):
         return images[index].contiguous()
@@ -70,7 +70,7 @@ def take(images: Tensor, index: Tensor) -> Tensor:
 
 
 def parts(images: Tensor, index: Tensor | None = None) -> Iterator[Tensor]:
-    """All images, or those of an index, in turn: as many at a time as make ``TOGETHER`` bytes, and at least one.
+    """Yield all images, or those of an index, in parts of at most ``TOGETHER`` bytes, and at least one image.
 
     >>> [len(part) for part in parts(torch.zeros(5, 1, 4096, 4096, dtype=torch.uint8))]
     [2, 2, 1]
@@ -81,5 +81,5 @@ def parts(images: Tensor, index: Tensor | None = None) -> Iterator[Tensor]:
 
 
 def image_bytes(images: Tensor) -> int:
-    """Bytes of one image, and at least 1."""
+    """Return the number of bytes of one image, at least 1."""
     return max(1, images.nbytes // max(1, len(images)))

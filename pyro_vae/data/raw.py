@@ -1,11 +1,9 @@
-"""Raw images and labels, looked at before they are used: kind, layout and range. A message says what to write instead.
+"""Checks of raw images and labels before they are used: type, layout and range. Messages say what to write instead.
 
-The code in a message speaks of ``images`` or ``labels`` in memory, or of the files at ``paths``.
+The code in a message refers to ``images`` or ``labels`` in memory, or to the files at ``paths``.
 """
 
-import itertools
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,21 +12,26 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.mapped import image_bytes, is_mapped, parts
+from pyro_vae.errors import warn
 
-DARK = 127  # images without a brighter pixel may have another scale than 0 to 255
-PLACES, IN_A_ROW = 64, 32  # the images of a large split whose grey levels are looked at
-LOOKED_AT_BYTES = 1 << 30  # of a split with large images
-ABOUT_1 = 1.01  # a little more than 1 by rounding
+DARK = 127  # images without a brighter pixel may be on another scale than 0 to 255
+PLACES, IN_A_ROW = 64, 32  # of a large split, 32 images at each of 64 places are checked
+LOOKED_AT_BYTES = 1 << 30  # the most that is checked of a split with large images
+ABOUT_1 = 1.01  # rounding may give a little more than 1
 
 Array = Tensor | np.ndarray
 
 
 class DataError(RuntimeError):
-    """A data set that cannot be found or read: the message names the file and the cure."""
+    """A data set that is missing or cannot be read; the message names the file and the cure."""
+
+
+class DataWarning(UserWarning):
+    """Images whose grey levels or layout may not be what they seem."""
 
 
 def as_images(images: Array) -> Tensor:
-    """uint8 (N, C, H, W), contiguous or mapped from disk; ValueError for anything else than such a tensor or array.
+    """Return images as uint8 (N, C, H, W), contiguous or mapped from disk; raise ValueError if they are anything else.
 
     >>> as_images(torch.rand(3, 1, 28, 28))
     Traceback (most recent call last):
@@ -45,7 +48,7 @@ def as_images(images: Array) -> Tensor:
 
 
 def as_labels(labels: Array | Sequence[int], count: int, paths: Sequence[Path] = ()) -> Tensor:
-    """int64 (N,) from N whole numbers of any type; ValueError for other values, fractions and negative numbers.
+    """Return N whole numbers of any dtype as int64 (N,); raise ValueError for fractions, negative and other values.
 
     >>> as_labels(np.array([2.0, 0.9]), 2)
     Traceback (most recent call last):
@@ -70,16 +73,16 @@ def as_labels(labels: Array | Sequence[int], count: int, paths: Sequence[Path] =
 
 
 def check_levels(splits: Mapping[str, Tensor], paths: Mapping[str, Path] | None = None) -> None:
-    """An error for images of 0 and 1 alone, a warning for dark ones: their white may be another number than 255.
+    """Raise an error for images of only 0 and 1, and warn of dark ones: their white may be another number than 255.
 
-    uint8 (N, C, H, W) of each split; of more than 2,048 images some in each of 64 places. All dark splits have one
-    white, the brightest level in any of them; where each has a single grey level, that tells nothing. ValueError,
-    DataError with ``paths``; UserWarning.
+    Images are uint8 (N, C, H, W). Of a split of more than 2,048 images only some are checked, at 64 places. All dark
+    splits have one white, the brightest level in any of them. If each of them has a single grey level, nothing is known
+    about its white. Raises ValueError, or DataError if ``paths`` is given; warns with DataWarning.
 
     >>> check_levels({"train": torch.eye(8, dtype=torch.uint8)[None, None]})
     Traceback (most recent call last):
         ...
-    ValueError: pixels: wanted grey levels from 0, black, to 255, white, got 0 and 1 alone in train; write
+    ValueError: pixels: wanted grey levels from 0, black, to 255, white, got only 0 and 1 in train; write
     255 * images
     """
     levels = {name: _levels(images) for name, images in splits.items()}
@@ -91,14 +94,14 @@ def check_levels(splits: Mapping[str, Tensor], paths: Mapping[str, Path] | None 
     white = max(high for _, high, _ in dark.values())
     if white == 1:
         raise (DataError if paths else ValueError)(
-            f"pixels: wanted grey levels from 0, black, to 255, white, got 0 and 1 alone in {where}; write "
+            f"pixels: wanted grey levels from 0, black, to 255, white, got only 0 and 1 in {where}; write "
             + _written("255 * {}".format, files)
         )
-    warnings.warn(
-        f"pixels: no grey level above {white} of 255 was found in {where}; go on if the images are so dark; "
+    warn(
+        f"pixels: no grey level above {white} of 255 was found in {where}; ignore this if the images are so dark; "
         f"if {white} is white, write {_written(_scaled(0, white, not paths), files)}",
-        stacklevel=5 if paths else 4,
-    )  # where the data are loaded or put together
+        DataWarning,
+    )
 
 
 def _looked_at(name: str, seen: int, count: int) -> str:
@@ -106,7 +109,7 @@ def _looked_at(name: str, seen: int, count: int) -> str:
 
 
 def may_be_channels_last(shape: Sequence[int]) -> bool:
-    """Whether (C, H, W) may well be the (H, W, C) of images whose channels come last.
+    """Return whether (C, H, W) could be the (H, W, C) of images whose channels come last.
 
     >>> [may_be_channels_last(shape) for shape in ((28, 28, 1), (32, 32, 4), (32, 32, 16), (3, 32, 4), (8, 3, 3))]
     [True, True, True, False, False]
@@ -116,7 +119,7 @@ def may_be_channels_last(shape: Sequence[int]) -> bool:
 
 
 def layout_question(shape: Sequence[int]) -> str:
-    """What is asked about the layout of such images, as the beginning of a sentence."""
+    """Return the question about the layout of such images, as the beginning of a sentence."""
     first, second, last = shape
     return (
         f"images of shape {tuple(shape)}: are they {first} channels of {second} × {last} pixels, or {last} of "
@@ -125,39 +128,43 @@ def layout_question(shape: Sequence[int]) -> str:
 
 
 def kind(rows: object) -> str:
-    """Type and shape in words."""
+    """Describe the type and shape of a value in words."""
     array = isinstance(rows, Array)
     return f"{rows.dtype} of shape {tuple(rows.shape)}" if array else f"a {type(rows).__name__}"
 
 
 def advice(images: Sequence[Array], paths: Sequence[Path] = ()) -> str:
-    """What to write to make uint8 (N, C, H, W) of arrays or tensors, those of the first one's kind, on one scale."""
+    """Return the code that makes uint8 (N, C, H, W) of arrays or tensors like the first one, on one scale."""
     first = images[0]
     if not isinstance(first, Array):
         return "write np.array(images)"
     if first.ndim not in (2, 3, 4) or not math.prod(first.shape) or not _is_real(first):
-        start = "write it anew by numpy.save" if paths else "make it anew"
+        start = "write it again with numpy.save" if paths else "make it again"
         return f"{start}, as numbers of this shape, one image at least"
     alike = [n for n, other in enumerate(images) if (other.dtype, other.ndim) == (first.dtype, first.ndim)]
-    files, tensor = [paths[n] for n in alike] if paths else [], isinstance(first, Tensor)
-    shape, conditions = _shaped(first.shape)
+    tensor = isinstance(first, Tensor)
+    shaped, conditions = _shaped(first.shape)
     scaled = str
     if first.dtype not in (np.uint8, torch.uint8):
-        ranges = [_range(images[n]) for n in alike]
-        if not all(map(math.isfinite, itertools.chain(*ranges))):
+        ranges = {n: _range(images[n]) for n in alike}
+        if not all(math.isfinite(value) for found in ranges.values() for value in found):
             fill = f"{'torch' if tensor else 'np'}.nan_to_num({{}}, nan=0, posinf=0, neginf=0)"
-            return f"some pixels are not finite; if they are to be 0, write {_written(fill.format, files)}"
-        same = [_from_0_to_1(*found) == _from_0_to_1(*ranges[0]) for found in ranges]
-        files, (lows, highs) = list(itertools.compress(files, same)), zip(*itertools.compress(ranges, same))
-        black, white = _scale(min(lows), max(highs))
+            return f"some pixels are not finite; if they should be 0, write {_written(fill.format, _of(paths, alike))}"
+        alike = [n for n in alike if _from_0_to_1(*ranges[n]) == _from_0_to_1(*ranges[0])]
+        black, white = _scale(min(ranges[n][0] for n in alike), max(ranges[n][1] for n in alike))
         scaled = _scaled(black, white, tensor)
         conditions.append(f"{_number(black)} is black and {_number(white)} white")
     condition = f"if {', and '.join(conditions)}, " if conditions else ""
-    return f"{condition}write {_written(lambda name: scaled(shape(name)), files)}"
+    return f"{condition}write {_written(lambda name: scaled(shaped(name)), _of(paths, alike))}"
+
+
+def _of(paths: Sequence[Path], numbers: Sequence[int]) -> list[Path]:
+    """Return the paths with these numbers; no paths if there are none."""
+    return [paths[n] for n in numbers] if paths else []
 
 
 def _shaped(shape: Sequence[int]) -> tuple[Callable[[str], str], list[str]]:
-    """Code that makes (N, C, H, W) of images of this shape, and what it takes to be so."""
+    """Return the code that makes (N, C, H, W) of images of this shape, and the conditions under which it is right."""
     if len(shape) == 4:
         return str, []
     if len(shape) == 3:
@@ -169,7 +176,7 @@ def _shaped(shape: Sequence[int]) -> tuple[Callable[[str], str], list[str]]:
 
 
 def _scale(low: float, high: float) -> tuple[float, float]:
-    """Which numbers are black and white, as far as the least and the greatest of them tell."""
+    """Return the numbers that are black and white, as far as the least and the greatest value show."""
     if max(-low, high) <= ABOUT_1:
         white = max(1.0, -low, high)
         return (-white if low < 0 else 0.0), white
@@ -183,7 +190,7 @@ def _from_0_to_1(low: float, high: float) -> bool:
 
 
 def _scaled(black: float, white: float, tensor: bool) -> Callable[[str], str]:
-    """Code that makes uint8 grey levels of a tensor or an array with another black and white."""
+    """Return the code that makes uint8 grey levels of a tensor or an array with another black and white."""
 
     def code(name: str) -> str:
         value = f"{name}.float()" if tensor else name
@@ -195,7 +202,7 @@ def _scaled(black: float, white: float, tensor: bool) -> Callable[[str], str]:
 
 
 def _written(code: Callable[[str], str], paths: Sequence[Path], name: str = "images") -> str:
-    """The code for what is in memory or, if there are paths, for the files there."""
+    """Return the code for images in memory or, if there are paths, for the files."""
     if not paths:
         return code(name)
     return f"for path in {_words(paths)}: np.save(path, {code('np.load(path)')})"
@@ -206,25 +213,25 @@ def _words(paths: Sequence[Path]) -> list[str]:
 
 
 def _number(value: float) -> str:
-    """The shortest decimal that is the number."""
+    """Return the shortest decimal that equals the number."""
     return f"{value:.0f}" if abs(value) < 1e16 and value == round(value) else repr(float(value))
 
 
 def _levels(images: Tensor) -> tuple[int, int, int]:
-    """The least and the greatest grey level of the images that are looked at, until one is not dark; their number."""
+    """Return the least and greatest grey level of the images checked, until one is not dark, and their number."""
     low, high, seen, n = 255, 0, 0, len(images)
     run = max(1, min(IN_A_ROW, LOOKED_AT_BYTES // (PLACES * image_bytes(images))))
     places = range(0, n, run) if n <= PLACES * run else [place * n // PLACES for place in range(PLACES)]
     for start in places:
         for part in parts(images, torch.arange(start, min(start + run, n))):
-            low, high, seen = min(low, part.min().item()), max(high, part.max().item()), seen + len(part)
+            low, high, seen = min(low, int(part.min())), max(high, int(part.max())), seen + len(part)
         if high > DARK:
             break
     return low, high, seen
 
 
 def _range(images: Array) -> tuple[float, float]:
-    """The least and the greatest value; NaN if there is one."""
+    """Return the least and the greatest value, or NaN if there is one."""
     array = images.detach().double() if isinstance(images, Tensor) else images
     return float(array.min()), float(array.max())
 
@@ -234,11 +241,11 @@ def _is_real(images: Array) -> bool:
 
 
 def _check_whole(name: str, rows: object) -> None:
-    """ValueError for a masked array or a sparse tensor, which hold only some of their values."""
+    """Raise ValueError for a masked array or a sparse tensor, which hold only some of their values."""
     if np.ma.is_masked(rows):
         raise ValueError(
             f"{name}: wanted all values, got a masked array without {np.ma.count_masked(rows)} of them; "
-            f"if these are to be 0, write {name}.filled(0)"
+            f"if these should be 0, write {name}.filled(0)"
         )
     if isinstance(rows, Tensor) and rows.layout != torch.strided:
         raise ValueError(f"{name}: wanted a dense tensor, got {rows.layout}; write {name}.to_dense()")
@@ -247,18 +254,18 @@ def _check_whole(name: str, rows: object) -> None:
 def _array_of(labels: object) -> np.ndarray:
     try:
         return np.asarray(labels)
-    except ValueError as error:  # NumPy's words for rows of different lengths
+    except ValueError as error:  # rows of different lengths
         raise ValueError(
-            f"labels: wanted whole numbers, one an image, got {kind(labels)} of which some hold more than "
-            "others; give a number for each image"
+            f"labels: wanted whole numbers, one an image, got {kind(labels)} of rows of different "
+            "lengths; give one number for each image"
         ) from error
 
 
 def _no_class(labels: np.ndarray) -> np.ndarray:
-    """Where a label is no whole number from 0."""
+    """Return a mask of the labels that are not whole numbers from 0."""
     if labels.dtype.kind not in "biuf":
         return np.ones(labels.shape, bool)
-    with np.errstate(invalid="ignore"):  # of NaN and what is too large
+    with np.errstate(invalid="ignore"):  # NaN and numbers that are too large
         whole = labels.astype(np.int64)
     return (whole != labels) | (whole < 0)
 
@@ -273,7 +280,7 @@ def _one_each(labels: np.ndarray, paths: Sequence[Path]) -> str:
 
 
 def _numbered(paths: Sequence[Path]) -> str:
-    """What to write to number the classes in order, alike in all files."""
+    """Return the code that numbers the classes in order, in the same way in all files."""
     start, files = "if each value is a class, write", _words(paths)
     if not files:
         return (

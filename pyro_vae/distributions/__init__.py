@@ -1,4 +1,10 @@
-"""Distributions and transforms that torch lacks, and KL divergences between them."""
+"""Distributions and transforms that torch lacks, and KL divergences between them.
+
+- ``families``: distributions that stay precise where torch's lose precision.
+- ``pixels``: distributions of single pixels.
+- ``transforms``: normalising flows.
+- ``divergences``: KL divergences in closed form.
+"""
 
 from pyro_vae.distributions.divergences import has_closed_form_kl
 from pyro_vae.distributions.families import (
@@ -8,13 +14,18 @@ from pyro_vae.distributions.families import (
     LowRankMultivariateNormal,
     MultivariateNormal,
 )
+from pyro_vae.distributions.pixels import BinCentres, IntensityBernoulli, InteriorBeta, LogisticLevels
 from pyro_vae.distributions.transforms import AffineAutoregressive, Planar, Pushforward
 
 __all__ = [
     "AffineAutoregressive",
     "Beta",
+    "BinCentres",
     "ContinuousBernoulli",
     "FullPrecision",
+    "IntensityBernoulli",
+    "InteriorBeta",
+    "LogisticLevels",
     "LowRankMultivariateNormal",
     "MultivariateNormal",
     "Planar",

@@ -1,4 +1,4 @@
-"""KL divergences in closed form that torch and Pyro lack, and the question whether there is one.
+"""KL divergences in closed form that torch and Pyro lack, and a check whether a pair has one.
 
 With these, every pair among the diagonal, full-rank and low-rank normals has a closed form.
 """
@@ -18,7 +18,7 @@ from torch.distributions import (
 
 
 def has_closed_form_kl(q: Distribution, p: Distribution) -> bool:
-    """Whether KL(q ‖ p) is computed exactly; where not, an estimator has to sample log q(z) − log p(z).
+    """Return whether KL(q ‖ p) is computed exactly. If not, an estimator has to sample log q(z) − log p(z).
 
     >>> import pyro.distributions as dist
     >>> p = dist.Normal(torch.zeros(2), 1.0).to_event(1)
@@ -38,7 +38,7 @@ def has_closed_form_kl(q: Distribution, p: Distribution) -> bool:
 @register_kl(MultivariateNormal, Independent)
 @register_kl(LowRankMultivariateNormal, Independent)
 def _kl_normal_diagonal(q: MultivariateNormal | LowRankMultivariateNormal, p: Independent) -> torch.Tensor:
-    """KL = −H(q) + Σ_d ½ [(σ²_q + (μ_q − μ_p)²) / σ²_p + ln 2π] + ln σ_p, for a diagonal p."""
+    """Return KL = −H(q) + Σ_d ½ [(σ²_q + (μ_q − μ_p)²) / σ²_p + ln 2π] + ln σ_p, for a diagonal p."""
     loc, scale = _diagonal(p, q)
     cross = 0.5 * ((q.variance + (q.mean - loc).pow(2)) / scale.pow(2) + math.log(2 * math.pi)) + scale.log()
     return cross.sum(-1) - q.entropy()
@@ -46,7 +46,7 @@ def _kl_normal_diagonal(q: MultivariateNormal | LowRankMultivariateNormal, p: In
 
 @register_kl(Independent, LowRankMultivariateNormal)
 def _kl_diagonal_lowrank(q: Independent, p: LowRankMultivariateNormal) -> torch.Tensor:
-    """KL = −H(q) − ln p(μ_q) + ½ Σ_d (Σ_p⁻¹)_dd σ²_q, for a diagonal q."""
+    """Return KL = −H(q) − ln p(μ_q) + ½ Σ_d (Σ_p⁻¹)_dd σ²_q, for a diagonal q."""
     loc, scale = _diagonal(q, p)
     precision = p.precision_matrix.diagonal(dim1=-2, dim2=-1)
     return 0.5 * (precision * scale.pow(2)).sum(-1) - p.log_prob(loc) - q.entropy()

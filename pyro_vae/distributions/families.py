@@ -1,7 +1,8 @@
-"""Distributions in forms that lose no precision where torch's do: in float32, or within the caller's autocast."""
+"""Distributions that stay precise where torch's lose precision: in float32, or within the caller's autocast."""
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import pyro.distributions as dist
 import torch
@@ -19,8 +20,8 @@ STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360)
 class ContinuousBernoulli(dist.ContinuousBernoulli):
     """p(x) = e^(l (x − ½)) h / sinh h on [0, 1], h = l / 2, for a logit l (Loaiza-Ganem & Cunningham 2019).
 
-    torch's subtracts numbers near ½, and probabilities near 1: at logits of 0.004 to 0.02 its variance may be negative
-    and its mean off by 0.003, and beyond ±16 it is no density in float32.
+    torch's class subtracts numbers near ½, and probabilities near 1: at logits of 0.004 to 0.02 its variance may be
+    negative and its mean off by 0.003, and beyond ±16 it is no density in float32.
 
     >>> p = ContinuousBernoulli(logits=torch.tensor(0.01))
     >>> p.mean, p.variance
@@ -28,13 +29,14 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Return l (x − ½) + ln (h / sinh h)."""
         if self._validate_args:
             self._validate_sample(value)
         return self.logits * (value - 0.5) - log_sinhc(self.logits / 2)
 
     @property
     def mean(self) -> Tensor:
-        """½ + (coth h − 1/h) / 2."""
+        """The mean ½ + (coth h − 1/h) / 2."""
         near, h = _off_zero(self.logits / 2)
         coefficients = [2 * k * c for k, c in enumerate(SINH, 1)]
         series = polynomial(coefficients, (self.logits / 2).square()) * self.logits / 2
@@ -42,64 +44,76 @@ class ContinuousBernoulli(dist.ContinuousBernoulli):
 
     @property
     def variance(self) -> Tensor:
-        """(1/h² − 1/sinh² h) / 4."""
+        """The variance (1/h² − 1/sinh² h) / 4."""
         near, h = _off_zero(self.logits / 2)
         coefficients = [2 * k * (2 * k - 1) * c for k, c in enumerate(SINH, 1)]
         a, b = 1 / h.abs(), -2 * (-h.abs()).exp() / torch.expm1(-2 * h.abs())
         return 0.25 * torch.where(near, polynomial(coefficients, (self.logits / 2).square()), (a - b) * (a + b))
 
     def cdf(self, value: Tensor) -> Tensor:
-        """expm1(l x) / expm1(l); of 1 − x and −l where l > 0."""
+        """Return expm1(l x) / expm1(l); for l > 0 the same with 1 − x and −l."""
         near, logits = _off_zero(self.logits, self._linear)
         x, rate = value.clamp(0, 1), -logits.abs()
         y = torch.expm1(rate * torch.where(logits > 0, 1 - x, x)) / torch.expm1(rate)
         return torch.where(near, x - self.logits * x * (1 - x) / 2, torch.where(logits > 0, 1 - y, y))
 
     def icdf(self, value: Tensor) -> Tensor:
+        """Return the quantile of a probability, the inverse of ``cdf``."""
         near, logits = _off_zero(self.logits, self._linear)
         u, rate = torch.where(logits > 0, 1 - value, value), -logits.abs()
         y = torch.log1p(u.clamp(max=1 - torch.finfo(u.dtype).eps) * torch.expm1(rate)) / rate
         return torch.where(near, value + self.logits * value * (1 - value) / 2, torch.where(logits > 0, 1 - y, y))
 
     def entropy(self) -> Tensor:
+        """Return −E[ln p(x)], in nats."""
         return log_sinhc(self.logits / 2) - self.logits * (self.mean - 0.5)
 
-    def _cont_bern_log_norm(self) -> Tensor:  # for torch's KL divergences
+    def _cont_bern_log_norm(self) -> Tensor:  # torch's KL divergences call it
         return F.softplus(self.logits) - self.logits / 2 - log_sinhc(self.logits / 2)
 
     @property
     def _linear(self) -> float:
-        """|l| up to which the density is linear in x, to rounding."""
+        """The largest |l| for which the density is linear in x, up to rounding."""
         return torch.finfo(self.logits.dtype).eps ** 0.5
 
 
-class FullPrecision:
-    """For a distribution whose draws and densities multiply matrices: autocast does not lower their precision."""
+if TYPE_CHECKING:
+    Mixed = Any  # the distribution that the mixin below is combined with
+else:
+    Mixed = object
+
+
+class FullPrecision(Mixed):
+    """Mixin for distributions whose draws and densities multiply matrices: autocast does not lower their precision."""
 
     @without_autocast()
     def sample(self, *args, **kwargs) -> Tensor:
+        """Draw without gradients, in full precision."""
         return super().sample(*args, **kwargs)
 
     @without_autocast()
     def rsample(self, *args, **kwargs) -> Tensor:
+        """Draw a differentiable sample, in full precision."""
         return super().rsample(*args, **kwargs)
 
     @without_autocast()
     def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density, computed in full precision."""
         return super().log_prob(value)
 
 
 class MultivariateNormal(FullPrecision, dist.MultivariateNormal):
-    """torch's, in full precision within autocast."""
+    """torch's multivariate normal, in full precision within autocast."""
 
 
 class LowRankMultivariateNormal(FullPrecision, dist.LowRankMultivariateNormal):
-    """torch's, in full precision within autocast."""
+    """torch's low-rank multivariate normal, in full precision within autocast."""
 
 
 class Beta(dist.Beta):
-    """The beta distribution, its density to rounding at any concentration c = α + β: torch's, in float32, is a
-    difference of logarithms of Γ, 0.005 nats off at c = 8000.
+    """The beta distribution, whose density is exact up to rounding at any concentration c = α + β.
+
+    torch's density in float32 is a difference of logarithms of Γ, 0.005 nats off at c = 8000.
 
     With the mean m = α / c and Stirling's remainder δ of ln Γ (DiDonato & Morris 1992),
 
@@ -110,6 +124,7 @@ class Beta(dist.Beta):
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Return ln p(x), in nats."""
         if self._validate_args:
             self._validate_sample(value)
         a, b = self.concentration1, self.concentration0
@@ -122,7 +137,7 @@ class Beta(dist.Beta):
 
 
 def log_sinhc(h: Tensor) -> Tensor:
-    """ln (sinh h / h).
+    """Return ln (sinh h / h).
 
     >>> log_sinhc(torch.tensor([0.0, 1e-3, 100.0]))
     tensor([0.0000e+00, 1.6667e-07, 9.4702e+01])
@@ -135,7 +150,7 @@ def log_sinhc(h: Tensor) -> Tensor:
 
 
 def stirling_remainder(a: Tensor) -> Tensor:
-    """δ(a) = ln Γ(a) − (a − ½) ln a + a − ½ ln 2π, for a > 0.
+    """Return δ(a) = ln Γ(a) − (a − ½) ln a + a − ½ ln 2π, for a > 0.
 
     >>> stirling_remainder(torch.tensor([1.0, 1e4]))
     tensor([8.1061e-02, 8.3333e-06])
@@ -146,7 +161,7 @@ def stirling_remainder(a: Tensor) -> Tensor:
 
 
 def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
-    """Σ_k c_k x^k, from k = 0.
+    """Return Σ_k c_k x^k, from k = 0.
 
     >>> polynomial([1.0, 2.0, 3.0], torch.tensor(10.0))
     tensor(321.)
@@ -158,12 +173,12 @@ def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:
 
 
 def _off_zero(h: Tensor, bound: float = 0.5) -> tuple[Tensor, Tensor]:
-    """Where |h| is at most the bound, and h with ones in those places, so that no gradient there is NaN."""
+    """Return where |h| is at most the bound, and h with ones in those places, so that no gradient there is NaN."""
     near = h.abs() <= bound
     return near, torch.where(near, 1.0, h)
 
 
 def _log_ratio(excess: Tensor, a: Tensor, otherwise: Tensor) -> Tensor:
-    """ln(1 + excess / a) near zero; elsewhere the difference of logarithms that is given."""
-    share = excess / torch.maximum(a, 2 * excess.abs())  # of at most ½, so that no gradient is infinite elsewhere
+    """Return ln(1 + excess / a) where |excess / a| < ½, and elsewhere the difference of logarithms that is given."""
+    share = excess / torch.maximum(a, 2 * excess.abs())  # at most ½, so that no gradient is infinite elsewhere
     return torch.where(2 * excess.abs() < a, torch.log1p(share), otherwise)

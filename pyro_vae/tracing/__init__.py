@@ -1,12 +1,24 @@
-"""Programs run once: their sites and rows, particles, paths of gradients, parameters."""
+"""A program run once: its sites and rows, its particles, the paths of its gradients, its parameters.
 
-from pyro_vae.tracing.leaves import Parameters, find_parameters
+- ``traces``: the traces of model and guide, of one particle or of many.
+- ``matching``: checks that the guide draws the latent sites of the model.
+- ``particles``: one run of a program, its particles together in a plate or one after the other.
+- ``runs``: how a program's particles are drawn and which plate is over its rows.
+- ``rows``: the weight of each row, log p(x, z) − log q(z | x).
+- ``independence``: checks that the rows of a batch are independent.
+- ``trials``: a program scored at given values of its latent sites.
+- ``paths``: draws of a guide with and without a path to its parameters.
+- ``leaves``: the parameters of a program, found in its autograd graph.
+- ``probing``: trial runs that leave a program as it was, and the modules and tensors that it refers to.
+"""
+
+from pyro_vae.tracing.leaves import ProgramParameters, find_parameters
 from pyro_vae.tracing.matching import check_sites
 from pyro_vae.tracing.rows import log_weights, per_image
 from pyro_vae.tracing.traces import check_rows, paired_traces
 
 __all__ = [
-    "Parameters",
+    "ProgramParameters",
     "check_rows",
     "check_sites",
     "find_parameters",

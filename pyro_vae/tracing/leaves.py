@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -9,19 +10,19 @@ from pyro import poutine
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
+from pyro_vae.tracing.matching import check_sites, sample_sites
+from pyro_vae.tracing.particles import run, score
 from pyro_vae.tracing.probing import left_as_it_was, modules, tensors, unused
-from pyro_vae.tracing.traces import check_sites, run, sample_sites, score
 
-__all__ = ["Parameters", "find_parameters", "leaves", "left_as_it_was", "modules", "tensors"]
+__all__ = ["ProgramParameters", "find_parameters", "leaves", "left_as_it_was", "modules", "tensors"]
 
 
 @dataclass(frozen=True)
-class Parameters:
+class ProgramParameters:
     """The trainable leaf tensors of a program by name, unconstrained.
 
     ``model`` are those that log p(x, z) depends on at fixed z, ``guide`` those that z or log q(z | x) depends on.
-    What both depend on (the encoder, under a prior that is made of it) is counted as the guide's and named in
-    ``shared``.
+    Parameters that both depend on (the encoder, if the prior uses it) count as the guide's and are named in ``shared``.
     """
 
     model: dict[str, Tensor]
@@ -29,16 +30,19 @@ class Parameters:
     shared: tuple[str, ...] = ()
 
 
+Parameters = ProgramParameters  # its name in 0.1
+
+
 def find_parameters(
     model: Callable, guide: Callable, args: Sequence = (), kwargs: Mapping | None = None, enumerated: bool = False
-) -> tuple[Parameters, poutine.Trace, poutine.Trace]:
-    """Runs the program once: its parameters, the model's trace and the guide's.
+) -> tuple[ProgramParameters, poutine.Trace, poutine.Trace]:
+    """Run the program once, and return its parameters, the model's trace and the guide's trace.
 
-    A parameter is a leaf of the graph of the log-probabilities that requires a gradient, whether it lives in a module
-    or in Pyro's store. Arguments are none. Leaves that no log-probability of this run depends on are not found.
+    A parameter is a leaf of the graph of the log-probabilities that requires a gradient, in a module or in Pyro's
+    store. Arguments are not parameters. Leaves on which no log-probability of this run depends are not found.
     ``enumerated`` says that the guide may leave out sites that an ELBO enumerates.
 
-    Raises ValueError where the latent sites of model and guide differ.
+    Raises ValueError if the latent sites of model and guide differ.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1))
@@ -68,11 +72,11 @@ def find_parameters(
     }
     shared = tuple(key for key in groups["model"] if key in groups["guide"])
     own = {key: leaf for key, leaf in groups["model"].items() if key not in shared}
-    return Parameters(own, groups["guide"], shared), model_trace, guide_trace
+    return ProgramParameters(own, groups["guide"], shared), model_trace, guide_trace
 
 
 def leaves(roots: Iterable[Tensor], stop: Iterable[Tensor] = ()) -> list[Tensor]:
-    """The leaf tensors that require a gradient and that the roots depend on, other than through ``stop``.
+    """Return the leaf tensors that require a gradient and that the roots depend on, other than through ``stop``.
 
     >>> a, b = torch.ones(1, requires_grad=True), torch.ones(1, requires_grad=True)
     >>> middle = 2 * b
@@ -83,7 +87,7 @@ def leaves(roots: Iterable[Tensor], stop: Iterable[Tensor] = ()) -> list[Tensor]
     closed_leaves = {id(tensor) for tensor in stop}
     found: dict[int, Tensor] = {}
     roots = [root for root in roots if isinstance(root, Tensor)]
-    todo = [root.grad_fn for root in reversed(roots)]
+    todo: list[Any] = [root.grad_fn for root in reversed(roots)]
     for root in roots:
         if root.requires_grad and root.grad_fn is None:
             found[id(root)] = root
@@ -104,7 +108,7 @@ def _log_probs(trace: poutine.Trace) -> list[Tensor]:
 
 
 def _namer(model: Callable, guide: Callable) -> Callable[[Tensor], str]:
-    """From a leaf to its name: in a module, in Pyro's store, or a number; no two leaves have one name."""
+    """Return a function from a leaf to its name: in a module, in Pyro's store, or a number; all names differ."""
     given = {
         id(parameter): f"{prefix}.{name}".removeprefix(".")
         for prefix, module in reversed(modules(model, guide).items())

@@ -1,9 +1,9 @@
-"""Whether a guide proposes what the model leaves latent: the one place where the two traces are compared."""
+"""Checks that the guide proposes what the model leaves latent: the one place where the two traces are compared."""
 
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro import distributions as dist
@@ -17,15 +17,15 @@ from torch.distributions.constraints import Constraint
 
 from pyro_vae.hardware import widest_float
 
-PARTICLES = "pyro_vae: particles"  # the plate of particles; no program has one of that name
-Site = Mapping[str, Any]
+PARTICLES = "pyro_vae: particles"  # the plate of particles; no program has a plate of this name
+Site = Any  # a message of Pyro, whose TypedDict declares every entry optional
 WHY = "so that no mean of log p(x, z) − log q(z | x) is a bound"
 
 
-def sample_sites(trace: poutine.Trace, observed: bool | None = None) -> dict[str, dict[str, Any]]:
-    """The sample sites of a trace by name: all of them, only the observed, or only the latent ones.
+def sample_sites(trace: poutine.Trace, observed: bool | None = None) -> dict[str, Site]:
+    """Return the sample sites of a trace by name: all of them, only the observed, or only the latent ones.
 
-    ``pyro.deterministic`` records a value and a plate its indices; neither has a density, and they are not among them.
+    ``pyro.deterministic`` records a value and a plate its indices; neither has a density, so both are left out.
 
     >>> import pyro
     >>> def model():
@@ -34,9 +34,10 @@ def sample_sites(trace: poutine.Trace, observed: bool | None = None) -> dict[str
     >>> list(sample_sites(poutine.trace(model).get_trace(), observed=False))
     ['z']
     """
+    nodes = cast(Mapping[str, Site], trace.nodes)
     return {
         name: site
-        for name, site in trace.nodes.items()
+        for name, site in nodes.items()
         if site["type"] == "sample"
         and observed in (None, site["is_observed"])
         and not site["infer"].get("_deterministic")
@@ -44,11 +45,21 @@ def sample_sites(trace: poutine.Trace, observed: bool | None = None) -> dict[str
     }
 
 
-def check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace, scales: bool = True) -> None:
-    """Raises ValueError unless the guide proposes just what the model leaves latent.
+def changed(site: Site, **entries: Any) -> Site:
+    """Return a copy of a site with some entries replaced."""
+    return {**site, **entries}
 
-    The latent sites must have one name in both, one shape, one mask, the same plates, supports that differ by single
-    points at most, and, unless ``scales`` is False, one scale. A guide may draw further sites that are marked
+
+def dim_of(plate: CondIndepStackFrame) -> int:
+    """Return the dimension of a vectorised plate."""
+    return cast(int, plate.dim)
+
+
+def check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace, scales: bool = True) -> None:
+    """Raise ValueError unless the guide proposes exactly the sites that the model leaves latent.
+
+    The latent sites must have the same name in both, one shape, one mask, the same plates, supports that differ by
+    single points at most, and, unless ``scales`` is False, one scale. A guide may draw further sites that are marked
     auxiliary, and points (``Delta``).
 
     >>> import pyro
@@ -71,7 +82,7 @@ def check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace, scales: 
 
 
 def check_order(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
-    """Raises ValueError unless model and guide draw their sites in one order, in which KLs of single sites add up.
+    """Raise ValueError unless model and guide draw their sites in one order, in which KLs of single sites add up.
 
     >>> import pyro
     >>> run = lambda *names: poutine.trace(lambda: [pyro.sample(n, dist.Normal(0.0, 1.0)) for n in names]).get_trace()
@@ -90,14 +101,14 @@ def check_order(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
 
 
 def masks(site: Site) -> list[Tensor]:
-    """The masks of a site and of its distribution, in a shape that broadcasts against its value.
+    """Return the masks of a site and of its distribution, in a shape that broadcasts against its value.
 
     >>> import pyro
     >>> half = dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor([True, False])).to_event(1)
     >>> masks(poutine.trace(lambda: pyro.sample("z", half)).get_trace().nodes["z"])
     [tensor([ True, False])]
     """
-    if "masks" in site:  # of some of the particles
+    if "masks" in site:  # a slice of the particles
         return site["masks"]
     found = [(site["mask"], getattr(site["fn"], "event_dim", 0))]
     found += [(fn._mask, fn.event_dim) for fn in layers(site["fn"]) if isinstance(fn, dist.MaskedDistribution)]
@@ -109,19 +120,20 @@ def masks(site: Site) -> list[Tensor]:
 
 
 def layers(fn: Distribution) -> Iterator[Distribution]:
-    """A distribution and those that it wraps (events, masks, expansion), down to the one that is transformed or plain.
+    """Yield a distribution and those that it wraps (events, masks, expansion), down to the transformed or plain one.
 
     >>> [type(layer).__name__ for layer in layers(dist.Normal(torch.zeros(2), 1.0).mask(False).to_event(1))]
     ['Independent', 'MaskedDistribution', 'Normal']
     """
-    yield fn
-    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
-        fn = fn.base_dist
-        yield fn
+    layer: Any = fn
+    yield layer
+    while hasattr(layer, "base_dist") and not isinstance(layer, TransformedDistribution):
+        layer = layer.base_dist
+        yield layer
 
 
 def core(fn: Distribution) -> Distribution:
-    """The innermost of the ``layers``.
+    """Return the innermost of the ``layers``.
 
     >>> core(dist.Delta(torch.zeros(2)).to_event(1))
     Delta(v: torch.Size([2]), log_density: torch.Size([2]))
@@ -131,7 +143,7 @@ def core(fn: Distribution) -> Distribution:
 
 
 def moves_freely(fn: Distribution) -> bool:
-    """Whether a draw may move in every direction: the support is known to be no surface, such as a simplex.
+    """Return whether a draw can move in every direction: its support is known not to be a surface, such as a simplex.
 
     >>> moves_freely(dist.Normal(torch.zeros(3), 1.0)), moves_freely(dist.Dirichlet(torch.ones(3)))
     (True, False)
@@ -140,7 +152,7 @@ def moves_freely(fn: Distribution) -> bool:
 
 
 def is_tracing() -> bool:
-    """Whether a graph is being made, in which no value can be looked at."""
+    """Return whether a graph is being traced, in which no value can be read."""
     return torch.compiler.is_compiling() or torch.compiler.is_exporting() or bool(torch._C._get_tracing_state())
 
 
@@ -162,7 +174,7 @@ def _other_names(latent: Mapping[str, Site], proposed: set[str]) -> str:
 
 
 def _difference(model: Site, guide: Site) -> str | None:
-    """How the model's and the guide's site of one name differ; None where they do not."""
+    """Say how the model's and the guide's site of one name differ; None if they do not."""
     shapes = [_shape(site) for site in (model, guide)]
     events = [site["fn"].event_dim for site in (model, guide)]
     if events[0] != events[1]:
@@ -200,7 +212,7 @@ def _other_scale(model: Site, guide: Site) -> str | None:
 
 
 def _shape(site: Site) -> tuple[int, ...]:
-    """The shape of a particle's value, without the dimensions of size one to its left, which broadcasting adds."""
+    """Return the shape of a particle's value, without leading dimensions of size one, which broadcasting adds."""
     fn = site["fn"]
     particles = [frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES]
     batch = fn.batch_shape[max(0, len(fn.batch_shape) + particles[0] + 1) :] if particles else fn.batch_shape
@@ -208,15 +220,15 @@ def _shape(site: Site) -> tuple[int, ...]:
     return (*batch[first:], *fn.event_shape)
 
 
-def _plates(stack: tuple[CondIndepStackFrame, ...]) -> dict[str, tuple[int, int]]:
+def _plates(stack: tuple[CondIndepStackFrame, ...]) -> dict[str, tuple[int | None, int]]:
     return {frame.name: (frame.dim, frame.size) for frame in stack if frame.vectorized and frame.name != PARTICLES}
 
 
-def _same_plates(one: Mapping[str, tuple[int, int]], other: Mapping[str, tuple[int, int]]) -> bool:
+def _same_plates(one: Mapping[str, tuple[int | None, int]], other: Mapping[str, tuple[int | None, int]]) -> bool:
     if one == other:
         return True
     pairs = [(one[name], other[name]) for name in one if name in other]
-    alike = [a[0] == b[0] and (a[1] == b[1] or -1 in (a[1], b[1])) for a, b in pairs]  # -1: of any size
+    alike = [a[0] == b[0] and (a[1] == b[1] or -1 in (a[1], b[1])) for a, b in pairs]  # -1: any size
     return one.keys() == other.keys() and all(alike)
 
 
@@ -232,16 +244,17 @@ def _all(found: list[Tensor], device: torch.device) -> Tensor:
 
 
 def same_scales(one: Tensor | float, other: Tensor | float) -> bool:
-    """Whether two scales of sites, numbers or tensors, are one up to rounding; tensors being traced are not read."""
+    """Return whether two scales, numbers or tensors, are equal up to rounding; traced tensors are not read."""
     if not (torch.is_tensor(one) or torch.is_tensor(other)):
         return math.isclose(one, other)
     return one is other or is_tracing() or _close(one, other)
 
 
 def number(scale: Tensor | float) -> str:
-    """A scale in words, for messages."""
-    of_rows = torch.is_tensor(scale) and scale.numel() > 1
-    return f"a tensor of shape {tuple(scale.shape)}" if of_rows else f"{float(scale):.4g}"
+    """Describe a scale in words, for messages."""
+    if isinstance(scale, Tensor) and scale.numel() > 1:
+        return f"a tensor of shape {tuple(scale.shape)}"
+    return f"{float(scale):.4g}"
 
 
 def _close(one: Tensor | float, other: Tensor | float) -> bool:
@@ -271,7 +284,7 @@ _WHOLE_NUMBERS = (
 
 
 def _same_supports(model: Distribution, guide: Distribution) -> bool:
-    """Whether two supports are known not to differ by more than single points; a point proposes a point of its own."""
+    """Return whether two supports differ by single points at most, as far as known; a point proposes its own value."""
     if isinstance(core(guide), dist.Delta) or isinstance(core(model), dist.Delta):
         return True
     one, other = _support(model), _support(guide)
@@ -279,9 +292,9 @@ def _same_supports(model: Distribution, guide: Distribution) -> bool:
 
 
 def _support(fn: Distribution) -> Constraint | None:
-    """The support of an element or event; None where it is not known, as after some transforms of torch's or Pyro's."""
+    """Return the support of an element or event; None if it is unknown, as after some transforms of torch or Pyro."""
     fn = core(fn)
-    if isinstance(fn, VonMises):  # which is drawn from one turn of a circle, though torch says real
+    if isinstance(fn, VonMises):  # its draws lie on one turn of a circle, though torch says real
         return torch_constraints.interval(-math.pi, math.pi)
     try:
         if not isinstance(fn, TransformedDistribution) or type(fn).support is not TransformedDistribution.support:
@@ -298,21 +311,21 @@ def _support(fn: Distribution) -> Constraint | None:
 
 
 def _image(transform: Transform, support: Constraint) -> Constraint | None:
-    """The interval that a monotone transform of single numbers takes an interval to; None for another transform."""
+    """Return the interval to which a monotone transform of numbers maps an interval; None for other transforms."""
     if not (isinstance(support, _INTERVALS) and transform.bijective and transform.domain.event_dim == 0):
         return None
-    ends = [transform._call(torch.as_tensor(end)) for end in _bounds(support)]  # a call would replace what it keeps
+    ends = [transform._call(torch.as_tensor(end)) for end in _bounds(support)]  # a public call would replace its cache
     return torch_constraints.interval(torch.minimum(*ends), torch.maximum(*ends))
 
 
 def _single(transforms: list) -> Iterator[Any]:
-    """Transforms one by one, where some are composed of others."""
+    """Yield transforms one by one, including the parts of composed ones."""
     for transform in transforms:
         yield from _single(transform.parts) if isinstance(transform, ComposeTransform) else (transform,)
 
 
-def _bare(support: Constraint) -> Constraint | None:
-    """The support of a single element where it is one of independent elements, or of a mixture."""
+def _bare(support: Any) -> Any:
+    """Return the support of a single element, for independent elements and mixtures."""
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
     unknown = isinstance(support, torch_constraints.cat | torch_constraints.stack)
@@ -320,7 +333,7 @@ def _bare(support: Constraint) -> Constraint | None:
 
 
 def _same_sets(one: Constraint, other: Constraint) -> bool:
-    """Whether two supports of elements are one, up to single points; True where that is not known."""
+    """Return whether two supports of elements are equal up to single points; True if that is unknown."""
     for kinds in (_INTERVALS, _WHOLE_NUMBERS):
         if isinstance(one, kinds) and isinstance(other, kinds):
             return one is other or is_tracing() or all(map(_close, _bounds(one), _bounds(other)))

@@ -1,4 +1,4 @@
-"""A program run once, its particles drawn together in one plate or one after the other, in one trace of either."""
+"""One run of a program, its particles drawn together in one plate or one after the other; both give the same traces."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,23 +13,24 @@ from pyro.infer.util import is_validation_enabled
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK, Message
+from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.trace_messenger import TraceMessenger
 from pyro.poutine.util import site_is_subsample
 from pyro.util import check_site_shape
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_vae.tracing.matching import PARTICLES, check_sites, core, masks, sample_sites
+from pyro_vae.tracing.matching import PARTICLES, Site, changed, check_sites, core, masks, sample_sites
 
 Traces = tuple[poutine.Trace, poutine.Trace]
 
 
-class Layout(NamedTuple):
+class ParticleLayout(NamedTuple):
     """How the particles of a program are drawn.
 
     Attributes:
-        nesting: number of dimensions that its plates take; that of the particles is the next to the left.
-        vectorized: whether they are drawn together, in one plate; else they run one after the other.
+        nesting: number of dimensions that the program's plates take; the particles' dimension is the next to the left.
+        vectorized: whether the particles are drawn together, in one plate; otherwise they run one after the other.
     """
 
     nesting: int
@@ -46,10 +47,10 @@ def particle_trace(
     replayed: poutine.Trace | None = None,
     vectorized: bool = True,
 ) -> poutine.Trace:
-    """The trace of one function in a plate of particles to the left of its ``nesting`` plates, scored.
+    """Return the scored trace of one function in a plate of particles to the left of its ``nesting`` plates.
 
-    ``replayed`` is a trace of as many particles, whose values its latent sites take. Where not ``vectorized``, the
-    particles run one after the other, and their traces are stacked to one of the same shapes.
+    ``replayed`` is a trace of as many particles, whose values the latent sites take. If not ``vectorized``, the
+    particles run one after the other, and their traces are stacked into one of the same shapes.
 
     >>> import pyro.distributions as dist
     >>> trace = particle_trace(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), (), particles=5, nesting=1)
@@ -71,9 +72,9 @@ def particle_trace(
 
 
 def particle(trace: poutine.Trace, k: int, points: bool = True) -> poutine.Trace:
-    """The values of particle k alone, to be replayed, in the shapes that they have without a plate of particles.
+    """Return the values of particle k for replay, in the shapes that they have without a plate of particles.
 
-    Without ``points`` those that follow from the rest (``Delta``) are left out.
+    With ``points=False`` values that follow from the rest (``Delta``) are left out.
 
     >>> import pyro.distributions as dist
     >>> trace = particle_trace(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), (), particles=5, nesting=1)
@@ -83,12 +84,12 @@ def particle(trace: poutine.Trace, k: int, points: bool = True) -> poutine.Trace
     values = _subsamples(trace)
     for name, site in sample_sites(trace, observed=False).items():
         if points or not isinstance(core(site["fn"]), dist.Delta):
-            values.nodes[name] = {**site, "value": of_particle(site, "value", k)}
+            values.nodes[name] = changed(site, value=of_particle(site, "value", k))
     return values
 
 
 def sliced(trace: poutine.Trace, start: int, stop: int) -> poutine.Trace:
-    """The scored trace of particles start … stop − 1 alone; their dimension is the first of every site that is drawn.
+    """Return the scored trace of the particles start … stop − 1; their dimension is the first of every drawn site.
 
     >>> import pyro.distributions as dist
     >>> trace = particle_trace(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)), (), particles=5, nesting=1)
@@ -97,36 +98,36 @@ def sliced(trace: poutine.Trace, start: int, stop: int) -> poutine.Trace:
     """
     part = trace.copy()
     for name, site in sample_sites(trace, observed=False).items():
-        part.nodes[name] = {
-            **site,
-            "value": site["value"][start:stop],
-            "log_prob": site["log_prob"][start:stop],
-            "masks": [m[start:stop] if m.dim() == site["value"].dim() else m for m in masks(site)],
-        }
+        part.nodes[name] = changed(
+            site,
+            value=site["value"][start:stop],
+            log_prob=site["log_prob"][start:stop],
+            masks=[m[start:stop] if m.dim() == site["value"].dim() else m for m in masks(site)],
+        )
     return part
 
 
 def stacked(traces: Sequence[poutine.Trace], nesting: int) -> poutine.Trace:
-    """One scored trace of K particles that ran one after the other, in the shapes of K in one plate.
+    """Return one scored trace of K particles that ran one after the other, in the shapes of K particles in one plate.
 
-    A site keeps what its particles had: ``"values"``, and ``"fns"``, the first of which is its ``"fn"``.
-
-    Raises ValueError where they do not have the same sites, of the same shapes.
+    A site keeps the particles' own entries: ``"values"``, and ``"fns"``, the first of which is its ``"fn"``. Raises
+    ValueError if the particles do not have the same sites of the same shapes.
     """
     result, frame = traces[0].copy(), _frame(len(traces), nesting)
     for name, site in sample_sites(traces[0]).items():
-        of_each = [trace.nodes.get(name) for trace in traces]
+        of_each: list[Site] = [trace.nodes.get(name) for trace in traces]
         if None in of_each or len({(one["value"].shape, one["log_prob"].shape) for one in of_each}) > 1:
             raise ValueError(_varying(name))
-        tensors = {key: _stack(of_each, key, nesting) for key in ("value", "log_prob", "unscaled_log_prob", "score")}
-        result.nodes[name] = {
-            **site,
-            **{key: tensor for key, tensor in tensors.items() if tensor is not None},
-            "log_prob_sum": tensors["log_prob"].sum(),
-            "cond_indep_stack": (frame, *site["cond_indep_stack"]),
-            "values": [one["value"] for one in of_each],
-            "fns": [one["fn"] for one in of_each],
-        }
+        keys = [key for key in ("value", "log_prob", "unscaled_log_prob", "score") if key in site]
+        tensors = {key: _stack(of_each, key, nesting) for key in keys}
+        result.nodes[name] = changed(
+            site,
+            **tensors,
+            log_prob_sum=tensors["log_prob"].sum(),
+            cond_indep_stack=(frame, *site["cond_indep_stack"]),
+            values=[one["value"] for one in of_each],
+            fns=[one["fn"] for one in of_each],
+        )
     odd = {name for trace in traces for name in sample_sites(trace)} - set(sample_sites(traces[0]))
     if odd:
         raise ValueError(_varying(min(odd)))
@@ -134,7 +135,7 @@ def stacked(traces: Sequence[poutine.Trace], nesting: int) -> poutine.Trace:
 
 
 def score(trace: poutine.Trace) -> None:
-    """Computes the log-probability of each sample site, scaled and masked; shapes are checked under validation.
+    """Compute the log-probability of each sample site, scaled and masked; shapes are checked under validation.
 
     Raises ValueError for a distribution of 16 bits, in which a sum of log-probabilities over pixels is off by nats.
 
@@ -148,7 +149,7 @@ def score(trace: poutine.Trace) -> None:
     for name, site in sample_sites(trace).items():
         if _is_of_16_bits(site["fn"]):
             raise ValueError(
-                f"site {name!r}: its distribution is in 16 bits, as what a network gives within torch.autocast, where "
+                f"site {name!r}: its distribution is in 16 bits, as networks compute within torch.autocast, where "
                 "log-probabilities are off by nats; give it parameters in float32, as in Normal(loc.float(), ...)"
             )
         if "unscaled_log_prob" in site and "log_prob" not in site:
@@ -157,11 +158,11 @@ def score(trace: poutine.Trace) -> None:
     trace.compute_log_prob(lambda name, site: not site_is_subsample(site))
     if is_validation_enabled():
         for site in sample_sites(trace).values():
-            check_site_shape(site, math.inf)
+            check_site_shape(site, math.inf)  # pyright: ignore[reportArgumentType]  # Pyro passes it, too
 
 
 def log_prob(trace: poutine.Trace) -> Tensor:
-    """The log-probabilities of all sample sites of a scored trace, summed, in nats.
+    """Return the sum of the log-probabilities of all sample sites of a scored trace, in nats.
 
     >>> import pyro.distributions as dist
     >>> trace = poutine.trace(lambda: pyro.sample("z", dist.Uniform(0.0, 2.0))).get_trace()
@@ -169,13 +170,14 @@ def log_prob(trace: poutine.Trace) -> Tensor:
     >>> log_prob(trace)
     tensor(-0.6931)
     """
-    return sum(site["log_prob"].sum() for site in sample_sites(trace).values())
+    total: Any = sum(site["log_prob"].sum() for site in sample_sites(trace).values())
+    return total
 
 
 def trace_of(program: Callable, args: Sequence = (), kwargs: Mapping | None = None) -> poutine.Trace:
-    """The trace of a run of a function, without what a ``GuideMessenger`` observes.
+    """Return the trace of a function's run, without the sites that a ``GuideMessenger`` observes.
 
-    That is the model's, which such a guide runs itself.
+    Those sites are the model's, which such a guide runs itself.
 
     >>> import pyro.distributions as dist
     >>> list(sample_sites(trace_of(lambda: pyro.sample("z", dist.Normal(0.0, 1.0)))))
@@ -185,7 +187,7 @@ def trace_of(program: Callable, args: Sequence = (), kwargs: Mapping | None = No
 
 
 def run(model: Callable, guide: Callable, args: Sequence = (), kwargs: Mapping | None = None) -> Traces:
-    """The traces of a run of model and guide, neither compared nor scored.
+    """Run the guide, then the model against it; return both traces, neither compared nor scored.
 
     >>> import pyro.distributions as dist
     >>> program = lambda: pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -198,9 +200,9 @@ def run(model: Callable, guide: Callable, args: Sequence = (), kwargs: Mapping |
 
 
 def check_messenger(guide: Callable, guide_trace: poutine.Trace) -> None:
-    """Raises ValueError where a guide runs the model through a ``GuideMessenger`` that Pyro's own ELBOs do not see.
+    """Raise ValueError if a guide runs the model through a ``GuideMessenger`` that Pyro's own ELBOs do not see.
 
-    They would take what the model observes for draws of the guide, and train it towards the prior.
+    They would treat what the model observes as draws of the guide, and train it towards the prior.
     """
     if getattr(guide_trace, "runs_the_model", False) and not isinstance(poutine.unwrap(guide), GuideMessenger):
         raise ValueError(
@@ -211,9 +213,9 @@ def check_messenger(guide: Callable, guide_trace: poutine.Trace) -> None:
 
 
 class Replay(Messenger):
-    """Gives the sites of a run, and the plates that subsample, the values that were drawn in the run of a trace.
+    """Give latent sites, and plates that subsample, the values that were drawn in a trace.
 
-    Unlike Pyro's, it leaves everything else to the run: what is observed there, and what a ``GuideMessenger`` notes.
+    Unlike Pyro's handler, it leaves the rest to the run: observed sites, and the records of a ``GuideMessenger``.
 
     >>> import pyro.distributions as dist
     >>> program = lambda: pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -226,31 +228,32 @@ class Replay(Messenger):
         super().__init__()
         self.trace = trace
 
-    def _pyro_sample(self, msg: Message) -> None:
-        site = self.trace.nodes.get(msg["name"])
+    def _pyro_sample(self, msg: Any) -> None:
+        site: Site = self.trace.nodes.get(msg["name"])
         if site and site["type"] == "sample" and not site["is_observed"] and not msg["is_observed"]:
             msg["value"], msg["done"] = site["value"], True
 
 
-class _Tracer(poutine.trace_messenger.TraceMessenger):
-    """Records a run, without what a ``GuideMessenger`` observes, which is the model's: it runs the model itself."""
+class _Tracer(TraceMessenger):
+    """Records a run without the sites that a ``GuideMessenger`` observes: they belong to the model that it runs."""
 
     runs_the_model = False
 
-    def _pyro_post_sample(self, msg: Message) -> None:
+    def _pyro_post_sample(self, msg: Any) -> None:
         if msg["is_observed"] and any(isinstance(handler, GuideMessenger) for handler in _PYRO_STACK):
             self.runs_the_model = True
         else:
             super()._pyro_post_sample(msg)
 
     def get_trace(self) -> poutine.Trace:
-        trace = super().get_trace()
+        """Return the trace, and whether the guide ran the model."""
+        trace: Any = super().get_trace()
         trace.runs_the_model = self.runs_the_model
         return trace
 
 
 def _is_of_16_bits(fn: Distribution) -> bool:
-    """Whether a distribution, or one that it is made of, has a parameter of 16 bits."""
+    """Return whether a distribution, or one inside it, has a parameter of 16 bits."""
     values = vars(fn).values()
     return any(isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16) for value in values) or any(
         _is_of_16_bits(value) for value in values if isinstance(value, Distribution)
@@ -258,7 +261,7 @@ def _is_of_16_bits(fn: Distribution) -> bool:
 
 
 def scored(traces: Traces) -> Traces:
-    """The traces of model and guide, compared and with their log-probabilities."""
+    """Compare the traces of model and guide, compute their log-probabilities, and return them."""
     check_sites(*traces)
     for trace in traces:
         score(trace)
@@ -271,10 +274,10 @@ def run_particles(
     args: Sequence,
     kwargs: Mapping,
     particles: int,
-    layout: Layout,
+    layout: ParticleLayout,
     handler: Callable[[Callable], Callable] | None,
 ) -> Traces:
-    """``paired_traces`` of K particles in such a layout."""
+    """Return the ``paired_traces`` of K particles in a given layout."""
     if layout.vectorized:
         plate = _plate(particles, layout.nesting)
         model, guide = plate(model), plate(guide)
@@ -290,7 +293,7 @@ def run_particles(
 
 
 def nesting_of(*traces: poutine.Trace) -> int:
-    """Number of dimensions that the plates of the traces take."""
+    """Return the number of dimensions that the plates of the traces take."""
     frames = (frame for trace in traces for site in sample_sites(trace).values() for frame in site["cond_indep_stack"])
     return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 
@@ -304,7 +307,7 @@ def _frame(particles: int, nesting: int) -> CondIndepStackFrame:
 
 
 def _subsamples(trace: poutine.Trace) -> poutine.Trace:
-    """The indices that the plates of a trace have drawn, to be replayed."""
+    """Return the indices that the plates of a trace have drawn, for replay."""
     indices = poutine.Trace()
     for name, site in trace.nodes.items():
         if site_is_subsample(site):
@@ -312,8 +315,8 @@ def _subsamples(trace: poutine.Trace) -> poutine.Trace:
     return indices
 
 
-def of_particle(site: Mapping[str, Any], key: str, k: int) -> Tensor:
-    """``site[key]`` of particle k, in the shape that it has without a plate of particles."""
+def of_particle(site: Site, key: str, k: int) -> Tensor:
+    """Return ``site[key]`` of particle k, in the shape that it has without a plate of particles."""
     tensor, stack = site[key], [frame for frame in site["cond_indep_stack"] if frame.vectorized]
     events = site["fn"].event_dim if key == "value" else 0
     for frame in stack:
@@ -324,10 +327,8 @@ def of_particle(site: Mapping[str, Any], key: str, k: int) -> Tensor:
     return tensor.reshape(shape) if shape.numel() == tensor.numel() else tensor
 
 
-def _stack(sites: Sequence[Mapping[str, Any]], key: str, nesting: int) -> Tensor | None:
-    """``site[key]`` of particles that ran one after the other, along a first dimension left of all plates."""
-    if key not in sites[0]:
-        return None
+def _stack(sites: Sequence[Site], key: str, nesting: int) -> Tensor:
+    """Return ``site[key]`` of particles that ran one after the other, along a first dimension left of all plates."""
     events = sites[0]["fn"].event_dim if key == "value" else 0
     tensors = [site[key] for site in sites]
     shape = (1,) * (nesting - tensors[0].dim() + events) + tensors[0].shape
@@ -336,6 +337,6 @@ def _stack(sites: Sequence[Mapping[str, Any]], key: str, nesting: int) -> Tensor
 
 def _varying(name: str) -> str:
     return (
-        f"site {name!r} is not met, or not of one shape, in every particle, so that these have no weights to compare; "
+        f"site {name!r} is missing in some particles, or differs in shape, so that their weights cannot be compared; "
         "write K=1, or train by Trace_ELBO(num_particles=K)"
     )

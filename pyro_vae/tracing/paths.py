@@ -1,28 +1,28 @@
 """Draws of a guide whose log-density is known as a function of the draw alone: the path derivative.
 
 The total derivative of log q(z(φ); φ) in φ is a path through z plus the score ∂ log q(z; φ)/∂φ at fixed z. Estimators
-that leave the score out, or keep nothing else, need the two apart; these handlers draw a guide's sites accordingly.
+that leave the score out, or keep only it, need the two separately. These handlers draw a guide's sites accordingly.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro import distributions as dist
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
-from pyro_vae.tracing.matching import core, moves_freely, sample_sites
+from pyro_vae.tracing.matching import Site, core, moves_freely, sample_sites
 
 
 class Detached(Messenger):
-    """Draws the sites of a guide without a path to its parameters: log q keeps the score and nothing else.
+    """Draws the sites of a guide without a path to its parameters: log q keeps only the score.
 
-    The score, in ``"score"``, is that of the distribution that is drawn from: no mask is taken from it, no scale given.
-    A point (``Delta``) is no draw, and keeps its path: that to its parameters, and to the draws that it is made of.
+    The entry ``"score"`` is the log-density of the distribution that is drawn from, without mask and scale. A point
+    (``Delta``) is no draw and keeps its path, to its parameters and to the draws that it depends on.
 
     >>> import pyro
     >>> import pyro.distributions as dist
@@ -32,7 +32,7 @@ class Detached(Messenger):
     False
     """
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if msg["done"] or msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
             return
         if isinstance(core(msg["fn"]), dist.Delta):
@@ -45,21 +45,20 @@ class Detached(Messenger):
         msg["unscaled_log_prob"] = _log_prob(msg["fn"], draw, noise, msg["value"]) if masked else msg["score"]
         msg["done"] = True
 
-    def _value(self, msg: Message, draw: Tensor) -> Tensor:
+    def _value(self, msg: Site, draw: Tensor) -> Tensor:
         return draw.detach()
 
 
-class Paths(Detached):
+class GatedPaths(Detached):
     """Draws the sites of a guide with paths to its parameters that are closed until ``open`` is called.
 
-    While they are closed, the derivative of a log-density in the value of a site is the partial derivative: it does
-    not go on to the parameters, nor to the sites from which this one was drawn. Raises ValueError at a site that is
-    not reparameterised.
+    While they are closed, the derivative of a log-density in the value of a site is the partial derivative. It does not
+    continue to the parameters or to earlier sites. Raises ValueError at a site that is not reparameterised.
 
     >>> import pyro
     >>> import pyro.distributions as dist
     >>> loc = torch.zeros(1, requires_grad=True)
-    >>> paths = Paths()
+    >>> paths = GatedPaths()
     >>> z = paths(lambda: pyro.sample("z", dist.Normal(loc, 1.0)))()
     >>> torch.autograd.grad(z.sum(), loc, retain_graph=True)
     (tensor([0.]),)
@@ -72,7 +71,7 @@ class Paths(Detached):
         super().__init__()
         self.hooks: list = []
 
-    def _value(self, msg: Message, draw: Tensor) -> Tensor:
+    def _value(self, msg: Site, draw: Tensor) -> Tensor:
         check_reparameterised(msg)
         if not draw.requires_grad:
             return draw.detach()
@@ -81,13 +80,13 @@ class Paths(Detached):
         return gate.view_as(gate)
 
     def open(self) -> None:
-        """Lets derivatives pass from the values to the parameters."""
+        """Let derivatives pass from the values to the parameters."""
         while self.hooks:
             self.hooks.pop().remove()
 
 
-def check_reparameterised(site: Message) -> None:
-    """Raises ValueError unless the site of a guide is drawn as a differentiable function of its parameters."""
+def check_reparameterised(site: Site) -> None:
+    """Raise ValueError unless the site of a guide is drawn as a differentiable function of its parameters."""
     if not site["fn"].has_rsample:
         raise ValueError(
             f"site {site['name']!r} of the guide is not reparameterised ({type(site['fn']).__name__} has no rsample): "
@@ -95,10 +94,10 @@ def check_reparameterised(site: Message) -> None:
         )
 
 
-def check_observed(site: Message, rsample: bool = False) -> None:
-    """Raises ValueError where it is not known what gradient a site has that the guide observes, or a factor of it.
+def check_observed(site: Site, rsample: bool = False) -> None:
+    """Raise ValueError if the gradient of a site that the guide observes, or of a factor, is unknown.
 
-    ``rsample`` says that only what belongs to reparameterised draws has one.
+    ``rsample`` says that only terms of reparameterised draws have a gradient.
     """
     if site_is_factor(site) and "has_rsample" not in vars(site["fn"]):
         raise ValueError(
@@ -118,15 +117,15 @@ def check_observed(site: Message, rsample: bool = False) -> None:
         )
 
 
-def drawn_sites(trace: poutine.Trace) -> dict[str, Message]:
-    """The sites of a guide that were drawn under ``Detached`` or ``Paths``: no points, and none that is observed."""
+def drawn_sites(trace: poutine.Trace) -> dict[str, Site]:
+    """Return the sites of a guide drawn under ``Detached`` or ``GatedPaths``, neither points nor observed."""
     return {name: site for name, site in sample_sites(trace, observed=False).items() if "score" in site}
 
 
 def partial_derivatives(total: Tensor, trace: poutine.Trace) -> dict[str, Tensor]:
-    """∂ total / ∂z for the sites of a guide drawn under closed ``Paths``, those on which it depends."""
+    """Return ∂ total / ∂z for the sites of a guide drawn under closed ``GatedPaths`` on which ``total`` depends."""
     sites = drawn_sites(trace)
-    values = {name: site.get("values", [site["value"]]) for name, site in sites.items()}  # those of each particle
+    values = {name: site.get("values", [site["value"]]) for name, site in sites.items()}  # the values of each particle
     every = [value for of_site in values.values() for value in of_site if value.requires_grad]
     if not (every and total.requires_grad and torch.is_grad_enabled()):
         return {}
@@ -144,15 +143,15 @@ def _joined(parts: list[Tensor], like: Tensor) -> Tensor:
 
 
 def leave_score_out(guide_trace: poutine.Trace) -> None:
-    """Replaces each log q of a guide drawn under closed ``Paths`` by one of the same value without its score.
+    """Replace each log q of a guide drawn under closed ``GatedPaths`` by one of the same value without its score.
 
         log q(z) = sg[log q(z)] + ⟨sg[∂ Σ log q / ∂z], z − sg[z]⟩,      sg: stop gradient,
 
-    the sum being over all sites that are drawn: each z has its own term and those of the sites drawn from it. The
-    density that a point brings along keeps its derivatives, which have no mean of zero.
+    where the sum is over all sites that are drawn: each z has its own term and those of the sites drawn from it. The
+    density of a point keeps its derivatives, whose mean is not zero.
     """
     sites = drawn_sites(guide_trace)
-    total = sum(site["log_prob"].sum() for site in sites.values())
+    total: Any = sum(site["log_prob"].sum() for site in sites.values())
     gradients = partial_derivatives(total, guide_trace)
     for name, site in sites.items():
         site["log_prob"] = site["log_prob"].detach()
@@ -160,14 +159,14 @@ def leave_score_out(guide_trace: poutine.Trace) -> None:
             site["log_prob"] = site["log_prob"] + inner(gradients[name], site)
 
 
-def inner(weight: Tensor, site: Message) -> Tensor:
-    """⟨sg[weight], z − sg[z]⟩ over the event dimensions of a site: a zero whose derivative in z is the weight."""
+def inner(weight: Tensor, site: Site) -> Tensor:
+    """Return ⟨sg[weight], z − sg[z]⟩ over the event dimensions of a site: zero, with the weight as derivative in z."""
     product = weight * (site["value"] - site["value"].detach())
     return product.sum(list(range(-site["fn"].event_dim, 0))) if site["fn"].event_dim else product
 
 
 def _unmasked(fn: Distribution) -> Distribution:
-    """The distribution that is drawn from, which a mask does not change."""
+    """Return the distribution that is drawn from, which a mask does not change."""
     if isinstance(fn, dist.MaskedDistribution):
         return _unmasked(fn.base_dist)
     if isinstance(fn, Independent):
@@ -176,8 +175,8 @@ def _unmasked(fn: Distribution) -> Distribution:
     return fn
 
 
-def _draw(fn: Distribution) -> tuple[Tensor, Tensor | None]:
-    """A draw and, of a flow that keeps its last pass, the draw of the base that it was made from."""
+def _draw(fn: Any) -> tuple[Tensor, Tensor | None]:
+    """Return a draw and, for a flow that caches its last pass, the base draw that it was made from."""
     flow = _base(fn)
     if not (isinstance(flow, TransformedDistribution) and _caches(flow) and torch.is_grad_enabled()):
         return fn(), None
@@ -185,7 +184,7 @@ def _draw(fn: Distribution) -> tuple[Tensor, Tensor | None]:
     while isinstance(flow, TransformedDistribution):
         transforms = [*flow.transforms, *transforms]
         flow = _base(flow.base_dist)
-    if not moves_freely(flow):  # no Jacobian in its coordinates; the steps from there have inverses
+    if not moves_freely(flow):  # its coordinates have no Jacobian; the steps from there have inverses
         return fn(), None
     noise = flow.rsample()
     noise = noise if noise.requires_grad else noise.requires_grad_()
@@ -195,7 +194,7 @@ def _draw(fn: Distribution) -> tuple[Tensor, Tensor | None]:
     return draw, noise
 
 
-def _base(fn: Distribution) -> Distribution:
+def _base(fn: Any) -> Any:
     while isinstance(fn, Independent):
         fn = fn.base_dist
     return fn
@@ -208,19 +207,19 @@ def _caches(flow: TransformedDistribution) -> bool:
 
 
 def _log_prob(fn: Distribution, draw: Tensor, noise: Tensor | None, value: Tensor) -> Tensor:
-    """log q at ``value``, which equals ``draw`` but is cut from it; derivatives in value and parameters are partial.
+    """Return log q at ``value``, which equals ``draw`` but is cut from it; its derivatives are partial ones.
 
-    To score a value anew, a flow z = T(ε) has to be inverted, which costs D passes or cannot be done; only the draw
+    To score a value anew, a flow z = T(ε) has to be inverted, which costs D passes or is impossible. Only the draw
     itself is scored from the pass that made it. With J = ∂T/∂ε its score in z is g = J⁻ᵀ ∂ log q(T(ε))/∂ε, and
 
         log q(value) = log q(draw) + ⟨sg[g], value − draw⟩
 
-    has the right value and first derivatives: of the total derivative of log q(draw) it takes the path back.
+    has the right value and first derivatives: it subtracts the path from the total derivative of log q(draw).
     """
     if noise is None:
         return fn.log_prob(value if torch.is_grad_enabled() else draw)
     log_q = fn.log_prob(draw)
-    if not log_q.requires_grad:  # masked as a whole
+    if not log_q.requires_grad:  # all of it is masked
         return log_q
 
     def flat(tensor: Tensor) -> Tensor:
@@ -234,9 +233,9 @@ def _log_prob(fn: Distribution, draw: Tensor, noise: Tensor | None, value: Tenso
 
 
 def _solved(jacobian: Tensor, slope: Tensor) -> Tensor:
-    """The g with Jᵀ g = slope: J is square, or has more rows than columns, as that of a map onto a simplex.
+    """Return g with Jᵀ g = slope, where J is square, or has more rows than columns, as for a map onto a simplex.
 
-    There g is the one in the plane of the columns, in which alone the values move.
+    In the latter case g lies in the plane of the columns, in which alone the values move.
     """
     if jacobian.shape[-1] == jacobian.shape[-2]:
         return torch.linalg.solve(jacobian.mT, slope.unsqueeze(-1)).squeeze(-1)

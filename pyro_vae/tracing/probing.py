@@ -1,4 +1,4 @@
-"""A program run as a trial: a block that leaves it as it was, and the modules and tensors that it refers to."""
+"""Trial runs that leave a program unchanged, and the modules and tensors that it refers to."""
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -9,18 +9,19 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 
-DEPTH = 6  # steps from a program to the modules that it refers to
+DEPTH = 6  # the most steps from a program to the modules that it refers to
 
 
 @contextmanager
 def left_as_it_was(*functions: Callable, keep_new: bool = False) -> Iterator[None]:
-    """A block after which nothing tells that the program ran.
+    """Context manager in which a program can run and leave no trace.
 
-    Restored are the random number generators (torch, numpy, Python), the entries of Pyro's store, and, of every module
-    that the functions refer to, buffers, modes and attributes. ``keep_new`` keeps entries of the store and attributes
-    that were made or changed in the block, such as the parameters that an automatic guide makes when it first runs.
+    It restores the random number generators (torch, NumPy, Python), the entries of Pyro's store, and the buffers, modes
+    and attributes of every module that the functions refer to. With ``keep_new`` entries of the store and attributes
+    that were made or changed inside are kept, such as the parameters that an automatic guide makes in its first run.
 
     >>> with left_as_it_was(lambda: None, lambda: None):
     ...     p = pyro.param("trial", torch.zeros(2))
@@ -35,16 +36,16 @@ def left_as_it_was(*functions: Callable, keep_new: bool = False) -> Iterator[Non
         (sub, name, buffer, buffer.clone()) for sub in submodules for name, buffer in sub.named_buffers(recurse=False)
     ]
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    state = pyro.util.get_rng_state()
+    state = get_rng_state()
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        pyro.util.set_rng_state(state)
+        set_rng_state(state)
         if not keep_new:
             _keep(stored)
         for sub, kind, before in attributes:
-            if type(sub) is kind:  # a lazy module that has found its shapes is another kind for good
+            if type(sub) is kind:  # a lazy module that knows its shapes has another type for good
                 _set_attributes(sub, before)
         for sub, training in modes.items():
             sub.training = training
@@ -56,9 +57,9 @@ def left_as_it_was(*functions: Callable, keep_new: bool = False) -> Iterator[Non
 
 
 def modules(*functions: Callable) -> dict[str, nn.Module]:
-    """The modules that functions are, are methods of, or refer to by a variable, each once; its name is the variable's.
+    """Return the modules that functions are, are methods of, or refer to by a variable, by the variable's name.
 
-    The first module that a function is or is a method of has the name "".
+    The first module that a function is, or is a method of, has the name "". Each module occurs once.
 
     >>> layer = nn.Linear(2, 1)
     >>> list(modules(layer.forward)), list(modules(lambda x: layer(x)))
@@ -80,7 +81,7 @@ def modules(*functions: Callable) -> dict[str, nn.Module]:
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors in nested tuples, lists and mappings.
+    """Yield the tensors in nested tuples, lists and mappings.
 
     >>> len(list(tensors(({"x": torch.zeros(2)}, [torch.ones(1), 3]))))
     2
@@ -95,7 +96,7 @@ def tensors(value: Any) -> Iterator[Tensor]:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """Nested tuples, lists and mappings with a function of each tensor in its place.
+    """Return nested tuples, lists and mappings with a function applied to each tensor.
 
     >>> map_tensors(torch.neg, ({"x": torch.ones(1)}, [3, None]))
     ({'x': tensor([-1.])}, [3, None])
@@ -111,7 +112,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, dict]]:
-    """The attributes of a module, and what is in those that are dictionaries, as its parameters are."""
+    """Return the attributes of a module, and the contents of those that are dictionaries, such as its parameters."""
     return dict(vars(module)), {key: dict(value) for key, value in vars(module).items() if isinstance(value, dict)}
 
 
@@ -125,19 +126,20 @@ def _set_attributes(module: nn.Module, before: tuple[dict[str, Any], dict[str, d
 
 
 def _keep(names: set[str]) -> None:
-    """Takes all other entries out of Pyro's store; ``del`` fails there where one tensor has two names."""
+    """Remove all other entries from Pyro's store; ``del`` fails there if one tensor has two names."""
     store = pyro.get_param_store()
     if names == set(store.keys()):
         return
-    state = store.get_state()
+    state: Any = store.get_state()
     store.clear()
-    store.set_state({part: {name: kept[name] for name in kept if name in names} for part, kept in state.items()})
-    for _ in store.items():  # hands each entry its way back to the unconstrained tensor, which get_state took
+    kept: Any = {part: {name: old[name] for name in old if name in names} for part, old in state.items()}
+    store.set_state(kept)
+    for _ in store.items():  # restores each entry's link to its unconstrained tensor, which get_state removed
         pass
 
 
 def _referred(value: Any) -> list[tuple[str, Any]]:
-    """What a callable holds, by name: a partial's arguments, a function's variables, an object's attributes."""
+    """Return what a callable holds, by name: a partial's arguments, a function's variables, an object's attributes."""
     if isinstance(value, MethodType):
         return [("", value.__func__), ("", value.__self__)]
     if isinstance(value, partial):
@@ -145,11 +147,11 @@ def _referred(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, FunctionType):
         try:
             variables = inspect.getclosurevars(value)
-        except ValueError:  # a variable that is not bound yet
+        except ValueError:  # a variable without a value yet
             return []
         library = str(value.__module__).split(".")[0] in ("torch", "pyro")
         known = dict(variables.nonlocals) if library else {**variables.globals, **variables.nonlocals}
-        wrapped = {"": value.__wrapped__} if hasattr(value, "__wrapped__") else {}
+        wrapped = {"": vars(value)["__wrapped__"]} if "__wrapped__" in vars(value) else {}
         return list((known | wrapped).items())
     if isinstance(value, type | ModuleType):
         return []
@@ -157,7 +159,7 @@ def _referred(value: Any) -> list[tuple[str, Any]]:
 
 
 def unused(name: str, names: Mapping) -> str:
-    """The name, with a number behind it where it is taken already."""
+    """Return the name, with a number appended if it is taken."""
     number = 1
     while name in names:
         number += 1

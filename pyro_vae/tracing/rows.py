@@ -1,4 +1,4 @@
-"""Which dimension of a program is the rows, and the weight of each row: log p(x, z) − log q(z | x)."""
+"""The dimension of a program's rows, and the weight of each row: log p(x, z) − log q(z | x)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,12 +10,12 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from pyro_vae.tracing.matching import PARTICLES, core, is_tracing, number, same_scales, sample_sites
+from pyro_vae.tracing.matching import PARTICLES, Site, core, dim_of, is_tracing, number, same_scales, sample_sites
 from pyro_vae.tracing.probing import tensors
 
 
 def count_rows(args: Sequence, kwargs: Mapping | None = None) -> int | None:
-    """Rows of a batch: those of the first tensor among the arguments that has a dimension; None where there is none.
+    """Return the rows of the first tensor among the arguments that has a dimension; None if there is none.
 
     >>> count_rows((True, [torch.zeros(3, 2)]))
     3
@@ -24,19 +24,17 @@ def count_rows(args: Sequence, kwargs: Mapping | None = None) -> int | None:
 
 
 def shared_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> list[CondIndepStackFrame]:
-    """The plates that every sample site of a scored program lies in, but for that of particles; the innermost first.
+    """Return the plates that contain every sample site of a scored program, except that of particles; innermost first.
 
-    The size of a plate that was given none is that of the log-probabilities; a site that has one value for all of it
-    does not lie in it.
-
-    Raises ValueError where there is none: the weight of a single image is then not defined.
+    A plate without a given size takes that of the log-probabilities; a site that has a single value for all of the
+    plate is not inside it. Raises ValueError if no plate is shared: single images then have no weight.
     """
     sites = {**sample_sites(guide_trace, observed=False), **sample_sites(model_trace)}
     both = [*sample_sites(guide_trace, observed=False).values(), *sample_sites(model_trace).values()]
     shared = []
     for frame in both[0]["cond_indep_stack"]:
         if frame.vectorized and frame.name != PARTICLES:
-            size = frame.size if frame.size > 0 else max(_extent(site, frame.dim) for site in both)
+            size = frame.size if frame.size > 0 else max(_extent(site, dim_of(frame)) for site in both)
             if all(_lies_in(site, frame, size) for site in both):
                 shared.append(frame._replace(size=size))
     if not shared:
@@ -47,24 +45,24 @@ def shared_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> lis
             "StickingTheLanding or ScoreFunction under pyro.infer.SVI, and measure by log_evidence, which weighs all "
             "images together"
         )
-    return sorted(shared, key=lambda frame: -frame.dim)
+    return sorted(shared, key=dim_of, reverse=True)
 
 
 def image_plate(
     model_trace: poutine.Trace, guide_trace: poutine.Trace, images: int | None = None
 ) -> CondIndepStackFrame:
-    """The plate that every sample site of the program lies in: the one over images, of which there are so many.
+    """Return the plate over images that contains every sample site; ``images`` is their number, if it is known.
 
-    Raises ValueError where there is none, or where two of them could be meant. ``Runs.plate`` asks further batches.
+    Raises ValueError if there is none, or if two plates are possible. ``ProgramRuns.plate`` uses further batches.
     """
     shared = shared_plates(model_trace, guide_trace)
     return shared[0] if len(shared) == 1 and images is None else the_one(shared, images)
 
 
-def per_image(site: Mapping[str, Any], plate: CondIndepStackFrame | None) -> Tensor:
-    """Log-probability of a site, summed to shape (K, B) or, where it has no particles, (1, B).
+def per_image(site: Site, plate: CondIndepStackFrame | None) -> Tensor:
+    """Return the log-probability of a site, summed to shape (K, B) or, if it has no particles, (1, B).
 
-    Without a plate over images it is summed over all of them, and B is 1.
+    Without a plate over images the sum is over all of them, and B is 1.
     """
     log_prob = site["log_prob"]
     particles = {frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES}
@@ -76,24 +74,24 @@ def per_image(site: Mapping[str, Any], plate: CondIndepStackFrame | None) -> Ten
     return log_prob if len(kept) == 2 else log_prob.unsqueeze(0)
 
 
-def proposal_sites(guide_trace: poutine.Trace, points_too: bool = False) -> dict[str, dict[str, Any]]:
-    """The sites of a guide whose densities make up q(z | x): those that are drawn. What it observes is none of them.
+def proposal_sites(guide_trace: poutine.Trace, points_too: bool = False) -> dict[str, Site]:
+    """Return the sites of a guide whose densities make up q(z | x): those that are drawn and not observed.
 
-    Raises ValueError for a factor, after which log q(z | x) is no density, and, unless ``points_too``, for sites that
-    are mere points, as those of AutoDelta, with which an ELBO is log p(x, z) and no draw has a weight.
+    Raises ValueError for a factor, with which log q(z | x) is no density. Unless ``points_too``, it also raises
+    ValueError for sites that are points, as those of AutoDelta: their ELBO is log p(x, z), and no draw has a weight.
     """
     factors = [name for name, site in sample_sites(guide_trace, observed=True).items() if site_is_factor(site)]
     if factors:
         raise ValueError(
-            f"the factors {factors} of the guide leave no density q(z | x) to weigh its draws by; give a draw its "
-            "density at its site, as dist.Delta(value, log_density=...) does, or train by StickingTheLanding"
+            f"the factors {factors} of the guide leave no density q(z | x) for the weights of its draws; give a draw "
+            "its density at its site, as dist.Delta(value, log_density=...) does, or train by StickingTheLanding"
         )
     drawn = sample_sites(guide_trace, observed=False)
     points = {name: site for name, site in drawn.items() if isinstance(core(site["fn"]), dist.Delta)}
     if points and not points_too and (len(points) == len(drawn) or any(map(_is_one_point, points.values()))):
         raise ValueError(
-            f"the guide proposes single points at the sites {list(points)}, so that they have no density to weigh them "
-            "by; draw them from a distribution, as AutoNormal does, or train by Trace_ELBO or StickingTheLanding"
+            f"the guide proposes single points at the sites {list(points)}, which have no density for "
+            "weights; draw them from a distribution, as AutoNormal does, or train by Trace_ELBO or StickingTheLanding"
         )
     return drawn
 
@@ -104,35 +102,36 @@ def log_weights(
     images: int | None = None,
     plate: CondIndepStackFrame | None = None,
 ) -> Tensor:
-    """log w = log p(x, z) − log q(z | x), shape (K, B), in nats; B = ``images`` where that is known.
+    """Return log w = log p(x, z) − log q(z | x), shape (K, B), in nats; ``images`` is B, if it is known.
 
-    ``plate`` is the one over images where that is known; else ``image_plate`` finds it. A scale that all sites share
-    (a plate that subsamples, a weight of each row) is divided out; scales that differ (a KL weight) leave no importance
-    weight, and raise ValueError, as does a program whose sites share no plate, and a guide that has no density.
+    ``plate`` is the plate over images; by default ``image_plate`` finds it. A scale that all sites share (a plate that
+    subsamples, a weight of each row) is divided out. Raises ValueError if the scales differ (a KL weight), which leaves
+    no importance weight, if the sites share no plate, and if the guide has no density.
     """
     plate = image_plate(model_trace, guide_trace, images) if plate is None else plate
-    log_p = sum(per_image(site, plate) for site in sample_sites(model_trace).values())
-    log_q = sum(per_image(site, plate) for site in proposal_sites(guide_trace).values())
+    log_p: Any = sum(per_image(site, plate) for site in sample_sites(model_trace).values())
+    log_q: Any = sum(per_image(site, plate) for site in proposal_sites(guide_trace).values())
     return (log_p - log_q) / common_scale(model_trace, guide_trace, plate=plate)
 
 
-def spread(values: Tensor, site: Mapping[str, Any], plate: CondIndepStackFrame) -> Tensor:
-    """Values of shape (K, B), one a particle and image, in a shape that broadcasts against the value of a site.
+def spread(values: Tensor, site: Site, plate: CondIndepStackFrame) -> Tensor:
+    """Reshape values (K, B), one per particle and image, to broadcast against the value of a site.
 
-    The reverse of ``per_image``: particles and images take their plates' dimensions, all others are of size one.
+    It is the reverse of ``per_image``: particles and images take their plates' dimensions, all others have size one.
     """
     particles = [frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES]
-    shape = [1] * max(-dim for dim in (plate.dim - 1, *particles))
-    shape[plate.dim] = values.shape[1]
+    rows = dim_of(plate)
+    shape = [1] * max(-dim for dim in (rows - 1, *particles))
+    shape[rows] = values.shape[1]
     shape[min(particles, default=-len(shape))] = values.shape[0]
     return values.reshape(shape + [1] * site["fn"].event_dim)
 
 
 def common_scale(*traces: poutine.Trace, plate: CondIndepStackFrame | None = None) -> float | Tensor:
-    """The scale that all sample sites share: a number, or a weight of each row, (B,); ValueError where they differ.
+    """Return the scale that all sample sites share: a number, or a weight of each row, (B,).
 
-    ``plate`` is the one over images, wanted where the scale is a tensor of rows; if not given, ``image_plate`` of the
-    model's and the guide's trace finds it.
+    ``plate`` is the plate over images, needed if the scale is a tensor of rows; by default ``image_plate`` of the
+    model's and the guide's trace finds it. Raises ValueError if the scales differ.
     """
     every = [site["scale"] for trace in traces for site in sample_sites(trace).values()] or [1.0]
     of_rows = [scale for scale in every if torch.is_tensor(scale) and scale.numel() > 1]
@@ -140,44 +139,48 @@ def common_scale(*traces: poutine.Trace, plate: CondIndepStackFrame | None = Non
         scales = {name: number(site["scale"]) for trace in traces for name, site in sample_sites(trace).items()}
         raise ValueError(
             f"the sites of the program are scaled differently ({scales}), so that log p(x, z) − log q(z | x) is not an "
-            "importance weight; take the KL weight or the differing plate subsampling away, or train with Trace_ELBO"
+            "importance weight; remove the KL weight or the differing plate subsampling, or train with Trace_ELBO"
         )
-    scale = _row_scale(of_rows[0], image_plate(*traces) if plate is None else plate) if of_rows else float(every[0])
+    scale = (
+        _row_scale(of_rows[0], image_plate(traces[0], traces[1]) if plate is None else plate)
+        if of_rows
+        else float(every[0])
+    )
     if not is_tracing() and not bool(torch.as_tensor(scale > 0).all()):
         raise ValueError("the sites are scaled by 0, so that no weight is left; leave such rows out of the batch")
     return scale
 
 
 def the_one(shared: Sequence[CondIndepStackFrame], images: int | None) -> CondIndepStackFrame:
-    """The one of several plates that is over so many images; ValueError where none is, or where two could be."""
+    """Return the plate with this number of images; raise ValueError if there is none, or if two are possible."""
     fitting = [plate for plate in shared if images in (None, plate.size, plate.full_size)]
     if not fitting:
         sizes = ", ".join(f"{frame.name!r} of {frame.size}" for frame in shared)
         raise ValueError(f"no plate that all sample sites share is one over the {images} images: {sizes}")
     if len(fitting) > 1 and {plate.size for plate in fitting} != {1}:
         names = " or ".join(f"{plate.name!r} (dim {plate.dim})" for plate in fitting)
-        why = f"each is of {images}, as x has rows; "
+        why = f"each has {images} elements, the rows of x; "
         if images is None:
             why = "no argument tells the number of rows; give x as an argument of model and guide, or "
         raise ValueError(
             f"the rows could be the plate {names}: all sample sites share them, and {why}make the other one a "
-            "dimension of each event, with .to_event(1) in the place of its plate"
+            "dimension of each event, with .to_event(1) in place of its plate"
         )
     return fitting[0]
 
 
-def _extent(site: Mapping[str, Any], dim: int) -> int:
+def _extent(site: Site, dim: int) -> int:
     log_prob = site["log_prob"]
     return log_prob.shape[dim] if log_prob.dim() >= -dim else 1
 
 
-def _lies_in(site: Mapping[str, Any], plate: CondIndepStackFrame, size: int) -> bool:
+def _lies_in(site: Site, plate: CondIndepStackFrame, size: int) -> bool:
     known = any((frame.name, frame.dim) == (plate.name, plate.dim) for frame in site["cond_indep_stack"])
-    return known and (plate.size > 0 or _extent(site, plate.dim) == size)
+    return known and (plate.size > 0 or _extent(site, dim_of(plate)) == size)
 
 
-def _is_one_point(site: Mapping[str, Any]) -> bool:
-    """Whether all of several particles have one value."""
+def _is_one_point(site: Site) -> bool:
+    """Return whether all of several particles have the same value."""
     value, dims = site["value"], [frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES]
     if not dims or is_tracing():
         return False
@@ -186,8 +189,9 @@ def _is_one_point(site: Mapping[str, Any]) -> bool:
 
 
 def _row_scale(scale: Tensor, plate: CondIndepStackFrame) -> Tensor:
-    """A scale of each row, in a shape that broadcasts against a plate over images, as (B,)."""
-    if scale.dim() < -plate.dim or scale.shape[plate.dim] != scale.numel():
+    """Return a scale of each row, in a shape that broadcasts against a plate over images, as (B,)."""
+    dim = dim_of(plate)
+    if scale.dim() < -dim or scale.shape[dim] != scale.numel():
         raise ValueError(
             f"the sites are scaled by a tensor of shape {tuple(scale.shape)}, wanted a number or one weight for each "
             f"element of the plate {plate.name!r} at dim {plate.dim}; train with Trace_ELBO or StickingTheLanding"

@@ -1,4 +1,4 @@
-"""Folders of arrays: loaded as they were meant, or an error whose cure, followed to the letter, leads there."""
+"""Folders of arrays are loaded as they were meant, or raise an error whose cure leads there when followed literally."""
 
 import math
 import pickle
@@ -15,7 +15,7 @@ from PIL import Image
 
 from pyro_vae import load
 from pyro_vae.data.mapped import is_mapped, parts, take
-from pyro_vae.data.raw import check_levels
+from pyro_vae.data.raw import DataWarning, check_levels
 from pyro_vae.data.sets import DataError
 
 SPLITS = ("train", "valid", "test")
@@ -29,7 +29,7 @@ def write(folder, array, *splits):
 
 
 def loaded(folder):
-    """The training images, after the cures; those of the other splits are the same."""
+    """Return the training images after the cures; those of the other splits are the same."""
     data = cured_files(lambda: load(folder))
     assert torch.equal(data.valid.images, data.train.images) and torch.equal(data.test.images, data.train.images)
     return data.train.images
@@ -81,7 +81,7 @@ def test_masks(tmp_path, dtype):
 def test_pixels_that_are_not_finite(tmp_path):
     write(tmp_path, np.where(GREY > 250, np.nan, GREY / 255), "train")
     write(tmp_path, np.where(GREY > 250, -np.inf, GREY / 255), "valid", "test")
-    with pytest.raises(DataError, match="some pixels are not finite; if they are to be 0, write"):
+    with pytest.raises(DataError, match="some pixels are not finite; if they should be 0, write"):
         load(tmp_path)
     assert np.array_equal(loaded(tmp_path)[:, 0], np.where(GREY > 250, 0, GREY))
 
@@ -97,7 +97,7 @@ def test_all_files_get_one_scale(tmp_path):
 
 @pytest.mark.parametrize("scales", [(1, 255, 255), (255, 255, 1), (1, 65535, 1)])
 def test_files_of_another_scale_lose_no_grey_levels(tmp_path, scales):
-    """Floats to 1 in one file and to 255 in another: one scale for both would leave black and white alone."""
+    """Floats up to 1 in one file and up to 255 in another: one scale for both would leave only black and white."""
     for split, white in zip(SPLITS, scales):
         np.save(tmp_path / f"{split}.npy", GREY * (white / 255))
     data = cured_files(lambda: load(tmp_path))
@@ -138,7 +138,7 @@ def test_what_no_code_can_mend(tmp_path, array, message):
     write(tmp_path, array)
     with pytest.raises(
         DataError,
-        match=f"train.npy cannot be read .*wanted .*write it anew by numpy.save, .*{message}"
+        match=f"train.npy cannot be read .*wanted .*write it again with numpy.save, .*{message}"
         if "got" not in message
         else message,
     ):
@@ -152,7 +152,7 @@ def test_files_that_are_no_arrays(tmp_path, content):
     write(tmp_path, GREY)
     for name in ("valid.npy", "valid_labels.npy"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=rf"{name} cannot be read \(.*\); write it anew by numpy.save"):
+        with pytest.raises(DataError, match=rf"{name} cannot be read \(.*\); write it again with numpy.save"):
             load(tmp_path)
         write(tmp_path, GREY)
 
@@ -187,7 +187,7 @@ def test_images_of_zero_and_one(tmp_path, binary):
     ones = GREY > 178
     write(tmp_path, ones * np.uint8(255))
     write(tmp_path, ones.astype(np.uint8), *binary)
-    with pytest.raises(DataError, match=f"got 0 and 1 alone in {', '.join(binary)}; write for path in"):
+    with pytest.raises(DataError, match=f"got only 0 and 1 in {', '.join(binary)}; write for path in"):
         load(tmp_path)
     assert loaded(tmp_path).double().mean().item() / 255 == pytest.approx(ones.mean())
 
@@ -195,19 +195,19 @@ def test_images_of_zero_and_one(tmp_path, binary):
 def test_a_split_of_one_level_has_the_white_of_the_others(tmp_path):
     write(tmp_path, (GREY > 178).astype(np.uint8))
     write(tmp_path, np.ones((2, 8, 8), np.uint8), "test")
-    with pytest.raises(DataError, match="got 0 and 1 alone in train, valid, test; write"):
+    with pytest.raises(DataError, match="got only 0 and 1 in train, valid, test; write"):
         load(tmp_path)
     assert cured_files(lambda: load(tmp_path)).test.images.unique().tolist() == [255]
 
 
 def test_dark_splits_have_one_white(tmp_path):
-    """Of images of 0 to 16 some splits may have no other levels than 0 and 1: these are nearly black, and stay so."""
+    """Of images of 0 to 16 some splits may hold only the levels 0 and 1: these are nearly black, and stay so."""
     write(tmp_path, np.uint8(16) * (GREY > 127))
     write(tmp_path, (GREY > 127).astype(np.uint8), "test")
-    with pytest.warns(UserWarning, match="no grey level above 16 of 255 was found in train, valid, test;") as said:
+    with pytest.warns(DataWarning, match="no grey level above 16 of 255 was found in train, valid, test;") as said:
         load(tmp_path)
     follow(said[0].message)
-    with pytest.warns(UserWarning, match="no grey level above 16 of 255 was found in test; go on if"):
+    with pytest.warns(DataWarning, match="no grey level above 16 of 255 was found in test; ignore this if"):
         data = load(tmp_path)
     assert data.train.images.unique().tolist() == [0, 255] and data.test.images.unique().tolist() == [0, 16]
 
@@ -216,7 +216,9 @@ def test_dark_splits_have_one_white(tmp_path):
 def test_dark_images_are_loaded_with_a_word_whose_cure_works(tmp_path, white):
     dark = np.round(GREY * (white / 255)).astype(np.uint8)
     write(tmp_path, dark)
-    with pytest.warns(UserWarning, match=f"no grey level above {white} of 255 .* train, valid, test; go on if") as said:
+    with pytest.warns(
+        DataWarning, match=f"no grey level above {white} of 255 .* train, valid, test; ignore this if"
+    ) as said:
         data = load(tmp_path)
     assert len(said) == 1 and said[0].filename == __file__ and np.array_equal(data.train.images[:, 0], dark)
     follow(said[0].message)
@@ -241,7 +243,9 @@ def test_many_images_are_looked_at_here_and_there(tmp_path):
         file.seek(start)
         file.write(bytes([0, 1]) * 8)
     write(tmp_path, GREY[:, :4, :4], "valid", "test")
-    with pytest.raises(DataError, match=r"alone in train \(2,048 of 1,000,000,000 images were looked at\); write"):
+    with pytest.raises(
+        DataError, match=r"only 0 and 1 in train \(2,048 of 1,000,000,000 images were looked at\); write"
+    ):
         load(tmp_path)
 
 
@@ -278,7 +282,7 @@ def test_channels_that_come_first_are_not_asked_about(tmp_path, shape):
 
 
 def test_images_along_the_last_axis(tmp_path):
-    """As MATLAB has them: (H, W, N)."""
+    """MATLAB stores images as (H, W, N)."""
     for split, count in (("train", 20), ("valid", 7), ("test", 3)):
         np.save(tmp_path / f"{split}.npy", np.moveaxis(GREY[:count], 0, -1))
     with pytest.raises(DataError, match="if all images lie along the last axis, write"):
@@ -393,7 +397,7 @@ def test_the_only_training_image_stays_one(tmp_path):
 
 @pytest.mark.parametrize("valid", ["valid", "val"])
 def test_pictures_of_each_split_in_a_folder_of_its_own(tmp_path, valid):
-    """None of the test images is trained on."""
+    """No test image is used for training."""
     names = dict(zip(SPLITS, ("train", valid, "test")))
     for split, images in zip(SPLITS, (GREY[:20], GREY[20:25], GREY[25:])):
         (tmp_path / names[split] / "class0").mkdir(parents=True)
@@ -435,7 +439,7 @@ def test_what_a_folder_without_images_holds(tmp_path):
     for name in ("Train.NPY", "a.txt", "b", "c", "d", "e", "f"):
         (tmp_path / name).write_text("")
     (tmp_path / "train.npy").mkdir()
-    with pytest.raises(DataError, match=r"holds Train.NPY, a.txt, b, c, d and 3 more; read it by np.loadtxt\("):
+    with pytest.raises(DataError, match=r"holds Train.NPY, a.txt, b, c, d and 3 more; read it with np.loadtxt\("):
         load(tmp_path)
 
 
@@ -454,14 +458,14 @@ def test_a_file_is_no_folder_but_can_be_read(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
     FILES[name](path)
-    with pytest.raises(ValueError, match=f"wanted one of mnist, .* got '{path}'; .*read it by ") as refused:
+    with pytest.raises(ValueError, match=f"wanted one of mnist, .* got '{path}'; .*read it with ") as refused:
         load(path)
-    reader, cure = str(refused.value).rsplit("read it by ", 1)[1].split(" and write its images into a folder, ")
-    with pytest.raises(DataError, match=f"train.npy is missing; .* holds {name}; .*read it by"):
+    reader, cure = str(refused.value).rsplit("read it with ", 1)[1].split(" and write its images into a folder, ")
+    with pytest.raises(DataError, match=f"train.npy is missing; .* holds {name}; .*read it with"):
         load(tmp_path)
     found = eval(reader, {"np": np, "Path": Path, "scipy": scipy, "pickle": pickle, "torch": torch})
     images = found["x_train"] if isinstance(found, dict) else found
-    exec(cure.split(", and so")[0], {"np": np, "images": images})
+    exec(cure.split(", and valid")[0], {"np": np, "images": images})
     data = cured_files(lambda: load("."), steps=6)
     rows = torch.cat([data.train.images, data.valid.images, data.test.images]).flatten(1).tolist()
     assert sorted(rows) == sorted(GREY.reshape(30, 64).tolist())
@@ -472,7 +476,9 @@ def test_a_file_of_the_folder_is_not_the_folder(tmp_path):
     with pytest.raises(ValueError, match="give the folder that it is in, ") as refused:
         load(tmp_path / "train.npy")
     assert len(load(eval(str(refused.value).rsplit("is in, ", 1)[1])).train) == 30
-    with pytest.raises(ValueError, match=r"got '.*other.h5'; read it by a library for such files and write its images"):
+    with pytest.raises(
+        ValueError, match=r"got '.*other.h5'; read it with a library for such files and write its images"
+    ):
         (tmp_path / "other.h5").write_bytes(b"\x89HDF")
         load(tmp_path / "other.h5")
 

@@ -17,7 +17,7 @@ COUNTS = {"train": 60, "valid": 20, "test": 10}
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder of noise: coloured images of 4 × 5 pixels in three splits, and labels of the test images."""
+    """Make a folder of noise: coloured images of 4 × 5 pixels in three splits, and labels of the test images."""
     for split, count in COUNTS.items():
         np.save(tmp_path / f"{split}.npy", np.random.RandomState(count).randint(0, 256, (count, 3, 4, 5), np.uint8))
     np.save(tmp_path / "test_labels.npy", np.arange(10, dtype=np.int32))
@@ -25,7 +25,7 @@ def folder(tmp_path):
 
 
 def resident():
-    """Bytes of mapped files in the memory of this process."""
+    """Return the bytes of mapped files in the memory of this process."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith("RssFile"))
 
@@ -102,7 +102,7 @@ def test_what_is_written_does_not_reach_the_file(folder):
     [
         ("train.npy", np.zeros((5, 4, 5)), "train.npy cannot be read .*wanted an array of uint8 in C order, got"),
         ("train.npy", np.zeros(5, np.uint8), r"train.npy cannot be read .*wanted a uint8 tensor \(N, C, H, W\), got"),
-        ("train.npy", np.zeros((0, 3, 4, 5), np.uint8), "train.npy cannot be read .*write it anew by numpy.save"),
+        ("train.npy", np.zeros((0, 3, 4, 5), np.uint8), "train.npy cannot be read .*write it again with numpy.save"),
         ("valid.npy", np.zeros((5, 3, 4, 4), np.uint8), r"valid.npy: wanted images of \(3, 4, 5\), as in train.npy"),
         ("test_labels.npy", np.zeros(3), "test_labels.npy cannot be read .*labels: wanted 10, one an image, got"),
         ("test.npy", b"no array", "test.npy cannot be read"),

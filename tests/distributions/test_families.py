@@ -21,7 +21,7 @@ each_dtype = pytest.mark.parametrize("dtype", TOLERANCE)
 
 
 def exact(logit):
-    """log C of C e^(l x), mean and variance."""
+    """Return log C of C e^(l x), its mean and its variance."""
     logit = Decimal(logit)
     sinh = ((logit / 2).exp() - (-logit / 2).exp()) / 2
     mean = 1 / (1 - (-logit).exp()) - 1 / logit
@@ -115,7 +115,7 @@ def test_beta_density_and_gradient(concentration, mean, dtype, nats):
 
 
 def test_beta_of_a_network_is_exact_to_a_hundred_thousandth_nat_a_pixel():
-    """At the largest concentration, where differences of ln Γ in float32 lose 0.005 nats."""
+    """It holds at the largest concentration, where differences of ln Γ in float32 lose 0.005 nats."""
     torch.manual_seed(0)
     likelihood = L.Beta(torch.nn.Identity())
     maps = torch.stack([2 * torch.randn(1, 28, 28), torch.full((1, 28, 28), 40.0)], 1).reshape(2, 28, 28)

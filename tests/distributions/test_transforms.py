@@ -1,4 +1,4 @@
-"""Transforms against autograd's Jacobian and against their own inverses, and what they leave behind: nothing."""
+"""Transforms against autograd's Jacobian and against their own inverses; they leave nothing behind."""
 
 import gc
 import weakref
@@ -22,7 +22,7 @@ steps = pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS.keys())
 
 
 def transform(make, latent, batch=(5,)):
-    """A step with random parameters, called: a transform of float64 codes."""
+    """Return the transform of float64 values that a step with random parameters makes."""
     torch.manual_seed(0)
     step = make(latent).double()
     with torch.no_grad():
@@ -133,5 +133,5 @@ def test_a_dimension_depends_on_those_before_it():
 
 
 def test_hidden_layers_narrower_than_the_code_are_refused():
-    with pytest.raises(ValueError, match="width must be at least latent = 5, got 4"):
+    with pytest.raises(ValueError, match="width: wanted at least latent = 5, got 4"):
         flows.made(5, 4, [1, 1])

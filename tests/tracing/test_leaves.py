@@ -1,45 +1,21 @@
-"""Parameters found against those that were put there; a program run and nothing changed."""
+"""Parameters are found where they were put."""
 
-import random
-
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import SHAPE, normal_model, small_vae
 from pyro import poutine
-from pyro.infer.autoguide import AutoIAFNormal, AutoLowRankMultivariateNormal, AutoNormal, AutoNormalMessenger
+from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal, AutoNormalMessenger
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
-from pyro_vae import VAE, guides, likelihoods, networks, priors
-from pyro_vae.tracing.leaves import find_parameters, left_as_it_was, modules
-
-SHAPE = (1, 8, 8)
-
-
-@pytest.fixture(autouse=True)
-def _clean_store():
-    pyro.clear_param_store()
-    yield
-    pyro.clear_param_store()
-
-
-def vae_with(prior_of):
-    posterior = guides.MeanField(networks.MLPEncoder(SHAPE, hidden=(5,)), 2)
-    likelihood = likelihoods.Bernoulli(networks.MLPDecoder(2, SHAPE, 1, hidden=(5,)))
-    return VAE(prior_of(posterior), likelihood, posterior)
-
-
-def normal_model(scale=None):
-    scale = torch.ones(()) if scale is None else scale
-    with pyro.plate("images", 3):
-        z = pyro.sample("z", dist.Normal(0.0, scale))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=torch.ones(3))
+from pyro_vae import priors
+from pyro_vae.tracing.leaves import find_parameters
 
 
 def test_parameters_of_a_vae_are_named_and_apart():
-    vae = vae_with(lambda _: priors.StandardNormal(2))
+    vae = small_vae()
     found, *_ = find_parameters(vae.model, vae.guide, (torch.zeros(2, *SHAPE),))
     expected = dict(vae.named_parameters())
     assert set(found.guide) == {name for name in expected if name.startswith("posterior.")}
@@ -49,7 +25,8 @@ def test_parameters_of_a_vae_are_named_and_apart():
 
 
 def test_an_encoder_that_the_prior_calls_is_shared_and_counted_as_the_guides():
-    vae = vae_with(lambda posterior: priors.Vamp(posterior, torch.rand(4, *SHAPE)))
+    vae = small_vae()
+    vae.prior = priors.Vamp(vae.posterior, torch.rand(4, *SHAPE))
     found, *_ = find_parameters(vae.model, vae.guide, (torch.zeros(2, *SHAPE),))
     assert set(found.shared) == set(found.guide)
     assert any(name.startswith("prior.") for name in found.model)
@@ -57,7 +34,7 @@ def test_an_encoder_that_the_prior_calls_is_shared_and_counted_as_the_guides():
 
 
 def test_frozen_parameters_arguments_and_unused_ones_are_none():
-    vae = vae_with(lambda _: priors.StandardNormal(2))
+    vae = small_vae()
     vae.posterior.head.bias.requires_grad_(False)
     vae.register_parameter("unused", nn.Parameter(torch.zeros(1)))
     x = torch.rand(2, *SHAPE).requires_grad_()
@@ -151,74 +128,6 @@ def test_sites_that_differ_are_an_error():
 
     with pytest.raises(ValueError, match=r"only in the model: \['z'\]"):
         find_parameters(normal_model, guide)
-
-
-def test_a_tensor_that_is_in_the_store_by_two_names_is_taken_out():
-    guide = AutoIAFNormal(normal_model)
-    with left_as_it_was(normal_model, guide):
-        found, *_ = find_parameters(normal_model, guide)
-        assert len(pyro.get_param_store()) > len(found.guide) > 2
-    assert len(pyro.get_param_store()) == 0
-
-
-def test_modules_are_found_through_what_a_function_refers_to():
-    class Plain:
-        def __init__(self):
-            self.network = nn.Linear(1, 1)
-
-        def model(self):
-            return self.network(torch.ones(1))
-
-    plain, norm = Plain(), nn.BatchNorm1d(1)
-    found = modules(plain.model, lambda x: norm(x))
-    assert found == {"network": plain.network, "norm": norm}
-
-
-def test_nothing_tells_that_the_program_ran():
-    norm = nn.BatchNorm1d(2).train()
-    kept = pyro.param("kept", torch.ones(1))
-    leaf = pyro.get_param_store()["kept"].unconstrained()
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
-    expected = random.random(), np.random.rand(), torch.rand(1)
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
-
-    def model():
-        norm(torch.randn(5, 2))
-
-    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
-    with pytest.raises(KeyError), left_as_it_was(model, model):
-        model()
-        norm.eval()
-        pyro.param("made", torch.ones(1))
-        random.random(), np.random.rand()
-        assert not torch.equal(norm.running_mean, before["running_mean"])
-        raise KeyError
-    assert norm.training
-    assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
-    assert list(pyro.get_param_store().keys()) == ["kept"]
-    assert pyro.get_param_store()["kept"].unconstrained() is leaf is kept.unconstrained()
-    assert (random.random(), np.random.rand(), torch.rand(1)) == expected
-
-
-@pytest.mark.parametrize("kind", [AutoNormal, AutoLowRankMultivariateNormal, AutoNormalMessenger])
-def test_a_guide_that_sets_itself_up_is_as_it_was_unless_that_is_to_be_kept(kind):
-    guide = kind(normal_model)
-    before = set(vars(guide))
-    with left_as_it_was(normal_model, guide):
-        guide()
-        assert len(list(guide.parameters()))
-    assert not list(guide.parameters()) and set(vars(guide)) == before
-    with left_as_it_was(normal_model, guide, keep_new=True):
-        guide()
-        torch.rand(1)
-    assert len(list(guide.parameters()))
-
-
-def test_a_lazy_module_keeps_the_shapes_that_it_has_found():
-    layer = nn.LazyLinear(2)
-    with left_as_it_was(lambda: layer):
-        layer(torch.ones(1, 3))
-    assert layer(torch.ones(1, 3)).shape == (1, 2)
 
 
 def test_the_observations_of_a_guide_that_runs_the_model_are_not_its_own():

@@ -1,0 +1,228 @@
+"""Sites of model and guide compared: what is refused, and what differs by nothing that matters."""
+
+from contextlib import nullcontext
+
+import pyro
+import pyro.distributions as dist
+import pyro.distributions.transforms as transforms
+import pytest
+import torch
+from programs import flat_guide, flat_model
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
+
+from pyro_vae.estimators import ImportanceWeighted, ScoreFunction, StickingTheLanding
+from pyro_vae.tracing.matching import check_order, masks, moves_freely, same_scales, sample_sites
+from pyro_vae.tracing.traces import paired_traces
+
+B = 4
+HAS = torch.tensor([True, False, True, True])
+LOC = torch.zeros(B)
+
+
+def test_values_without_a_density_are_no_sites():
+    model_trace, _ = paired_traces(flat_model, flat_guide, (torch.zeros(B),))
+    assert list(sample_sites(model_trace)) == ["z", "x"]
+
+
+def pair(of_model, of_guide, plates=(("data", -1), ("data", -1)), handlers=(nullcontext, nullcontext)):
+    """Return model and guide of one latent site, with the given distributions, plates and handlers."""
+
+    def draw(i, fn):
+        name, dim = plates[i]
+        plate = pyro.plate(name, B, dim=dim)
+        with plate, handlers[i]():
+            return plate, pyro.sample("z", fn)
+
+    def model(x):
+        plate, z = draw(0, of_model)
+        with plate:
+            pyro.sample("x", dist.Normal(z.sum(-1) if of_model.event_dim else z, 1.0), obs=x)
+
+    return model, lambda x: draw(1, of_guide)
+
+
+def masked(mask):
+    return lambda: poutine.mask(mask=mask)
+
+
+def scaled(scale):
+    return lambda: poutine.scale(scale=scale)
+
+
+N, POSITIVE = dist.Normal(LOC, 1.0), dist.Gamma(torch.ones(B), 1.0)
+
+
+DIFFERENT = {
+    "mask of the model alone": (pair(N, N, handlers=(masked(HAS), nullcontext)), "its mask in the model is not that"),
+    "mask of the guide alone": (pair(N, N, handlers=(nullcontext, masked(HAS))), "its mask in the model is not that"),
+    "another mask": (pair(N, N, handlers=(masked(HAS), masked(~HAS))), "its mask in the model is not that"),
+    "no mask but False": (pair(N, N, handlers=(masked(True), masked(False))), "its mask in the model is not that"),
+    "mask of a distribution": (pair(N.mask(HAS), N), "its mask in the model is not that"),
+    "a wider support": (pair(POSITIVE, N), r"its support is GreaterThanEq.* in the model and Real\(\) in the guide"),
+    "one that Pyro does not look at": (pair(dist.Exponential(torch.ones(B)), N), "its support is"),
+    "a narrower support": (pair(N, dist.HalfNormal(torch.ones(B))), "its support is Real"),
+    "a part of its domain moved": (
+        pair(N, dist.TransformedDistribution(POSITIVE, [transforms.AffineTransform(0.0, -2.0)])),
+        r"its support is Real\(\) .*upper_bound=-?0",
+    ),
+    "a bound that is moved": (
+        pair(POSITIVE, dist.TransformedDistribution(POSITIVE, [transforms.AffineTransform(1.0, 1.0)])),
+        "its support is .*lower_bound=1",
+    ),
+    "an angle": (pair(dist.VonMises(LOC, 1.0), N), r"its support is Interval.*3.14.* in the model and Real\(\)"),
+    "an interval": (pair(dist.Uniform(LOC, 2.0), dist.Beta(torch.ones(B), 1.0)), "its support is Interval"),
+    "another plate": (pair(N, N, plates=(("data", -1), ("rows", -1))), "its plates are .*'data' of 4 at dim -1"),
+    "another dim": (
+        pair(N, dist.Normal(torch.zeros(B, 1), 1.0), plates=(("data", -1), ("data", -2))),
+        "its shape",
+    ),
+    "another shape": (pair(N, dist.Normal(torch.zeros(B, 1), 1.0).to_event(1)), "its event has 0 dimensions"),
+    "another event": (
+        pair(dist.Normal(torch.zeros(B, 2), 1.0).to_event(1), dist.Normal(torch.zeros(B, 3), 1.0).to_event(1)),
+        r"its shape is \(4, 2\) in the model and \(4, 3\)",
+    ),
+    "another scale": (pair(N, N, handlers=(scaled(2.0), nullcontext)), "its scale is 2 in the model and 1 in the"),
+    "weights of rows": (pair(N, N, handlers=(scaled(torch.rand(B)), nullcontext)), "its scale is a tensor of shape"),
+}
+
+
+@pytest.mark.parametrize("estimator", [StickingTheLanding(), ScoreFunction(), ImportanceWeighted(2)])
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_sites_of_one_name_that_differ_are_refused(case, estimator):
+    (model, guide), message = DIFFERENT[case]
+    for validated in (True, False):
+        with pyro.validation_enabled(validated), pytest.raises(ValueError, match=f"site 'z': {message}"):
+            estimator.loss(model, guide, LOC)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        pair(N, N, handlers=(masked(HAS), masked(HAS.clone()))),
+        pair(N.mask(HAS), N, handlers=(nullcontext, masked(HAS))),
+        pair(N, N, handlers=(masked(True), nullcontext)),
+        pair(POSITIVE, dist.LogNormal(LOC, 1.0)),
+        pair(POSITIVE, dist.Delta(torch.ones(B))),
+        pair(N, dist.MixtureSameFamily(dist.Categorical(torch.ones(B, 2)), dist.Normal(torch.zeros(B, 2), 1.0))),
+        pair(dist.Uniform(LOC, 1.0), dist.Beta(torch.ones(B), 1.0)),
+        pair(POSITIVE, dist.TransformedDistribution(dist.LogNormal(LOC, 1.0), transforms.AffineTransform(0.0, 2.0))),
+        pair(
+            dist.Uniform(LOC, 3.0),
+            dist.TransformedDistribution(dist.Beta(torch.ones(B), 1.0), [transforms.AffineTransform(3.0, -3.0)]),
+        ),
+        pair(dist.VonMises(LOC, 1.0), dist.VonMises(LOC + 1.0, 2.0)),
+    ],
+)
+def test_sites_that_differ_by_nothing_that_matters_are_not(program):
+    paired_traces(*program, (LOC,))
+    paired_traces(*program, (LOC,), particles=3)
+
+
+def test_a_guide_that_leaves_a_category_out_is_refused():
+    def program(size):
+        def draw(x):
+            with pyro.plate("data", B):
+                pyro.sample("z", dist.Categorical(torch.ones(size)))
+
+        return draw
+
+    with pytest.raises(ValueError, match="site 'z': its support is IntegerInterval"):
+        ScoreFunction().loss(program(3), program(2), LOC)
+
+
+def test_a_guide_without_the_mask_of_a_partly_observed_site_is_refused():
+    def model(x):
+        with pyro.plate("data", B):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x, obs_mask=HAS)
+
+    with pytest.raises(ValueError, match="site 'x_unobserved': its mask"):
+        StickingTheLanding().loss(model, AutoNormal(model), LOC)
+
+
+def test_enumeration_is_named_where_only_the_model_has_the_site():
+    def model(x):
+        with pyro.plate("data", B):
+            pyro.sample("y", dist.Categorical(torch.ones(3)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    for K in (1, 2):
+        with pytest.raises(ValueError, match=r"\['y'\] are meant for enumeration.*TraceEnum_ELBO"):
+            StickingTheLanding(K).loss(model, lambda x: None, LOC)
+
+
+def test_a_program_without_sites_is_refused():
+    for estimator in (StickingTheLanding(), ScoreFunction(3), ImportanceWeighted(2)):
+        with pytest.raises(ValueError, match="the model has no sample site"):
+            estimator.differentiable_loss(lambda: None, lambda: None)
+
+
+# One distribution -----------------------------------------------------------------------------------------------------
+
+ROW, COLUMN = torch.tensor([True, False, True]), torch.tensor([[True], [False]])
+GRID = dist.Normal(torch.zeros(2, 3), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("fn", "outer"),
+    [
+        (GRID, None),
+        (GRID.mask(ROW), None),
+        (GRID.mask(ROW).to_event(1), True),
+        (GRID.to_event(1).mask(COLUMN.squeeze(-1)), None),
+        (GRID.mask(ROW).mask(COLUMN), None),
+        (GRID.mask(ROW), COLUMN),
+        (GRID.mask(ROW).to_event(1), COLUMN.squeeze(-1)),
+        (GRID.mask(True).to_event(2), False),
+        (GRID.mask(False), True),
+    ],
+)
+def test_masks_are_where_a_value_changes_the_log_probability(fn, outer):
+    program = lambda value: pyro.sample("z", fn, obs=value)  # noqa: E731
+    program = program if outer is None else poutine.mask(program, mask=outer)
+    value = torch.randn(2, 3, requires_grad=True)
+    trace = poutine.trace(program).get_trace(value)
+    (slope,) = torch.autograd.grad(trace.log_prob_sum() + 0 * value.sum(), value)
+    found = [mask.expand(2, 3) for mask in masks(trace.nodes["z"])]
+    assert torch.equal(torch.stack([torch.ones(2, 3).bool(), *found]).all(0), slope != 0)
+
+
+@pytest.mark.parametrize(
+    ("fn", "free"),
+    [
+        (dist.Gamma(torch.ones(2), 1.0).to_event(1), True),
+        (dist.Uniform(0.0, 2.0).mask(True), True),
+        (dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), True),
+        (dist.LogNormal(0.0, 1.0), True),
+        (dist.VonMises(0.0, 1.0), True),
+        (dist.Categorical(torch.ones(2)), False),
+        (dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), transforms.StickBreakingTransform()), False),
+        (dist.LKJCholesky(3), False),
+    ],
+)
+def test_which_draws_may_move_in_every_direction(fn, free):
+    assert moves_freely(fn) == free
+
+
+def test_the_order_of_sites_counts_and_further_ones_of_the_guide_do_not():
+    def trace(*names):
+        return poutine.trace(lambda: [pyro.sample(name, dist.Normal(0.0, 1.0)) for name in names]).get_trace()
+
+    check_order(trace("a", "b"), trace("a", "noise", "b"))
+    with pytest.raises(ValueError, match=r"the model draws \['a', 'b'\] and the guide \['b', 'a'\]"):
+        check_order(trace("a", "b"), trace("b", "noise", "a"))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (0.5, 0.5 + 1e-12, True),
+        (0.5, 0.6, False),
+        (2.0, torch.full((3,), 2.0), True),
+        (torch.ones(3), torch.ones(4), False),
+        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0], dtype=torch.float64), True),
+        (torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0]), False),
+    ],
+)
+def test_scales_are_one_up_to_rounding(one, other, same):
+    assert same_scales(one, other) == same_scales(other, one) == same
