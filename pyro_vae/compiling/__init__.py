@@ -1,12 +1,35 @@
-"""Pyro programs traced by ``torch.export``, compiled, and compared with the eager ones."""
+"""Pyro programs traced by ``torch.export``, compiled, and compared with their eager form.
 
+- ``compiled_loss``: ``compiled``, the loss of a program as a compiled module.
+- ``export``: ``traced``, a program as one graph of tensor operations.
+- ``graphs``: functions compiled once for each shape of their arguments.
+- ``loss``: the loss of a program as a module that holds all its parameters.
+- ``constants``: numbers and flags that a trace turns into constants, watched for changes.
+- ``places``: where these values lie in a program, and how to read and restore them.
+- ``outcomes``: loss, gradients and buffers of a run, and whether two runs differ by more than rounding.
+- ``compiler``: torch's compiler and its options.
+- ``convolutions``: convolutions in forms that are faster on a CPU.
+- ``private``: the private parts of torch and Pyro that are used, and what happens where one is gone.
+- ``untraceable``: the exception ``Untraceable``, and what its messages say.
+"""
+
+from pyro_vae.compiling.compiled_loss import CompiledLoss, compiled
+from pyro_vae.compiling.compiler import missing_compiler
 from pyro_vae.compiling.convolutions import Conv2d, ConvTranspose2d
-from pyro_vae.compiling.export import Compiled, Untraceable, compiled
+from pyro_vae.compiling.export import traced
+from pyro_vae.compiling.graphs import Graphs
+from pyro_vae.compiling.loss import ProgramLoss, owners
+from pyro_vae.compiling.untraceable import Untraceable
 
 __all__ = [
-    "Compiled",
+    "CompiledLoss",
     "Conv2d",
     "ConvTranspose2d",
+    "Graphs",
+    "ProgramLoss",
     "Untraceable",
     "compiled",
+    "missing_compiler",
+    "owners",
+    "traced",
 ]

@@ -1,4 +1,4 @@
-"""What a run of a loss comes to, eager or compiled, and whether two runs differ by more than rounding."""
+"""The outcome of a run of a loss, eager or compiled, and whether two runs differ by more than rounding."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -6,17 +6,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
-# Relative differences that are usual between two orders of summation, of a loss and of a gradient.
+from pyro_vae.compiling.private import in_place_changes
+from pyro_vae.random import forked_rng
+from pyro_vae.tracing.probing import tensors
+
+# Usual relative differences between two orders of summation, of a loss and of a gradient.
 USUAL = {
     torch.float64: (1e-10, 1e-7),
     torch.float32: (1e-5, 1e-3),
     torch.bfloat16: (1e-2, 0.1),
     torch.float16: (1e-2, 0.1),
 }
-FLOOR = 0.1  # a gradient counts as at least this share of all gradients together
-NUDGE = 4.0  # units in the last place by which parameters are moved, to see what rounding does
-ROUNDING = 10.0  # times that, and a difference is more than rounding
+FLOOR = 0.1  # a gradient counts as at least this share of the norm of all gradients together
+NUDGE = 4.0  # units in the last place by which parameters are moved, to see the effect of rounding
+ROUNDING = 10.0  # times that effect, above which a difference is more than rounding
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Outcome:
     buffers: Mapping[str, Tensor]
 
     def values(self) -> dict[str, Tensor]:
-        """All of them, by what they are called in a message."""
+        """Return all tensors, by their names in a message."""
         return {
             "the loss": self.loss,
             **{f"the gradient of {name}": gradient for name, gradient in self.gradients.items()},
@@ -36,30 +41,34 @@ class Outcome:
         }
 
     def norm(self) -> Tensor:
-        """That of all gradients together."""
-        return nn.utils.get_total_norm(self.gradients.values()) if self.gradients else torch.zeros(())
+        """Return the norm of all gradients together."""
+        return nn.utils.get_total_norm(list(self.gradients.values())) if self.gradients else torch.zeros(())
 
     def is_finite(self) -> bool:
+        """Return whether the loss and all gradients are finite."""
         return bool((self.loss + 0 * self.norm()).isfinite())
 
 
 def outcome(
-    loss: nn.Module, args: tuple[Tensor, ...], parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]
+    loss: Callable[..., Tensor],
+    args: tuple[Tensor, ...],
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
 ) -> Outcome:
-    """That of a run, without the gradients that do not arrive; buffers are left as the run leaves them.
+    """Run a loss and return the outcome, without parameters that get no gradient; buffers keep what the run wrote.
 
     >>> layer = nn.Linear(1, 1)
     >>> outcome(layer, (torch.tensor([3.0]),), dict(layer.named_parameters()), {}).gradients
     {'weight': tensor([[3.]]), 'bias': tensor([1.])}
     """
-    before = {name: (buffer._version, buffer.clone()) for name, buffer in buffers.items()}
+    before = {name: (in_place_changes(buffer), buffer.clone()) for name, buffer in buffers.items()}
     value = loss(*args)
     trained = list(parameters.values()) if value.requires_grad else []
     gradients = torch.autograd.grad(value, trained, allow_unused=True) if trained else ()
     changed = {
         name: buffer.detach().clone()
         for name, buffer in buffers.items()
-        if buffer._version != before[name][0] or not torch.equal(buffer, before[name][1])
+        if in_place_changes(buffer) != before[name][0] or not torch.equal(buffer, before[name][1])
     }
     arrived = {name: gradient for name, gradient in zip(parameters, gradients) if gradient is not None}
     return Outcome(value.detach(), arrived, changed)
@@ -67,7 +76,7 @@ def outcome(
 
 @contextmanager
 def contents_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
-    """A block after which tensors hold what they held before.
+    """Context manager that restores the contents of tensors at its end.
 
     >>> layer = nn.BatchNorm1d(2)
     >>> with contents_kept(layer.buffers()):
@@ -85,42 +94,54 @@ def contents_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
                     tensor.copy_(value)
 
 
+def lowest_precision(graph: nn.Module) -> torch.dtype:
+    """Return the lowest precision of the floating point numbers in a traced graph."""
+    nodes = [node for part in graph.modules() if isinstance(part, GraphModule) for node in part.graph.nodes]
+    found = {tensor.dtype for node in nodes for tensor in tensors(node.meta.get("val"))}
+    return max(found & USUAL.keys(), key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+
 def difference(
     module: nn.Module, precision: torch.dtype, size: int, eager: Callable[[], Outcome], compiled: Callable[[], Outcome]
 ) -> str | None:
-    """In words, what of a compiled run is not that of the eager one on the same random numbers; None: they agree.
+    """Describe how a compiled run differs from the eager one on the same random numbers; None if they agree.
 
-    ``module`` holds the parameters and buffers, which are left as they were, as the random numbers are; ``precision``
-    is the lowest that is computed in; ``size``: the number of terms of the loss, of which each may be a nat or so.
+    If they differ by more than usual, both run again on other random numbers. The difference is then compared with the
+    effect of rounding, measured by an eager run whose parameters are moved in their last place. This effect may be
+    large: draws by rejection may change, and a small gradient may be the difference of large terms. A difference
+    between two eager runs is returned, too. Parameters, buffers and random numbers are left unchanged.
 
-    Where the two differ by more than is usual, they run again, on other numbers, and the difference is held against
-    that of an eager run with parameters that were moved in their last place: a draw by rejection may take another turn
-    by rounding, and a gradient may be small as a difference of large terms. Where two eager runs differ, that is said.
+    Args:
+        module: holds the parameters and buffers.
+        precision: the lowest precision of the computation.
+        size: the number of terms of the loss, each of which may be about a nat.
+        eager: runs the loss eagerly.
+        compiled: runs the compiled loss.
     """
-    devices = {tensor.device for tensor in module.parameters() if tensor.is_cuda}
+    devices = {torch.device("cpu"), *(parameter.device for parameter in module.parameters())}
 
     def run(how: Callable[[], Outcome], nudge: float = 0.0) -> Outcome:
-        with torch.random.fork_rng(devices), contents_kept([*module.parameters(), *module.buffers()]):
-            with torch.random.fork_rng(devices), torch.no_grad():
+        with forked_rng(*devices), contents_kept([*module.parameters(), *module.buffers()]):
+            with forked_rng(*devices), torch.no_grad():  # the run itself draws the same numbers with and without it
                 for parameter in module.parameters() if nudge else ():
                     parameter.mul_(1 + nudge * (2 * torch.rand_like(parameter) - 1))
             return how()
 
-    one, other = run(eager), run(compiled)
-    if not _beyond(one, other, _usual(one, precision, size)):
+    wanted, got = run(eager), run(compiled)
+    if not _beyond(wanted, got, _usual(wanted, precision, size)):
         return None
-    with torch.random.fork_rng(devices):
-        for device in {torch.device("cpu"), *devices}:
-            torch.rand((), device=device)
-        one, again, other = run(eager), run(eager), run(compiled)
-        usual = _usual(one, precision, size)
-        moved = _distances(one, run(eager, NUDGE * torch.finfo(precision).eps))
-        limits = {name: limit + ROUNDING * moved.get(name, 0.0) for name, limit in usual.items()}
-        return _beyond(one, again, usual) or _beyond(one, other, limits)
+    with forked_rng(*devices):
+        for device in devices:
+            torch.rand((), device=device)  # so that the runs below draw other numbers than those above
+        wanted, again, got = run(eager), run(eager), run(compiled)
+        nudged = run(eager, NUDGE * torch.finfo(precision).eps)
+        usual, by_rounding = _usual(wanted, precision, size), _distances(wanted, nudged)
+        limits = {name: limit + ROUNDING * by_rounding.get(name, 0.0) for name, limit in usual.items()}
+        return _beyond(wanted, again, usual) or _beyond(wanted, got, limits)
 
 
 def _usual(outcome: Outcome, precision: torch.dtype, size: int) -> dict[str, float]:
-    """By how much each value may differ by rounding."""
+    """Return the difference that rounding may make, for each value."""
     of_loss, of_gradients = USUAL[precision]
     floor = FLOOR * float(outcome.norm())
     limits = {name: of_gradients * (_norm(value) + floor) for name, value in outcome.values().items()}
@@ -128,7 +149,7 @@ def _usual(outcome: Outcome, precision: torch.dtype, size: int) -> dict[str, flo
 
 
 def _beyond(one: Outcome, other: Outcome, limits: Mapping[str, float]) -> str | None:
-    """In words, the value that differs most by its limit, if one does by more."""
+    """Describe the value that exceeds its limit by the largest factor; None if all are within their limits."""
     if not one.is_finite() and not other.is_finite():
         return None
     distances = _distances(one, other)
@@ -139,15 +160,15 @@ def _beyond(one: Outcome, other: Outcome, limits: Mapping[str, float]) -> str | 
         return None
     if "the loss" in beyond:
         return f"its loss is {float(other.loss):.7g}, that of the program {float(one.loss):.7g}"
-    name = max(beyond, key=beyond.get)
+    name = max(beyond, key=lambda name: beyond[name])
     return f"{name} differs by {distances[name]:.3g}, where it is {_norm(one.values().get(name)):.3g} in size"
 
 
 def _distances(one: Outcome, other: Outcome) -> dict[str, float]:
-    """The norm of the difference of each value; what one of the two lacks counts as zero."""
+    """Return the norm of the difference of each value; a value that one of the two lacks counts as zero."""
     mine, theirs = one.values(), other.values()
     return {name: _norm(mine.get(name, 0) - theirs.get(name, 0)) for name in {**mine, **theirs}}
 
 
-def _norm(value: Tensor | None) -> float:
-    return 0.0 if value is None else float(value.double().norm())
+def _norm(value: Tensor | float | None) -> float:
+    return float(value.double().norm()) if isinstance(value, Tensor) else 0.0

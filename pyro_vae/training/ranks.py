@@ -1,9 +1,10 @@
-"""Data-parallel training over the processes of ``torchrun``: each has its share of every batch and noise of its own.
+"""Data-parallel training in the processes of ``torchrun``: each has its share of every batch and its own noise.
 
-In a process of its own, without ``torchrun``, every function here is the identity, or a world of one.
+Functions are named as in ``torch.distributed``. Without ``torchrun`` there is one process, of rank 0, and every
+function returns what it was given.
 
-The gradients of the shares are summed, in one message a step that holds them all and the loss: a sum over the batch,
-as the losses of this library are, so that any number of ranks takes the same step as one.
+Each step sums the loss and the gradients of all shares, in one message. As a loss is a sum over the batch, any number
+of ranks takes the same step as one.
 """
 
 import os
@@ -19,9 +20,9 @@ from torch import Tensor
 
 @contextmanager
 def processes(minutes: float = 30.0) -> Iterator[None]:
-    """A block in which the processes that ``torchrun`` started know each other: gloo on CPUs, NCCL on GPUs.
+    """Context manager that connects the processes that ``torchrun`` started: gloo on CPUs, NCCL on GPUs.
 
-    A rank that waits for another one's message longer than this, or whose partner dies, raises RuntimeError.
+    A rank raises RuntimeError if it waits for a message longer than ``minutes``, or if another rank dies.
 
     >>> with processes():
     ...     rank(), world_size()
@@ -41,17 +42,17 @@ def processes(minutes: float = 30.0) -> Iterator[None]:
 
 
 def world_size() -> int:
-    """The number of processes that train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process among them; 0 is the one that reports."""
+    """Return the number of this process among them; rank 0 reports."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def share(index: Tensor) -> Tensor:
-    """This rank's part of a batch: every so-manieth image, so that parts differ by one image at most.
+    """Return this rank's part of a batch: every ``world_size``-th image, so that parts differ by at most one image.
 
     >>> share(torch.arange(3))
     tensor([0, 1, 2])
@@ -60,7 +61,7 @@ def share(index: Tensor) -> Tensor:
 
 
 def own_seed(seed: int) -> int:
-    """A seed for this rank's noise; that of rank 0 is the seed itself.
+    """Return a seed for this rank's noise; for rank 0 it is the seed itself.
 
     >>> own_seed(3)
     3
@@ -69,7 +70,7 @@ def own_seed(seed: int) -> int:
 
 
 def broadcast(value: Any) -> Any:
-    """What rank 0 has, on every rank; all must call it.
+    """Return the value of rank 0 on every rank; all ranks must call it.
 
     >>> broadcast({"step": 3})
     {'step': 3}
@@ -82,7 +83,7 @@ def broadcast(value: Any) -> Any:
 
 
 def all_reduce(tensors: Sequence[Tensor]) -> None:
-    """Puts the sums over all ranks into these tensors, in one message; all must call it.
+    """Replace tensors by their sums over all ranks, in one message; all ranks must call it.
 
     >>> loss = torch.tensor(2.0)
     >>> all_reduce([loss])
@@ -98,7 +99,7 @@ def all_reduce(tensors: Sequence[Tensor]) -> None:
 
 
 def all_reduce_max(number: int) -> int:
-    """The greatest of the numbers of all ranks, on every rank; all must call it.
+    """Return the largest of the numbers of all ranks on every rank; all ranks must call it.
 
     >>> all_reduce_max(2)
     2
@@ -111,7 +112,7 @@ def all_reduce_max(number: int) -> int:
 
 
 def all_reduce_sum(number: float) -> float:
-    """The sum of the numbers of all ranks, on every rank; all must call it.
+    """Return the sum of the numbers of all ranks on every rank; all ranks must call it.
 
     >>> all_reduce_sum(2.5)
     2.5
@@ -124,7 +125,7 @@ def all_reduce_sum(number: float) -> float:
 
 
 def all_gather(part: Tensor) -> Tensor:
-    """The parts of all ranks, one after the other, on every rank; all must call it.
+    """Return the parts of all ranks, concatenated, on every rank; all ranks must call it.
 
     >>> all_gather(torch.ones(2))
     tensor([1., 1.])
@@ -137,7 +138,7 @@ def all_gather(part: Tensor) -> Tensor:
 
 
 def check_batches(images: int, batch_size: int) -> None:
-    """Raises ValueError where a rank would have no image in a batch of an epoch.
+    """Check that every rank has an image in every batch of an epoch. Raises ValueError.
 
     >>> check_batches(images=100, batch_size=33)
     """
@@ -150,7 +151,7 @@ def check_batches(images: int, batch_size: int) -> None:
 
 
 def check_held_out(images: int, name: str = "data.valid") -> None:
-    """Raises ValueError where a rank would have no image of those that all measure together.
+    """Check that every rank has one of the images that all measure together. Raises ValueError.
 
     >>> check_held_out(images=1)
     """

@@ -7,17 +7,17 @@ import warnings
 
 import pyro.distributions as dist
 import torch
+from programs import DIGITS, small_vae
 from pyro.infer import Trace_ELBO
 from torch import nn
 
-from pyro_vae import VAE, fit, guides, likelihoods, load, networks, priors
+from pyro_vae import fit, likelihoods
 from pyro_vae.data.sets import Data
 from pyro_vae.estimators import ImportanceWeighted
 from pyro_vae.random import seeded
 from pyro_vae.training import ranks
 from pyro_vae.training.engines import Eager
 
-DIGITS = load("digits")
 FEW = Data("few", DIGITS.train[:152], DIGITS.valid[:51], DIGITS.test[:10])
 
 
@@ -39,19 +39,15 @@ class Point(nn.Module):
         return Still(self.posterior(x).mean, 1.0).to_event(1)
 
 
-def small_vae(noise=True):
-    torch.manual_seed(0)
-    posterior = guides.MeanField(networks.MLPEncoder(DIGITS.shape, hidden=(16,)), 2)
-    decoder = networks.MLPDecoder(2, DIGITS.shape, maps=1, hidden=(16,))
-    binarize = likelihoods.dynamic if noise else likelihoods.threshold
-    return VAE(
-        priors.StandardNormal(2), likelihoods.Bernoulli(decoder, binarize), posterior if noise else Point(posterior)
-    )
+def without_noise():
+    vae = small_vae()
+    vae.likelihood.binarize, vae.posterior = likelihoods.threshold, Point(vae.posterior)
+    return vae
 
 
 def gradient():
     """The gradient of a step on 51 images, without noise, as the difference of the parameters that it makes."""
-    vae = small_vae(noise=False)
+    vae = without_noise()
     before = nn.utils.parameters_to_vector(vae.parameters()).detach().clone()
     step = Eager(vae, Trace_ELBO(), torch.optim.SGD(vae.parameters(), lr=1e-3))
     loss = step(FEW.train.images[ranks.share(torch.arange(51))])
@@ -62,7 +58,7 @@ def train(file):
     loss, slope = gradient()
     with seeded(ranks.own_seed(0)):
         noise = torch.rand(1)
-    vae = small_vae(noise=False)
+    vae = without_noise()
     history = fit(vae, FEW, epochs=3, batch_size=50, lr=1e-2, clip=100.0, progress=False)
     chosen = small_vae()
     choice = fit(chosen, FEW, ImportanceWeighted(3), epochs=3, batch_size=50, lr=1e-2, progress=False)

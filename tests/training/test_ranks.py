@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks_worker import gradient, small_vae, train
+from programs import DIGITS, small_vae
+from ranks_worker import gradient, train
 
-from pyro_vae import fit, load, load_vae, log_evidence
+from pyro_vae import fit, load_vae, log_evidence
 from pyro_vae.training import ranks
 from pyro_vae.training.loop import fixed_x
 
@@ -22,7 +23,7 @@ RUN = Path(__file__).parents[2] / "experiments" / "run.py"
 
 def torchrun(*arguments, script=WORKER):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(WORKER.parents[2])}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, WORKER.parents[1:3]))}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
@@ -79,19 +80,19 @@ def test_the_others_stop_where_a_rank_dies():
 def test_a_batch_with_fewer_images_than_ranks_is_refused(monkeypatch):
     monkeypatch.setattr(ranks, "world_size", lambda: 4)
     with pytest.raises(ValueError, match=r"4 ranks share each batch.*the smallest has 1;"):
-        fit(small_vae(), load("digits"), batch_size=16, progress=False)
+        fit(small_vae(), DIGITS, batch_size=16, progress=False)
     with pytest.raises(ValueError, match=r"data.valid: 4 ranks share these images, of which there are 3"):
-        fit(small_vae(), replace(load("digits"), valid=load("digits").valid[:3]), batch_size=100, progress=False)
+        fit(small_vae(), replace(DIGITS, valid=DIGITS.valid[:3]), batch_size=100, progress=False)
 
 
-@pytest.mark.filterwarnings("ignore:Pareto")
+@pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")
 def test_one_rank_reports_what_both_have_trained(tmp_path):
     settings = "--dataset=digits", "--net=mlp", "--hidden=16", "--epochs=2"
     done = torchrun(*settings, f"--out={tmp_path / 'run'}", script=RUN)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("test bound") == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    vae, test = load_vae(tmp_path / "run"), load("digits").test
+    vae, test = load_vae(tmp_path / "run"), DIGITS.test
     parts = fixed_x(vae, test.images).tensor_split(2)
     evidence = [log_evidence(vae.model, vae.guide, x, 50, seed=seed) for x, seed in zip(parts, (0, 1_000_003))]
     assert metrics["evidence"]["images"] == len(test.images)

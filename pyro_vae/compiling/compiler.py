@@ -1,0 +1,67 @@
+"""torch's compiler: whether this machine has one, its options, and what it does ahead of the first graph."""
+
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from threading import Thread
+from types import FunctionType
+from typing import Any
+
+from pyro_vae.compiling.private import compile_first_kernel
+
+# Draw by torch's own generators: the same numbers as eagerly, and on a CPU faster than the compiler's own draws.
+OPTIONS: dict[str, Any] = {"fallback_random": True}
+
+
+def missing_compiler() -> str | None:
+    """Return why nothing can be compiled on this machine; None if there is a C++ compiler.
+
+    ``torch.compile`` uses the compiler named by the environment variable CXX, or g++.
+    """
+    name = os.environ.get("CXX") or "g++"
+    return None if shutil.which(name) else f"no C++ compiler: {name!r} is not found; install one, or set CXX"
+
+
+@cache
+def warm_up() -> Thread | None:
+    """Start, once per process, what torch's compiler does before its first graph; None if there is no compiler.
+
+    The compiler tests which vector instructions the CPU has, and compiles its own headers. With a cold cache this takes
+    9 seconds. Python traces the program meanwhile, on another core.
+    """
+    if missing_compiler():
+        return None
+    thread = Thread(target=compile_first_kernel, daemon=True)
+    thread.start()
+    return thread
+
+
+def own_code(function: Callable) -> Callable:
+    """Return the function with a code object of its own: torch keeps and counts its graphs by code object.
+
+    >>> own_code(lambda x: 2 * x)(3)
+    6
+    """
+    if not isinstance(function, FunctionType):
+        return function
+    code = function.__code__.replace()
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+
+
+@contextmanager
+def quiet_torch() -> Iterator[None]:
+    """Context manager that silences what torch's compiler logs and warns about torch itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"torch\.")
+        warnings.filterwarnings("ignore", "A model attribute .* requires gradient", UserWarning)
+        warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export", UserWarning)
+        try:
+            yield
+        finally:
+            logging.disable(before)

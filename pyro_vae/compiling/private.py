@@ -1,0 +1,173 @@
+"""Private parts of torch and Pyro that the library uses, in one place, and what happens if one of them is gone.
+
+Each of these names may change in any release. The names below are those in torch 2.14 and Pyro 1.9.
+
+- ``Tensor._version``: no program that holds buffers or other tensors is traced; ``Untraceable`` says so.
+- ``Tensor._backward_hooks``, ``_post_accumulate_grad_hooks``: no training is compiled; ``Untraceable`` says so.
+- ``nn.Module._parameters``, ``_buffers``, ``_modules``: nothing is traced; ``Untraceable`` says so.
+- ``Optimizer._optimizer_step_pre_hooks``, ``_optimizer_step_post_hooks`` and, in ``torch.optim.optimizer``,
+  ``_global_optimizer_pre_hooks``, ``_global_optimizer_post_hooks``; the function ``torch.optim.adam.adam``: steps are
+  taken by ``optimizer.step()``, which is slower.
+- ``torch._inductor.codecache``: nothing is compiled ahead of the first graph, which is slower.
+- ``torch.ops.aten.conv2d``, ``conv_transpose2d``, ``contiguous``: convolutions keep their memory layout, which is
+  slower.
+- ``FakeTensor``, known by the name of its class: such a tensor counts as any other, and its address as 0.
+- ``ParamStoreDict._params`` of Pyro: the whole parameter store is watched, which is slower.
+- ``torch_item``, ``warn_if_nan`` of Pyro's ``trace_elbo`` and ``trace_mean_field_elbo``: the name is not replaced. If
+  the ELBO reads a value by another one, the program cannot be traced, and ``Untraceable`` says so.
+
+Other modules use private parts that belong to the code around them: ``torch.utils._pytree`` (arguments of any shape),
+``torch._C._get_tracing_state`` (``torch.jit.trace``), ``_PYRO_STACK`` (particles), ``_call``, ``_inv_call``,
+``_cache_size``, ``_mask`` and ``_params`` of distributions and transforms, ``normalize_param_name`` and
+``param_with_module_name`` (names in Pyro's store). If one of these is gone, an ImportError or AttributeError names it.
+Methods and attributes such as ``_pyro_sample``, ``_extended_shape`` and ``_validate_args`` are the way to extend
+handlers and distributions.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from operator import attrgetter
+from typing import Any
+from unittest import mock
+
+import pyro
+import torch
+from pyro.infer import trace_elbo, trace_mean_field_elbo
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pyro_vae.compiling.untraceable import OR_EAGERLY, Untraceable
+
+VERSION = "_version"
+GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+REGISTRIES = ("_parameters", "_buffers", "_modules")
+STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+GLOBAL_STEP_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")  # of torch.optim.optimizer
+ADAM = ("torch.optim.adam", "adam")
+KERNELS = ("torch._inductor.codecache", "CppPythonBindingsCodeCache")
+CONVOLUTIONS = ("conv2d.default", "conv2d.padding", "conv_transpose2d.input")
+CONTIGUOUS = "contiguous.default"
+FAKE = "FakeTensor"
+STORE = "_params"
+READS = ("torch_item", "warn_if_nan")
+
+
+def in_place_changes(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place. Raises ``Untraceable`` if torch does not tell.
+
+    >>> x = torch.zeros(2)
+    >>> before = in_place_changes(x)
+    >>> in_place_changes(x.add_(1)) - before
+    1
+    """
+    return _attribute(tensor, VERSION, "whether a tensor was changed in place")
+
+
+def has_gradient_hooks(tensor: Tensor) -> bool:
+    """Return whether a gradient of a tensor has hooks. Raises ``Untraceable`` if torch does not tell."""
+    return any(bool(_attribute(tensor, name, "whether a gradient has hooks")) for name in GRADIENT_HOOKS)
+
+
+def registries(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Return the dictionaries in which a module keeps its parameters, buffers and submodules.
+
+    Raises ``Untraceable`` if one is not found.
+    """
+    parameters, buffers, modules = (_attribute(module, name, "where a module keeps its parts") for name in REGISTRIES)
+    return parameters, buffers, modules
+
+
+def has_step_hooks(optimizer: Optimizer) -> bool:
+    """Return whether something is called at each step of an optimiser; True if torch does not tell."""
+    hooks = [getattr(optimizer, name, None) for name in STEP_HOOKS]
+    hooks += [_member("torch.optim.optimizer", name) for name in GLOBAL_STEP_HOOKS]
+    return any(hook is None or len(hook) > 0 for hook in hooks)
+
+
+@cache
+def functional_adam() -> Callable[..., None] | None:
+    """Return the function that takes a step of Adam on lists of tensors; None if torch has none of that form."""
+    adam = _member(*ADAM)
+    names = ("fused", "lr", "eps", "found_inf", "beta1", "beta2", "weight_decay", "amsgrad", "maximize")
+    try:
+        inspect.signature(adam).bind([], [], [], [], [], [], **dict.fromkeys(names))
+    except (TypeError, ValueError):
+        return None
+    return adam
+
+
+def compile_first_kernel() -> None:
+    """Have torch's compiler do what it does once before its first graph: test the C++ compiler, compile its headers."""
+    with suppress(Exception):  # the first graph meets the same error, and reports it
+        _member(*KERNELS).load_pybinding([], 'extern "C" void kernel() {}')
+
+
+def operators(*names: str) -> list[Any]:
+    """Return those operators of ``torch.ops.aten`` that exist.
+
+    >>> operators("conv2d.default", "conv2d.gone")
+    [<OpOverload(op='aten.conv2d', overload='default')>]
+    """
+    found = []
+    for name in names:
+        with suppress(AttributeError):
+            found.append(attrgetter(name)(torch.ops.aten))
+    return found
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Return whether a tensor has a shape and a dtype but no values, as those that ``torch.export`` computes with."""
+    return any(kind.__name__ == FAKE for kind in type(tensor).__mro__)
+
+
+def stored_parameters() -> Any:
+    """Return the dictionary behind Pyro's parameter store, or the store itself if it is not found."""
+    store = pyro.get_param_store()
+    return getattr(store, STORE, store)
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Context manager in which Pyro's ELBOs keep their values as tensors, and read none back to the host.
+
+    >>> with tensors_only():
+    ...     trace_elbo.torch_item(torch.ones(()))
+    tensor(1.)
+    >>> trace_elbo.torch_item(torch.ones(()))
+    1.0
+    """
+    with ExitStack() as stack:
+        for module in (trace_elbo, trace_mean_field_elbo):
+            for name, replacement in zip(READS, (_detached, _unread)):
+                if hasattr(module, name):
+                    stack.enter_context(mock.patch.object(module, name, replacement))
+        yield
+
+
+def _member(module: str, name: str) -> Any:
+    """Return a member of a module, which is imported only here; None if either is gone."""
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+
+
+def _attribute(owner: Any, name: str, what: str) -> Any:
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        raise Untraceable(
+            f"torch {torch.__version__} has no {type(owner).__name__}.{name} and does not tell {what}, so that no "
+            f"program can be traced safely; install an older torch, {OR_EAGERLY}"
+        ) from error
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if torch.is_tensor(value) else value
+
+
+def _unread(value: Any, *args: Any, **kwargs: Any) -> Any:
+    return value

@@ -1,0 +1,58 @@
+"""Programs that cannot be traced: the exception, and the advice that its messages give."""
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+import pyro
+import torch
+
+IN_PLACE = (
+    "hold such a value in a tensor and change it in place, as handlers.KLWeighted does: "
+    'self.register_buffer("beta", torch.tensor(0.5)), then self.beta.fill_(0.7)'
+)
+OR_EAGERLY = 'or run eagerly, by engine="eager"'
+NOT_THE_SAME = (
+    "the compiled graph is not what the program does on the same random numbers ({}): the program depends on "
+    "something that a trace does not see, such as a clock, an iterator or a hook"
+)
+
+
+class Untraceable(ValueError):
+    """Raised for a program that cannot be traced, and for any program where there is no compiler.
+
+    A program cannot be traced if its operations depend on the values of its tensors, or if it keeps parameters or
+    random numbers where tracing cannot follow them.
+    """
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type where it has no message.
+
+    >>> first_line(ValueError("no number")), first_line(KeyError())
+    ('no number', 'KeyError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def explanation(error: Exception) -> str:
+    """Say why ``torch.export`` failed, and in which line of the user's program."""
+    ours = [str(Path(file).parent) for file in (torch.__file__, pyro.__file__, __file__)]
+    standard = sysconfig.get_paths()["stdlib"]
+
+    def is_foreign(file: str) -> bool:
+        in_python = file.startswith(standard) and "site-packages" not in file
+        return file.startswith((*ours, "<")) or in_python
+
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_foreign(frame.filename)]
+    at = f" at {frames[-1].filename}, line {frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
+    reason = first_line(error)
+    if "fake tensor in the exported program constant" in reason:
+        return (
+            "the loss takes a derivative of the program's densities itself, as DoublyReparameterized does from two "
+            'particles on, and torch.export loses the parameters in it; run eagerly, by engine="eager" in fit'
+        )
+    return (
+        f"the program cannot be traced{at} ({type(error).__name__}: {reason}). What it does must not depend on the "
+        f"values of tensors: take that line away, write it with torch.where, {OR_EAGERLY}"
+    )

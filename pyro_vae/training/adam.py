@@ -1,0 +1,66 @@
+"""A step of plain Adam by torch's fused kernel, without what ``Adam.step`` does in Python."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+from pyro_vae.compiling.private import functional_adam, has_step_hooks
+
+PLAIN = {"weight_decay": 0, "amsgrad": False, "maximize": False}
+
+
+def is_plain_adam(optimizer: Optimizer) -> bool:
+    """Return whether ``adam_step`` does all that a step of this optimiser does.
+
+    >>> from torch import nn
+    >>> layer = nn.Linear(1, 1)
+    >>> is_plain_adam(Adam(layer.parameters())), is_plain_adam(Adam(layer.parameters(), amsgrad=True))
+    (True, False)
+    """
+    group = optimizer.param_groups[0]
+    return (
+        type(optimizer) is Adam
+        and len(optimizer.param_groups) == 1
+        and all(group[name] == value for name, value in PLAIN.items())
+        and bool(group["fused"] or group["params"][0].device.type == "cpu")  # so that t lies beside the parameters
+        and functional_adam() is not None
+        and not has_step_hooks(optimizer)
+    )
+
+
+def adam_step(
+    optimizer: Optimizer, parameters: Sequence[Tensor], values: list[Tensor], gradients: list[Tensor], loss: Tensor
+) -> None:
+    """Take a step of plain Adam; a step whose loss is not finite is left out.
+
+    Args:
+        optimizer: the optimiser, with its state.
+        parameters: the parameters that are stepped.
+        values: the same parameters, detached.
+        gradients: their gradients.
+        loss: the loss.
+    """
+    (group,) = optimizer.param_groups
+    states: list[dict[str, Any]] = [optimizer.state[parameter] for parameter in parameters]
+    means, squares, counts = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+    adam = functional_adam()
+    assert adam is not None  # ``is_plain_adam``
+    adam(
+        values,
+        gradients,
+        means,
+        squares,
+        [],
+        counts,
+        fused=True,
+        lr=group["lr"],
+        eps=group["eps"],
+        found_inf=(~loss.isfinite()).float(),
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=0.0,
+        amsgrad=False,
+        maximize=False,
+    )

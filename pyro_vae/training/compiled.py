@@ -1,0 +1,219 @@
+"""The engine that takes compiled steps, and follows what changes in the program."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vae.compiling.compiler import quiet_torch
+from pyro_vae.compiling.constants import Changes, Patience, WatchedConstants, in_words
+from pyro_vae.compiling.export import traced
+from pyro_vae.compiling.outcomes import Outcome, contents_kept, difference, outcome
+from pyro_vae.compiling.private import has_gradient_hooks, tensors_only
+from pyro_vae.compiling.untraceable import IN_PLACE, NOT_THE_SAME, OR_EAGERLY, Untraceable, first_line
+from pyro_vae.errors import warn
+from pyro_vae.program import Program
+from pyro_vae.random import forked_rng
+from pyro_vae.training import ranks
+from pyro_vae.training.adam import adam_step, is_plain_adam
+from pyro_vae.training.eager import EagerEngine, total
+from pyro_vae.training.gradients import GradientGraph
+
+
+class EngineWarning(UserWarning):
+    """Steps are not compiled as was asked, or some may have been wrong; the message says why and names the cure."""
+
+
+class CompiledEngine:
+    """Computes x, the loss and its gradient from pixels by one compiled graph, then takes the optimiser's step.
+
+    Plain Adam calls torch's fused kernel directly. Inside the graph it would be no faster, and take half as long again
+    to compile. The first step is eager, as torch's optimiser makes its own state; so is a batch of another size than
+    the first, such as the last of an epoch.
+
+    A trace turns numbers and flags of the program into constants. If one of them changes, or a parameter is frozen or
+    unfrozen, the step is eager and the next one is traced again. If they change from step to step, training goes on
+    eagerly, with a warning that names them. At the first step of a trace, and at the end of each epoch, loss, gradients
+    and buffers are compared with the eager ones on the same random numbers. If they differ by more than rounding, the
+    program is traced again, once.
+
+    Args:
+        program, estimator, optimizer, scheduler, clip, accumulate: as for ``EagerEngine``.
+        strict: whether the second step raises ``Untraceable`` if the program cannot be traced; otherwise training goes
+            on eagerly, with a warning that says why.
+        shape: the shape of a resumed run's batches, or of their parts; its first step is then compiled.
+    """
+
+    name = "compiled"
+
+    def __init__(
+        self,
+        program: Program,
+        estimator: Any,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None = None,
+        clip: float | None = None,
+        strict: bool = True,
+        shape: torch.Size | None = None,
+        accumulate: int = 1,
+    ):
+        self.eager = EagerEngine(program, estimator, optimizer, scheduler, clip, accumulate)
+        self.strict, self.shape = strict, shape
+        self.watched: WatchedConstants | None = None  # from the first trace on
+        self.patience, self.doubted = Patience(), False
+        self.graph: GradientGraph | None = None
+        self.batch: Tensor | None = None  # the last compiled one of this epoch, or its first part
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Take a step on a batch; return its loss, in nats."""
+        parts = pixels.chunk(self.eager.accumulate)
+        graph = self._graph_for(parts[0])
+        if graph is None:
+            return self.eager(pixels)
+        self.batch = parts[0]
+        if len(parts) == 1:
+            return self._step(graph, pixels)
+        self.eager.optimizer.zero_grad()
+        return self.eager.update(total([self._add_gradient(graph, part) for part in parts]))
+
+    def end_epoch(self) -> None:
+        """Compare a compiled step with the eager one; both are undone."""
+        batch, self.batch = self.batch, None
+        if self.graph is None or batch is None or not self._is_as_traced():
+            return
+        found = self._difference(self.graph, batch)
+        if found and self.doubted:
+            self._go_on_eagerly(NOT_THE_SAME.format(found))
+        elif found:
+            self.graph, self.doubted = None, True
+            warn(
+                f"{NOT_THE_SAME.format(found)}. It is traced anew; some steps of this epoch may have used "
+                f"an old value. To be sure, {IN_PLACE}",
+                EngineWarning,
+            )
+
+    def _graph_for(self, pixels: Tensor) -> GradientGraph | None:
+        """Return the graph for these pixels, which is made if it is missing; None if the step is to be eager."""
+        if self.shape is None:
+            self.shape = pixels.shape
+            return None
+        if self.name == "eager" or pixels.shape != self.shape:
+            return None
+        if is_plain_adam(self.eager.optimizer) and not self.eager.optimizer.state:
+            return None  # an eager step makes that state; it is missing if all steps so far were left out
+        if not self._is_as_traced():
+            return None
+        self.graph = self.graph or self._trace(pixels)
+        return self.graph
+
+    def _is_as_traced(self) -> bool:
+        """Return whether the program still holds the constants of the trace; if not, discard the trace."""
+        changes = self._changes()
+        if not changes:
+            self.patience.used()
+            return True
+        self.graph = None
+        if self.patience.ends():
+            self._go_on_eagerly(
+                f"{in_words(changes)}: it changes from step to step, and would be traced anew each time; {IN_PLACE}"
+            )
+        return False
+
+    def _changes(self) -> Changes:
+        changes = self.watched.changes() if self.watched else {}
+        return changes or (self.graph.refrozen() if self.graph else {})
+
+    def _trace(self, pixels: Tensor) -> GradientGraph | None:
+        """Return a new graph; None if the next step must be eager."""
+        first = self.watched is None
+        try:
+            self.watched = self.watched or WatchedConstants(self.eager.loss.roots)
+            return self._compiled(pixels, self.watched)
+        except (Untraceable, RuntimeError) as error:
+            reason = first_line(error)
+            if self.strict and first and isinstance(error, Untraceable):
+                raise
+            if self.strict and first:
+                raise Untraceable(f'torch cannot compile this step ({reason}); train by engine="eager"') from error
+            self._go_on_eagerly(reason)
+            return None
+
+    def _compiled(self, pixels: Tensor, watched: WatchedConstants) -> GradientGraph | None:
+        """Return a new graph; None if the optimiser has no state yet of a parameter that it trains."""
+        loss, optimizer = self.eager.loss, self.eager.optimizer
+        graph = traced(loss, (pixels,), watched)
+        with forked_rng(pixels.device), contents_kept([*loss.parameters(), *loss.buffers()]), tensors_only():
+            expected = self._outcome(pixels)
+        compiled = GradientGraph(graph, self._parameters(), self._buffers(), expected)
+        if is_plain_adam(optimizer) and not all(optimizer.state.get(parameter) for parameter in compiled.trained):
+            return None
+        optimizer.zero_grad()
+        with quiet_torch():
+            found = self._difference(compiled, pixels)
+        if found:
+            raise Untraceable(f"{NOT_THE_SAME.format(found)}; {OR_EAGERLY}")
+        return compiled
+
+    def _difference(self, graph: GradientGraph, pixels: Tensor) -> str | None:
+        hooked = [name for name, parameter in self._trained().items() if has_gradient_hooks(parameter)]
+        if hooked:
+            return f"the gradient of {hooked[0]} has a hook, which would not be called"
+        with tensors_only():
+            return difference(
+                self.eager.loss,
+                graph.precision,
+                pixels.numel(),
+                lambda: self._outcome(pixels),
+                lambda: graph.outcome(pixels),
+            )
+
+    def _outcome(self, pixels: Tensor) -> Outcome:
+        return outcome(self.eager.loss, (pixels,), self._trained(), self._buffers())
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of the optimiser, by their names in the program."""
+        known = {id(parameter) for group in self.eager.optimizer.param_groups for parameter in group["params"]}
+        return {name: p for name, p in self.eager.module.named_parameters() if id(p) in known}
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """Return the parameters of the optimiser that are not frozen."""
+        return {name: parameter for name, parameter in self._parameters().items() if parameter.requires_grad}
+
+    def _buffers(self) -> dict[str, Tensor]:
+        return dict(self.eager.module.named_buffers())
+
+    def _step(self, graph: GradientGraph, pixels: Tensor) -> Tensor:
+        """Step the optimiser and the schedule; return the loss, which is NaN if a gradient is not finite."""
+        loss, gradients, norm = graph(pixels)
+        optimizer, clip = self.eager.optimizer, self.eager.clip
+        if not is_plain_adam(optimizer):
+            optimizer.zero_grad()
+            for parameter, gradient in zip(graph.trained, gradients):
+                parameter.grad = gradient
+            return self.eager.update(loss)
+        if ranks.world_size() > 1:
+            ranks.all_reduce([loss, *gradients])
+            norm = nn.utils.get_total_norm(gradients)
+        loss = loss + 0 * norm
+        if clip is not None:
+            share = (clip / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grads_with_norm_
+            gradients = [gradient * share for gradient in gradients]
+        adam_step(optimizer, graph.trained, graph.values, gradients, loss)
+        if self.eager.scheduler is not None:
+            self.eager.scheduler.step()
+        return loss
+
+    def _add_gradient(self, graph: GradientGraph, pixels: Tensor) -> Tensor:
+        """Do by the graph what ``EagerEngine.add_gradient`` does."""
+        if pixels.shape != self.shape:
+            return self.eager.add_gradient(pixels)
+        loss, gradients, _ = graph(pixels)
+        for parameter, gradient in zip(graph.trained, gradients):
+            parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
+        return loss.clone()  # the graph may write its next result to the same memory
+
+    def _go_on_eagerly(self, reason: str) -> None:
+        self.name, self.graph, self.watched = "eager", None, None
+        warn(f"training eagerly: {reason}", EngineWarning)

@@ -1,0 +1,92 @@
+"""Loss, gradients and buffers of a training step as one compiled graph."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+
+from pyro_vae.compiling.compiler import OPTIONS, own_code
+from pyro_vae.compiling.constants import Changes
+from pyro_vae.compiling.outcomes import Outcome, lowest_precision
+
+
+class GradientGraph:
+    """Loss, gradients and their norm from pixels, as one compiled graph on the memory of the parameters.
+
+    It trains the parameters with a gradient in the eager ``outcome``, and updates the buffers that changed there.
+
+    Args:
+        graph: the traced loss.
+        parameters: the parameters of the optimiser, by name, frozen ones included.
+        buffers: the buffers of the program, by name.
+        outcome: the outcome of an eager run.
+    """
+
+    def __init__(
+        self,
+        graph: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        buffers: Mapping[str, Tensor],
+        outcome: Outcome,
+    ):
+        self.names, self.moving = list(outcome.gradients), list(outcome.buffers)
+        self.trained = [parameters[name] for name in self.names]
+        self.values = [parameter.detach() for parameter in self.trained]
+        self.buffers = [buffers[name] for name in self.moving]
+        self.precision = lowest_precision(graph)
+        self._known = [(f"{name}.requires_grad", p, p.requires_grad) for name, p in parameters.items()]
+        self._compiled = _compiled(_step_of(graph, self.trained, self.buffers), self.values[0].device)
+
+    def __call__(self, pixels: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Return loss, gradients and their norm; the buffers are moved."""
+        loss, gradients, moved, norm = self._compiled(self.values, pixels)
+        for buffer, value in zip(self.buffers, moved):
+            buffer.copy_(value)
+        # Fused optimisers read memory in order, so gradient and parameter must have the same strides.
+        alike = (g.stride() == p.stride() for g, p in zip(gradients, self.values))
+        ordered = [g if same else torch.empty_like(p).copy_(g) for g, p, same in zip(gradients, self.values, alike)]
+        return loss, ordered, norm
+
+    def outcome(self, pixels: Tensor) -> Outcome:
+        """Return the outcome, to be compared with that of an eager run; no buffer is moved."""
+        loss, gradients, moved, _ = self._compiled(self.values, pixels)
+        gradients, moved = ([tensor.clone() for tensor in group] for group in (gradients, moved))
+        return Outcome(loss.clone(), dict(zip(self.names, gradients)), dict(zip(self.moving, moved)))
+
+    def refrozen(self) -> Changes:
+        """Return the parameters that were frozen or unfrozen since the graph was made."""
+        return {name: (flag, not flag) for name, parameter, flag in self._known if parameter.requires_grad != flag}
+
+
+def _step_of(graph: nn.Module, trained: Sequence[Tensor], buffers: Sequence[Tensor]) -> Callable[..., Any]:
+    """Return the function from values of parameters and pixels to loss, gradients, new buffers and the norm."""
+    places = {id(tensor): name for name, tensor in (*graph.named_parameters(), *graph.named_buffers())}
+    inputs, others = ([places[id(tensor)] for tensor in group] for group in (trained, buffers))
+    rest = {name: p.detach() for name, p in graph.named_parameters() if name not in inputs}
+
+    def value(values: Sequence[Tensor], pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+        moved = [buffer.clone() for buffer in buffers]  # torch.func lets no other memory be changed in place
+        return functional_call(graph, rest | dict(zip([*inputs, *others], [*values, *moved])), (pixels,)), moved
+
+    def step(values: Sequence[Tensor], pixels: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+        gradients, (loss, moved) = grad_and_value(value, has_aux=True)(values, pixels)
+        norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
+        return loss, gradients, moved, norm
+
+    return step
+
+
+def _compiled(step: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """Return the function compiled for the arguments of its first call.
+
+    Later calls are not checked, since checks take longer than a small step: engines call it with the same tensors and
+    one shape of pixels. On a GPU it is one CUDA graph: its results are overwritten by the next call, and its random
+    numbers go on with each replay. torch stores graphs by code object, so that each needs its own if nothing is
+    checked.
+    """
+    options = {**OPTIONS, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    if device.type == "cuda":
+        options["triton.cudagraphs"] = True
+    return torch.compile(own_code(step), fullgraph=True, dynamic=False, options=options)

@@ -1,0 +1,97 @@
+"""Steps of SVI: those of the eager engine and of Pyro's own loop, and what SVI would ignore."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from engine_trainings import BATCHES, Branching, Training, adam, assert_same_training
+from programs import quick, small_vae
+from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceGraph_ELBO
+from torch import nn
+
+from pyro_vae import likelihoods, parameter_sites
+from pyro_vae.training.engines import EagerEngine, SVIEngine
+
+pytestmark = pytest.mark.usefixtures("no_validation")
+
+
+def test_eager_is_svi():
+    assert_same_training(Training(EagerEngine), Training(SVIEngine))
+
+
+def test_svi_refuses_what_it_would_ignore():
+    with pytest.raises(ValueError, match="clip"):
+        Training(SVIEngine, clip=1.0)
+    with pytest.raises(ValueError, match=r"no param site of \['loc'\].*parameter_sites"):
+        Training(SVIEngine, Branching(), batches=BATCHES[:1])
+
+
+class PartlyShown(nn.Module):
+    """A program of which Pyro is shown a layer, and not a frozen parameter beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.loc = nn.Linear(1, 1), nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def observe(self, pixels, generator=None):
+        return pixels.flatten(1)[:, :1] / 16
+
+    def model(self, x):
+        parameter_sites(self.layer)
+        with pyro.plate("images", len(x)):
+            pyro.sample("x", dist.Normal(self.layer(torch.ones(len(x), 1)) + self.loc, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        pass
+
+
+def test_svi_refuses_a_parameter_without_a_param_site_once_it_is_free():
+    program = PartlyShown()
+    step = SVIEngine(program, Trace_ELBO(), adam(list(program.parameters())))
+    before = program.layer.weight.item()
+    step(BATCHES[0])
+    assert program.layer.weight.item() != before
+    program.loc.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"no param site of \['loc'\]"):
+        step(BATCHES[1])
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        RenyiELBO(alpha=0.5, num_particles=2, vectorize_particles=True, max_plate_nesting=1),
+        TraceGraph_ELBO(),
+        ReweightedWakeSleep(num_particles=2, vectorize_particles=True, max_plate_nesting=1),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+@pytest.mark.parametrize("engine", ["auto", "svi"])
+def test_estimators_without_a_differentiable_loss_train_by_svi(estimator, engine):
+    history = quick(small_vae(), estimator=estimator, engine=engine, epochs=4)
+    assert history.engine == "svi"
+    assert history.rows[-1]["valid_bound"] > history.rows[0]["valid_bound"] + 1
+
+
+def test_svi_of_such_an_estimator_takes_the_steps_of_pyros_own_loop():
+    ours, theirs = small_vae(), small_vae()
+    estimator = RenyiELBO(alpha=0.5, num_particles=2, vectorize_particles=True, max_plate_nesting=1)
+    steps = []
+
+    class Noted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.vae, self.model, self.guide = ours, ours.model, ours.guide
+
+        def observe(self, pixels, generator=None):
+            x = likelihoods.threshold(pixels)
+            if generator is None:
+                steps.append((x, torch.get_rng_state()))
+            return x
+
+    quick(Noted(), estimator=estimator, epochs=1, keep="last")
+    svi = pyro.infer.SVI(theirs.model, theirs.guide, pyro.optim.Adam({"lr": 1e-2, "fused": True}), estimator)
+    for x, state in steps[1:]:  # the first is that of the check
+        with torch.random.fork_rng():
+            torch.set_rng_state(state)
+            svi.step(x)
+    torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
