@@ -1,9 +1,8 @@
-"""Checkpoints that are whole or not there at all, that say when they are damaged, and that can run no code."""
+"""Checkpoint files: written whole or not at all, with a checksum, and read without running any code."""
 
 import hashlib
 import io
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from numbers import Real
@@ -13,17 +12,20 @@ from typing import Any
 import torch
 
 from pyro_vae.checks import is_whole
+from pyro_vae.errors import warn
 from pyro_vae.files import LARGEST, CheckpointError, check_payload, expanded, load_tree, read_bytes, write_whole
+from pyro_vae.training.history import TrainingWarning
 
 MAGIC = b"pyro_vae checkpoint\n"
-FORMAT = 4  # in 3 epochs were compared by the bound alone; in 2 the history was a list; for 1 see parts.load_vae
+FORMAT = 4  # in 3 epochs were compared by the bound alone; in 2 the history was a list; for 1 see saved.load_vae
 READ = (3, FORMAT)
 
 
 def encode(content: Mapping[str, Any]) -> bytes:
-    """Header (magic, format), SHA-256 of what follows, and what ``torch.save`` makes of the content.
+    """Return a header (magic, format), a SHA-256 checksum, and the content as ``torch.save`` writes it.
 
-    The content: dictionaries, lists, numbers, strings, None and tensors; CheckpointError for anything else.
+    The content consists of dictionaries, lists, numbers, strings, None and tensors. Raises CheckpointError for anything
+    else.
 
     >>> decode(encode({"step": 3, "loc": torch.zeros(2)}), "example")
     {'step': 3, 'loc': tensor([0., 0.])}
@@ -38,9 +40,9 @@ def encode(content: Mapping[str, Any]) -> bytes:
 
 
 def decode(data: bytes, name: object) -> dict[str, Any]:
-    """What ``encode`` was given; tensors on the CPU. ``name`` is for messages.
+    """Return the content that ``encode`` was given, with tensors on the CPU. ``name`` is for messages.
 
-    CheckpointError for whatever is not exactly what ``encode`` made; no code of the data is run.
+    Raises CheckpointError for data that ``encode`` has not made; no code in the data is run.
 
     >>> decode(encode({"step": 3})[:-1], "example")
     Traceback (most recent call last):
@@ -64,15 +66,16 @@ def decode(data: bytes, name: object) -> dict[str, Any]:
 
 @dataclass
 class Checkpoints:
-    """Where ``fit`` saves the run, how often, and whether it goes on with what it finds there.
+    """Where and how often a training is saved, and whether it is resumed from there.
 
     Args:
-        folder: of ``checkpoint.pt`` and the one before it, ``checkpoint.previous.pt``; ``fit`` makes it.
-        seconds: at least so many between two; None: not by time.
-        steps: every so many; None: not by steps.
-        resume: go on with the newest whole checkpoint in the folder, if there is one; else begin.
-        settings: whatever else must not differ between the run that is resumed and this one.
-        overwrite: begin anew, and replace the checkpoint of another run in the folder, which ``fit`` else refuses.
+        folder: holds ``checkpoint.pt``, the one before it, ``checkpoint.previous.pt``, and ``history.csv``; it is made
+            where it is missing.
+        seconds: the least time between two checkpoints; None: not by time.
+        steps: the number of steps between two checkpoints; None: not by steps.
+        resume: continue from the newest whole checkpoint in the folder, if there is one.
+        settings: further settings that must match on resume.
+        overwrite: begin anew, and replace another run's checkpoint in the folder; otherwise that is an error.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -100,15 +103,15 @@ class Checkpoints:
 
     @property
     def paths(self) -> tuple[Path, Path]:
-        """Of the newest checkpoint and of the one before it."""
+        """The paths of the newest checkpoint and of the one before it."""
         return self.folder / "checkpoint.pt", self.folder / "checkpoint.previous.pt"
 
     def exist(self) -> bool:
-        """Whether there is anything to resume."""
+        """Return whether there is anything to resume."""
         return any(path.is_file() for path in self.paths)
 
     def check_free(self) -> None:
-        """CheckpointError where a run that begins would take the place of another one's checkpoint."""
+        """Raise CheckpointError where a run that begins would replace the checkpoint of another run."""
         if self.exist() and not (self.resume or self.overwrite):
             raise CheckpointError(
                 f"{self.folder} holds the checkpoint of a run; go on with it by "
@@ -117,14 +120,14 @@ class Checkpoints:
             )
 
     def due(self, step: int) -> bool:
-        """Whether it is time to save, after so many steps in all."""
+        """Return whether it is time to save, after this number of steps in all."""
         late = self.seconds is not None and time.monotonic() - self._saved_at >= self.seconds
         return late or (self.steps is not None and step - self._saved_step >= self.steps)
 
     def save(self, content: Mapping[str, Any]) -> None:
-        """Writes a checkpoint; the last one is kept until this one is whole, and then as the previous one.
+        """Write a checkpoint; the one before it becomes the previous checkpoint once this one is whole.
 
-        What is damaged, or another run's, is not kept beyond that.
+        It does not if it is damaged or belongs to another run.
         """
         newest, previous = self.paths
         write_whole(newest, encode(content), keep=previous if self._newest_is_good else None)
@@ -134,17 +137,17 @@ class Checkpoints:
         self.note(content.get("step", 0))
 
     def note(self, step: int) -> None:
-        """Remembers that what is on disk is the state after so many steps."""
+        """Note that the state after this number of steps is on disk."""
         self._saved_at, self._saved_step = time.monotonic(), step
 
     def saved(self, step: int) -> bool:
-        """Whether what is on disk is the state after so many steps, at least one."""
+        """Return whether the state after this number of steps, at least one, is on disk."""
         return step == self._saved_step > 0
 
     def load(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint, with a warning where that is not the last one; None where there is none.
+        """Return the newest whole checkpoint, or None where there is none.
 
-        CheckpointError where all that there are are damaged.
+        Warns if a newer one is damaged. Raises CheckpointError if all are damaged.
         """
         self._newest_is_good, self._saved_step, problems = False, 0, []
         for path in self.paths if self.resume else ():
@@ -156,20 +159,21 @@ class Checkpoints:
                     continue
                 self._newest_is_good = not problems
                 if problems:
-                    warnings.warn(f"{problems[0]}; going on from {path.name}, the one before it", stacklevel=3)
+                    message = f"{problems[0]}; going on from {path.name}, the one before it"
+                    warn(message, TrainingWarning)
                 return content
         if problems:
             raise CheckpointError(f"nothing to resume from: {'; '.join(problems)}; train again from the beginning")
         return None
 
     def remove(self) -> None:
-        """Removes what was saved: the run has ended."""
+        """Remove the checkpoints of a run that has ended."""
         for path in self.paths[::-1]:
             path.unlink(missing_ok=True)
 
 
 def check_same(saved: Any, wanted: Mapping[str, Any]) -> None:
-    """ValueError that names the settings in which a checkpoint and this run differ.
+    """Raise ValueError if settings of a checkpoint and of this run differ, and name them.
 
     >>> check_same({"seed": 0, "lr": 0.1}, {"seed": 1, "lr": 0.1})
     Traceback (most recent call last):

@@ -1,25 +1,27 @@
-"""Numbers that are not finite: steps that are not taken because of them, and the site where they came from."""
+"""Losses that are not finite: the error, and the search for the site where they came from."""
 
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import torch
 from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyro_vae.program import observed
+from pyro_vae.program import Program, observed
 
 
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient became NaN or infinite; the program has the last good parameters again."""
 
 
-def culprit(program: nn.Module, estimator: ELBO, pixels: Tensor) -> str:
-    """Where a loss on these pixels becomes non-finite, in words: x, the first site whose log-probability does, or the
-    parameters whose gradient does. To find what a step met, restore the random numbers that it started from.
+def culprit(program: Program, estimator: ELBO, pixels: Tensor) -> str:
+    """Describe where a loss on these pixels becomes non-finite.
+
+    It is x, the first site whose log-probability is not finite, or the parameters whose gradient is not. To find what a
+    training step met, restore the random numbers that it started from.
 
     >>> from pyro.infer import Trace_ELBO
     >>> from pyro_vae.linear_gaussian import LinearGaussian
@@ -33,7 +35,7 @@ def culprit(program: nn.Module, estimator: ELBO, pixels: Tensor) -> str:
     return _culprit(program, estimator, pixels) + after
 
 
-def _culprit(program: nn.Module, estimator: ELBO, pixels: Tensor) -> str:
+def _culprit(program: Program, estimator: ELBO, pixels: Tensor) -> str:
     for parameter in program.parameters():
         parameter.grad = None
     x = observed(program, pixels)
@@ -41,7 +43,8 @@ def _culprit(program: nn.Module, estimator: ELBO, pixels: Tensor) -> str:
     if bad:
         return f"x itself holds {bad} values that are not finite"
     model, guide = _First("model"), _First("guide")
-    with pyro.validation_enabled(False), torch.enable_grad():
+    with pyro.validation_enabled(False), torch.enable_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Encountered NaN")  # this search looks for it
         loss = _loss(estimator, model(program.model), guide(program.guide), x)
         if guide.site or model.site:
             return f"the log-probability that went first is that of {guide.site or model.site}"
@@ -55,13 +58,11 @@ def _culprit(program: nn.Module, estimator: ELBO, pixels: Tensor) -> str:
     return "the same batch with the parameters as they are now gives finite numbers"
 
 
-def _loss(estimator: ELBO, model: Callable, guide: Callable, x: Tensor) -> Tensor:
-    """The loss; where the estimator cannot differentiate it apart, its gradient is added to that of the parameters."""
+def _loss(estimator: Any, model: Callable, guide: Callable, x: Tensor) -> Tensor:
+    """Return the loss; an estimator without ``differentiable_loss`` adds its gradient to that of the parameters."""
     if hasattr(estimator, "differentiable_loss"):
         return estimator.differentiable_loss(model, guide, x)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Encountered NaN")  # which is what is looked for
-        return torch.as_tensor(estimator.loss_and_grads(model, guide, x)).sum()
+    return torch.as_tensor(estimator.loss_and_grads(model, guide, x)).sum()
 
 
 class _First(Messenger):
@@ -71,10 +72,10 @@ class _First(Messenger):
         super().__init__()
         self.program, self.site = program, ""
 
-    def _pyro_post_sample(self, msg: Message) -> None:
+    def _pyro_post_sample(self, msg: Any) -> None:
         if not self.site and not _finite(msg):
             self.site = f"site {msg['name']!r} of the {self.program}"
 
 
-def _finite(msg: Message) -> bool:
+def _finite(msg: Any) -> bool:
     return not hasattr(msg["fn"], "log_prob") or bool(msg["fn"].log_prob(msg["value"]).isfinite().all())

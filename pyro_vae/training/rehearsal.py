@@ -1,48 +1,78 @@
-"""What would fail in the middle of a training is tried before it; errors that show no page of numbers."""
+"""A trial, before a training, of all that could fail in the middle of it."""
 
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+import pyro
+import torch
+from pyro.infer import ELBO
 from torch import Tensor
 
-from pyro_vae.training import ranks
+from pyro_vae.estimation import check_analytic_kl, describe
+from pyro_vae.program import X_ALONE, Program, check_program, observed
+from pyro_vae.random import random_state, set_random_state
+from pyro_vae.tracing.probing import left_as_it_was
+from pyro_vae.training import ranks, settings
+from pyro_vae.training.evaluation import evaluate
+from pyro_vae.training.selection import Objective
+from pyro_vae.training.settings import Settings
+from pyro_vae.training.state import TrainingState
 
-OF_CALL = re.compile(r"\(\) (missing \d+ required|takes .* argument)")  # and what Python says of a call
 
-X_ALONE = (
-    "fit and evaluate call model and guide with x alone; have observe(pixels) return one tensor x that holds the rest "
-    "as well, such as a label in one more channel of the images, and model and guide take it apart; log_evidence and "
-    "compare_estimators take any arguments"
-)
+def tried(run: TrainingState, images: Tensor, valid: Tensor, estimator: ELBO, given: Settings) -> Objective:
+    """Return the objective by which epochs are compared, after a trial of all that a training does.
 
-
-@contextmanager
-def given_x_alone() -> Iterator[None]:
-    """A block in which a program that wants more arguments than x is told by a ValueError that it gets no others.
-
-    >>> import torch
-    >>> with given_x_alone():
-    ...     (lambda x, labels: None)(torch.zeros(3))
-    Traceback (most recent call last):
-        ...
-    ValueError: program: fit and evaluate call model and guide with x alone; ... argument: 'labels')
+    Raises ValueError for what would fail later, and for what would not be trained.
     """
-    try:
-        yield
-    except TypeError as error:
-        if not OF_CALL.search(str(error)):
-            raise
-        raise ValueError(f"program: {X_ALONE} (the program said: {error})") from error
+    program = run.program
+    first = observed(program, images[: given.part_size].to(run.device))
+    if not torch.is_tensor(first):
+        raise ValueError(f"observe: wanted a tensor x, got a {type(first).__name__}; {X_ALONE}")
+    _check_parts(program, images, estimator, given)
+    check_program(program, first, estimator)
+    if describe(estimator).closed_form_kl:
+        check_analytic_kl(program.model, program.guide, first)
+    with left_as_it_was(program.model, program.guide):
+        settings.check_all_trained(program, run.optimizer, first)
+        numbers = random_state(run.device)
+    set_random_state(numbers, run.device)  # the check's draws count, so that a seed trains as it did before
+    objective = Objective(program, estimator, valid, first, given.part_size)
+    rehearse(objective, len(images), given)
+    return objective
 
 
-def last_batch(loss: Callable[[Tensor], Any], x: Tensor, images: int, batch_size: int) -> None:
-    """Raises ValueError where the last batch of an epoch, smaller than the others, cannot be trained on.
+def rehearse(objective: Objective, images: int, given: Settings) -> None:
+    """Try the last batch of an epoch, and the measurement after it. Raises ValueError where one of them fails."""
+    program, first = objective.program, objective.batch
+    estimator: Any = objective.estimator
+    loss = _loss(estimator)
+    with left_as_it_was(program.model, program.guide), pyro.validation_enabled(False):
+        last_batch(
+            lambda x: loss(program.model, program.guide, x), first, images, given.batch_size, parts=given.accumulate
+        )
+        try:
+            with suppress(FloatingPointError):  # the initial parameters may cause it
+                evaluate(program, objective.x[:1000])
+        except ValueError as error:
+            cure = ""
+            if "scaled" in str(error) or "its scale" in str(error):
+                cure = ". A KL weight is for training mode alone; handlers.KLWeighted(program) sees to that"
+            raise ValueError(
+                "after each epoch the bound of each image is measured, in evaluation mode, which this "
+                f"program does not allow: {error}{cure}"
+            ) from error
+        weights = objective.weights()
+        if not objective.is_the_bound(weights):
+            objective.loss(objective.x[: objective.batch_size], weights)
 
-    As with BatchNorm, which in training mode wants more than one image. ``x`` is a batch of full size.
 
-    >>> import torch
+def last_batch(loss: Callable[[Tensor], Any], x: Tensor, images: int, batch_size: int, parts: int = 1) -> None:
+    """Raise ValueError if the last batch of an epoch is smaller than the others and cannot be trained on.
+
+    One cause is BatchNorm, which in training mode wants more than one image. ``x`` is a batch; ``loss`` takes one of
+    its ``parts`` at a time.
+
     >>> layer = torch.nn.BatchNorm1d(3)
     >>> last_batch(layer, torch.zeros(4, 3), images=9, batch_size=4)
     Traceback (most recent call last):
@@ -53,13 +83,42 @@ def last_batch(loss: Callable[[Tensor], Any], x: Tensor, images: int, batch_size
     if not last:
         return
     try:
-        loss(x[: last // world_size])
+        loss(x[: _smallest_part(last // world_size, parts)])
     except Exception as error:
-        loss(x[: batch_size // world_size])  # whose own error goes first, if it has one
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        loss(x[: batch_size // world_size])  # if a full batch fails too, that error is raised
         others = [size for size in range(batch_size - 1, 1, -1) if not images % size or images % size > last]
         cure = f"such as batch_size={others[0]}" if others else f"or {last} images fewer"
         raise ValueError(
             f"batch_size: of {images} images in batches of {batch_size} the last batch of an epoch has "
-            f"{last}, on which the program cannot be trained ({reason}); take another one, {cure}"
+            f"{last}, on which the program cannot be trained ({_reason(error)}); take another one, {cure}"
         ) from error
+
+
+def _check_parts(program: Program, images: Tensor, estimator: Any, given: Settings) -> None:
+    """Raise ValueError where a whole batch can be trained on, but not the smallest of the parts that it is cut into."""
+    if given.accumulate == 1:
+        return
+    share = given.batch_size // ranks.world_size()
+    smallest = _smallest_part(share, given.accumulate)
+    loss, device = _loss(estimator), next(program.parameters()).device
+    with left_as_it_was(program.model, program.guide), pyro.validation_enabled(False):
+        try:
+            loss(program.model, program.guide, observed(program, images[:smallest].to(device)))
+        except Exception as error:
+            loss(program.model, program.guide, observed(program, images[:share].to(device)))  # its own error goes first
+            raise ValueError(
+                f"accumulate: the smallest of the {given.accumulate} parts of a batch of {share} has {smallest}, on "
+                f"which the program cannot be trained ({_reason(error)}); give fewer parts"
+            ) from error
+
+
+def _loss(estimator: Any) -> Callable[..., Any]:
+    return getattr(estimator, "differentiable_loss", estimator.loss)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _smallest_part(images: int, parts: int) -> int:
+    return len(torch.arange(images).chunk(parts)[-1])

@@ -1,59 +1,55 @@
-"""What the epochs of a training are compared by: the objective that is trained, at the weights that it has."""
+"""The objective by which the epochs of a training are compared: the one that is trained, with its weights."""
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, ReweightedWakeSleep, Trace_ELBO, Trace_MMD, TraceGraph_ELBO
+from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted, ScoreFunction, StickingTheLanding
+from pyro_vae.estimation import describe
 from pyro_vae.program import Program
 from pyro_vae.random import mode, seeded
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.training import ranks
 
-# With one particle each of these is the bound that ``evaluate`` measures.
-ONE_DRAW = (Trace_ELBO, TraceGraph_ELBO, StickingTheLanding, ScoreFunction, ImportanceWeighted, DoublyReparameterized)
-NO_BOUND = (ReweightedWakeSleep, Trace_MMD)  # of Pyro; ours have ``is_bound``
-
-Weights = dict[str, list[float]]  # of the sites of model and guide: what multiplies their log-probabilities
+Weights = dict[str, list[float]]  # by site of model or guide, the factors of its log-probabilities
 
 
 class Objective:
     """Minus the estimator's loss on the validation images, in nats per image, with the weights of the training.
 
-    The program is in evaluation mode, but each site is weighed as in training mode: so a KL weight counts that is
-    applied in training alone, as by ``handlers.KLWeighted``. The random numbers are the same each time. Estimators
-    that are no bound are judged by the bound of one particle, as are those whose loss is just that.
+    The program is in evaluation mode, but each site has its weight of training mode. So a KL weight that applies in
+    training only, as in ``handlers.KLWeighted``, counts. The random numbers are the same each time. Estimators that are
+    no bound are judged by the bound with one particle.
 
     Args:
+        program: the program whose epochs are compared.
+        estimator: the estimator that trains it.
         x: the validation images.
         batch: x of a first batch of training; the weights are those of its sites.
-        batch_size: images of x that are measured at once, as many as are trained on at once.
+        batch_size: the number of images measured at once; training uses the same number.
     """
 
     def __init__(self, program: Program, estimator: ELBO, x: Tensor, batch: Tensor, batch_size: int):
-        self.program, self.estimator, self.x, self.batch, self.batch_size = program, estimator, x, batch, batch_size
+        self.program: Any = program
+        self.estimator: Any = estimator
+        self.x, self.batch, self.batch_size = x, batch, batch_size
 
     @property
     def name(self) -> str:
-        """In words, with the number of particles."""
+        """The objective in words, with the number of particles."""
         name, particles = type(self.estimator).__name__, self.estimator.num_particles
-        if self._is_bound:
+        if describe(self.estimator).is_bound:
             return f"the objective of {name} with {particles} particle{'' if particles == 1 else 's'}"
         return f"the bound with one particle, as {name} trains no bound"
 
-    @property
-    def _is_bound(self) -> bool:
-        return getattr(self.estimator, "is_bound", not isinstance(self.estimator, NO_BOUND))
-
     def weights(self, training: bool = True) -> Weights:
-        """The weight of each site of model and guide on the first batch: one number, or one an image."""
+        """Return the weight of each site of model and guide on the first batch: one number, or one an image."""
         found: Weights = {}
         guide, model = self.program.guide, self.program.model
         with (
@@ -62,16 +58,16 @@ class Objective:
             left_as_it_was(model, guide),
             mode(self.program, training),
         ):
-            with _Noted("guide", found):
+            with _RecordedWeights("guide", found):
                 guide(self.batch)
-            with _Noted("model", found):
+            with _RecordedWeights("model", found):
                 model(self.batch)
         return found
 
     def value(self, bound: float, weights: Weights) -> float:
-        """The objective on all validation images, whose bound with one particle is given; all ranks must call it.
+        """Return the objective on all validation images, given their bound with one particle, in nats per image.
 
-        Raises FloatingPointError where it is not finite.
+        All ranks must call it. Raises FloatingPointError where the objective is not finite.
         """
         if self.is_the_bound(weights):
             return bound
@@ -82,28 +78,30 @@ class Objective:
         return value
 
     def is_the_bound(self, weights: Weights) -> bool:
-        """Whether it is the bound with one particle, so that nothing more has to be measured."""
-        one_draw = type(self.estimator) in ONE_DRAW and self.estimator.num_particles == 1
-        return not self._is_bound or (one_draw and len({weight for each in weights.values() for weight in each}) == 1)
+        """Whether the objective is the bound with one particle, so that nothing more has to be measured."""
+        described = describe(self.estimator)
+        plain = described.plain and self.estimator.num_particles == 1
+        return not described.is_bound or (plain and len({weight for each in weights.values() for weight in each}) == 1)
 
     @torch.no_grad()
     def loss(self, x: Tensor, weights: Weights) -> float:
-        """The estimator's loss on these images, summed."""
-        now = self.weights(training=False)
+        """Return the estimator's loss on these images, in nats, summed; the sites have the ``weights`` given."""
+        own = self.weights(training=False)
         ratios = {
-            site: weight[0] / now[site][0]
+            site: weight[0] / own[site][0]
             for site, weight in weights.items()
-            if len(weight) == len(now.get(site, ())) == 1 and now[site][0]
+            if len(weight) == len(own.get(site, ())) == 1 and own[site][0]
         }
+        estimator: Any = self.estimator
         model, guide = self.program.model, self.program.guide
         if any(ratio != 1 for ratio in ratios.values()):
-            model, guide = _Weighed("model", ratios)(model), _Weighed("guide", ratios)(guide)
+            model, guide = _ScaledSites("model", ratios)(model), _ScaledSites("guide", ratios)(guide)
         with seeded(ranks.own_seed(0), x.device), mode(self.program, training=False):
-            return sum(float(self.estimator.loss(model, guide, part)) for part in x.split(self.batch_size))
+            return sum(float(estimator.loss(model, guide, part)) for part in x.split(self.batch_size))
 
 
 def alike(one: Mapping[str, list[float]], other: Mapping[str, list[float]]) -> bool:
-    """Whether no weight differs from the other by more than a thousandth: objectives with them can be compared.
+    """Whether no two weights of a site differ by more than a thousandth, so that objectives can be compared.
 
     >>> alike({"model z": [1.0]}, {"model z": [1.0001]}), alike({"model z": [0.5]}, {"model z": [1.0]})
     (True, False)
@@ -114,24 +112,24 @@ def alike(one: Mapping[str, list[float]], other: Mapping[str, list[float]]) -> b
     )
 
 
-class _Noted(Messenger):
-    """Notes what multiplies the log-probability of each sample site."""
+class _RecordedWeights(Messenger):
+    """Records the factor of each sample site's log-probability."""
 
     def __init__(self, name: str, weights: Weights):
         super().__init__()
         self.name, self.weights = name, weights
 
-    def _pyro_post_sample(self, msg: Message) -> None:
+    def _pyro_post_sample(self, msg: Any) -> None:
         if not site_is_subsample(msg) and not msg["infer"].get("_deterministic"):
             self.weights[f"{self.name} {msg['name']}"] = torch.as_tensor(msg["scale"]).flatten().tolist()
 
 
-class _Weighed(Messenger):
-    """Multiplies the weights of sites."""
+class _ScaledSites(Messenger):
+    """Multiplies the weights of sites by given ratios."""
 
     def __init__(self, name: str, ratios: Mapping[str, float]):
         super().__init__()
         self.name, self.ratios = name, ratios
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         msg["scale"] = msg["scale"] * self.ratios.get(f"{self.name} {msg['name']}", 1.0)

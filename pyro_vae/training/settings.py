@@ -1,9 +1,10 @@
-"""Settings of ``fit``: each is made into what trains, or refused in words before anything is trained."""
+"""Settings of a training: each is checked, and refused with a cure, before anything is trained."""
 
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pyro.infer import ELBO, TraceTailAdaptive_ELBO
@@ -12,9 +13,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPlateau
 
 from pyro_vae.checks import is_whole, positive_number, whole_number
-from pyro_vae.data.sets import Data
+from pyro_vae.data.splits import Data
 from pyro_vae.networks import Network
-from pyro_vae.program import Program, dtype_of
+from pyro_vae.program import Program, check_has, dtype_of
 from pyro_vae.tracing.leaves import find_parameters
 from pyro_vae.training.checkpoint import Checkpoints
 
@@ -26,23 +27,25 @@ DATA = 'Data("name", Split(train), Split(valid), Split(test)), each a uint8 tens
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of ``fit`` that are numbers and words, under their names there; ``checked`` has to be called."""
+    """The settings of ``Training`` that are numbers and words, by their names there; ``checked`` must be called."""
 
     epochs: int
     batch_size: int
+    accumulate: int
     lr: float | None
     seed: int
     precision: torch.dtype | None
     engine: str
     clip: float | None
     skip_non_finite: int
-    keep: str
+    keep: Literal["best", "last"]
 
     def checked(self, program: Program, data: Data, estimator: ELBO) -> "Settings":
-        """The same as plain numbers, and the engine that the estimator can be trained by; ValueError for others."""
+        """Return the settings as plain numbers, with an engine for the estimator. Raises ValueError for bad ones."""
         return Settings(
             epochs=whole_number("epochs", self.epochs),
             batch_size=checked_batch_size(self.batch_size, len(data.train)),
+            accumulate=whole_number("accumulate", self.accumulate),
             lr=None if self.lr is None else positive_number("lr", self.lr),
             seed=whole_number("seed", self.seed, least=None),
             precision=checked_precision(self.precision, program),
@@ -52,8 +55,13 @@ class Settings:
             keep=checked_keep(self.keep),
         )
 
+    @property
+    def part_size(self) -> int:
+        """The number of images of which the gradient is computed at once."""
+        return math.ceil(self.batch_size / self.accumulate)
+
     def to_be_the_same(self, estimator: ELBO) -> dict[str, Any]:
-        """What must not differ where a run is resumed, in words and numbers."""
+        """Return the settings that must match on resume, as words and numbers."""
         words = f"{type(estimator).__name__}, {estimator.num_particles} particles"
         free = ("engine", "skip_non_finite")
         settings = {name: value for name, value in asdict(self).items() if name not in free}
@@ -64,21 +72,20 @@ class Settings:
         }
 
 
-def trained_parameters(program: Program) -> list[nn.Parameter]:
-    """The parameters that a training moves."""
+def trained_parameters(program: nn.Module | Program) -> list[nn.Parameter]:
+    """Return the parameters that a training changes."""
     return [parameter for parameter in program.parameters() if parameter.requires_grad]
 
 
 def check_program_and_data(program: Any, data: Any) -> None:
-    """Raises ValueError for what is no program that can be trained, and for what is no ``Data``.
+    """Raise ValueError unless the program can be trained and the data is a ``Data``.
 
     >>> check_program_and_data(nn.Linear(2, 1), None)
     Traceback (most recent call last):
         ...
-    ValueError: program: wanted an nn.Module with model, guide and observe, got Linear
+    ValueError: program: wanted an nn.Module with model, guide and observe, got Linear; ...
     """
-    if not isinstance(program, nn.Module) or not all(hasattr(program, name) for name in ("model", "guide", "observe")):
-        raise ValueError(f"program: wanted an nn.Module with model, guide and observe, got {type(program).__name__}")
+    check_has(program, "model", "guide", "observe")
     if not trained_parameters(program):
         raise ValueError("program: it has no trainable parameter; register its networks as submodules")
     if any(parameter.is_inference() for parameter in program.parameters()):
@@ -89,7 +96,7 @@ def check_program_and_data(program: Any, data: Any) -> None:
 
 
 def check_estimator(estimator: Any) -> None:
-    """Raises ValueError unless it is a Pyro ELBO.
+    """Raise ValueError unless it is a Pyro ELBO that gives a loss.
 
     >>> check_estimator("trace")
     Traceback (most recent call last):
@@ -107,7 +114,9 @@ def check_estimator(estimator: Any) -> None:
 
 
 def chosen_engine(engine: str, estimator: ELBO) -> str:
-    """The engine, which is "svi" for "auto" where no other can train by the estimator; ValueError for the others.
+    """Return the engine; it is "svi" for "auto" where no other engine can train by the estimator.
+
+    Raises ValueError for an engine that cannot.
 
     >>> from pyro.infer import RenyiELBO
     >>> chosen_engine("auto", RenyiELBO(num_particles=2))
@@ -124,7 +133,7 @@ def chosen_engine(engine: str, estimator: ELBO) -> str:
 
 
 def checked_batch_size(batch_size: Any, images: int) -> int:
-    """The batch size as an int; ValueError unless there are as many training images.
+    """Return the batch size as an int. Raises ValueError unless it is from 1 to the number of training images.
 
     >>> checked_batch_size(11, images=10)
     Traceback (most recent call last):
@@ -136,15 +145,17 @@ def checked_batch_size(batch_size: Any, images: int) -> int:
     return int(batch_size)
 
 
-def checked_keep(keep: Any) -> str:
-    """The word itself; ValueError for another one."""
+def checked_keep(keep: Any) -> Literal["best", "last"]:
+    """Return "best" or "last". Raises ValueError for anything else."""
     if keep not in ("best", "last"):
         raise ValueError(f'keep: wanted "best" or "last", got {keep!r}')
     return keep
 
 
 def checked_precision(precision: Any, program: Program) -> torch.dtype | None:
-    """The lowered precision of the networks; None where it is that of the parameters. ValueError for all others.
+    """Return the lowered precision of the networks; None if it is the precision of the parameters.
+
+    Raises ValueError for a precision other than these and bfloat16.
 
     >>> checked_precision("bf16", nn.Linear(2, 1))
     Traceback (most recent call last):
@@ -169,10 +180,10 @@ def checked_precision(precision: Any, program: Program) -> torch.dtype | None:
 def made_optimizer(
     make: Callable[[list[nn.Parameter]], Optimizer] | None, program: Program, lr: float | None
 ) -> Optimizer:
-    """The optimiser of all trainable parameters of the program: Adam, or what ``make`` returns.
+    """Return the optimiser of all trainable parameters of the program: Adam, or what ``make`` returns.
 
-    Raises ValueError for everything else than a torch optimiser of just these parameters that takes its step from one
-    gradient.
+    Raises ValueError for anything but a torch optimiser of just these parameters that takes its step from one gradient,
+    and for ``lr`` beside ``make``.
 
     >>> made_optimizer(torch.optim.LBFGS, nn.Linear(2, 1), None)
     Traceback (most recent call last):
@@ -199,9 +210,9 @@ def made_optimizer(
 
 
 def check_all_trained(program: Program, optimizer: Optimizer, x: Tensor) -> None:
-    """Raises ValueError where the program depends on a parameter that the optimiser does not hold; it is run once.
+    """Run the program once; raise ValueError if it depends on a parameter that the optimiser does not hold.
 
-    As on one in Pyro's store, or one that a guide makes when it first runs.
+    Such a parameter is one in Pyro's store, or one that a guide makes when it first runs.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1))
@@ -222,9 +233,9 @@ def check_all_trained(program: Program, optimizer: Optimizer, x: Tensor) -> None
 def made_scheduler(
     make: Callable[[Optimizer, int], LRScheduler] | None, optimizer: Optimizer, steps: int
 ) -> LRScheduler | None:
-    """The scheduler of the optimiser for so many steps: what ``make`` returns, or None.
+    """Return the scheduler of the optimiser for this number of steps: what ``make`` returns, or None.
 
-    Raises ValueError for everything else than one of torch's schedulers of this very optimiser.
+    Raises ValueError for anything but one of torch's schedulers of this very optimiser.
 
     >>> made_scheduler("cosine", None, 100)
     Traceback (most recent call last):
@@ -253,7 +264,7 @@ def made_scheduler(
             "loss that stays the same counts as better; write schedule=lambda optimizer, steps: "
             'torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, threshold_mode="abs", threshold=0.01)'
         )
-    most = min((each.total_steps for each in _parts(scheduler) if hasattr(each, "total_steps")), default=steps)
+    most = min((getattr(each, "total_steps", steps) for each in _parts(scheduler)), default=steps)
     if most < steps:
         raise ValueError(
             f"schedule: wanted one of all {steps} steps, got a {type(scheduler).__name__} that ends with "
@@ -264,13 +275,13 @@ def made_scheduler(
 
 
 def _parts(scheduler: LRScheduler) -> list[LRScheduler]:
-    """The scheduler itself and those that are stepped as often as it."""
+    """Return the scheduler and those inside it that are stepped as often."""
     inner = getattr(scheduler, "_schedulers", []) if isinstance(scheduler, ChainedScheduler) else []
     return [scheduler, *inner]
 
 
 def _called(name: str, make: Callable, example: str, *args: Any) -> Any:
-    """What the user's function returns; ValueError where it cannot be called so."""
+    """Return what the user's function returns. Raises ValueError where it cannot be called with these arguments."""
     try:
         return make(*args)
     except (TypeError, AssertionError, AttributeError) as error:
@@ -291,7 +302,7 @@ def _kind(thing: Any) -> str:
 
 
 def _is_of_pyro(thing: Any) -> bool:
-    """Whether it comes from ``pyro.optim``, whose optimisers are called with parameters, too."""
+    """Return whether it comes from ``pyro.optim``, whose optimisers are called with parameters, too."""
     return str(getattr(thing, "__module__", "")).startswith("pyro.optim")
 
 
@@ -325,7 +336,7 @@ def _check_all_parameters(optimizer: Optimizer, program: Program) -> None:
 
 
 def check_checkpoints(checkpoints: Any) -> None:
-    """Raises ValueError for what is neither ``Checkpoints`` nor None."""
+    """Raise ValueError unless it is a ``Checkpoints`` or None."""
     if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
         raise ValueError(
             f"checkpoints: wanted Checkpoints(folder), got {checkpoints!r}; write "

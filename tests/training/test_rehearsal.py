@@ -6,15 +6,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import DIGITS, FEW, copy_of, quick, same, small_vae
 from pyro.infer import SVI, Trace_ELBO
-from test_loop import DIGITS, FEW, quick, small_vae
-from test_selection import copy_of, same
 from torch import nn
 
 from pyro_vae import VAE, compare_estimators, evaluate, guides, likelihoods, log_evidence, networks, priors
 from pyro_vae.estimators import StickingTheLanding
 from pyro_vae.handlers import KLWeight, KLWeighted
-from pyro_vae.training.loop import check_program
+from pyro_vae.training import check_program
 from pyro_vae.training.rehearsal import last_batch
 
 
@@ -61,7 +60,7 @@ def test_the_error_of_the_program_itself_goes_first():
 def test_a_rehearsal_leaves_the_training_as_it_is(monkeypatch):
     rehearsed, plain = normalised(), normalised()
     first = quick(rehearsed, batch_size=60)
-    monkeypatch.setattr("pyro_vae.training.loop._rehearse", lambda *_: None)
+    monkeypatch.setattr("pyro_vae.training.rehearsal.rehearse", lambda *_: None)
     second = quick(plain, batch_size=60)
     assert same(rehearsed, copy_of(plain))
     assert [row["valid_bound"] for row in first.rows] == [row["valid_bound"] for row in second.rows]
@@ -302,7 +301,7 @@ class WithoutPlate(Observed):
     def model(self, x):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         with pyro.plate("images", len(x)):
-            pyro.sample("x", dist.Normal(self.loc + z, 1.0).to_event(3), obs=x)
+            pyro.sample("x", dist.Normal(self.loc + z[..., None, None, None], 1.0).to_event(3), obs=x)
 
     def guide(self, x):
         pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -5,13 +5,14 @@ import math
 import pyro
 import pytest
 import torch
+from programs import FEW, copy_of, quick, same, small_vae
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceMeanField_ELBO
-from test_loop import FEW, quick, small_vae
 from torch import nn
 
 from pyro_vae import estimators, likelihoods
-from pyro_vae.handlers import KLWeight, KLWeighted, LinearWarmUp
-from pyro_vae.training.loop import ROW, History, fixed_x
+from pyro_vae.handlers import AnnealingWarning, KLWeight, KLWeighted, LinearWarmUp
+from pyro_vae.training import History, TrainingWarning, fixed_x
+from pyro_vae.training.history import ROW
 from pyro_vae.training.selection import Objective, alike
 
 
@@ -29,14 +30,6 @@ def last_state(vae):
         return optimizer
 
     return make, state
-
-
-def copy_of(vae):
-    return {name: value.clone() for name, value in vae.state_dict().items()}
-
-
-def same(vae, state):
-    return all(torch.equal(value, state[name]) for name, value in vae.state_dict().items())
 
 
 @pytest.mark.parametrize("estimator", [Trace_ELBO(), estimators.StickingTheLanding(), estimators.ImportanceWeighted(1)])
@@ -209,7 +202,7 @@ def test_a_weight_that_never_stands_still_keeps_the_last_epoch_and_is_said(progr
         return optimizer
 
     state = {}
-    with pytest.warns(UserWarning, match="the weights of the sites, such as a KL weight, still changed in the last"):
+    with pytest.warns(TrainingWarning, match="the weights of the sites, such as a KL weight, still changed in the"):
         history = quick(program, epochs=4, optimizer=watched)
     assert history.kept_epoch == history.comparable_from == 4 and same(program, state)
     assert history.reason.startswith("the last epoch: the weights of the sites, such as a KL weight, changed in it")
@@ -232,7 +225,7 @@ def test_a_warm_up_longer_than_the_training_is_said_before_it(schedule, end):
         return weighted.anneal(torch.optim.Adam(parameters, lr=1e-2), schedule)
 
     message = rf"beta: its schedule goes on to {end}, and is at \S+ after the 4 steps of this training; train for more"
-    with pytest.warns(UserWarning, match=message):
+    with pytest.warns(AnnealingWarning, match=message):
         quick(weighted, epochs=1, optimizer=optimizer)
     assert not same(weighted, before)
 
@@ -356,3 +349,21 @@ def test_weights_are_noted_without_a_trace_and_as_training_has_them():
     assert objective.weights() == {"guide z": [0.25], "model z": [0.25], "model x": [1.0]}
     assert objective.weights(training=False) == {"guide z": [1.0], "model z": [1.0], "model x": [1.0]}
     assert same(program, before) and torch.equal(state, torch.get_rng_state()) and program.training
+
+
+class AsDescribed(estimators.StickingTheLanding):
+    """The same loss, which is said."""
+
+    description = estimators.StickingTheLanding.description
+
+
+class Undescribed(estimators.StickingTheLanding):
+    """The same loss, which nobody knows."""
+
+
+@pytest.mark.parametrize(("estimator", "plain"), [(AsDescribed(), True), (Undescribed(), False)])
+def test_the_bound_is_not_measured_again_where_the_estimator_says_that_it_is_its_objective(estimator, plain):
+    vae = small_vae()
+    x = fixed_x(vae, FEW.valid.images)
+    objective = Objective(vae, estimator, x, x[:20], batch_size=50)
+    assert objective.is_the_bound(objective.weights()) == plain

@@ -8,8 +8,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceGraph_ELBO, TraceTailAdaptive_ELBO
-from test_loop import DIGITS, FEW, Breaks, quick, small_vae
+from programs import DIGITS, FEW, quick, small_vae
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceTailAdaptive_ELBO
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import DataLoader
@@ -17,9 +17,8 @@ from torch.utils.data import DataLoader
 from pyro_vae import VAE, Checkpoints, evaluate, fit, guides, likelihoods, networks, priors
 from pyro_vae.compiling.export import traced
 from pyro_vae.data.sets import Data, Split
-from pyro_vae.linear_gaussian import LinearGaussian
+from pyro_vae.training import fixed_x
 from pyro_vae.training.engines import Eager
-from pyro_vae.training.loop import NonFiniteLoss, fixed_x
 
 
 def refused(match, program=None, data=FEW, **settings):
@@ -112,26 +111,6 @@ def test_what_is_no_schedule_of_this_optimiser_is_refused(schedule, got):
     assert quick(small_vae(), epochs=1, **cure(message)).rows
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
-def test_a_plateau_of_the_validation_objective_lowers_the_step(mode):
-    steps = []
-
-    def plateau(optimizer, _):
-        optimizer.register_step_post_hook(lambda *_: steps.append(optimizer.param_groups[0]["lr"]))
-        return lr_scheduler.ReduceLROnPlateau(optimizer, mode, 0.5, 0, threshold=2.0, threshold_mode="abs")
-
-    rows = quick(small_vae(), epochs=8, schedule=plateau).rows
-    expected, lr, best = [], 1e-2, -float("inf")
-    for row in rows:
-        expected.append(lr)
-        if row["valid_objective"] > best + 2.0:
-            best = row["valid_objective"]
-        else:
-            lr /= 2
-    assert steps[::4] == pytest.approx(expected) and steps[3::4] == pytest.approx(expected)
-    assert 1e-2 > expected[-1] > 0
-
-
 @pytest.mark.parametrize(
     ("precision", "words"),
     [
@@ -186,13 +165,6 @@ def test_programs_of_sixteen_bits_are_refused(dtype):
         evaluate(small_vae().to(dtype), torch.zeros(3, 1, 8, 8))
 
 
-@pytest.fixture
-def float64_by_default():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 FAMILIES = [
     (likelihoods.Bernoulli, 1),
     (likelihoods.Normal, 2),
@@ -220,7 +192,7 @@ def test_double_programs_are_trained_and_measured_in_float64(family, maps):
 
 
 @pytest.mark.parametrize("engine", ["eager", "svi"])
-def test_a_default_dtype_of_float64(float64_by_default, engine):
+def test_a_default_dtype_of_float64(float64, engine):
     for program in (small_vae(), small_vae().float()):  # as it is built here, and as it would be built before
         rows = quick(program, epochs=3, engine=engine).rows
         assert rows[0]["valid_bound"] < rows[2]["valid_bound"]
@@ -234,17 +206,6 @@ def test_the_traced_step_of_a_program_makes_x_in_its_dtype(program):
         eager = loss(pixels)
     torch.testing.assert_close(graph(pixels), eager, rtol=0.0, atol=0.0)
     assert eager.dtype == next(program.parameters()).dtype
-
-
-def test_a_double_program_whose_bound_is_known():
-    torch.manual_seed(0)
-    program = LinearGaussian(torch.randn(64, 2, dtype=torch.float64) / 8)
-    program.observe = lambda pixels, generator=None: pixels.flatten(1) / 255
-    x = fixed_x(program, FEW.test.images)
-    assert x.dtype == torch.float64
-    # The guide is exact.
-    torch.testing.assert_close(evaluate(program, x).bound, program.log_px(x).detach(), rtol=1e-10, atol=0.0)
-    quick(program, epochs=1)
 
 
 @pytest.mark.parametrize(
@@ -318,85 +279,6 @@ def test_numbers_of_numpy_are_saved_too(tmp_path):
     assert name == "the objective of Trace_ELBO with 2 particles"
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"particles": 0}, "particles: wanted a whole number of at least 1, got 0"),
-        ({"particles": -1}, "particles"),
-        ({"particles": 2.0}, "particles"),
-        ({"particles": True}, "particles"),
-        ({"batch_size": 0}, "batch_size: wanted"),
-        ({"batch_size": 1.5}, "batch_size"),
-        ({"seed": 0.5}, "seed"),
-        ({"seed": "0"}, "seed"),
-    ],
-)
-def test_numbers_that_evaluate_refuses(settings, message):
-    vae = small_vae()
-    with pytest.raises(ValueError, match=message):
-        evaluate(vae, fixed_x(vae, FEW.test.images), **settings)
-
-
-@pytest.mark.parametrize("x", [torch.zeros(0, 1, 8, 8), torch.tensor(0.5), np.zeros((3, 1, 8, 8)), FEW.test, None])
-def test_images_that_evaluate_refuses(x):
-    with pytest.raises(ValueError, match=r"x: wanted a tensor .* with at least one image, got"):
-        evaluate(small_vae(), x)
-
-
-@pytest.mark.parametrize(
-    "estimator",
-    [
-        RenyiELBO(alpha=0.5, num_particles=2, vectorize_particles=True, max_plate_nesting=1),
-        TraceGraph_ELBO(),
-        ReweightedWakeSleep(num_particles=2, vectorize_particles=True, max_plate_nesting=1),
-    ],
-    ids=lambda estimator: type(estimator).__name__,
-)
-@pytest.mark.parametrize("engine", ["auto", "svi"])
-def test_estimators_without_a_differentiable_loss_train_by_svi(estimator, engine):
-    history = quick(small_vae(), estimator=estimator, engine=engine, epochs=4)
-    assert history.engine == "svi"
-    assert history.rows[-1]["valid_bound"] > history.rows[0]["valid_bound"] + 1
-
-
-def test_svi_of_such_an_estimator_takes_the_steps_of_pyros_own_loop():
-    ours, theirs = small_vae(), small_vae()
-    estimator = RenyiELBO(alpha=0.5, num_particles=2, vectorize_particles=True, max_plate_nesting=1)
-    steps = []
-
-    class Noted(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.vae, self.model, self.guide = ours, ours.model, ours.guide
-
-        def observe(self, pixels, generator=None):
-            x = likelihoods.threshold(pixels)
-            if generator is None:
-                steps.append((x, torch.get_rng_state()))
-            return x
-
-    quick(Noted(), estimator=estimator, epochs=1, keep="last")
-    svi = pyro.infer.SVI(theirs.model, theirs.guide, pyro.optim.Adam({"lr": 1e-2, "fused": True}), estimator)
-    for x, state in steps[1:]:  # the first is that of the check
-        with torch.random.fork_rng():
-            torch.set_rng_state(state)
-            svi.step(x)
-    torch.testing.assert_close(list(ours.parameters()), list(theirs.parameters()))
-
-
-@pytest.mark.filterwarnings("ignore:Encountered NaN")
-def test_a_non_finite_loss_of_such_an_estimator_names_its_site():
-    vae = small_vae()
-
-    def ruin(count, x):
-        if count == 5:
-            vae.posterior.head.bias.data.fill_(torch.nan)
-        return x
-
-    with pytest.raises(NonFiniteLoss, match=r"under TraceGraph_ELBO: .* went first is that of site 'z' of the guide"):
-        quick(Breaks(vae, ruin), estimator=TraceGraph_ELBO())
-
-
 def test_the_callers_modes_of_torch_do_not_reach_the_training():
     def bounds(context):
         program = small_vae()
@@ -410,40 +292,6 @@ def test_the_callers_modes_of_torch_do_not_reach_the_training():
         program = small_vae()
     with pytest.raises(ValueError, match=r"made in torch\.inference_mode, and cannot be trained; make it outside"):
         quick(program)
-
-
-class Weighted(nn.Module):
-    """A program in which images have a weight of their own."""
-
-    def __init__(self):
-        super().__init__()
-        self.vae = small_vae()
-        self.vae.likelihood.binarize = likelihoods.threshold
-        self.observe = self.vae.observe
-
-    def model(self, x):
-        with pyro.poutine.scale(scale=weight(x)):
-            return self.vae.model(x)
-
-    def guide(self, x):
-        with pyro.poutine.scale(scale=weight(x)):
-            return self.vae.guide(x)
-
-
-def weight(x):
-    return 0.5 + (x.mean((1, 2, 3)) > 0.3)
-
-
-def test_a_weight_of_single_images_is_trained_and_divided_out_of_the_bound():
-    program = Weighted()
-    x = fixed_x(program, FEW.valid.images)
-    torch.testing.assert_close(evaluate(program, x).bound, evaluate(program.vae, x).bound)
-    assert weight(x).unique().tolist() == [0.5, 1.5]
-    history = quick(program, epochs=3, batch_size=100)
-    kept = history.rows[history.kept_epoch - 1]
-    evaluation = evaluate(program.vae, x)
-    assert kept["valid_bound"] == pytest.approx(evaluation.bound.mean().item())
-    assert kept["valid_objective"] == pytest.approx((weight(x) * evaluation.bound).mean().item(), rel=1e-6)
 
 
 def test_enumerated_sites_of_the_model_are_named_before_anything_is_trained():

@@ -1,0 +1,151 @@
+"""When and where the state of a training is saved, and which saved state may be resumed."""
+
+import platform
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vae.data.mapped import parts
+from pyro_vae.errors import warn
+from pyro_vae.files import CheckpointError
+from pyro_vae.program import Program
+from pyro_vae.training import ranks
+from pyro_vae.training.checkpoint import Checkpoints, check_same, encode
+from pyro_vae.training.history import HistoryFile, TrainingWarning
+from pyro_vae.training.state import TrainingState
+
+HISTORY = "history.csv"  # in the folder of the checkpoints
+LATER = {"keep": "best", "accumulate": 1}  # settings that older checkpoints lack, at the values they had
+
+
+@dataclass
+class Saver:
+    """Saves a run when it is due, and when it is asked to end; it does nothing without checkpoints."""
+
+    run: TrainingState
+    checkpoints: Checkpoints | None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def resume(self, settings: Mapping[str, Any], images: Tensor) -> None:
+        """Continue the saved run, if there is one and it is to be resumed.
+
+        Raises ValueError if settings or images differ; more epochs are allowed. Raises CheckpointError if the run
+        cannot be saved, or the checkpoint does not fit it.
+        """
+        if self.checkpoints is None:
+            return
+        self.checkpoints.check_free()
+        self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        self.settings = {**settings, **_kinds(self.run), "images": _fingerprint(images), **self.checkpoints.settings}
+        encode({**self.run.state_dict(), "settings": self.settings})  # raises now where it could not be saved later
+        saved = self.checkpoints.load()
+        if saved is None:
+            return
+        _check_same_run(saved, self.settings, settings["epochs"] * self.run.epoch_steps)
+        _warn_of_other_versions(saved)
+        try:
+            if saved["settings"]["epochs"] == settings["epochs"]:
+                self.run.load_state_dict(saved)
+            else:
+                self.run.extend(saved)
+            if self.run.order is not None and not _is_permutation(self.run.order, len(images)):
+                raise ValueError("its order of the images is no permutation")
+        except Exception as error:  # of any kind, since the content may be anything
+            raise CheckpointError(
+                f"{self.checkpoints.folder}: the checkpoint does not fit this run ({error}); begin anew"
+            ) from error
+        self.checkpoints.note(self.run.step)
+
+    def begin(self) -> None:
+        """Begin the file of the history, with the rows of a resumed run."""
+        if self.checkpoints:
+            self._history_file(self.checkpoints).begin(self.run.history.rows)
+
+    def end_epoch(self) -> None:
+        """Add the last row to the file of the history."""
+        if self.checkpoints:
+            self._history_file(self.checkpoints).append(self.run.history.rows[-1])
+
+    def between_steps(self, raise_if_asked: Callable[..., None]) -> None:
+        """Save the run if it is due or asked to end. Raises KeyboardInterrupt in the latter case."""
+        try:
+            raise_if_asked(ranks.all_reduce_max)  # all ranks stop together: none waits for one that has stopped
+        except KeyboardInterrupt:
+            self.save()
+            raise
+        if self.checkpoints and self.checkpoints.due(self.run.step):
+            self.save()
+
+    def save(self, anew: bool = False) -> None:
+        """Save the run, unless it was saved after its last step; with ``anew``, save it in any case."""
+        if self.checkpoints and (anew or not self.checkpoints.saved(self.run.step)):
+            self.checkpoints.save({"settings": self.settings, "versions": _versions(), **self.run.state_dict()})
+
+    def _history_file(self, checkpoints: Checkpoints) -> HistoryFile:
+        return HistoryFile(checkpoints.folder / HISTORY)
+
+
+def _check_same_run(saved: Mapping[str, Any], settings: Mapping[str, Any], steps: int) -> None:
+    """Raise ValueError if a checkpoint belongs to another run, or has more than ``steps`` steps behind it."""
+    before = saved.get("settings")
+    if isinstance(before, dict) and "epochs" in before:
+        before = {**LATER, **before, "epochs": settings["epochs"]}
+    check_same(before, settings)
+    done = saved.get("step")
+    if isinstance(done, int) and done > steps:
+        raise ValueError(
+            f"epochs: wanted at least those of the checkpoint, got {settings['epochs']}, "
+            f"which are {steps} steps, and it is at step {done}; give more epochs, or begin anew in "
+            "another folder"
+        )
+
+
+def _warn_of_other_versions(saved: Mapping[str, Any]) -> None:
+    if saved.get("versions") != _versions():
+        warn(
+            f"the checkpoint was written under {saved.get('versions')} and is resumed under "
+            f"{_versions()}: the same bits are not promised",
+            TrainingWarning,
+        )
+
+
+def _is_permutation(order: Tensor, count: int) -> bool:
+    return torch.equal(order.sort().values, torch.arange(count, device=order.device))
+
+
+def _kinds(run: TrainingState) -> dict[str, Any]:
+    """Return the non-numeric settings that must match on resume."""
+    return {
+        "program": _names_and_shapes(run.program),
+        "optimizer": type(run.optimizer).__name__,
+        "schedule": type(run.scheduler).__name__,
+        "device": run.device.type,
+        "processes": ranks.world_size(),
+    }
+
+
+def _names_and_shapes(program: Program) -> str:
+    shapes = {name: list(value.shape) for name, value in program.state_dict().items()}
+    return f"{len(shapes)} tensors, checksum of names and shapes {zlib.crc32(repr(shapes).encode())}"
+
+
+def _fingerprint(images: Tensor) -> str:
+    checksum = 0
+    for part in parts(images):
+        checksum = zlib.crc32(part.cpu().numpy().data, checksum)
+    return f"{len(images)} images, checksum {checksum}"
+
+
+def _versions() -> dict[str, Any]:
+    """Return what, besides its settings, determines the bits of a training on a CPU."""
+    return {
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "pyro": pyro.__version__,
+        "threads": torch.get_num_threads(),
+    }

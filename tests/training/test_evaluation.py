@@ -1,0 +1,119 @@
+"""Bound, rate and distortion of images: their values, and what is refused."""
+
+import copy
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from programs import FEW, quick, small_vae
+from torch import nn
+
+from pyro_vae import evaluate, likelihoods
+from pyro_vae.linear_gaussian import LinearGaussian
+from pyro_vae.training import fixed_x
+
+
+def test_evaluate_is_the_mean_log_weight_of_every_image():
+    vae = small_vae()
+    x = fixed_x(vae, FEW.test.images)
+    evaluation = evaluate(vae, x, particles=400, batch_size=33)
+    with torch.no_grad():
+        q = vae.posterior(x)
+        rate = torch.distributions.kl_divergence(q, vae.prior().expand(q.batch_shape))
+        z = q.sample((4000,))
+        distortion = -vae.likelihood(z).log_prob(x).mean(0)
+    assert evaluation.bound.shape == (100,) and evaluation.bound.dtype == torch.float64
+    assert torch.allclose(evaluation.rate.float(), rate, atol=0.2)
+    assert torch.allclose(evaluation.distortion.float(), distortion, atol=0.2)
+    assert evaluation.rate.mean().item() == pytest.approx(rate.mean().item(), abs=0.01)
+    assert evaluation.distortion.mean().item() == pytest.approx(distortion.mean().item(), abs=0.02)
+
+
+def test_evaluate_changes_nothing_and_raises_on_nan():
+    vae = small_vae()
+    before, x = copy.deepcopy(vae.state_dict()), fixed_x(vae, FEW.test.images)
+    state = torch.get_rng_state()
+    assert torch.equal(evaluate(vae, x).bound, evaluate(vae, x).bound)
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in vae.state_dict().items())
+    assert all(parameter.grad is None for parameter in vae.parameters())
+    vae.likelihood.network.layers[-2].bias.data[5] = torch.nan
+    with pyro.validation_enabled(False), pytest.raises(FloatingPointError, match="100 of 100 images is not finite"):
+        evaluate(vae, x)
+
+
+def test_x_of_held_out_images_is_drawn_once():
+    vae = small_vae()
+    assert torch.equal(fixed_x(vae, FEW.test.images), fixed_x(vae, FEW.test.images))
+    assert not torch.equal(vae.observe(FEW.test.images), vae.observe(FEW.test.images))
+
+
+def test_a_double_program_whose_bound_is_known():
+    torch.manual_seed(0)
+    program = LinearGaussian(torch.randn(64, 2, dtype=torch.float64) / 8)
+    program.observe = lambda pixels, generator=None: pixels.flatten(1) / 255
+    x = fixed_x(program, FEW.test.images)
+    assert x.dtype == torch.float64
+    # The guide is exact.
+    torch.testing.assert_close(evaluate(program, x).bound, program.log_px(x).detach(), rtol=1e-10, atol=0.0)
+    quick(program, epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"particles": 0}, "particles: wanted a whole number of at least 1, got 0"),
+        ({"particles": -1}, "particles"),
+        ({"particles": 2.0}, "particles"),
+        ({"particles": True}, "particles"),
+        ({"batch_size": 0}, "batch_size: wanted"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"seed": 0.5}, "seed"),
+        ({"seed": "0"}, "seed"),
+    ],
+)
+def test_numbers_that_evaluate_refuses(settings, message):
+    vae = small_vae()
+    with pytest.raises(ValueError, match=message):
+        evaluate(vae, fixed_x(vae, FEW.test.images), **settings)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(0, 1, 8, 8), torch.tensor(0.5), np.zeros((3, 1, 8, 8)), FEW.test, None])
+def test_images_that_evaluate_refuses(x):
+    with pytest.raises(ValueError, match=r"x: wanted a tensor .* with at least one image, got"):
+        evaluate(small_vae(), x)
+
+
+class Weighted(nn.Module):
+    """A program in which images have a weight of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.vae = small_vae()
+        self.vae.likelihood.binarize = likelihoods.threshold
+        self.observe = self.vae.observe
+
+    def model(self, x):
+        with pyro.poutine.scale(scale=weight(x)):
+            return self.vae.model(x)
+
+    def guide(self, x):
+        with pyro.poutine.scale(scale=weight(x)):
+            return self.vae.guide(x)
+
+
+def weight(x):
+    return 0.5 + (x.mean((1, 2, 3)) > 0.3)
+
+
+def test_a_weight_of_single_images_is_trained_and_divided_out_of_the_bound():
+    program = Weighted()
+    x = fixed_x(program, FEW.valid.images)
+    torch.testing.assert_close(evaluate(program, x).bound, evaluate(program.vae, x).bound)
+    assert weight(x).unique().tolist() == [0.5, 1.5]
+    history = quick(program, epochs=3, batch_size=100)
+    kept = history.rows[history.kept_epoch - 1]
+    evaluation = evaluate(program.vae, x)
+    assert kept["valid_bound"] == pytest.approx(evaluation.bound.mean().item())
+    assert kept["valid_objective"] == pytest.approx((weight(x) * evaluation.bound).mean().item(), rel=1e-6)

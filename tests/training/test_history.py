@@ -1,0 +1,85 @@
+"""The history of a training, in memory and on disk."""
+
+import csv
+import re
+
+import pytest
+from programs import FEW, small_vae
+from small_trainings import started
+
+from pyro_vae import Checkpoints, Training, fit
+from pyro_vae.files import CheckpointError
+from pyro_vae.training.checkpoint import decode
+from pyro_vae.training.history import ROW, History, HistoryFile, csv_of, history_row
+
+
+def on_disk(folder):
+    with (folder / "history.csv").open(newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def test_the_history_grows_on_disk_with_each_epoch(tmp_path):
+    training = started(small_vae(), tmp_path)
+    for row in training:
+        assert on_disk(tmp_path) == training.history.rows and list(on_disk(tmp_path)[-1]) == list(ROW)
+        assert row["epoch"] == len(on_disk(tmp_path))
+    assert (tmp_path / "history.csv").read_bytes() == csv_of(training.history.rows)
+
+
+def test_rows_beyond_the_checkpoint_that_is_resumed_are_dropped(tmp_path):
+    training = Training(
+        small_vae(), FEW, epochs=4, batch_size=50, lr=1e-2, engine="eager", progress=False,
+        checkpoints=Checkpoints(tmp_path, seconds=None, steps=6),
+    )  # fmt: skip
+    loop = iter(training)
+    for _ in range(3):
+        next(loop)
+    saved = (tmp_path / "checkpoint.pt").read_bytes()  # of step 12, before the third epoch was measured
+    assert decode(saved, "")["step"] == 12 and len(decode(saved, "")["history"]["rows"]) == 2
+    loop.close()
+    (tmp_path / "checkpoint.pt").write_bytes(saved)  # as if the process had been killed
+    resumed = started(small_vae(), tmp_path, resume=True)
+    assert len(on_disk(tmp_path)) == 3  # nothing is written before the training begins
+    assert next(resumed.steps()).number == 13 and on_disk(tmp_path) == resumed.history.rows
+    assert [row["epoch"] for row in resumed] == [4] and on_disk(tmp_path) == resumed.history.rows
+
+
+def test_a_run_that_begins_anew_begins_its_history_anew(tmp_path):
+    fit(small_vae(), FEW, epochs=2, batch_size=50, progress=False, checkpoints=Checkpoints(tmp_path))
+    training = Training(
+        small_vae(), FEW, epochs=2, batch_size=50, progress=False, checkpoints=Checkpoints(tmp_path, overwrite=True)
+    )
+    assert len(on_disk(tmp_path)) == 2
+    next(training.steps())
+    assert not (tmp_path / "history.csv").exists()
+
+
+def history_of(*objectives, **settings):
+    return History([{"epoch": n, "valid_objective": value} for n, value in enumerate(objectives, 1)], **settings)
+
+
+@pytest.mark.parametrize(
+    ("history", "best", "kept", "reason"),
+    [
+        (history_of(), None, None, "no epoch has ended"),
+        (history_of(-9.0, -7.0, -8.0), 2, 2, "the best of epochs 1 to 3 .* by the bound with one particle$"),
+        (history_of(-9.0, -7.0, -8.0, keep="last"), 2, 3, "the last epoch, as keep="),
+        (history_of(-1.0, -8.0, -9.0, comparable_from=2), 2, 2, "epochs 2 to 3 .*, since the weights .* in epoch 2$"),
+        (history_of(-1.0, -8.0, comparable_from=2), 2, 2, "the last epoch: .* changed in it, so no other compares"),
+    ],
+)
+def test_the_epoch_that_is_kept_and_why(history, best, kept, reason):
+    assert (history.best_epoch, history.kept_epoch) == (best, kept) and re.search(reason, history.reason)
+    assert not history.interrupted and History(signal=2).interrupted
+
+
+def test_a_row_has_the_columns_in_their_order():
+    summary = {"bound": -3.0, "rate": 1.0, "distortion": 2.0, "standard_error": 0.1}
+    summaries = {"train": summary, "valid": {**summary, "objective": -4.0}}
+    row = history_row(3, summaries, seconds=5.0, images=100)
+    assert list(row) == list(ROW) and row["images_per_second"] == 60.0 and row["valid_objective"] == -4.0
+
+
+def test_a_row_that_cannot_be_written_is_an_error_with_the_cure(tmp_path):
+    with pytest.raises(CheckpointError, match=r"history\.csv cannot be written .*the folder is gone: make it again"):
+        HistoryFile(tmp_path / "gone/history.csv").append(dict.fromkeys(ROW, 1.0))

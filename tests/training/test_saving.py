@@ -1,0 +1,80 @@
+"""Which saved state may be resumed, and what is said of it."""
+
+import copy
+
+import pytest
+import torch
+from programs import FEW, Breaks, small_vae
+from small_trainings import stopped, train
+
+from pyro_vae import fit
+from pyro_vae.files import CheckpointError
+from pyro_vae.training import TrainingWarning, warm_cosine
+from pyro_vae.training.checkpoint import Checkpoints, decode, encode
+
+
+def test_other_settings_are_refused_by_name(tmp_path, usual_interrupt):
+    stopped(small_vae(), tmp_path, 4)
+    program = Breaks(small_vae(), lambda count, x: x)
+    with pytest.raises(ValueError, match=r"lr is 0\.01 there and 0\.02 here, seed is 0 there and 1 here"):
+        train(program, tmp_path, resume=True, lr=0.02, seed=1)
+    with pytest.raises(ValueError, match=r"program is .* tensors"):
+        train(Breaks(small_vae(latent=3), lambda count, x: x), tmp_path, resume=True)
+    other = copy.copy(FEW)
+    object.__setattr__(other, "train", FEW.train[torch.arange(200).flip(0)])
+    with pytest.raises(ValueError, match="images is '200 images, checksum"):
+        fit(
+            program,
+            other,
+            epochs=5,
+            batch_size=45,
+            lr=1e-2,
+            schedule=warm_cosine,
+            progress=False,
+            checkpoints=Checkpoints(tmp_path, resume=True),
+        )
+
+
+def test_other_versions_or_threads_are_said(tmp_path, usual_interrupt, monkeypatch):
+    stopped(small_vae(), tmp_path, 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1000)
+    with pytest.warns(TrainingWarning, match=r"is resumed under .*'threads': 1000.*: the same bits are not promised"):
+        train(Breaks(small_vae(), lambda count, x: x), tmp_path, resume=True)
+
+
+def test_a_whole_checkpoint_of_strange_content_is_an_error(tmp_path, usual_interrupt):
+    stopped(small_vae(), tmp_path, 4)
+    path = tmp_path / "checkpoint.pt"
+    content = decode(path.read_bytes(), "")
+    strange = {
+        "taken": "x",
+        "order": 3,
+        "seconds": None,
+        "program": {},
+        "optimizer": {"state": 1},
+        "random": None,
+        "history": {"a": 1},
+    }
+    others = [("taken", 6), ("order", None), ("order", torch.zeros(200, dtype=torch.int64))]
+    for name, value in [*strange.items(), *others]:
+        path.write_bytes(encode({**content, name: value}))
+        with pytest.raises(CheckpointError, match="the checkpoint does not fit this run"):
+            train(Breaks(small_vae(), lambda count, x: x), tmp_path, resume=True)
+
+
+def test_a_run_of_fewer_epochs_than_are_behind_it_is_refused(tmp_path, usual_interrupt):
+    stopped(small_vae(), tmp_path, 14)  # within the third epoch
+    resumed = Breaks(small_vae(), lambda count, x: x)
+    before = copy.deepcopy(resumed.state_dict())
+    with pytest.raises(ValueError, match=r"epochs: wanted at least .* got 2, which are 10 steps, and it is at step 13"):
+        train(resumed, tmp_path, resume=True, epochs=2)
+    assert all(torch.equal(value, before[name]) for name, value in resumed.state_dict().items())
+    with pytest.warns(TrainingWarning, match="new number of epochs"):
+        assert len(train(resumed, tmp_path, resume=True, epochs=3).rows) == 3
+
+
+def test_settings_that_cannot_be_saved_are_refused_before_anything_is_trained(tmp_path):
+    program = Breaks(small_vae(), lambda count, x: x)
+    with pytest.raises(CheckpointError, match="only tensors, numbers, strings"):
+        fit(program, FEW, batch_size=45, progress=False, checkpoints=Checkpoints(tmp_path, settings={"out": tmp_path}))
+    assert program.count == 1
