@@ -1,121 +1,64 @@
 """Gradient estimators of variational bounds, as Pyro ELBOs.
 
 Each takes any program: several latent and several observed sites, parameters in modules or in Pyro's store. Each works
-in ``SVI(model, guide, optim, loss=elbo)``, in ``elbo(model, guide)`` with a torch optimiser, and in ``fit``. With
-K particles the guide runs once, so that an encoder sees each image once and the decoder K codes of it; a program that
-takes no plate of particles runs K times (``vectorize``, see ``Runs``).
+in ``SVI(model, guide, optim, loss=elbo)``, in ``elbo(model, guide)`` with a torch optimiser, and in ``fit``. With K
+particles the guide runs once: an encoder sees each image once, and the decoder K codes of it. A program that takes no
+plate of particles runs K times (``vectorize``, see ``ProgramRuns``).
 
-Every loss is minus a bound, summed over the batch, in nats; its gradient is the estimator's. Pyro's ``Trace_ELBO``
-and ``TraceMeanField_ELBO`` are the estimators L^A and L^B of Kingma & Welling (2014) and stand beside these.
+Every loss is minus a bound, summed over the batch, in nats; its gradient is the estimator's. Pyro's ``Trace_ELBO`` and
+``TraceMeanField_ELBO`` are the estimators L^A and L^B of Kingma & Welling (2014) and stand beside these.
+
+The ``description`` of an estimator says what it estimates, and which bound has its gradient on average. ``describe``
+knows this for Pyro's own classes, too.
 """
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from pyro import distributions as dist
 from pyro import poutine
-from pyro.infer import ELBO
-from pyro.infer.util import MultiFrameTensor, is_validation_enabled
-from pyro.poutine.indep_messenger import CondIndepStackFrame
-from pyro.util import warn_if_nan
+from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
 
 from pyro_vae.checks import whole_number
-from pyro_vae.distributions.divergences import has_closed_form_kl
+from pyro_vae.estimation import Description, Estimator, check_analytic_kl, describe, importance_weighted_bound
 from pyro_vae.tracing.matching import core
 from pyro_vae.tracing.paths import (
     Detached,
-    Paths,
+    GatedPaths,
     check_observed,
     check_reparameterised,
     inner,
     leave_score_out,
     partial_derivatives,
 )
-from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.tracing.traces import (
     PARTICLES,
     Replay,
-    Runs,
-    Traces,
-    check_order,
     check_sites,
     common_scale,
     log_prob,
     log_weights,
-    paired_traces,
     sample_sites,
     score,
-    shared_plates,
     spread,
     trace_of,
 )
 
-
-class Estimator(ELBO):
-    """Abstract: a bound and a surrogate of it whose gradient is the estimator's.
-
-    ``is_bound`` says whether minus the loss is, on average, a lower bound on log p(x).
-    While Pyro's validation is on, a NaN loss warns, as in Pyro; ``loss`` and ``loss_and_grads`` warn always.
-
-    ``vectorize`` says whether the K particles are drawn together; None: where a trial at the first batch shows that
-    each has the log-probabilities that it has alone. Else they run one after the other.
-    """
-
-    is_bound = True
-
-    def __init__(self, K: int = 1, *, vectorize: bool | None = None):
-        K = whole_number("K", K)
-        super().__init__(num_particles=K)
-        if vectorize not in (None, True, False):
-            raise ValueError(f"vectorize: got {vectorize!r}, wanted True, False or None")
-        self.runs = Runs(K, vectorize)
-
-    @abstractmethod
-    def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
-        """(the bound, summed over the batch; the surrogate, whose gradient is the estimator's), both to be raised."""
-
-    def differentiable_loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        """Minus the bound as a scalar, in nats, whose gradient is the estimator's; nothing is read back to the host."""
-        bound, surrogate = self.objective(model, guide, args, kwargs)
-        loss = -(bound.detach() + (surrogate - surrogate.detach()))
-        if is_validation_enabled():
-            warn_if_nan(loss, "loss")
-        return loss
-
-    def loss(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """Minus the bound, in nats."""
-        with torch.no_grad():
-            loss = -self.objective(model, guide, args, kwargs)[0].item()
-        warn_if_nan(loss, "loss")
-        return loss
-
-    def loss_and_grads(self, model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> float:
-        """Minus the bound, in nats; its gradient is added to that of the parameters."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        value = loss.item()
-        warn_if_nan(value, "loss")
-        return value
-
-    def _get_trace(
-        self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping, handler: Callable | None = None
-    ) -> Traces:
-        """The model's and the guide's trace, all particles in one; ``handler`` is an effect handler of the guide."""
-        self.runs.particles = self.num_particles
-        return self.runs(model, guide, args, kwargs, handler)
-
-    def _plate(
-        self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping, traces: Traces
-    ) -> CondIndepStackFrame:
-        """The plate over images; any that all sites share where a bound of one particle is the same for each."""
-        if self.num_particles == 1:
-            return shared_plates(*traces)[0]
-        return self.runs.plate(model, guide, args, kwargs, traces)
+__all__ = [
+    "Description",
+    "DoublyReparameterized",
+    "Estimator",
+    "ImportanceWeighted",
+    "ScoreFunction",
+    "StickingTheLanding",
+    "WakeSleep",
+    "check_analytic_kl",
+    "describe",
+    "importance_weighted_bound",
+]
 
 
 class StickingTheLanding(Estimator):
@@ -123,9 +66,9 @@ class StickingTheLanding(Estimator):
 
         ∇_φ = 1/K Σ_k ∂/∂z [log p(x, z_k) − log q(z_k; sg[φ])] ∂z_k/∂φ,      the model's gradient as usual.
 
-    What is left out has mean zero; without it the variance is zero where q is the exact posterior. Flows that keep
-    their last pass, as Pyro's do, are scored from it and need no inverse. Factors and sites that the guide observes
-    count as in ``Trace_ELBO``. Raises ValueError where a site of the guide is not reparameterised.
+    The score has mean zero; without it the variance is zero where q is the exact posterior. Flows that keep their last
+    pass, as Pyro's do, are scored from it and need no inverse. Factors and sites that the guide observes count as in
+    ``Trace_ELBO``. Raises ValueError where a site of the guide is not reparameterised.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1))
@@ -134,8 +77,14 @@ class StickingTheLanding(Estimator):
     True
     """
 
+    @property
+    def description(self) -> Description:
+        """The ELBO in value and gradient."""
+        return Description.unbiased("ELBO", plain=True)
+
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
-        paths = Paths()
+        """Return the ELBO, and a surrogate without the score of q."""
+        paths = GatedPaths()
         model_trace, guide_trace = self._get_trace(model, guide, args, kwargs, paths)
         of_factors = _of_factors(model_trace, guide_trace)
         leave_score_out(guide_trace)
@@ -150,9 +99,9 @@ class ImportanceWeighted(Estimator):
     Burda et al. (2016); Rainforth et al. (2018) for M. The bound grows with K and reaches log p(x); the guide's
     signal-to-noise ratio falls with K and grows with M. M K particles are drawn at once.
 
-    Raises ValueError where the sites do not share a plate over images, or, for K > 1, two that could be it; where their
-    scales differ (a KL weight); where the guide has a factor or is a mere point; or, when a gradient is asked for,
-    where a site of the guide is not reparameterised. Sites that the guide observes are no part of q(z | x).
+    Raises ValueError if the sites share no plate over images or, for K > 1, two that could be it; if their scales
+    differ (a KL weight); and if the guide has a factor or is a point mass. A gradient also needs reparameterised sites
+    in the guide. Sites that the guide observes are no part of q(z | x).
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1))
@@ -165,7 +114,13 @@ class ImportanceWeighted(Estimator):
         self.K, self.M = whole_number("K", K), whole_number("M", M)
         super().__init__(self.K * self.M, vectorize=vectorize)
 
+    @property
+    def description(self) -> Description:
+        """L_K in value and gradient."""
+        return Description.unbiased(importance_weighted_bound(self.K), plain=True)
+
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
+        """Return L_K twice: its own gradient is the estimator's."""
         traces = self._get_trace(model, guide, args, kwargs)
         if torch.is_grad_enabled():
             for site in sample_sites(traces[1], observed=False).values():
@@ -195,8 +150,14 @@ class DoublyReparameterized(Estimator):
     def __init__(self, K: int, *, vectorize: bool | None = None):
         super().__init__(K, vectorize=vectorize)
 
+    @property
+    def description(self) -> Description:
+        """L_K in value and gradient."""
+        return Description.unbiased(importance_weighted_bound(self.num_particles), plain=True)
+
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
-        paths = Paths()
+        """Return L_K, and a surrogate in which the guide's paths have the weights w̃²."""
+        paths = GatedPaths()
         model_trace, guide_trace = traces = self._get_trace(model, guide, args, kwargs, paths)
         plate = self._plate(model, guide, args, kwargs, traces)
         scale = common_scale(*traces, plate=plate)
@@ -205,11 +166,11 @@ class DoublyReparameterized(Estimator):
         share = log_w.detach().softmax(0)
         surrogate = (share * scale * log_w).sum()
         if self.num_particles > 1:
-            # The model's weights serve the paths too; what they lack there is added: w̃ + (w̃² − w̃) = w̃².
+            # The paths have the model's weights so far; the difference is added: w̃ + (w̃² − w̃) = w̃².
             sites = sample_sites(guide_trace)
             for name, slope in partial_derivatives(log_w.sum(), guide_trace).items():
-                lack = spread((share.square() - share) * scale, sites[name], plate)
-                surrogate = surrogate + inner(lack * slope, sites[name]).sum()
+                difference = spread((share.square() - share) * scale, sites[name], plate)
+                surrogate = surrogate + inner(difference * slope, sites[name]).sum()
         paths.open()
         bound = ((log_w.detach().logsumexp(0) - math.log(self.num_particles)) * scale).sum()
         return bound, surrogate
@@ -220,11 +181,12 @@ class ScoreFunction(Estimator):
 
         ∇_φ = 1/K Σ_k (log w_k − c_k) ∇_φ log q(z_k; φ)
 
-    For any site, discrete ones too. It takes log w for each image apart: of the terms of log w a site is paired with
-    those whose plates it lies in, since the others' contribution has mean zero (as ``Trace_ELBO`` does; Ranganath et
-    al. 2014). c_k is zero, or for ``baseline="leave-one-out"`` the mean of the other particles' log w (Mnih & Rezende
-    2016), for which K must be at least 2 (ValueError). A point (``Delta``) has no score and keeps its path; factors and
-    sites that the guide observes count as in ``Trace_ELBO``, those with ``has_rsample=False`` are refused (ValueError).
+    It works for any site, discrete ones too. log w is taken for each image separately, as in ``Trace_ELBO``: the score
+    of a site is multiplied only by terms of log w in its own plates, since all other terms contribute zero on average
+    (Ranganath et al. 2014). c_k is zero, or for ``baseline="leave-one-out"`` the mean of the other particles' log w
+    (Mnih & Rezende 2016), for which K must be at least 2 (ValueError). A point (``Delta``) has no score and keeps its
+    path. Factors and sites that the guide observes count as in ``Trace_ELBO``; those with ``has_rsample=False`` raise
+    ValueError.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1))
@@ -239,7 +201,13 @@ class ScoreFunction(Estimator):
             raise ValueError("baseline: 'leave-one-out' is the mean of the other particles; write K=2 or more")
         self.baseline = baseline
 
+    @property
+    def description(self) -> Description:
+        """The ELBO in value and gradient."""
+        return Description.unbiased("ELBO", plain=True)
+
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
+        """Return the ELBO, and a surrogate with the scores of q."""
         model_trace, guide_trace = self._get_trace(model, guide, args, kwargs, Detached())
         log_w = MultiFrameTensor()
         for trace, sign in (model_trace, 1), (guide_trace, -1):
@@ -249,12 +217,12 @@ class ScoreFunction(Estimator):
         for site in sample_sites(guide_trace).values():
             if site["is_observed"]:
                 check_observed(site, rsample=True)
-            if "score" not in site:  # what is no draw has a derivative of its own
+            if "score" not in site:  # a point or an observed site has a derivative of its own
                 surrogate = surrogate - site["log_prob"].sum()
                 continue
-            cost = log_w.sum_to(site["cond_indep_stack"])
+            cost: Any = log_w.sum_to(site["cond_indep_stack"])
             if self.baseline:
-                cost = _less_the_others(cost, site)
+                cost = _minus_baseline(cost, site)
             surrogate = surrogate + (cost * site["score"]).sum()
         bound = log_prob(model_trace) - log_prob(guide_trace)
         return bound / self.num_particles, surrogate / self.num_particles
@@ -263,14 +231,14 @@ class ScoreFunction(Estimator):
 class WakeSleep(Estimator):
     """Two objectives, not a bound (``is_bound`` is False): the wake-sleep algorithm (Hinton et al. 1995).
 
-        wake:   ∇_θ log p(x, z),   z ~ q(z | x)                    the model learns from what the guide sees
-        sleep:  ∇_φ log q(z | x),  (x, z) ~ p(x, z)                the guide learns from what the model dreams
+        wake:   ∇_θ log p(x, z),   z ~ q(z | x)                    the model learns from the guide's draws
+        sleep:  ∇_φ log q(z | x),  (x, z) ~ p(x, z)                the guide learns from the model's draws
 
-    The loss is −log p(x, z) − log q(z' | x') summed over the batch, with one draw of each: its fall says little. Judge
-    the program by ``evaluate`` or ``Trace_ELBO().loss``.
+    The loss is −log p(x, z) − log q(z' | x') summed over the batch, with one draw of each; a falling loss says little.
+    Judge the program by ``evaluate`` or ``Trace_ELBO().loss``.
 
-    The program has one observed site, whose value is the first argument of model and guide: it dreams in the
-    shape of x and shows the guide the dream in its place. ValueError where that is not so.
+    The program must have one observed site, whose value is the first argument of model and guide: in the sleep phase
+    the guide gets the model's draw of x in its place. Raises ValueError otherwise.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1))
@@ -282,13 +250,19 @@ class WakeSleep(Estimator):
     def __init__(self) -> None:
         super().__init__(K=1)
 
+    @property
+    def description(self) -> Description:
+        """The ELBO in the gradient of the model only."""
+        return Description(model_gradient="ELBO", is_bound=self.is_bound)
+
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
+        """Return the sum of the two objectives twice."""
         with torch.no_grad():
             seen = trace_of(guide, args, kwargs)
             dream = trace_of(poutine.uncondition(model), args, kwargs)
         wake = trace_of(Replay(seen)(model), args, kwargs)
         check_sites(wake, seen)
-        x = dream.nodes[_observed_argument(wake, seen, args)]["value"]
+        x = sample_sites(dream)[_observed_argument(wake, seen, args)]["value"]
         sleep = trace_of(Replay(dream)(guide), (x, *args[1:]), kwargs)
         score(wake)
         score(sleep)
@@ -296,57 +270,33 @@ class WakeSleep(Estimator):
         return total, total
 
 
-def check_analytic_kl(model: Callable, guide: Callable, *args: Any, **kwargs: Any) -> None:
-    """Raises ValueError unless ``TraceMeanField_ELBO`` is exact in every KL of the program.
-
-    Pyro would sample one that has no closed form without a word, and be wrong where a site of the guide depends on
-    another that the model draws after it. The program is run once; the random state is left as it was.
-
-    >>> from pyro_vae.linear_gaussian import LinearGaussian, mean_field_guide
-    >>> program = LinearGaussian(torch.ones(3, 1))
-    >>> program.posterior = mean_field_guide(program)
-    >>> check_analytic_kl(program.model, program.guide, torch.zeros(2, 3))
-    """
-    with left_as_it_was(model, guide, keep_new=True), torch.no_grad(), poutine.block():
-        model_trace, guide_trace = paired_traces(model, guide, args, kwargs)
-    check_order(model_trace, guide_trace)
-    prior = sample_sites(model_trace, observed=False)
-    for name, site in sample_sites(guide_trace, observed=False).items():
-        if name not in prior or not has_closed_form_kl(site["fn"], prior[name]["fn"]):
-            other = prior[name]["fn"] if name in prior else "no site of the model"
-            raise ValueError(
-                f"site {name!r}: no closed form is registered for KL({site['fn']} ‖ {other}), and TraceMeanField_ELBO "
-                "would sample it; use Trace_ELBO or StickingTheLanding, or register it with torch.distributions.kl"
-            )
-
-
 def _of_factors(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tensor | float:
-    """What the guide's factors f with ``has_rsample=False`` add to a surrogate, as in ``Trace_ELBO``: Σ sg[log r] f.
+    """Return Σ sg[log r] f over the guide's factors f with ``has_rsample=False``, for the surrogate (``Trace_ELBO``).
 
-    r = p(x, z) / q(z | x), over the model's sites. The derivative of f itself is taken out of the guide's trace.
+    r = p(x, z) / q(z | x), over the model's sites. The derivative of f itself is removed from the guide's trace.
     """
-    total: Tensor | float = 0.0
+    total, drawn = 0.0, sample_sites(guide_trace)
     for site in sample_sites(guide_trace, observed=True).values():
         check_observed(site)
         if not site["fn"].has_rsample:
             log_r = MultiFrameTensor()
             for name, part in sample_sites(model_trace).items():
-                log_q = 0.0 if part["is_observed"] else guide_trace.nodes[name]["log_prob"].detach()
+                log_q = 0.0 if part["is_observed"] else drawn[name]["log_prob"].detach()
                 log_r.add((part["cond_indep_stack"], part["log_prob"].detach() - log_q))
             total = total + (log_r.sum_to(site["cond_indep_stack"]) * site["unscaled_log_prob"]).sum()
             site["log_prob"] = site["log_prob"].detach()
     return total
 
 
-def _less_the_others(cost: Tensor, site: Mapping) -> Tensor:
-    """Each particle's cost minus the mean of the other particles' costs."""
+def _minus_baseline(cost: Tensor, site: Mapping[str, Any]) -> Tensor:
+    """Return each particle's cost minus the mean of the other particles' costs."""
     (dim,) = (frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES)
     K = cost.shape[dim]
     return cost - (cost.sum(dim, keepdim=True) - cost) / (K - 1)
 
 
 def _observed_argument(wake: poutine.Trace, seen: poutine.Trace, args: Sequence) -> str:
-    """The name of the one observed site, whose value is the first argument."""
+    """Return the name of the one observed site, whose value is the first argument; ValueError otherwise."""
     observed = sample_sites(wake, observed=True)
     if len(observed) != 1:
         raise ValueError(f"WakeSleep: the observed sites are {list(observed)}, wanted one; use StickingTheLanding")
@@ -358,7 +308,7 @@ def _observed_argument(wake: poutine.Trace, seen: poutine.Trace, args: Sequence)
         )
     auxiliary = [key for key, site in sample_sites(seen).items() if site["infer"].get("is_auxiliary")]
     if auxiliary:
-        raise ValueError(f"WakeSleep: the model does not dream the guide's sites {auxiliary}; use StickingTheLanding")
+        raise ValueError(f"WakeSleep: the model does not draw the guide's sites {auxiliary}; use StickingTheLanding")
     points = [key for key, site in sample_sites(seen).items() if isinstance(core(site["fn"]), dist.Delta)]
     if points:
         raise ValueError(f"WakeSleep: the guide has no density at the points {points}; use StickingTheLanding")

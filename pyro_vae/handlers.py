@@ -1,7 +1,6 @@
 """Changes to any program: a KL weight and its warm-up, free bits, frozen parameters, unreparameterised sites."""
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,24 +10,27 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import Message
 from torch import Generator, Tensor, nn
-from torch.distributions import Distribution, Independent, kl_divergence
+from torch.distributions import Distribution
 
-from pyro_vae.distributions.divergences import has_closed_form_kl
-from pyro_vae.estimators import Estimator
-from pyro_vae.tracing.matching import core, masks, same_scales
-from pyro_vae.tracing.paths import check_reparameterised
+from pyro_vae.errors import warn
+from pyro_vae.estimation import Description, Estimator
+from pyro_vae.estimation.closed_form import kl_of_dimensions
 from pyro_vae.tracing.traces import check_order, sample_sites
+
+
+class AnnealingWarning(UserWarning):
+    """The schedule of a KL weight does not reach its end within the training."""
 
 
 class KLWeight(Messenger):
     """Multiplies log p(z) and log q(z | x) of every latent site by β, in model and guide alike.
 
     Then E_q[log p(x | z)] − β KL(q ‖ p) is what an ELBO trains (Higgins et al. 2017). ``beta``, a number of at least
-    zero or a scalar tensor, may be set between steps. A compiled step is traced anew for each number, and one that
-    changes from step to step is trained eagerly, with a warning: change a tensor in place, ``weight.beta.fill_(0.5)``,
-    or take ``KLWeighted``. Importance-weighted bounds refuse it: there is no weight left.
+    zero or a scalar tensor, may be set between steps. A compiled step is traced again for each new number. If the
+    number changes at every step, training is eager, with a warning: change a tensor in place instead,
+    ``weight.beta.fill_(0.5)``, or use ``KLWeighted``. Importance-weighted bounds raise ValueError, since with β their
+    weights are no longer importance weights.
 
     >>> import pyro
     >>> weight = KLWeight(0.5)
@@ -41,7 +43,7 @@ class KLWeight(Messenger):
         super().__init__()
         self.beta = _checked_beta(beta)
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         if not msg["is_observed"]:
             msg["scale"] = msg["scale"] * self.beta
 
@@ -49,9 +51,12 @@ class KLWeight(Messenger):
 class KLWeighted(nn.Module):
     """A program with a KL weight β for training; in evaluation mode it is the program itself.
 
-    So ``fit`` trains the β-ELBO and reports the bound without β, since ``evaluate`` runs in evaluation mode; epochs are
-    compared with β, once it stands still. The buffer ``beta`` is set in place, by ``weighted.set_beta(0.3)``, also
-    where the program is compiled already.
+    So ``fit`` trains the β-ELBO and reports the bound without β, since ``evaluate`` runs in evaluation mode. Epochs are
+    compared with β, and only with epochs of the same β. ``set_beta`` sets it at any time, also where the program is
+    compiled already:
+
+        for row in Training(weighted, data):
+            weighted.set_beta(min(1.0, row["epoch"] / 10))
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> from pyro.infer import Trace_ELBO
@@ -63,19 +68,23 @@ class KLWeighted(nn.Module):
     True
     """
 
+    program: Any
+    beta: Tensor
+
     def __init__(self, program: nn.Module, beta: float = 1.0):
         super().__init__()
         self.program = program
         self.register_buffer("beta", torch.tensor(float(_checked_beta(beta))), persistent=False)
 
     def set_beta(self, beta: float) -> None:
-        """Sets β; ValueError unless it is a number of at least zero."""
+        """Set β. Raises ValueError unless it is a number of at least zero."""
         self.beta.fill_(_checked_beta(beta))
 
     def anneal(self, optimizer: torch.optim.Optimizer, schedule: Callable[[int], float]) -> torch.optim.Optimizer:
-        """Sets β to schedule(steps taken), now and after each step of the optimiser, which it returns.
+        """Set β to schedule(number of steps taken), now and after each step of the optimiser, which is returned.
 
-        ``schedule`` is a function of the step alone. ``fit`` warns where it does not come to its end. Raises ValueError
+        It is for loops of your own, and for ``fit``; the body of ``Training.steps()`` may call ``set_beta`` instead.
+        ``schedule`` is a function of the step alone. ``fit`` warns where it does not reach its end. Raises ValueError
         for what is no optimiser of torch or no function, and for an optimiser that anneals a weight already.
 
         >>> from pyro_vae.linear_gaussian import LinearGaussian
@@ -95,11 +104,11 @@ class KLWeighted(nn.Module):
             )
         if hasattr(optimizer, "annealing"):
             raise ValueError("anneal: this optimiser anneals a KL weight already; make another one")
-        optimizer.annealing = schedule
+        optimizer.annealing = schedule  # pyright: ignore[reportAttributeAccessIssue]
         optimizer.param_groups[0]["annealed"] = 0
 
         def anneal(optimizer: torch.optim.Optimizer, *_: Any, steps: int = 1) -> None:
-            # Steps are counted among the settings of the optimiser, so that its state dict goes on where it stood.
+            # Steps are counted in the optimiser's settings, so that its state dict resumes the schedule.
             optimizer.param_groups[0]["annealed"] += steps
             self.set_beta(schedule(optimizer.param_groups[0]["annealed"]))
 
@@ -110,10 +119,10 @@ class KLWeighted(nn.Module):
 
     @staticmethod
     def check_annealing(optimizer: torch.optim.Optimizer, steps: int) -> None:
-        """Warns where the schedule of ``anneal``, if there is one, does not come to its end in so many steps.
+        """Warn where the schedule of ``anneal``, if there is one, does not reach its end in this number of steps.
 
-        That is where it comes no nearer than a hundredth of the way to its value after very many. Raises ValueError for
-        a β that cannot be.
+        The end is the value after very many steps. It counts as reached within a hundredth of the way from the start.
+        Raises ValueError for an impossible β.
 
         >>> import warnings
         >>> weighted = KLWeighted(nn.Linear(2, 1))
@@ -131,24 +140,27 @@ class KLWeighted(nn.Module):
         betas = [float(_checked_beta(schedule(step))) for step in sorted({n * steps // 1000 for n in range(1001)})]
         try:
             end = float(schedule(1_000_000 * steps))
-        except Exception:  # of a schedule that ends with the training, such as a list
+        except Exception:  # a schedule that ends with the training, such as a list
             return
         left = [abs(end - beta) for beta in betas]
         if min(left) > max(left) / 100:
-            warnings.warn(
+            warn(
                 f"beta: its schedule goes on to {end:g}, and is at {betas[-1]:g} after the {steps} steps of "
                 "this training; train for more epochs, or warm up in fewer steps, as by "
                 f"LinearWarmUp(steps={max(1, steps // 2)})",
-                stacklevel=3,
+                AnnealingWarning,
             )
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program's model, with β in training mode."""
         return self._weighted(self.program.model)(*args, **kwargs)
 
     def guide(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program's guide, with β in training mode."""
         return self._weighted(self.program.guide)(*args, **kwargs)
 
     def observe(self, pixels: Tensor, generator: Generator | None = None) -> Tensor:
+        """Return x of the pixels, as the program does."""
         return self.program.observe(pixels, generator)
 
     def _weighted(self, fn: Callable) -> Callable:
@@ -157,14 +169,14 @@ class KLWeighted(nn.Module):
 
 @dataclass(frozen=True)
 class LinearWarmUp:
-    """β as a function of the step: from ``start`` to ``end`` in so many steps, then constant (Sønderby et al. 2016).
+    """β as a function of the step: from ``start`` to ``end`` in ``steps`` steps, then constant (Sønderby et al. 2016).
 
     >>> warm_up = LinearWarmUp(steps=100)
     >>> [warm_up(step) for step in (0, 50, 100, 1000)]
     [0.0, 0.5, 1.0, 1.0]
     """
 
-    steps: int
+    steps: float
     start: float = 0.0
     end: float = 1.0
 
@@ -175,6 +187,7 @@ class LinearWarmUp:
             raise ValueError(f"steps: got {self.steps}, wanted a positive number, as in LinearWarmUp(steps=1000)")
 
     def __call__(self, step: float) -> float:
+        """Return β after this number of steps."""
         return self.start + (self.end - self.start) * min(1.0, step / self.steps)
 
 
@@ -183,11 +196,11 @@ class FreeBits(Estimator):
 
         E_q log p(x | z) − Σ_j max(λ, mean over the batch of KL_j)      times the number of images; K particles
 
-    j runs over the dimensions of a site where guide and prior are both factorised; a site where they are not counts as
-    one. Since max(λ, KL) ≥ KL the loss is still minus a lower bound; the tight one is that of ``Trace_ELBO``.
-    The KL is the closed form, for the maximum of a sampled one would be biased: ValueError where none is registered,
-    where the guide draws its sites in another order than the model or scores more than its draws, where a latent site
-    is scaled or masked, or, when a gradient is asked for, where a site of the guide is not reparameterised.
+    j runs over the dimensions of a site where guide and prior are both factorised; any other site counts as one
+    dimension. Since max(λ, KL) ≥ KL the loss is still minus a lower bound, looser than that of ``Trace_ELBO``. The KL
+    is taken in closed form, since the maximum of a sampled one would be biased. Raises ValueError if no closed form is
+    registered, if guide and model draw their sites in different orders, if the guide scores more than its draws, and if
+    a latent site is scaled or masked. A gradient also needs reparameterised sites.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian, mean_field_guide
     >>> program = LinearGaussian(torch.ones(3, 1))
@@ -201,16 +214,22 @@ class FreeBits(Estimator):
             raise ValueError(f"nats: got {nats}, wanted a number of at least zero: the free KL of each dimension")
         self.nats = nats
 
+    @property
+    def description(self) -> Description:
+        """The ELBO with free nats; nothing is claimed of its gradient, which depends on the particles."""
+        return Description(f"ELBO with {self.nats:g} free nats")
+
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
+        """Return the bound with free bits twice."""
         model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
         check_order(model_trace, guide_trace)
         seen = list(sample_sites(guide_trace, observed=True))
         if seen:
             raise ValueError(f"FreeBits: the guide scores {seen}, which it does not draw; use Trace_ELBO and KLWeight")
         observed = sample_sites(model_trace, observed=True).values()
-        bound = sum(site["log_prob"].sum() for site in observed) / self.num_particles
+        bound: Any = sum(site["log_prob"].sum() for site in observed) / self.num_particles
         for name, site in sample_sites(guide_trace, observed=False).items():
-            kl = _dimensions_kl(name, site, model_trace.nodes.get(name, {}))
+            kl = kl_of_dimensions(name, site, dict(model_trace.nodes.get(name, {})))
             draws = site["log_prob"].numel() / self.num_particles
             bound = bound - (kl / self.num_particles).clamp(min=self.nats * draws).sum()
         return bound, bound
@@ -218,10 +237,10 @@ class FreeBits(Estimator):
 
 @contextmanager
 def frozen(*parts: Any) -> Iterator[None]:
-    """A block in which parameters are not trained, by SVI or by a torch optimiser.
+    """Context manager in which parameters are not trained, neither by SVI nor by a torch optimiser.
 
-    A part is a module, Pyro's parameter store, or a tensor that is a leaf. The parameters take no gradient, and one
-    that they had is put aside, since an optimiser with momentum would follow even a gradient of zero.
+    A part is a module, Pyro's parameter store, or a leaf tensor. The parameters take no gradient, and one that they had
+    is set aside, since an optimiser with momentum would follow even a gradient of zero.
 
     >>> layer = nn.Linear(2, 1)
     >>> with frozen(layer):
@@ -242,10 +261,10 @@ def frozen(*parts: Any) -> Iterator[None]:
 
 
 class Unreparameterized(Messenger):
-    """Takes the reparameterisation from sites of a guide: Pyro's ELBOs then use the score function there.
+    """Removes the reparameterisation of sites of a guide, so that Pyro's ELBOs use the score function there.
 
-    Of all reparameterised sites, or of those that are named; ValueError at the end of the run where a named one was
-    not met. Flows are inverted to score their draws.
+    All reparameterised sites are switched, or those that are named; ValueError at the end of the run where a named one
+    was not met. Flows are inverted to score their draws.
 
     >>> import pyro
     >>> loc = torch.zeros(3, requires_grad=True)
@@ -268,7 +287,7 @@ class Unreparameterized(Messenger):
         if missed and exc_type is None:
             raise ValueError(f"the guide has no reparameterised site {sorted(missed)}, so that nothing was switched")
 
-    def _pyro_sample(self, msg: Message) -> None:
+    def _pyro_sample(self, msg: Any) -> None:
         chosen = not self.sites or msg["name"] in self.sites
         if chosen and not msg["is_observed"] and getattr(msg["fn"], "has_rsample", False):
             msg["fn"] = Score(msg["fn"])
@@ -276,16 +295,16 @@ class Unreparameterized(Messenger):
 
 
 class Score(dist.TorchDistribution):
-    """A distribution whose draws have no path to its parameters; the density is that of the one inside.
+    """A distribution whose draws have no path to its parameters, with the density of its base distribution.
 
-    What ``has_rsample_(False)`` is for, which ``Independent`` refuses.
+    ``has_rsample_(False)`` would do the same, but ``Independent`` does not support it.
 
     >>> Score(dist.Normal(torch.zeros(3), 1.0).to_event(1)).has_rsample
     False
     """
 
     has_rsample = False
-    arg_constraints: dict = {}
+    arg_constraints: dict = {}  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(self, base_dist: Distribution):
         self.base_dist = base_dist
@@ -293,16 +312,20 @@ class Score(dist.TorchDistribution):
 
     @property
     def support(self) -> Any:
+        """The support of the base distribution."""
         return self.base_dist.support
 
     def expand(self, batch_shape: Sequence[int], _instance: None = None) -> "Score":
+        """Return the same distribution with another batch shape."""
         return Score(self.base_dist.expand(torch.Size(batch_shape)))
 
     def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        # A copy: a flow would score the very tensor that it returned from its last pass, which knows no gradient.
+        """Draw without a path to the parameters."""
+        # detach() makes a copy: a flow would score the tensor of its last pass from its cache, without a gradient.
         return self.base_dist.sample(torch.Size(sample_shape)).detach()
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log-density of the base distribution."""
         return self.base_dist.log_prob(value)
 
 
@@ -315,30 +338,10 @@ def _checked_beta(beta: float | Tensor) -> float | Tensor:
 def _parameters(part: Any) -> list[Tensor]:
     if torch.is_tensor(part) and part.is_leaf:
         return [part]
-    if hasattr(part, "named_parameters"):
-        return [parameter for _, parameter in part.named_parameters()]
+    named = getattr(part, "named_parameters", None)
+    if named is not None:
+        return [parameter for _, parameter in named()]
     raise ValueError(
         f"frozen: got {type(part).__name__}, wanted a module, a leaf tensor, or pyro.get_param_store(); "
         "write frozen(vae.posterior) or frozen(*parameters)"
     )
-
-
-def _dimensions_kl(name: str, site: Message, prior: Message | dict) -> Tensor:
-    """KL(q ‖ p), summed over all but the event's dimensions: shape (D,) where q and p are factorised, else ()."""
-    if any(part and (masks(part) or not same_scales(part["scale"], 1.0)) for part in (site, prior)):
-        raise ValueError(f"site {name!r} is scaled or masked, and free bits count nats of single images; take it away")
-    if isinstance(core(site["fn"]), dist.Delta):
-        raise ValueError(f"site {name!r} of the guide is a point, whose KL has no nats to count; use Trace_ELBO")
-    if not prior or not has_closed_form_kl(site["fn"], prior["fn"]):
-        raise ValueError(f"site {name!r}: no closed form is registered for its KL; use KLWeight in place of FreeBits")
-    if torch.is_grad_enabled():
-        check_reparameterised(site)
-    of_each = zip(site.get("fns", [site["fn"]]), prior.get("fns", [prior["fn"]]))
-    return sum(_factors_kl(q, p) for q, p in of_each)
-
-
-def _factors_kl(q: Distribution, p: Distribution) -> Tensor:
-    if isinstance(q, Independent) and isinstance(p, Independent):
-        kl = kl_divergence(q.base_dist, p.base_dist)
-        return kl.sum(list(range(kl.dim() - q.event_dim))) if kl.dim() > q.event_dim else kl
-    return kl_divergence(q, p).sum()

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
 import pytest
 import torch
+from programs import linear_gaussian
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import nn
@@ -25,7 +26,6 @@ from pyro_vae.estimators import (
     check_analytic_kl,
 )
 from pyro_vae.linear_gaussian import (
-    LinearGaussian,
     LinearPosterior,
     exact_guide,
     maximum_likelihood,
@@ -35,6 +35,8 @@ from pyro_vae.linear_gaussian import (
     trace_elbo_variance,
 )
 from pyro_vae.tracing.traces import log_weights, paired_traces
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 B, P, D = 3, 5, 2
 ESTIMATORS = [
@@ -55,18 +57,9 @@ def name(estimator):
 each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=name)
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    pyro.clear_param_store()
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.fixture
 def program():
-    return LinearGaussian(torch.randn(P, D), torch.randn(P), scale=0.7)
+    return linear_gaussian()
 
 
 @pytest.fixture
@@ -881,7 +874,7 @@ def test_wake_sleep_needs_to_know_what_to_dream(program):
     ("guide", "message"),
     [
         (lambda x: pyro.sample("z", dist.Delta(x)), "no density at the points"),
-        (lambda x: pyro.factor("f", pyro.sample("z", dist.Normal(x, 1.0)), has_rsample=True), "does not dream"),
+        (lambda x: pyro.factor("f", pyro.sample("z", dist.Normal(x, 1.0)), has_rsample=True), "does not draw"),
         (
             lambda x: pyro.sample("z", dist.TransformedDistribution(dist.Normal(x, 1.0), [transforms.ExpTransform()])),
             "site 'z': its support",

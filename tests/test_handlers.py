@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from programs import as_full
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 from torch.distributions import kl_divergence
@@ -21,16 +22,9 @@ from pyro_vae.linear_gaussian import LinearGaussian, LinearPosterior, exact_guid
 from pyro_vae.training.loop import evaluate, fit, fixed_x
 from pyro_vae.vae import VAE
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 B, P, D = 6, 5, 3
-
-
-@pytest.fixture(autouse=True)
-def float64():
-    pyro.clear_param_store()
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture
@@ -184,10 +178,6 @@ def test_a_site_that_is_not_factorised_is_one_group(program, x):
     above = FreeBits(total + 2.0).loss(program.model, program.guide, x)
     assert below == pytest.approx(at_zero)
     assert above == pytest.approx(at_zero + 2.0 * B)
-
-
-def as_full(p):
-    return dist.MultivariateNormal(p.mean, torch.diag_embed(p.variance))
 
 
 class Mixed(nn.Module):

@@ -1,14 +1,24 @@
-"""Gradient estimators compared: bounds, gradient variances, costs and their intervals."""
+"""Gradient estimators compared: bounds, gradient variances, costs and their intervals.
 
-from pyro_vae.comparison.compare import (
+compare.py    ``compare_estimators``, and the checks of its settings
+results.py    its result: the numbers, and the table that ``print`` shows
+drawing.py    single draws of a loss and its gradient
+measuring.py  many draws of an estimator: moments of loss and gradient, seconds a draw
+moments.py    streaming moments of random vectors
+intervals.py  numbers with confidence intervals that allow for skewed draws
+agreement.py  whether the mean gradients of two estimators agree
+"""
+
+from pyro_vae.comparison.compare import compare_estimators
+from pyro_vae.comparison.intervals import Estimate
+from pyro_vae.comparison.moments import Mean, Moments
+from pyro_vae.comparison.results import (
     Agreement,
     BoundStatistics,
     Comparison,
     EstimatorStatistics,
     GradientStatistics,
-    compare_estimators,
 )
-from pyro_vae.comparison.moments import Estimate, Mean, Moments
 
 __all__ = [
     "Agreement",

@@ -1,0 +1,12 @@
+"""What gradient estimators have in common; the estimators themselves are in ``pyro_vae.estimators``.
+
+base.py         the abstract ``Estimator``
+description.py  what an estimator estimates and needs: its class or a table of Pyro's classes says it
+closed_form.py  whether every KL of a program has a closed form
+"""
+
+from pyro_vae.estimation.base import Estimator
+from pyro_vae.estimation.closed_form import check_analytic_kl
+from pyro_vae.estimation.description import Description, describe, importance_weighted_bound
+
+__all__ = ["Description", "Estimator", "check_analytic_kl", "describe", "importance_weighted_bound"]

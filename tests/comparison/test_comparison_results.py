@@ -1,0 +1,66 @@
+"""The result of a comparison: its table, its figure and its numbers for JSON."""
+
+import json
+
+import numpy as np
+import torch
+from comparing import compare, oracle
+from pyro.infer import Trace_ELBO
+
+from pyro_vae.estimators import (
+    ImportanceWeighted,
+    WakeSleep,
+)
+
+
+def test_table_fits_a_terminal_and_numbers_fit_json():
+    program, x = oracle()
+    estimators = {"an estimator of a very long name indeed": Trace_ELBO(), "wake-sleep": WakeSleep()}
+    estimators |= {f"L_{k}": ImportanceWeighted(k) for k in range(1, 7)}
+    result = compare(program.model, program.guide, batches=[(x,), (2 * x,)], draws=20, estimators=estimators)
+    assert max(map(len, str(result).splitlines())) <= 110
+    numbers = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert numbers["estimators"]["L_2"]["guide"]["variance"]["value"] == result.estimators["L_2"].guide.variance.value
+    assert numbers["estimators"]["L_2"]["guide"]["cost"] == result.cost("L_2", "guide")
+    assert result.cost(result.reference, "model") == 1.0
+
+
+def test_figure_shows_every_estimator_at_its_variance():
+    program, x = oracle(offset=0.3)
+    estimators = {"L^A": Trace_ELBO()} | {f"K = {k}": ImportanceWeighted(k) for k in (1, 4)}
+    result = compare(program.model, program.guide, x, draws=20, estimators=estimators)
+    guide, model, ratio = result.figure().axes
+    assert [label.get_text() for label in guide.get_yticklabels()] == list(estimators)
+    for axes, group in (guide, "guide"), (model, "model"):
+        (points, *_), expected = axes.containers[0], [getattr(e, group) for e in result.estimators.values()]
+        np.testing.assert_allclose(points.get_xdata(), [statistics.variance.value for statistics in expected])
+        np.testing.assert_allclose(points.get_ydata(), [0, 1, 2])
+    (points, *_) = ratio.containers[0]
+    np.testing.assert_allclose(points.get_xdata(), [1, 4])
+    np.testing.assert_allclose(points.get_ydata(), [result.estimators[f"K = {k}"].guide.snr.value for k in (1, 4)])
+
+
+def test_two_draws_make_numbers_and_a_figure_without_intervals():
+    program, x = oracle(offset=0.3)
+    result = compare(program.model, program.guide, x, draws=2, estimators={"L^A": Trace_ELBO()})
+    variance = json.loads(json.dumps(result.to_dict(), allow_nan=False))["estimators"]["L^A"]["guide"]["variance"]
+    assert variance["value"] > 0
+    assert variance["low"] is variance["high"] is None
+    assert len(result.figure().axes) == 2
+
+
+def test_intervals_that_rest_on_few_draws_are_marked_in_the_table():
+    program, x = oracle(offset=0.3)
+
+    class Heavy(Trace_ELBO):
+        def differentiable_loss(self, *args):
+            push = program.bias[0] * torch.distributions.Cauchy(0.0, 1e4).sample()
+            return super().differentiable_loss(*args) + push - push.detach()
+
+    light = compare(program.model, program.guide, x, estimators={"heavy": Trace_ELBO()})
+    heavy = compare(program.model, program.guide, x, estimators={"heavy": Heavy()})
+    assert not light.estimators["heavy"].model.variance.doubtful
+    assert "?" not in str(light)
+    assert heavy.estimators["heavy"].model.variance.doubtful
+    assert f"{heavy.estimators['heavy'].model.variance}" in str(heavy)
+    assert "? a few draws make the width" in str(heavy)

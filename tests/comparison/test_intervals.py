@@ -1,0 +1,120 @@
+"""Intervals against their coverage, a bootstrap and Hall's formula."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from gradients import Gaussians, Scores, draws, streamed
+from scipy.stats import skew
+from scipy.stats import t as student
+
+from pyro_vae.comparison.intervals import TAIL
+
+
+def test_intervals_cover_the_truth():
+    torch.manual_seed(0)
+    loc = torch.tensor([1.0, -0.7, 0.8, 0.5, 1.2, 0.6]).double()
+    tril = (0.3 * torch.randn(6, 6) + torch.eye(6)).tril().double()
+    variance = tril.square().sum(1)
+    truth = (variance.sum(), (loc.abs() / variance.sqrt()).mean(), loc.norm() / variance.sum().sqrt())
+    covered = np.zeros(3)
+    repetitions = 250
+    for seed in range(repetitions):
+        moments = streamed(draws(80, loc, tril, seed), seed=seed)
+        intervals = (moments.trace(), moments.snr(), moments.norm_ratio())
+        covered += [estimate.low <= value <= estimate.high for estimate, value in zip(intervals, truth)]
+    assert (covered / repetitions > 0.90).all(), covered / repetitions
+    assert (covered / repetitions < 0.99).all(), covered / repetitions
+
+
+@pytest.mark.parametrize(
+    ("gradient", "batches"),
+    [
+        (Gaussians(torch.tensor([0.3]).double()), 1),
+        (Gaussians(torch.zeros(10).double()), 1),
+        (Gaussians(torch.ones(10).double(), 0.9), 1),
+        (Scores(1), 1),
+        (Scores(6), 1),
+        (Scores(3), 4),
+    ],
+    ids=["one coordinate", "mean zero", "correlated", "score function", "score, 6 images", "score, 4 batches"],
+)
+def test_intervals_of_100_draws_cover_the_truth(gradient, batches):
+    """At these seeds: the share of 200 that cover has itself a standard error of 1.5 %, where 95 % do."""
+    mean, variance = gradient.moments()
+    truth = (variance.sum(), (mean.abs() / variance.sqrt()).mean(), mean.norm() / variance.sum().sqrt())
+    covered = np.zeros(3)
+    for seed in range(200):
+        g = gradient.draws(100, torch.Generator().manual_seed(seed)).chunk(batches)
+        moments = streamed(*g, seed=seed)
+        intervals = (moments.trace(), moments.snr(), moments.norm_ratio())
+        covered += [estimate.low <= value <= estimate.high for estimate, value in zip(intervals, truth)]
+    assert (covered / 200 >= 0.93).all(), covered / 200
+
+
+def test_interval_of_the_variance_is_halls():
+    g = Scores(1).draws(100, torch.Generator().manual_seed(0))
+    g = torch.cat([g, 100 * g], 1)[:, :4]
+    estimate = streamed(g).trace()
+    t = np.array([i / (i + 1) * ((g[i] - g[:i].mean(0)) ** 2).sum().item() for i in range(1, 100)])
+    trace, error = t.mean(), t.std() / math.sqrt(99)
+    shape = TAIL * skew(t) / math.sqrt(99)
+    spread = ((t - trace) ** 4).sum() / ((t - trace) ** 2).sum() ** 2 - 1 / 100
+    for end, sign in ((estimate.low, 1), (estimate.high, -1)):
+        T = (trace - end) / error
+        x = T + shape / 3 * T**2 + shape**2 / 27 * T**3 + shape / 6
+        np.testing.assert_allclose(x, sign * student.ppf(0.975, 2 / spread), rtol=1e-6)
+    np.testing.assert_allclose(estimate.freedom, 2 / spread, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [(1000,), (333, 333, 333)])
+def test_joined_draws_make_much_the_same_interval(sizes):
+    g = Gaussians(torch.linspace(0, 1, 10).double(), 0.5).draws(sum(sizes), torch.Generator().manual_seed(0))
+    moments, n = streamed(*g.split(sizes)), sum(sizes)
+    t = torch.cat([(part - part.mean(0)).square().sum(1) for part in g.split(sizes)])
+    joint = torch.cat([part - part.mean(0) for part in g.split(sizes)])
+    widths = [estimate.high - estimate.low for estimate in (moments.trace(), moments.snr(), moments.norm_ratio())]
+    m, v, trace = g.mean(0), joint.var(0), joint.var(0).sum()
+    snr = (m.sign() / v.sqrt() * joint - m.abs() / 2 / v**1.5 * joint.square()).mean(1)
+    ratio = joint @ m / m.norm() / trace.sqrt() - m.norm() / trace**1.5 / 2 * t
+    expected = [2 * 1.97 * part.std().item() / math.sqrt(n) for part in (t, snr, ratio)]
+    np.testing.assert_allclose(widths, expected, rtol=0.2)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_two_draws_make_no_interval(n):
+    moments = streamed(torch.randn(n, 5, generator=torch.Generator().manual_seed(0)))
+    for estimate in (moments.trace(), moments.snr(), moments.norm_ratio()):
+        assert math.isfinite(estimate.value)
+        assert math.isfinite(estimate.low) == math.isfinite(estimate.high) == (n > 2)
+
+
+def test_tails_that_allow_no_interval_are_marked():
+    doubtful = {}
+    for kind in ("Gaussian", "Cauchy"):
+        draw = torch.distributions.Normal(0.0, 1.0) if kind == "Gaussian" else torch.distributions.Cauchy(0.0, 1.0)
+        torch.manual_seed(0)
+        estimates = [streamed(draw.sample((100, 3))).trace() for _ in range(30)]
+        doubtful[kind] = np.mean([estimate.doubtful for estimate in estimates])
+        assert all(str(estimate).endswith("?") == estimate.doubtful for estimate in estimates)
+    assert doubtful["Gaussian"] == 0
+    assert doubtful["Cauchy"] > 0.8
+
+
+def test_intervals_from_a_sample_of_coordinates_are_those_of_a_bootstrap_of_stored_draws():
+    torch.manual_seed(0)
+    factors = torch.randn(20, 4000) * torch.rand(4000)
+    g = torch.randn(200, 20) @ factors + 0.5 * torch.randn(200, 4000) + torch.randn(4000)
+    moments, stored, rng = streamed(g), g.numpy(), np.random.default_rng(0)
+
+    def three(sample):
+        mean, variance = sample.mean(0), sample.var(0, ddof=1)
+        square = mean @ mean - 2 * variance.sum() / 200  # the resampling adds as much as sampling does
+        return variance.sum(), (abs(mean) / np.sqrt(variance)).mean(), math.sqrt(square / variance.sum())
+
+    replicates = np.array([three(stored[rng.integers(200, size=200)]) for _ in range(200)])
+    widths = np.quantile(replicates, 0.975, axis=0) - np.quantile(replicates, 0.025, axis=0)
+    for estimate, width in zip((moments.trace(), moments.snr(), moments.norm_ratio()), widths):
+        assert 0.7 < (estimate.high - estimate.low) / width < 1.5
+        assert estimate.low < estimate.value < estimate.high

@@ -1,0 +1,88 @@
+"""The abstract estimator: what a class that only writes its objective can do."""
+
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.optim import Adam
+
+from pyro_vae.estimation import Description, Estimator, describe
+from pyro_vae.linear_gaussian import LinearGaussian
+from pyro_vae.tracing.traces import log_prob
+
+
+class Sampled(Estimator):
+    """The ELBO with its total derivative, as Trace_ELBO has it."""
+
+    def objective(self, model, guide, args, kwargs):
+        model_trace, guide_trace = self._get_trace(model, guide, args, kwargs)
+        bound = (log_prob(model_trace) - log_prob(guide_trace)) / self.num_particles
+        return bound, bound
+
+
+@pytest.fixture
+def program():
+    torch.manual_seed(0)
+    program = LinearGaussian(torch.randn(5, 2, dtype=torch.float64), scale=0.7)
+    program.posterior.loc_bias.data += 0.3
+    return program
+
+
+def gradient(program, backward):
+    program.zero_grad()
+    torch.manual_seed(1)
+    value = backward()
+    return value, [p.grad.clone() for p in program.parameters()]
+
+
+def test_the_ways_to_a_loss_are_those_of_pyros_elbo(program):
+    x = program.simulate(4)
+    expected, slopes = gradient(program, lambda: Trace_ELBO().loss_and_grads(program.model, program.guide, x))
+    ours = Sampled()
+    value, written = gradient(program, lambda: ours.loss_and_grads(program.model, program.guide, x))
+    torch.manual_seed(1)
+    assert value == pytest.approx(expected) == pytest.approx(ours.loss(program.model, program.guide, x))
+    assert isinstance(value, float)
+    torch.testing.assert_close(written, slopes)
+
+    def differentiated():
+        loss = ours.differentiable_loss(program.model, program.guide, x)
+        loss.backward()
+        return loss.item()
+
+    value, slopes = gradient(program, differentiated)
+    assert value == pytest.approx(expected)
+    torch.testing.assert_close(written, slopes)
+
+
+def test_svi_trains_by_it(program):
+    x = program.simulate(50)
+    svi = SVI(program.model, program.guide, Adam({"lr": 0.02}), Sampled(K=8))
+    before = program.elbo(x).sum().item()
+    for _ in range(50):
+        svi.step(x)
+    assert program.elbo(x).sum().item() > before + 1
+
+
+def test_a_loss_that_is_nan_warns(program):
+    class NotANumber(Estimator):
+        def objective(self, model, guide, args, kwargs):
+            bound = torch.tensor(torch.nan, requires_grad=True)
+            return bound, bound
+
+    estimator = NotANumber()
+    for call in (estimator.loss, estimator.loss_and_grads, estimator.differentiable_loss):
+        with pytest.warns(UserWarning, match="Encountered NaN: loss"):
+            call(program.model, program.guide)
+
+
+def test_settings():
+    with pytest.raises(ValueError, match="K: wanted a whole number of at least 1, got 0"):
+        Sampled(K=0)
+    with pytest.raises(ValueError, match="vectorize: got 'yes', wanted True, False or None"):
+        Sampled(vectorize="yes")
+    with pytest.raises(TypeError, match="abstract"):
+        Estimator()
+
+
+def test_it_claims_nothing():
+    assert Sampled.is_bound and describe(Sampled()) == Description()

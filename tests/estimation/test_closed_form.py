@@ -1,0 +1,77 @@
+"""Closed forms of KL divergences against torch's, and programs that have none."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch.distributions import kl_divergence
+
+from pyro_vae.estimation.closed_form import check_analytic_kl, kl_of_dimensions
+from pyro_vae.linear_gaussian import LinearGaussian, exact_guide, mean_field_guide
+from pyro_vae.tracing.traces import paired_traces
+
+
+@pytest.fixture
+def program():
+    torch.manual_seed(0)
+    program = LinearGaussian(torch.randn(5, 2), scale=0.7)
+    program.posterior = mean_field_guide(program)
+    return program
+
+
+def sites(program, x):
+    model_trace, guide_trace = paired_traces(program.model, program.guide, (x,))
+    return guide_trace.nodes["z"], model_trace.nodes["z"]
+
+
+def test_a_factorised_site_has_a_kl_for_each_dimension(program):
+    x = program.simulate(3)
+    q, p = program.posterior(x).base_dist, dist.Normal(torch.zeros(3, 2), 1.0)
+    found = kl_of_dimensions("z", *sites(program, x))
+    torch.testing.assert_close(found, kl_divergence(q, p).sum(0))
+
+
+def test_a_site_that_is_not_factorised_has_one_kl(program):
+    program.posterior = exact_guide(program)
+    x = program.simulate(3)
+    q = program.posterior(x)
+    p = dist.MultivariateNormal(torch.zeros(2), torch.eye(2)).expand((3,))
+    full = {"fn": p, "scale": 1.0, "mask": None, "name": "z"}
+    site, _ = sites(program, x)
+    torch.testing.assert_close(kl_of_dimensions("z", site, full), kl_divergence(q, p).sum())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": 2.0}, "scaled or masked"),
+        ({"fn": dist.Delta(torch.zeros(3, 2)).to_event(1)}, "is a point"),
+        ({"fn": dist.StudentT(3.0).expand((3, 2)).to_event(1)}, "no closed form"),
+    ],
+)
+def test_sites_without_a_kl_that_counts(program, change, message):
+    site, prior = sites(program, program.simulate(3))
+    with pytest.raises(ValueError, match=message):
+        kl_of_dimensions("z", {**site, **change}, prior)
+    with pytest.raises(ValueError, match="no closed form"):
+        kl_of_dimensions("z", site, {})
+
+
+def test_programs_whose_every_kl_has_a_closed_form(program):
+    state = torch.get_rng_state()
+    check_analytic_kl(program.model, program.guide, torch.zeros(2, 5))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_kl_that_pyro_would_sample():
+    def model(x):
+        with pyro.plate("images", len(x)):
+            z = pyro.sample("z", dist.StudentT(3.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    with pytest.raises(ValueError, match=r"site 'z': no closed form is registered for KL\(Normal"):
+        check_analytic_kl(model, guide, torch.zeros(3))
