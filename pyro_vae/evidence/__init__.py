@@ -1,22 +1,33 @@
-"""Estimates of log p(x): importance sampling, annealing, and bounds from both sides."""
+"""Estimates of log p(x): importance sampling, annealing, and bounds from both sides.
 
+- ``results``: what the estimates return, with diagnostics and summaries.
+- ``importance``: ``log_evidence``, importance sampling from the guide.
+- ``annealed``: ``annealed_evidence`` and, on simulated data, ``bidirectional``.
+- ``annealing``: the chains: temperatures, Hamiltonian transitions, weights.
+- ``path``: the densities that the chains pass, and their gradients.
+- ``plan``: how a program is measured: its rows, its batches, what can be compiled.
+- ``arguments``: the arguments of a program, cut into batches of rows.
+- ``measuring``: what the functions share: the two forms of a call, options, the state of torch.
+- ``pareto``: k̂, the shape of the tail of importance weights.
+"""
+
+from pyro_vae.evidence.annealed import StuckChains, annealed_evidence, bidirectional
 from pyro_vae.evidence.annealing import linear, sigmoid
-from pyro_vae.evidence.estimates import (
+from pyro_vae.evidence.importance import log_evidence
+from pyro_vae.evidence.pareto import pareto_k
+from pyro_vae.evidence.results import (
     AnnealedEvidence,
     Evidence,
     Sandwich,
     UntrustedEvidence,
-    annealed_evidence,
-    bidirectional,
     from_log_weights,
-    log_evidence,
 )
-from pyro_vae.evidence.pareto import pareto_k
 
 __all__ = [
     "AnnealedEvidence",
     "Evidence",
     "Sandwich",
+    "StuckChains",
     "UntrustedEvidence",
     "annealed_evidence",
     "bidirectional",

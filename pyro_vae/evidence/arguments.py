@@ -1,4 +1,4 @@
-"""The arguments of a program, of which some hold an entry for each row of the data, and so come in batches."""
+"""The arguments of a program, and how they are cut into batches of rows."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 
-class Arguments(NamedTuple):
+class ProgramArguments(NamedTuple):
     """Positional and keyword arguments of model and guide: tensors, and anything else.
 
-    ``rows``: of the data; None where that is not known.
+    ``rows`` is the number of rows of the data; None if it is not known.
 
-    >>> given = Arguments((torch.arange(6), None), {"labels": torch.ones(6, 2), "sizes": (8, 8)}, rows=6)
+    >>> given = ProgramArguments((torch.arange(6), None), {"labels": torch.ones(6, 2), "sizes": (8, 8)}, rows=6)
     >>> [(batch.rows, len(batch.args[0])) for batch in given.batches(4)]
     [(4, 4), (2, 2)]
     """
@@ -25,45 +25,45 @@ class Arguments(NamedTuple):
     rows: int | None
 
     @classmethod
-    def of(cls, args: tuple, kwargs: Mapping[str, Any] | None = None, rows: int | None = None) -> "Arguments":
-        """With as many rows as all tensors have, if they have as many, where ``rows`` are not given."""
+    def of(cls, args: tuple, kwargs: Mapping[str, Any] | None = None, rows: int | None = None) -> "ProgramArguments":
+        """Return the arguments; unless ``rows`` is given, it is the length of the tensors, if all have the same."""
         found = cls(args, dict(kwargs or {}), rows)
         lengths = {len(tensor) for tensor in found.tensors if tensor.dim()}
         return found._replace(rows=lengths.pop()) if rows is None and len(lengths) == 1 else found
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors, those in lists, tuples and dictionaries too."""
+        """All tensors, including those in lists, tuples and dictionaries."""
         return tuple(leaf for leaf in tree_leaves(self) if isinstance(leaf, Tensor))
 
-    def with_tensors(self, tensors: tuple[Tensor, ...]) -> "Arguments":
-        """The same arguments with others in the place of their ``tensors``."""
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> "ProgramArguments":
+        """Return the same arguments with other tensors in place of ``self.tensors``."""
         leaves, tree = tree_flatten(self)
         others = iter(tensors)
         return tree_unflatten([next(others) if isinstance(leaf, Tensor) else leaf for leaf in leaves], tree)
 
     @property
     def device(self) -> torch.device:
-        """Of the first tensor; the CPU where there is none."""
+        """The device of the first tensor; the CPU if there is none."""
         return next((tensor.device for tensor in self.tensors), torch.device("cpu"))
 
-    def batches(self, size: int) -> Iterator["Arguments"]:
-        """Batches of at most ``size`` rows.
+    def batches(self, size: int) -> Iterator["ProgramArguments"]:
+        """Yield batches of at most ``size`` rows.
 
-        Tensors, arrays, lists and tuples with as many entries as there are rows are cut, wherever among the arguments
-        they are; all else is the same for every batch.
+        Tensors, arrays, lists and tuples with one entry for each row are cut, also inside other arguments; everything
+        else is the same for every batch.
         """
         if self.rows is None or size >= self.rows:
             yield self
             return
         for start in range(0, self.rows, size):
             cut = partial(self._cut, part=slice(start, start + size))
-            rows = min(size, self.rows - start)
-            yield Arguments(tuple(map(cut, self.args)), {name: cut(value) for name, value in self.kwargs.items()}, rows)
+            kwargs = {name: cut(value) for name, value in self.kwargs.items()}
+            yield ProgramArguments(tuple(map(cut, self.args)), kwargs, min(size, self.rows - start))
 
     @property
     def only_tensors(self) -> bool:
-        """Whether all that is cut into batches is tensors."""
+        """Whether everything that is cut into batches is a tensor."""
         return all(
             isinstance(leaf, Tensor) or not self._of_rows(leaf)
             for argument in (*self.args, *self.kwargs.values())
@@ -77,13 +77,13 @@ class Arguments(NamedTuple):
         return tree_map(lambda value: value[part] if self._of_rows(value) else value, argument, is_leaf=self._of_rows)
 
 
-def arguments(x: Any, kwargs: Mapping[str, Any] | None = None) -> Arguments:
-    """From x, or a tuple of it and further arguments, and keywords.
+def checked_arguments(x: Any, kwargs: Mapping[str, Any] | None = None) -> ProgramArguments:
+    """Return the arguments of a program from x, or from a tuple of all positional arguments, and keywords.
 
-    A tensor made in ``torch.inference_mode`` is copied, so that derivatives can be taken. Raises ValueError for an x
-    that is no tensor.
+    A tensor made in ``torch.inference_mode`` is copied, so that gradients can be taken. Raises ValueError unless x is a
+    tensor with at least one row, or a tuple.
 
-    >>> arguments((torch.zeros(3, 2), "any", torch.zeros(3))).rows
+    >>> checked_arguments((torch.zeros(3, 2), "any", torch.zeros(3))).rows
     3
     """
     args = x if isinstance(x, tuple) else (x,)
@@ -92,8 +92,11 @@ def arguments(x: Any, kwargs: Mapping[str, Any] | None = None) -> Arguments:
         raise ValueError(f"x: wanted a torch tensor (rows, ...), got a NumPy array; write torch.from_numpy(x){cast}")
     if not isinstance(x, tuple) and not (isinstance(x, Tensor) and x.dim()):
         got = f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x: wanted a tensor (rows, ...), or a tuple of the program's arguments, got {got}")
-    found = Arguments.of(args, kwargs)
+        raise ValueError(
+            f"x: wanted a tensor (rows, ...), or a tuple of the program's arguments, got {got}; of a split, write "
+            "fixed_x(program, split.images)"
+        )
+    found = ProgramArguments.of(args, kwargs)
     if found.rows == 0:
         raise ValueError("x: wanted at least one row, got none")
     copies = (tensor.clone() if tensor.is_inference() else tensor for tensor in found.tensors)

@@ -1,6 +1,11 @@
-"""Importance weights of many particles a row, in slices, so that memory is that of a few decoded images."""
+"""log p(x) by importance sampling from the guide: ``log_evidence``.
 
-from collections.abc import Callable, Sequence
+The particles of an image are decoded in slices, so that memory is that of a few decoded images.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
+from typing import Any, TypedDict, overload
 
 import pyro
 import torch
@@ -8,10 +13,15 @@ from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from typing_extensions import Unpack
 
-from pyro_vae.compiling.export import Graphs, owners, traced
-from pyro_vae.evidence.arguments import Arguments
-from pyro_vae.evidence.plan import Plan
+from pyro_vae.checks import whole_number
+from pyro_vae.compiling import Graphs, owners, traced
+from pyro_vae.evidence.arguments import ProgramArguments, checked_arguments
+from pyro_vae.evidence.measuring import Engine, chunk_size, measuring, progress_bar, takes_program, whether_compiled
+from pyro_vae.evidence.plan import MeasurementPlan
+from pyro_vae.evidence.results import Evidence, as_array, joined, warn_untrusted, weight_statistics
+from pyro_vae.program import Program
 from pyro_vae.tracing.traces import (
     check_sites,
     common_scale,
@@ -22,82 +32,214 @@ from pyro_vae.tracing.traces import (
     sliced,
 )
 
-FEW = 10  # slices of a batch of images up to which they are eager: a last, small batch is not worth a graph
+DRAWN_AT_ONCE, MOST_IMAGES = 250_000, 250  # particles, and images, of one batch
+FEW = 10  # slices of a batch, up to which they are eager: a last, small batch is not worth a graph
 
 
-class Weights:
-    """log w = log p(x, z) − log q(z | x) of K particles a row, drawn from the guide at once, in slices.
+class ImportanceOptions(TypedDict, total=False):
+    """Further keywords of ``log_evidence``."""
+
+    batch_size: int | None
+    precision: torch.dtype | None
+
+
+@overload
+def log_evidence(
+    program: Program,
+    x: Tensor | tuple,
+    particles: int,
+    *,
+    chunk: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
+    seed: int | None = 0,
+    progress: bool = True,
+    **options: Unpack[ImportanceOptions],
+) -> Evidence: ...
+@overload
+def log_evidence(
+    model: Callable,
+    guide: Callable,
+    x: Tensor | tuple,
+    particles: int,
+    *,
+    chunk: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
+    seed: int | None = 0,
+    progress: bool = True,
+    **options: Unpack[ImportanceOptions],
+) -> Evidence: ...
+@takes_program(ImportanceOptions)
+def log_evidence(
+    model: Callable,
+    guide: Callable,
+    x: Tensor | tuple,
+    particles: int,
+    *,
+    chunk: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
+    seed: int | None = 0,
+    progress: bool = True,
+    **options: Unpack[ImportanceOptions],
+) -> Evidence:
+    """Estimate log p(x) of each image by importance sampling from the guide (Burda et al. 2016).
+
+        log p̂(x) = log 1/K Σ_k w_k,   w_k = p(x, z_k) / q(z_k | x),   z_k ~ q(z | x)
+
+    In expectation it is a lower bound on log p(x). For a batch of images the guide runs once and draws all particles;
+    then the model runs on slices of them, so that memory is that of ``chunk`` decoded images.
+
+    If a latent variable lies outside the plate over images, for example one that they share, a single image has no
+    weight. The result is then one estimate, of log p of all images together (``joint`` is True).
+
+    Write ``log_evidence(vae, x, 100)`` or ``log_evidence(model, guide, x, 100)``. Images are the rows of the data: the
+    plate that all sites share. Modules run in evaluation mode, without gradients. Warns by ``UntrustedEvidence`` of
+    images with k̂ > 0.7.
+
+    Args:
+        program: a module with ``model`` and ``guide``; or
+        model, guide: any Pyro program.
+        x: (images, ...), on the program's device; or a tuple of all positional arguments of the program, of any types.
+        particles: K, the exact number for each image.
+        chunk: number of z decoded at once; 500 by default on a CPU, whose cache holds them, and 20,000 on a GPU. It
+            changes only speed, memory and rounding.
+        batch_size: images whose K particles are drawn at once; by default 250,000 / K, at most 250. Another batch size
+            draws other random numbers. Arguments with one entry for each image (tensors, arrays, lists) are cut into
+            batches, the others are the same for every batch. If an argument has as many entries as there are images
+            only by chance, give ``batch_size=len(x)``, which cuts nothing. Pyro's automatic guides keep parameters for
+            each row, and always see all rows at once.
+        precision: with ``torch.bfloat16`` the networks of ``pyro_vae.networks`` compute in bfloat16, which changes the
+            estimate a little. Distributions and sums keep the dtype of x, also within ``torch.autocast``.
+        kwargs: the program's keyword arguments.
+        engine: "compiled" compiles the model, which changes only speed and rounding, and raises ``Untraceable`` if that
+            is impossible; "eager" does not; "auto" compiles on a CPU if there is a compiler and it saves time.
+        seed: of a random number generator of its own, so that the caller's is left alone; None uses the caller's.
+        progress: whether to show a progress bar on a terminal.
+
+    Raises ValueError if x is NaN or outside the support, if two plates could be the one over the images, and if that
+    plate subsamples the data. Raises ValueError that names the images if all their log weights are −inf or one is NaN.
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program, x = LinearGaussian(torch.ones(3, 1).double()), torch.zeros(2, 3).double()
+    >>> evidence = log_evidence(program, x, 50)  # its guide is the exact posterior
+    >>> torch.allclose(evidence.log_px, program.log_px(x))
+    True
+    """
+    if guide is None:
+        raise ValueError("guide: wanted a function, got None; annealed_evidence(model, None, x) starts from the prior")
+    given, compiled = checked_arguments(x, kwargs), whether_compiled(engine)
+    whole_number("particles", particles)
+    chunk, batch_size = chunk_size(chunk, given.device), options.get("batch_size")
+    if batch_size is not None:
+        whole_number("batch_size", batch_size)
+    with measuring(model, guide, given, seed, options.get("precision")):
+        most = min(max(DRAWN_AT_ONCE // particles, 1), MOST_IMAGES)
+        plan = MeasurementPlan.of(model, guide, given, batch_size, most)
+        total = plan.weights * particles
+        sampler = ImportanceSampler(model, guide, plan, chunk, plan.graphs(compiled, total // chunk))
+        columns = []
+        with progress_bar(total, "particle", progress) as bar:
+            for batch in plan.batches():
+                log_w = as_array(sampler(batch, particles, bar))
+                columns.append(weight_statistics(log_w, first=sum(len(column[0]) for column in columns)))
+    log_px, error, ess, k_hat = joined(columns)
+    evidence = Evidence(log_px, error, ess, k_hat, particles, seed, plan.joint)
+    warn_untrusted(evidence, "more particles, a better guide or annealed_evidence may help")
+    return evidence
+
+
+class ImportanceSampler:
+    """Log weights log w = log p(x, z) − log q(z | x) of K particles for each row, drawn from the guide at once.
 
     Args:
         model, guide: a program.
         plan: how it is measured.
         chunk: number of z decoded at once.
-        graphs: what of the model is compiled.
+        graphs: the compiled functions of the model.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
-    >>> program, given = LinearGaussian(torch.ones(3, 1).double()), Arguments.of((torch.zeros(2, 3).double(),))
-    >>> plan = Plan.of(program.model, program.guide, given, asked=None, most=10)
-    >>> weights = Weights(program.model, program.guide, plan, chunk=10, graphs=Graphs(False, 0, "cpu"))
-    >>> weights(given, K=50, bar=tqdm(disable=True)).shape
+    >>> program, given = LinearGaussian(torch.ones(3, 1).double()), ProgramArguments.of((torch.zeros(2, 3).double(),))
+    >>> plan = MeasurementPlan.of(program.model, program.guide, given, asked=None, most=10)
+    >>> sampler = ImportanceSampler(program.model, program.guide, plan, chunk=10, graphs=Graphs(False, 0, "cpu"))
+    >>> sampler(given, K=50, bar=tqdm(disable=True)).shape
     torch.Size([50, 2])
     """
 
-    def __init__(self, model: Callable, guide: Callable, plan: Plan, chunk: int, graphs: Graphs):
+    def __init__(self, model: Callable, guide: Callable, plan: MeasurementPlan, chunk: int, graphs: Graphs):
         self.model, self.guide, self.plan, self.chunk, self.graphs = model, guide, plan, chunk, graphs
 
-    def __call__(self, batch: Arguments, K: int, bar: tqdm) -> Tensor:
-        """Of shape (K, B). Pyro validates the guide's run and the model's first, which are eager."""
+    def __call__(self, batch: ProgramArguments, K: int, bar: tqdm) -> Tensor:
+        """Return log weights (K, B). Pyro validates the first runs of guide and model, which are eager."""
         with pyro.validation_enabled(True):
             guide_trace = self.plan.trace(self.guide, batch, K)
-        step, log_w, graph, plate = max(1, self.chunk // (batch.rows or 1)), [], None, None
+        step = max(1, self.chunk // (batch.rows or 1))
+        log_w, graph, plate, scale = [], None, None, 1.0
         for start in range(0, K, step):
-            part = sliced(guide_trace, start, min(start + step, K))
-            if graph is None or start + step > K:
-                with pyro.validation_enabled(start == 0):
-                    model_trace = self.plan.trace(self.model, batch, min(step, K - start), replayed=part)
-                check_sites(model_trace, part)
+            size = min(step, K - start)
+            part = sliced(guide_trace, start, start + size)
+            if graph and size == step:
+                log_p = graph(part)
+            else:
+                model_trace = self._model_trace(batch, part, size, validated=start == 0)
                 if start == 0:
                     plate = self.plan.plate(self.model, self.guide, batch, (model_trace, part))
                     scale = common_scale(model_trace, part, plate=plate)
-                    graph = self._graph(model_trace, part, batch, plate) if self._worth(K // step) else None
+                    if K // step >= FEW or self.graphs.strict:
+                        graph = self._graph(model_trace, part, batch, plate)
                 log_p = log_joint(model_trace, plate)
-            else:
-                log_p = graph(part)
             log_q = sum(per_image(site, plate) for site in proposal_sites(part).values())
             log_w.append((log_p - log_q) / scale)
             bar.update(log_w[-1].numel())
         return torch.cat(log_w)
 
-    def _worth(self, slices: int) -> bool:
-        return slices >= FEW or self.graphs.strict
+    def _model_trace(self, batch: ProgramArguments, part: poutine.Trace, size: int, validated: bool) -> poutine.Trace:
+        """Return the model's trace at a slice of the guide's draws, from an eager run."""
+        with pyro.validation_enabled(validated):
+            model_trace = self.plan.trace(self.model, batch, size, replayed=part)
+        check_sites(model_trace, part)
+        return model_trace
 
     def _graph(
-        self, model_trace: poutine.Trace, part: poutine.Trace, batch: Arguments, plate: CondIndepStackFrame | None
+        self,
+        model_trace: poutine.Trace,
+        part: poutine.Trace,
+        batch: ProgramArguments,
+        plate: CondIndepStackFrame | None,
     ) -> Callable[[poutine.Trace], Tensor] | None:
-        """From a slice of the guide's trace, like this one, to log p(x, z); None where that is to be eager."""
+        """Return a compiled function from a slice of the guide's trace to log p(x, z); None for an eager run."""
         names = list(sample_sites(model_trace, observed=False))
 
         def tensors(part: poutine.Trace) -> tuple[Tensor, ...]:
-            return (*(part.nodes[name]["value"] for name in names), *batch.tensors)
+            sites = sample_sites(part)
+            return (*(sites[name]["value"] for name in names), *batch.tensors)
 
-        joint, example = Joint(self.model, names, plate, self.plan.layout.nesting, batch), tensors(part)
+        joint, example = JointDensity(self.model, names, plate, self.plan.layout.nesting, batch), tensors(part)
         graph = self.graphs.get(lambda: traced(joint, example), example)
         return None if graph is None else lambda part: graph(*tensors(part))
 
 
-class Joint(nn.Module):
-    """log p(x, z) of shape (K, B) from values of the latent sites ``names``, each (K, B, ...), and the tensors among
-    the program's arguments.
+class JointDensity(nn.Module):
+    """log p(x, z) of shape (K, B) as a function of tensors.
+
+    These are the values of the latent sites ``names``, each (K, B, ...), and the tensors among the arguments.
     """
 
     def __init__(
-        self, model: Callable, names: Sequence[str], plate: CondIndepStackFrame | None, nesting: int, batch: Arguments
+        self,
+        model: Callable,
+        names: Sequence[str],
+        plate: CondIndepStackFrame | None,
+        nesting: int,
+        batch: ProgramArguments,
     ):
         super().__init__()
         self.names, self.plate, self.nesting, self.batch, self.model = tuple(names), plate, nesting, batch, (model,)
         self.owners = nn.ModuleList(owners(model))
 
     def forward(self, *tensors: Tensor) -> Tensor:
+        """Return log p(x, z), (K, B)."""
         values, batch = dict(zip(self.names, tensors)), self.batch.with_tensors(tensors[len(self.names) :])
         conditioned = poutine.condition(*self.model, data=values)
         trace = particle_trace(conditioned, batch.args, len(tensors[0]), self.nesting, kwargs=batch.kwargs)
@@ -105,5 +247,5 @@ class Joint(nn.Module):
 
 
 def log_joint(model_trace: poutine.Trace, plate: CondIndepStackFrame | None) -> Tensor:
-    """log p(x, z) of each particle and row, (K, B); without a plate over rows of all together, (K, 1)."""
-    return sum(per_image(site, plate) for site in sample_sites(model_trace).values())
+    """Return log p(x, z) of each particle and row, (K, B); without a plate over rows, of all rows together, (K, 1)."""
+    return reduce(torch.add, (per_image(site, plate) for site in sample_sites(model_trace).values()))

@@ -1,27 +1,27 @@
 """Pareto k̂: the shape of the tail of importance weights (Vehtari et al. 2024).
 
-In NumPy: in float64, whatever the device of the weights has, and with no exception for any weights.
+Computed by NumPy in float64, which some devices of torch lack. No weights raise an exception.
 """
 
 import math
 
 import numpy as np
 
-FEWEST = 5  # different weights in a tail, below which nothing can be said of its shape
-VANISHED = math.log(1e-290)  # of a weight beside the largest: so little that a difference of two is no longer a number
+FEWEST = 5  # different weights that a tail must have for an estimate of its shape
+VANISHED = math.log(1e-290)  # log ratio to the largest weight, below which differences of two weights underflow
 
 
 def pareto_k(log_w: np.ndarray, rounding: float | np.ndarray = 0.0) -> np.ndarray:
-    """k̂, shape (B,), of the ⌈min(K/5, 3√K)⌉ largest weights of each column of log w (K, B), float64.
+    """Return k̂ (B,) of the ⌈min(K/5, 3√K)⌉ largest weights of each column of log w (K, B), float64.
 
     It is a number, or
 
-    - −inf where the largest weights are equal: there is no tail;
-    - +inf where the tail holds weights that vanish beside the largest: a few weights carry all;
-    - NaN where there are too few weights to say, K ≤ 20, or fewer than five different from the least of the tail.
+    - −inf if the largest weights are equal: there is no tail;
+    - +inf if some weights of the tail vanish beside the largest: a few weights dominate all others;
+    - NaN if there are too few weights: K ≤ 20, or fewer than five that differ from the smallest of the tail.
 
-    Weights that differ by no more than ``rounding``, a relative error, (B,) or one for all, are equal. Of every image
-    one weight at least must be above zero, and none NaN or +inf.
+    Weights that differ by at most ``rounding``, a relative error, (B,) or one for all, count as equal. Each image must
+    have at least one weight above zero, and none that is NaN or +inf.
 
     >>> u = np.random.default_rng(0).random((100_000, 1))
     >>> pareto_k(-0.6 * np.log(u)).round(1)  # w = u^−k has a Pareto tail of shape k
@@ -35,12 +35,12 @@ def pareto_k(log_w: np.ndarray, rounding: float | np.ndarray = 0.0) -> np.ndarra
 
 
 def _tail_shape(top: np.ndarray, rounding: float) -> float:
-    """k̂ of log weights in falling order, the last of which is where the tail begins."""
+    """Return k̂ of log weights in descending order; the tail begins at the last of them."""
     if top[top > -math.inf][-1] - top[0] < VANISHED:
         return math.inf
     w = np.exp(top - top[0])
     excess = w[:-1] - w[-1]
-    excess = excess[excess > rounding * w[-1]]  # without ties with the least of the tail
+    excess = excess[excess > rounding * w[-1]]  # without ties with the smallest of the tail
     if not len(excess):
         return -math.inf
     if len(excess) < FEWEST:
@@ -49,10 +49,11 @@ def _tail_shape(top: np.ndarray, rounding: float) -> float:
 
 
 def generalized_pareto_shape(x: np.ndarray) -> float:
-    """k̂ of draws (N,) above 0 from a generalised Pareto distribution of location 0 (Zhang & Stephens 2009).
+    """Return k̂ of draws (N,) above 0 from a generalised Pareto distribution of location 0 (Zhang & Stephens 2009).
 
-    Their mean of θ = −k/scale over the profile likelihood, and the weak prior towards k = ½ of Vehtari et al. (2024):
-    ``pyro.ops.stats.fit_generalized_pareto`` where that gives a number. Its θ may be 0, where −k/θ is the mean of x.
+    It is their mean of θ = −k/scale over the profile likelihood, with the weak prior towards k = ½ of Vehtari et al.
+    (2024). It equals ``pyro.ops.stats.fit_generalized_pareto`` wherever that returns a number. At θ = 0, where Pyro
+    divides by zero, −k/θ is the mean of x.
 
     >>> round(generalized_pareto_shape(np.full(100, 0.5)), 1)
     -5.6

@@ -1,4 +1,4 @@
-"""How a program is measured: what a row is, how many rows are taken at once, and what of it can be compiled."""
+"""How a program is measured: which plate is over its rows, how many rows run at once, and what can be compiled."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,96 +9,115 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 
-from pyro_vae.compiling.export import Graphs, Untraceable, owners
-from pyro_vae.evidence.arguments import Arguments
+from pyro_vae.compiling import Graphs, Untraceable, owners
+from pyro_vae.evidence.arguments import ProgramArguments
 from pyro_vae.tracing.probing import left_as_it_was
-from pyro_vae.tracing.traces import Layout, Runs, Traces, paired_traces, particle_trace, shared_plates, the_one
+from pyro_vae.tracing.traces import (
+    ParticleLayout,
+    ProgramRuns,
+    Traces,
+    paired_traces,
+    particle_trace,
+    shared_plates,
+    the_one,
+)
 
 
 @dataclass(frozen=True)
-class Plan:
+class MeasurementPlan:
     """How a program is measured on given arguments.
 
     Attributes:
         given: all arguments.
-        size: rows that are taken at once.
-        joint: whether all rows have one weight together, since latent sites lie outside the plate over rows.
+        size: rows that run at once.
+        joint: whether all rows have one weight together, because a latent site lies outside the plate over rows.
         layout: how its particles are drawn.
         runs: what is known of its plates.
     """
 
-    given: Arguments
+    given: ProgramArguments
     size: int
     joint: bool
-    layout: Layout
-    runs: Runs
+    layout: ParticleLayout
+    runs: ProgramRuns
 
     @classmethod
-    def of(cls, model: Callable, guide: Callable | None, given: Arguments, asked: int | None, most: int) -> "Plan":
-        """Found by running the program on the first batch; only what it makes when it first runs is left.
+    def of(
+        cls, model: Callable, guide: Callable | None, given: ProgramArguments, asked: int | None, most: int
+    ) -> "MeasurementPlan":
+        """Find the plan by running the program on the first batch, which leaves only what a first run creates.
 
-        ``asked`` rows are taken at once, or, where none are asked for, ``most``; all rows where they have one weight
-        together, where the guide is one of Pyro's automatic ones, and where the program does not run on fewer. Raises
-        ValueError where fewer are asked for then.
+        ``asked`` is the number of rows at once that the user asked for. If it is None, ``most`` rows run at once. All
+        rows run at once if they have one weight together, if the guide is an automatic one of Pyro's, or if the program
+        does not run on fewer. Raises ValueError if all rows must run at once and fewer were asked for.
         """
         size = most if asked is None else asked
         if is_automatic(guide):
             size = _all_rows(given, size, asked, "Pyro's automatic guides keep parameters for each row")
-        runs, source = Runs(), model if guide is None else guide
+        runs, source = ProgramRuns(), model if guide is None else guide
         try:
             plate, layout = _tried(runs, model, source, next(given.batches(size)))
         except Exception as error:
             if given.rows is None or size >= given.rows:
                 raise
-            plate, layout = _tried(runs, model, source, given)  # raises what is not the batch's fault
+            plate, layout = _tried(runs, model, source, given)  # raises errors that the batch did not cause
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             size = _all_rows(given, size, asked, f"the program does not run on fewer ({reason})")
         if plate is None:
-            size = _all_rows(given, size, asked, "latent sites outside their plate leave them one weight together")
+            size = _all_rows(given, size, asked, "latent sites outside their plate give them one weight together")
         elif given.rows is None:
             return cls.of(model, guide, given._replace(rows=plate.size), asked, most)
         return cls(given, size, plate is None, layout, runs)
 
     @property
     def weights(self) -> int:
-        """Number of rows that have a weight of their own; 1 where it is one of all."""
-        return 1 if self.joint else self.given.rows
+        """The number of rows with a weight of their own; 1 if all have one weight together."""
+        return 1 if self.joint or self.given.rows is None else self.given.rows
 
-    def batches(self) -> Iterator[Arguments]:
+    def batches(self) -> Iterator[ProgramArguments]:
+        """Yield the arguments in batches of ``size`` rows."""
         return self.given.batches(self.size)
 
-    def plate(self, model: Callable, guide: Callable, batch: Arguments, traces: Traces) -> CondIndepStackFrame | None:
-        """The plate over the rows of a batch; None where they have one weight together."""
+    def plate(
+        self, model: Callable, guide: Callable, batch: ProgramArguments, traces: Traces
+    ) -> CondIndepStackFrame | None:
+        """Return the plate over the rows of a batch; None if they have one weight together."""
         return None if self.joint else _row_plate(self.runs, model, guide, batch, traces)
 
     def trace(
-        self, program: Callable, batch: Arguments, particles: int, replayed: poutine.Trace | None = None
+        self, program: Callable, batch: ProgramArguments, particles: int, replayed: poutine.Trace | None = None
     ) -> poutine.Trace:
-        """The scored trace of one function on a batch, of so many particles, whose values may be those of another."""
+        """Return the scored trace of a model or guide on a batch, with values from ``replayed`` if it is given."""
         nesting, vectorized = self.layout
         return particle_trace(
             program, batch.args, particles, nesting, kwargs=batch.kwargs, replayed=replayed, vectorized=vectorized
         )
 
     def graphs(self, wanted: bool | None, calls: int) -> Graphs:
-        """What is compiled: nothing where particles run one by one, or where lists, constants of a graph, are cut."""
+        """Return the compiled functions of the program, for ``calls`` expected calls.
+
+        Nothing is compiled if particles run one after the other, or if lists or arrays are cut, which are constants of
+        a graph. Raises Untraceable if that is so and ``wanted`` is True.
+        """
         obstacle = None
         if not self.layout.vectorized:
             obstacle = "the program takes no plate of particles, which run one after the other"
         elif len(list(self.batches())) > 1 and not self.given.only_tensors:
             obstacle = f"a list or array of the arguments has an entry for each of the {self.given.rows} rows"
         if wanted and obstacle:
-            raise Untraceable(f"compiled: {obstacle}; write compiled=False")
+            raise Untraceable(f'engine="compiled": {obstacle}; write engine="eager"')
         return Graphs(False if obstacle else wanted, calls, self.given.device)
 
 
 def is_automatic(guide: Callable | None) -> bool:
-    """Whether a guide is one of Pyro's that is made from the model when it first runs."""
+    """Return whether a guide is one of Pyro's that is built from the model at its first run."""
     return any(isinstance(owner, AutoGuide | EasyGuide | GuideMessenger) for owner in (*owners(guide), guide))
 
 
-def _tried(runs: Runs, model: Callable, guide: Callable, batch: Arguments) -> tuple[CondIndepStackFrame | None, Layout]:
-    """The plate over the rows, None where some site lies outside all plates, and how particles are drawn."""
+def _tried(
+    runs: ProgramRuns, model: Callable, guide: Callable, batch: ProgramArguments
+) -> tuple[CondIndepStackFrame | None, ParticleLayout]:
+    """Return the plate over the rows, None if some site lies outside all plates, and how particles are drawn."""
     layout = runs.layout(model, guide, batch.args, batch.kwargs)
     with left_as_it_was(model, guide):
         traces = paired_traces(model, guide, batch.args, batch.kwargs)
@@ -109,8 +128,10 @@ def _tried(runs: Runs, model: Callable, guide: Callable, batch: Arguments) -> tu
     return _row_plate(runs, model, guide, batch, traces), layout
 
 
-def _row_plate(runs: Runs, model: Callable, guide: Callable, batch: Arguments, traces: Traces) -> CondIndepStackFrame:
-    """The plate over the rows of a batch; ValueError where it takes some of them at random."""
+def _row_plate(
+    runs: ProgramRuns, model: Callable, guide: Callable, batch: ProgramArguments, traces: Traces
+) -> CondIndepStackFrame:
+    """Return the plate over the rows of a batch; raise ValueError if it subsamples them."""
     if batch.rows is None:
         plate = the_one(shared_plates(*traces), None)
         rows = plate.full_size or plate.size
@@ -125,8 +146,8 @@ def _row_plate(runs: Runs, model: Callable, guide: Callable, batch: Arguments, t
     return plate
 
 
-def _all_rows(given: Arguments, size: int, asked: int | None, why: str) -> int:
-    """The number of all rows; ValueError where fewer are asked for."""
+def _all_rows(given: ProgramArguments, size: int, asked: int | None, why: str) -> int:
+    """Return the number of all rows; raise ValueError if fewer were asked for."""
     rows = given.rows or size
     if asked is not None and asked < rows:
         raise ValueError(f"batch_size: wanted all {rows} rows at once, got {asked}: {why}; leave batch_size out")

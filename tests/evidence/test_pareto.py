@@ -4,6 +4,7 @@ import math
 import warnings
 
 import numpy as np
+import pyro.distributions as dist
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pyro.ops.stats import fit_generalized_pareto
 
-from pyro_vae.evidence.estimates import from_log_weights
+from pyro_vae.evidence import from_log_weights
 from pyro_vae.evidence.pareto import generalized_pareto_shape, pareto_k
 
 
@@ -94,7 +95,33 @@ def test_differences_of_rounding_are_ties():
     assert from_log_weights(log_w.double()).pareto_k.item() > 0.7  # in float64 the noise is the tail's
 
 
-def test_weights_of_other_kinds_than_one_can_weigh():
-    for wrong in (torch.zeros(5), torch.zeros(0, 3), torch.zeros(5, 2).bfloat16(), torch.zeros(5, 2).long(), [[0.0]]):
-        with pytest.raises(ValueError, match=r"log_w: wanted a tensor \(K, images\) of float32 or float64"):
-            from_log_weights(wrong)
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.8, 1.2])
+def test_pareto_k_of_pareto_weights(k):
+    u = torch.rand(100_000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    evidence = from_log_weights(-k * u.log())
+    assert (evidence.pareto_k - k).abs().max() < 0.15
+    assert evidence.pareto_k.mean().item() == pytest.approx(k, abs=0.06)
+
+
+@pytest.mark.parametrize("scale, k", [(0.8, 0.36), (0.5, 0.75)])
+def test_pareto_k_of_too_narrow_a_gaussian(scale, k):
+    """q = N(0, s²) for p = N(0, 1): log w = χ²₁ (1 − s²)/2 + constant, so that the tail has k = 1 − s²."""
+    z = scale * torch.randn(200_000, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    p, q = dist.Normal(0.0, 1.0), dist.Normal(0.0, scale)
+    assert from_log_weights(p.log_prob(z) - q.log_prob(z)).pareto_k.mean().item() == pytest.approx(k, abs=0.1)
+
+
+def test_pareto_k_where_there_is_no_tail():
+    assert from_log_weights(torch.zeros(20, 3)).pareto_k.isnan().all()  # too few to say
+    assert (from_log_weights(torch.zeros(21, 3)).pareto_k == -math.inf).all()
+    two_values = torch.arange(1000).remainder(50).eq(0).double().unsqueeze(1)
+    assert not (from_log_weights(two_values).pareto_k > 0.7).any()
+
+
+def test_weights_that_have_collapsed_onto_a_few_are_not_trusted():
+    """Three draws carry all: the others have underflowed beside them, and a fit finds no tail of which to give k̂."""
+    log_w = torch.full((1000, 1), -2000.0)
+    log_w[:3] = torch.tensor([[0.0], [-1.0], [-2.0]])
+    log_w[3:6] = -math.inf
+    evidence = from_log_weights(log_w)
+    assert evidence.pareto_k.tolist() == [math.inf] and evidence.untrusted == 1.0

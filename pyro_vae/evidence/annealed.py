@@ -1,0 +1,265 @@
+"""log p(x) by annealing: a tight lower bound, and on simulated data an upper bound too."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, overload
+
+import numpy as np
+import torch
+from pyro import poutine
+from torch import Tensor
+from typing_extensions import Unpack
+
+from pyro_vae.errors import warn
+from pyro_vae.evidence.annealing import (
+    PILOTS,
+    AnnealingOptions,
+    AnnealingSettings,
+    anneal,
+    annealing_settings,
+    forward_chains,
+)
+from pyro_vae.evidence.arguments import ProgramArguments, checked_arguments
+from pyro_vae.evidence.measuring import Engine, chunk_size, measuring, progress_bar, takes_program, whether_compiled
+from pyro_vae.evidence.path import AnnealingPath
+from pyro_vae.evidence.plan import MeasurementPlan
+from pyro_vae.evidence.results import (
+    AnnealedEvidence,
+    Sandwich,
+    as_array,
+    joined,
+    warn_untrusted,
+    weight_statistics,
+)
+from pyro_vae.printing import listed
+from pyro_vae.program import Program
+from pyro_vae.tracing.traces import sample_sites
+
+LEAST_ACCEPTANCE = 1e-6  # below which a chain has not moved
+
+
+class StuckChains(UserWarning):
+    """Hamiltonian Monte Carlo accepted no proposal for some images, so that their chains did not move."""
+
+
+@overload
+def annealed_evidence(
+    program: Program,
+    x: Tensor | tuple,
+    *,
+    chunk: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
+    seed: int | None = 0,
+    progress: bool = True,
+    **options: Unpack[AnnealingOptions],
+) -> AnnealedEvidence: ...
+@overload
+def annealed_evidence(
+    model: Callable,
+    guide: Callable | None,
+    x: Tensor | tuple,
+    *,
+    chunk: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
+    seed: int | None = 0,
+    progress: bool = True,
+    **options: Unpack[AnnealingOptions],
+) -> AnnealedEvidence: ...
+@takes_program(AnnealingOptions)
+def annealed_evidence(
+    model: Callable,
+    guide: Callable | None,
+    x: Tensor | tuple,
+    *,
+    chunk: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
+    seed: int | None = 0,
+    progress: bool = True,
+    **options: Unpack[AnnealingOptions],
+) -> AnnealedEvidence:
+    """Estimate log p(x) of each image by annealed importance sampling (Neal 2001; Wu et al. 2017).
+
+    Chains start at z_0 ~ f_0, the guide or the prior, and pass the densities f_β(z) = f_0(z)^(1−β) p(x, z)^β,
+    0 = β_0 < … < β_T = 1. At each β they make a transition of Hamiltonian Monte Carlo (Neal 2011) that leaves f_β
+    invariant:
+
+        log w = Σ_t (β_t − β_{t−1}) (log p(x, z_{t−1}) − log f_0(z_{t−1})),   E w = p(x)
+
+    The step size of an image starts at ``step_size`` and is adapted to an acceptance of 0.65 of two further chains.
+    These have no weight. So the transitions of the weighted chains do not depend on their past, and w stays unbiased.
+
+    A latent variable with a support other than all real numbers (a positive one, a simplex) is transformed by Pyro's
+    ``biject_to`` to an unconstrained one. If images share a latent variable, the chains are those of all images
+    together, and the result is one estimate (``joint``), as in ``log_evidence``.
+
+    Args:
+        program: a module with ``model`` and ``guide``, from which the chains start; or
+        model, guide: any Pyro program. With a guide of None the chains start from the prior.
+        num_temperatures: T, by default 500: T − 1 transitions of ``leapfrog`` steps each.
+        chains: weighted chains per image, by default 16.
+        leapfrog: steps of each transition, by default 10, of random length (± 20 %).
+        schedule: T -> β of shape (T + 1,): ``annealing.sigmoid``, the default, or ``annealing.linear``.
+        step_size: the first one, in standard deviations of f_0, which are estimated for each image and dimension of z;
+            by default ½ D^−¼.
+        chunk: number of z decoded at once. It sets how many images run together, and thus which random numbers.
+        x, kwargs, engine, seed, progress: as in ``log_evidence``.
+
+    Raises ValueError as ``log_evidence`` does, for discrete latent variables and those whose bounds depend on others,
+    and if no proposal was accepted for any image. Warns by ``StuckChains`` if none was for some, and by
+    ``UntrustedEvidence`` of images with k̂ > 0.7.
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program, x = LinearGaussian(torch.ones(3, 1).double()), torch.zeros(2, 3).double()
+    >>> evidence = annealed_evidence(program.model, None, x, num_temperatures=100, leapfrog=3)
+    >>> bool((evidence.log_px - program.log_px(x)).abs().max() < 0.1)
+    True
+    """
+    settings, compiled = annealing_settings(**options), whether_compiled(engine)
+    given, columns = checked_arguments(x, kwargs), []
+    chunk = chunk_size(chunk, given.device)
+    with measuring(model, guide, given, seed):
+        plan = MeasurementPlan.of(model, guide, given, None, _images_at_once(chunk, settings.chains))
+        graphs = plan.graphs(compiled, _expected_calls(plan, settings))
+        with progress_bar(plan.weights * settings.num_temperatures, "step", progress) as bar:
+            for batch in plan.batches():
+                chains = forward_chains(AnnealingPath(model, guide, *batch, graphs, plan=plan), settings, bar)
+                first = sum(len(column[0]) for column in columns)
+                diagnostics = map(as_array, (chains.acceptance.mean(0), chains.steps[-1]))
+                columns.append((*weight_statistics(chains.log_w, first), *diagnostics))
+    log_px, error, ess, k_hat, acceptance, step = joined(columns)
+    _check_acceptance(acceptance, step)
+    evidence = AnnealedEvidence(
+        log_px, error, ess, k_hat, settings.chains, seed, plan.joint,
+        acceptance=acceptance, step_size=step, num_temperatures=settings.num_temperatures,
+    )  # fmt: skip
+    warn_untrusted(evidence, "more temperatures or chains may help")
+    return evidence
+
+
+@overload
+def bidirectional(
+    program: Program,
+    x: Tensor | tuple,
+    *,
+    chunk: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
+    seed: int | None = 0,
+    progress: bool = True,
+    **options: Unpack[AnnealingOptions],
+) -> Sandwich: ...
+@overload
+def bidirectional(
+    model: Callable,
+    guide: Callable | None,
+    x: Tensor | tuple,
+    *,
+    chunk: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
+    seed: int | None = 0,
+    progress: bool = True,
+    **options: Unpack[AnnealingOptions],
+) -> Sandwich: ...
+@takes_program(AnnealingOptions)
+def bidirectional(
+    model: Callable,
+    guide: Callable | None,
+    x: Tensor | tuple,
+    *,
+    chunk: int | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
+    seed: int | None = 0,
+    progress: bool = True,
+    **options: Unpack[AnnealingOptions],
+) -> Sandwich:
+    """Bound log p(x) from both sides, for images drawn from the model (Grosse et al. 2015).
+
+    If (z, x) ~ p(z, x), then z is an exact draw of p(z | x). Annealed chains towards p(x, z) bound log p(x) from below.
+    Chains from that z, with the same transitions in reverse, have E 1/w = 1/p(x) and bound it from above:
+
+        E log mean w  ≤  log p(x)  ≤  −E log mean 1/w
+
+    The gap bounds the error of annealing on the model's own images; for other images it is an indication.
+
+    Args:
+        program: a module with ``model`` and ``guide``; or
+        model, guide: a program whose model observes its first argument, unchanged, at its only observed site.
+        x: only the number and the shape of the images matter: they are replaced by the model's. If it is a tuple, the
+            further arguments (labels, for example) are kept.
+        num_temperatures, chains, leapfrog, schedule, step_size, chunk, kwargs, engine, seed, progress: as in
+            ``annealed_evidence``.
+
+    Raises ValueError as ``annealed_evidence`` does, and if the model has another observed site.
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.ones(3, 1).double())
+    >>> bounds = bidirectional(program.model, None, torch.zeros(2, 3).double(), num_temperatures=50, leapfrog=3)
+    >>> bounds.gap.shape
+    torch.Size([2])
+    """
+    settings, compiled = annealing_settings(**options), whether_compiled(engine)
+    given, columns = checked_arguments(x, kwargs), []
+    chunk = chunk_size(chunk, given.device)
+    with measuring(model, guide, given, seed):
+        plan = MeasurementPlan.of(model, guide, given, None, _images_at_once(chunk, settings.chains))
+        graphs = plan.graphs(compiled, _expected_calls(plan, settings))
+        # First, so that the images are the same for any number of temperatures.
+        draws = [_simulate(model, batch, plan) for batch in plan.batches()]
+        with progress_bar(2 * plan.weights * settings.num_temperatures, "step", progress) as bar:
+            for batch, (values, images) in zip(plan.batches(), draws):
+                simulated = batch._replace(args=(images, *batch.args[1:]))
+                path = AnnealingPath(model, guide, *simulated, graphs, validated=False, plan=plan)
+                forward = forward_chains(path, settings, bar)
+                start = path.flatten(values).expand(settings.chains, -1, -1)
+                reverse = anneal(path, start, settings.reversed(), forward.steps.flip(0), forward.scale, 0, bar)
+                first = sum(len(column[0]) for column in columns)
+                lower, upper = (weight_statistics(chains.log_w, first)[0] for chains in (forward, reverse))
+                diagnostics = map(as_array, (forward.acceptance.mean(0), forward.steps[-1]))
+                columns.append((lower, -upper, *diagnostics))
+    lower, upper, acceptance, step = joined(columns)
+    _check_acceptance(acceptance, step)
+    images = torch.cat([images.cpu() for _, images in draws])
+    return Sandwich(lower, upper, acceptance, images, settings.chains, settings.num_temperatures, seed, plan.joint)
+
+
+def _simulate(model: Callable, batch: ProgramArguments, plan: MeasurementPlan) -> tuple[dict[str, Tensor], Tensor]:
+    """Draw (z, x) ~ p(z, x): values of the latent sites, each (1, ...), and the images x."""
+    observed = sample_sites(poutine.trace(model).get_trace(*batch.args, **batch.kwargs), observed=True)
+    x = next(iter(batch.args), None)
+    if len(observed) != 1 or x is None or not torch.equal(next(iter(observed.values()))["value"], x):
+        raise ValueError(
+            f"the model observes the sites {list(observed)}; wanted one that observes the first argument as it is, so "
+            "that images can be drawn from the model, as in pyro.sample('x', ..., obs=x)"
+        )
+    drawn = plan.trace(poutine.uncondition(model), batch, 1)
+    values = {name: site["value"] for name, site in sample_sites(drawn).items()}
+    x = values.pop(next(iter(observed)))[0]
+    return values, x
+
+
+def _check_acceptance(acceptance: Tensor, step: Tensor) -> None:
+    stuck = np.flatnonzero(acceptance.numpy() < LEAST_ACCEPTANCE).tolist()
+    if not stuck:
+        return
+    message = (
+        f"Hamiltonian Monte Carlo accepted nothing for {len(stuck)} of {len(acceptance)} images ({listed(stuck)}), "
+        f"with step sizes down to {step.numpy()[stuck].min():.2g} standard deviations of the starting density; give a "
+        "smaller step_size, fewer leapfrog steps or more temperatures"
+    )
+    if len(stuck) == len(acceptance):
+        raise ValueError(message)
+    warn(message, StuckChains)  # at the caller of a function under takes_program
+
+
+def _expected_calls(plan: MeasurementPlan, settings: AnnealingSettings) -> int:
+    """Return how often the densities of a batch are computed."""
+    return len(settings.betas) * settings.leapfrog * max(1, plan.weights // plan.size)
+
+
+def _images_at_once(chunk: int, chains: int) -> int:
+    """Return the number of images whose chains run together."""
+    return max(1, chunk // (chains + PILOTS))

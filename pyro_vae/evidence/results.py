@@ -1,0 +1,273 @@
+"""Estimates of log p(x) with their diagnostics, and their summaries over images."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vae.errors import warn
+from pyro_vae.evidence.pareto import pareto_k
+from pyro_vae.printing import listed, printable
+
+TRUSTED = 0.7  # the largest Pareto k̂ at which importance sampling can be trusted (Vehtari et al. 2024)
+
+
+class UntrustedEvidence(UserWarning):
+    """Pareto k̂ is above 0.7 for some images: neither their log p(x) nor its standard error can be trusted."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Estimates of log p(x), one for each image: tensors of shape (images,), float64, on the CPU.
+
+    If the images share a latent variable (``joint``), there is one estimate, of log p of all images together, and the
+    shape is (1,).
+
+    Attributes:
+        log_px: log p̂(x) = log 1/K Σ w, in nats. p̂ is unbiased, so its logarithm is a lower bound on log p(x) in
+            expectation, too low by about ``standard_error²`` / 2.
+        standard_error: of log p̂, by the delta method: sd(w) / (mean(w) √K). NaN for K = 1.
+        ess: effective sample size (Σ w)² / Σ w², from 1 to K (Kong 1992).
+        pareto_k: k̂, the shape of the tail of w (Vehtari et al. 2024). The variance of w is infinite for k > ½. For
+            k̂ > 0.7 neither the estimate nor its error can be trusted. −inf if the largest weights are equal, +inf if a
+            few weights dominate all others, NaN if there are too few different weights, as for any K ≤ 20.
+        num_particles: K, the number of weights for each image.
+        seed: of the random numbers; None if the caller's generator was used.
+        joint: whether the one estimate is of all images together.
+
+    >>> evidence = from_log_weights(torch.tensor([[0.0, -1.0], [0.0, -3.0]]))
+    >>> torch.allclose(evidence.log_px[1].exp() * 2, torch.tensor([-1.0, -3.0]).double().exp().sum())
+    True
+    """
+
+    log_px: Tensor
+    standard_error: Tensor
+    ess: Tensor
+    pareto_k: Tensor
+    num_particles: int
+    seed: int | None = None
+    joint: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Mean of log p̂ over the images, in nats per image."""
+        return self.log_px.mean().item()
+
+    @property
+    def mean_standard_error(self) -> float:
+        """Standard error of the mean as an estimate for all images of the data's distribution: sd(log p̂) / √n.
+
+        The Monte Carlo errors of different images are independent and already part of the spread of log p̂, so nothing
+        is added. NaN for a single image.
+        """
+        return _standard_error(self.log_px)
+
+    @property
+    def monte_carlo_error(self) -> float:
+        """Standard error of the mean for exactly these images, √(Σ standard_error²) / n; more particles reduce it."""
+        return self.standard_error.square().sum().sqrt().item() / len(self.standard_error)
+
+    @property
+    def untrusted(self) -> float:
+        """Share of the images with k̂ above 0.7; NaN if there are too few particles for k̂."""
+        return math.nan if self.pareto_k.isnan().all() else float((self.pareto_k > TRUSTED).numpy().mean())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain numbers, in nats per image (if ``joint``, of all images).
+
+        Undefined values are None.
+
+        >>> from_log_weights(torch.zeros(5, 2)).to_dict()["monte_carlo_error"]
+        0.0
+        """
+        values = {
+            "log_px": self.mean,
+            "standard_error": self.mean_standard_error,
+            "monte_carlo_error": self.monte_carlo_error,
+            "images": len(self.log_px),
+            "num_particles": self.num_particles,
+            "seed": self.seed,
+            "ess_median": self.ess.median().item(),
+            "ess_min": self.ess.min().item(),
+            "pareto_k_median": self.pareto_k.median().item(),
+            "pareto_k_max": self.pareto_k.max().item(),
+            "share_pareto_k_above_0.7": self.untrusted,
+            "joint": self.joint,
+        }
+        return {name: _finite_or_none(value) for name, value in values.items()}
+
+    def __str__(self) -> str:
+        value = (
+            f"log p ≥ {self.mean:.3f} nats of all images together ("
+            if self.joint
+            else f"log p(x) ≥ {self.mean:.3f} ± {self.mean_standard_error:.3f} nats per image (n = {len(self.log_px)}, "
+        )
+        k_hat = f"k̂ > {TRUSTED} for {self.untrusted:.1%} of the images"
+        return printable(
+            f"{value}K = {self.num_particles}, seed {self.seed}), Monte Carlo error {self.monte_carlo_error:.4f}; "
+            f"effective sample size {self.ess.median():.0f} (median), {self.ess.min():.1f} (least); "
+            + ("too few particles for k̂" if math.isnan(self.untrusted) else k_hat)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnealedEvidence(Evidence):
+    """``Evidence`` whose weights are those of ``num_particles`` annealed chains for each image.
+
+    Attributes:
+        acceptance: mean acceptance probability of the chains' proposals, (images,).
+        step_size: at the last transition, (images,), in standard deviations of the starting density.
+        num_temperatures: T.
+    """
+
+    acceptance: Tensor
+    step_size: Tensor
+    num_temperatures: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary of ``Evidence``, with acceptance, step size and number of temperatures."""
+        return super().to_dict() | {
+            "num_temperatures": self.num_temperatures,
+            "acceptance": self.acceptance.mean().item(),
+            "step_size": self.step_size.mean().item(),
+        }
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; {self.num_temperatures} temperatures, acceptance {self.acceptance.mean():.2f}"
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """Lower and upper bounds on log p(x) of images drawn from the model, (images,), float64, in nats.
+
+    In expectation lower ≤ log p(x) ≤ upper, so the mean gap bounds the error of either.
+
+    Attributes:
+        lower, upper: the bounds, from the forward and the reverse chains.
+        acceptance: of the forward chains' proposals, (images,).
+        x: the simulated images.
+        chains, num_temperatures, seed: the settings.
+        joint: whether each bound is one value, of all images together, because they share a latent variable.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    acceptance: Tensor
+    x: Tensor
+    chains: int
+    num_temperatures: int
+    seed: int | None = None
+    joint: bool = False
+
+    @property
+    def gap(self) -> Tensor:
+        """Upper − lower, (images,). The gap of a single image may be negative; its expectation is not."""
+        return self.upper - self.lower
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the means over images with their standard errors, in nats per image."""
+        means = {
+            key: value
+            for name in ("lower", "upper", "gap")
+            for key, value in (
+                (name, getattr(self, name).mean().item()),
+                (f"{name}_standard_error", _standard_error(getattr(self, name))),
+            )
+        }
+        settings = {"images": len(self.lower), "chains": self.chains, "num_temperatures": self.num_temperatures}
+        values = {**means, **settings, "seed": self.seed, "acceptance": self.acceptance.mean().item()}
+        return {name: _finite_or_none(value) for name, value in values.items()}
+
+    def __str__(self) -> str:
+        values = self.to_dict()
+        images = "of all images together" if self.joint else f"per image on {len(self.lower)} simulated images"
+        return printable(
+            f"{values['lower']:.3f} ≤ log p(x) ≤ {values['upper']:.3f} nats {images}, gap {values['gap']:.3f} ± "
+            f"{_standard_error(self.gap):.3f} ({self.chains} chains, {self.num_temperatures} temperatures, acceptance "
+            f"{values['acceptance']:.2f}, seed {self.seed})"
+        )
+
+
+def from_log_weights(log_w: Tensor, seed: int | None = None) -> Evidence:
+    """Return the ``Evidence`` of log weights (K, images) from any source.
+
+    Raises ValueError unless ``log_w`` is a tensor of two dimensions in float32 or float64, and if the log weights of an
+    image are all −inf, or any is NaN or +inf.
+
+    >>> from_log_weights(torch.zeros(100, 2)).ess
+    tensor([100., 100.], dtype=torch.float64)
+    """
+    precise = isinstance(log_w, Tensor) and log_w.dtype in (torch.float32, torch.float64)
+    if not precise or log_w.dim() != 2 or not log_w.numel():
+        got = f"{log_w.dtype} of shape {tuple(log_w.shape)}" if isinstance(log_w, Tensor) else type(log_w).__name__
+        raise ValueError(f"log_w: wanted a tensor (K, images) of float32 or float64, got {got}")
+    log_px, error, ess, k_hat = joined([weight_statistics(as_array(log_w))])
+    return Evidence(log_px, error, ess, k_hat, len(log_w), seed)
+
+
+def weight_statistics(log_w: np.ndarray, first: int = 0) -> tuple[np.ndarray, ...]:
+    """Compute log p̂, standard error, effective sample size and k̂ from log weights (K, B), in float64.
+
+    NumPy has float64 on every machine; some devices of torch do not. ``first`` is the index of image 0, for errors.
+
+    >>> [value.round(2).tolist() for value in weight_statistics(np.log([[1.0], [3.0]]))[:3]]
+    [[0.69], [0.5], [1.6]]
+    """
+    rounding = 8 * np.finfo(log_w.dtype).eps
+    log_w = log_w.astype(np.float64)
+    peak = log_w.max(0)
+    _check_weights(log_w, peak, first)
+    w = np.exp(log_w - peak)
+    mean, K = w.mean(0), len(w)
+    error = w.std(0, ddof=1) / (mean * math.sqrt(K)) if K > 1 else np.full_like(mean, np.nan)
+    ess = w.sum(0) ** 2 / (w**2).sum(0)
+    return peak + np.log(mean), error, ess, pareto_k(log_w, rounding * np.abs(peak).clip(min=1))
+
+
+def as_array(tensor: Tensor) -> np.ndarray:
+    """Return the values of a tensor on any device as a NumPy array."""
+    return tensor.detach().cpu().numpy()
+
+
+def joined(batches: Iterable[Sequence[np.ndarray]]) -> Iterator[Tensor]:
+    """Yield each value of the images, joined from its batches."""
+    # Unlike torch.from_numpy, DLPack never converts float64.
+    return (torch.from_dlpack(np.concatenate(values)) for values in zip(*batches))
+
+
+def warn_untrusted(evidence: Evidence, advice: str) -> None:
+    """Warn the caller of an evidence function of images with k̂ > 0.7, by ``UntrustedEvidence``."""
+    count = int((evidence.pareto_k > TRUSTED).sum())
+    if count:
+        warn(
+            f"Pareto k̂ > {TRUSTED} for {count} of {len(evidence.pareto_k)} images ({evidence.untrusted:.1%}): neither "
+            f"their log p(x) nor its standard error can be trusted; {advice}",
+            UntrustedEvidence,  # the caller of a function under takes_program
+        )
+
+
+def _check_weights(log_w: np.ndarray, peak: np.ndarray, first: int) -> None:
+    broken = (np.flatnonzero(np.isnan(log_w).any(0) | (peak == math.inf)) + first).tolist()
+    if broken:
+        raise ValueError(
+            f"log weights are NaN or +inf for the images {listed(broken)}; look at their x and at the parameters with "
+            "pyro.validation_enabled(True)"
+        )
+    lost = (np.flatnonzero(peak == -math.inf) + first).tolist()
+    if lost:
+        raise ValueError(
+            f"every log weight is −inf for the images {listed(lost)}: no draw of z can have made them; give more "
+            "particles, a broader guide, or a likelihood that is nowhere zero"
+        )
+
+
+def _standard_error(values: Tensor) -> float:
+    return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def _finite_or_none(value: Any) -> Any:
+    return value if not isinstance(value, float) or math.isfinite(value) else None

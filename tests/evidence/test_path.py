@@ -1,0 +1,92 @@
+"""The densities of a path and their gradients, eager and compiled, and programs along which there is no path."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from evidence_programs import COUNTS, EAGER, PROGRAMS, images, program, programs, rough
+
+from pyro_vae.compiling import Graphs
+from pyro_vae.evidence import annealed_evidence
+from pyro_vae.evidence.path import AnnealingPath
+
+SETTING = {"num_temperatures": 60, "leapfrog": 3, "chains": 40, "seed": 0, **EAGER}
+
+
+def test_densities_of_the_path_and_their_gradients():
+    program = rough()
+    x = images(program, 3)
+    path = AnnealingPath(program.model, program.guide, (x,))
+    point = path(path.draw(4))
+    z = point.z.clone().requires_grad_()
+    joint = program.prior().log_prob(z) + program.likelihood(z).log_prob(x)
+    start = program.posterior(x).log_prob(z)
+    target = 0.7 * start + 0.3 * joint
+    torch.testing.assert_close(point.log_density(0.3), target.detach())
+    torch.testing.assert_close(point.gradient(0.3), torch.autograd.grad(target.sum(), z)[0])
+
+
+def test_densities_are_those_of_the_unconstrained_variable():
+    """log f_0 of u = log z is log p(z) + u, and Δ is the likelihood; gradients by autograd."""
+    latent, likelihood, proposal, x, _ = PROGRAMS["positive"]
+    model, guide = program(latent, likelihood, proposal)
+    for start, first in ((None, latent(x)), (guide, proposal(x))):
+        path = AnnealingPath(model, start, (x,))
+        point = path(path.draw(5))
+        u = point.z[..., 0].clone().requires_grad_()
+        joint = latent(x).log_prob(u.exp()) + likelihood(u.exp()).log_prob(x) + u
+        f_0 = first.log_prob(u.exp()) + u
+        torch.testing.assert_close(point.log_density(0.3), (0.7 * f_0 + 0.3 * joint).detach())
+        gradient = torch.autograd.grad((0.7 * f_0 + 0.3 * joint).sum(), u)[0]
+        torch.testing.assert_close(point.gradient(0.3)[..., 0], gradient)
+
+
+def test_bounds_that_depend_on_another_latent_are_refused():
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            high = pyro.sample("high", dist.LogNormal(0.0, 1.0))
+            z = pyro.sample("z", dist.Uniform(0.0, high))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=r"site 'z' has the support .* depend on another latent site"):
+        annealed_evidence(model, None, COUNTS, **SETTING)
+
+
+@pytest.mark.parametrize("infer", [{}, {"enumerate": "parallel"}])
+def test_discrete_latents_are_refused(infer):
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(0.3), infer=infer)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    words = r"'z' has the support Boolean\(\)" + (" and is to be enumerated" if infer else "")
+    with pytest.raises(ValueError, match=words + ", but Hamiltonian .* sum a discrete variable out"):
+        annealed_evidence(model, None, COUNTS, **SETTING)
+
+
+def test_no_latent_at_all():
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="no latent site"):
+        annealed_evidence(model, None, COUNTS, **SETTING)
+
+
+@pytest.mark.parametrize(
+    "model, guide, x, from_guide",
+    [(*program, i == 0) for i, program in enumerate(programs())],
+    ids=["conv, from the guide", "two layers, from the prior"],
+)
+def test_compiled_densities_and_gradients_are_the_eager_ones(model, guide, x, from_guide):
+    args = x if isinstance(x, tuple) else (x,)
+    graphs = Graphs(True, 0, "cpu")
+    with torch.no_grad():
+        for batch in (args, tuple(arg.flip(0) for arg in args)):  # one graph, other arguments
+            eager, compiled = (
+                AnnealingPath(model, guide if from_guide else None, batch, graphs=of) for of in (None, graphs)
+            )
+            z = eager.draw(4)
+            for one, other in zip(eager(z), compiled(z)):
+                torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
+    assert len(graphs._graphs) == 1
