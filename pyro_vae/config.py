@@ -1,27 +1,25 @@
-"""Programs from words: the parts that a command line or saved settings name, and models read from a run's folder.
+"""Programs from words: the tables of the parts that a command line or saved settings name.
 
-The only place of the library where strings choose mathematics, and they choose from the tables below: nothing that a
-file says is evaluated, imported or unpickled.
+A part is added by its class and by one record here, which says its word, what builds it and its options. Command lines,
+``--help``, saved settings, checks, error messages and ``runs.page.parts_page`` follow. Strings choose mathematics in
+this file only, and from these tables only: nothing that a file says is evaluated or imported.
 """
 
-import hashlib
-import io
-import json
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from pyro_vae import guides, likelihoods, networks, priors
+from pyro_vae import estimators, guides, likelihoods, networks, priors
+from pyro_vae._lazy import lazy
 from pyro_vae.distributions.transforms import default_width
-from pyro_vae.files import CheckpointError, expanded, load_tree, read_bytes
 from pyro_vae.networks import Shape
-from pyro_vae.random import seeded
+from pyro_vae.records import Option, Part, options_of, shapes_of, table, taken_by
 from pyro_vae.vae import VAE
 
 BINARIZE = {
@@ -29,95 +27,261 @@ BINARIZE = {
     "threshold": likelihoods.threshold,
     "intensity": likelihoods.intensity,
 }
-PRIORS = ("standard", "diagonal", "mixture", "vamp", "autoregressive", "spline")
-GUIDES = ("meanfield", "full-rank", "low-rank", "inverse-autoregressive", "planar")
-LIKELIHOODS = ("bernoulli", "continuous-bernoulli", "normal", "beta", "categorical", "logistic")
-NETWORKS = ("conv", "mlp")
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
-FEW = 5  # latent dimensions of which a decoder has to make so much that the conv networks have two dense layers
+WIDTH = 400  # of the dense layer
+# With so few latent dimensions a decoder has more to do, and the conv networks have two dense layers.
+FEW, WIDTHS_OF_FEW = 5, (256, 256)
 SHARED_LOG_SCALE = -1.5  # where a learned scale that all pixels share starts
 
-METRICS, PARAMETERS = "metrics.json", "parameters.pt"
-FORMAT = 3  # of a run's folder; 2 had no checksum of the model; 1 named no model, only all options of the command line
-CHOICES = {
-    "lik": LIKELIHOODS,
-    "binarize": tuple(BINARIZE),
-    "prior": PRIORS,
-    "guide": GUIDES,
-    "net": NETWORKS,
-    "activation": tuple(ACTIVATIONS),
-}
-FLOWS = {"prior": ("autoregressive", "spline"), "guide": ("inverse-autoregressive", "planar")}
-TAKEN_BY: dict[str, dict[str, tuple[str, ...]]] = {  # settings that some words take and the others ignore
-    "binarize": {"lik": ("bernoulli",)},
-    "bins": {"lik": ("categorical",)},
-    "scale": {"lik": ("normal",)},
-    "components": {"prior": ("mixture", "vamp")},
-    "rank": {"guide": ("low-rank",)},
-    "flow_depth": FLOWS,
-    "flow_width": FLOWS,
-    "channels": {"net": ("conv",)},
-}
-LARGEST_SIZE = 1 << 20  # of any layer, code or image
-LARGEST_JSON = 1 << 24  # bytes
+BINARIZATION = Option(
+    "binarize",
+    str,
+    "dynamic",
+    "drawn anew for each batch, grey level > 127, or the grey level as a probability",
+    BINARIZE,
+)
+BINS = Option("bins", int, 16, "number of bins, 2 to 256")
+SCALE = Option(
+    "scale", str, "pixel", "'pixel' (learned, one for each), 'shared' (learned, one for all) or a fixed number"
+)
+COMPONENTS = Option("components", int, 100, "number of Gaussians or of pseudo-inputs", metavar="K")
+RANK = Option("rank", int, 1, "rank beside the diagonal")
+FLOW_DEPTH = Option("flow_depth", int, 2, "steps of the flow", metavar="STEPS", largest=1000)
+FLOW_WIDTH = Option(
+    "flow_width",
+    int,
+    None,
+    "width of the hidden layers of the flow's steps (twice the latent dimensions, at least 64)",
+    metavar="UNITS",
+)
+LATENT = Option("latent", int, 2, "dimensions of z", metavar="D")
+CHANNELS = Option(
+    "channels",
+    int,
+    (32, 64),
+    "maps of the 4 × 4 convolutions of stride 2, in the decoder reversed",
+    metavar="MAPS",
+    nargs="+",
+)
+ACTIVATION = Option("activation", str, "relu", "after each layer", ACTIVATIONS)
+HIDDEN = Option(
+    "hidden",
+    int,
+    None,
+    f"widths of the dense layers, in the decoder reversed; without a number there are none ({WIDTH}; for conv with up "
+    f"to {FEW} latent dimensions {' '.join(map(str, WIDTHS_OF_FEW))})",
+    metavar="UNITS",
+    nargs="*",
+)
+PARTICLES = Option("particles", int, 1, "draws of z per image", metavar="K")
 
 
-@dataclass(frozen=True)
-class PartSettings:
-    """What the parts of a program are: the options of the command line that choose them.
+def _normal(decoder: Callable[[int], nn.Module], scale: str) -> nn.Module:
+    if scale == "pixel":
+        return likelihoods.Normal(decoder(2))
+    if scale == "shared":
+        return likelihoods.Normal(decoder(1), nn.Parameter(torch.tensor(SHARED_LOG_SCALE)))
+    try:
+        log_scale = math.log(float(scale))
+    except ValueError:
+        log_scale = math.nan
+    if not math.isfinite(log_scale):
+        raise ValueError(f"--scale: wanted 'pixel', 'shared' or a positive number, got {scale!r}")
+    return likelihoods.Normal(decoder(1), log_scale)
+
+
+# build(decoder, **options), where decoder(n) has n maps for each channel of the image
+LIKELIHOODS = table(
+    Part(
+        "bernoulli",
+        lambda decoder, binarize: likelihoods.Bernoulli(decoder(1), binarize),
+        "black and white pixels",
+        (BINARIZATION,),
+    ),
+    Part(
+        "continuous-bernoulli",
+        lambda decoder: likelihoods.ContinuousBernoulli(decoder(1)),
+        "a density on [0, 1] with one parameter",
+    ),
+    Part("normal", _normal, "a normal density with its mean in (0, 1)", (SCALE,)),
+    Part("beta", lambda decoder: likelihoods.Beta(decoder(2)), "a beta density by mean and concentration"),
+    Part(
+        "categorical",
+        lambda decoder, bins: likelihoods.Categorical(decoder(bins), bins),
+        "equal bins of the grey levels",
+        (BINS,),
+    ),
+    Part(
+        "logistic",
+        lambda decoder: likelihoods.DiscretizedLogistic(decoder(2)),
+        "the mass of each grey level under a logistic distribution",
+    ),
+)
+
+
+def _vamp(latent: int, guide: nn.Module, images: Tensor, components: int) -> nn.Module:
+    """Return a VampPrior whose pseudo-inputs start as some of the images."""
+    if not 1 <= components <= len(images):
+        raise ValueError(f"--components: wanted 1 to {len(images)} training images, got {components}")
+    return priors.Vamp(guide, images[torch.randperm(len(images))[:components]] / 255)
+
+
+def _masked_shapes(latent: int, *_: Any, flow_depth: int, flow_width: int | None) -> list[tuple[int, ...]]:
+    """Return the shapes of the largest layer of each masked network; Pyro's code reads values to build one."""
+    width = default_width(latent, flow_width)
+    return [(width, width)] * flow_depth
+
+
+def _flow_prior(word: str, steps: Callable[..., list[nn.Module]], help: str) -> Part:
+    def build(latent: int, *_: Any, flow_depth: int, flow_width: int | None) -> nn.Module:
+        return priors.Flow(latent, steps, flow_depth, flow_width)
+
+    return Part(word, build, help, (FLOW_DEPTH, FLOW_WIDTH), _masked_shapes)
+
+
+# build(latent, guide, images, **options), for images (N, C, H, W), uint8
+PRIORS = table(
+    Part("standard", lambda latent, *_: priors.StandardNormal(latent), "the standard normal"),
+    Part("diagonal", lambda latent, *_: priors.DiagonalNormal(latent), "a normal with learned mean and scales"),
+    Part(
+        "mixture",
+        lambda latent, *_, components: priors.Mixture(latent, components),
+        "a mixture of Gaussians",
+        (COMPONENTS,),
+    ),
+    Part(
+        "vamp",
+        _vamp,
+        "the mean of the guide over learned pseudo-inputs, which start as training images",
+        (COMPONENTS,),
+        shapes=lambda latent, guide, images, components: [(components, *images.shape[1:])],
+    ),
+    _flow_prior("autoregressive", priors.autoregressive, "an affine autoregressive flow"),
+    _flow_prior("spline", priors.spline, "an autoregressive flow of splines"),
+)
+
+
+def _flow_guide(steps: Callable[..., list[nn.Module]]) -> Callable[..., nn.Module]:
+    def build(encoder: nn.Module, latent: int, flow_depth: int, flow_width: int | None) -> nn.Module:
+        return guides.Flow(encoder, latent, steps, flow_depth, flow_width)
+
+    return build
+
+
+# build(encoder, latent, **options)
+GUIDES = table(
+    Part("meanfield", guides.MeanField, "a normal with a diagonal covariance"),
+    Part("full-rank", guides.FullRank, "a normal with any covariance"),
+    Part("low-rank", guides.LowRank, "a normal with a covariance of low rank beside the diagonal", (RANK,)),
+    Part(
+        "inverse-autoregressive",
+        _flow_guide(guides.inverse_autoregressive),
+        "an inverse autoregressive flow",
+        (FLOW_DEPTH, FLOW_WIDTH),
+        shapes=lambda encoder, latent, **options: [*shapes_of(encoder), *_masked_shapes(latent, **options)],
+    ),
+    Part("planar", _flow_guide(guides.planar), "a planar flow", (FLOW_DEPTH, FLOW_WIDTH)),
+)
+
+
+class Networks(NamedTuple):
+    """Encoder and decoder of one kind, and the widths of the encoder's dense layers."""
+
+    hidden: tuple[int, ...]
+    encoder: Callable[[Shape], nn.Module]
+    decoder: Callable[[Shape, int], nn.Module]
+
+
+def _conv(
+    latent: int, channels: Iterable[int], activation: networks.Activation, hidden: Iterable[int] | None
+) -> Networks:
+    widths = tuple(hidden) if hidden is not None else WIDTHS_OF_FEW if latent <= FEW else (WIDTH,)
+    maps = tuple(channels)
+    return Networks(
+        widths,
+        lambda shape: networks.ConvEncoder(shape, maps, widths, activation),
+        lambda shape, out: networks.ConvDecoder(latent, shape, out, maps[::-1], widths[::-1], activation),
+    )
+
+
+def _mlp(latent: int, activation: networks.Activation, hidden: Iterable[int] | None) -> Networks:
+    widths = tuple(hidden) if hidden is not None else (WIDTH,)
+    return Networks(
+        widths,
+        lambda shape: networks.MLPEncoder(shape, widths, activation),
+        lambda shape, out: networks.MLPDecoder(latent, shape, out, widths[::-1], activation),
+    )
+
+
+# build(latent, **options), which returns Networks
+NETWORKS = table(
+    Part("conv", _conv, "convolutions and dense layers", (CHANNELS, ACTIVATION, HIDDEN)),
+    Part("mlp", _mlp, "dense layers", (ACTIVATION, HIDDEN)),
+)
+
+
+def _of_pyro(elbo: type[ELBO]) -> Callable[[int], ELBO]:
+    """Return a builder of an estimator of Pyro's; its particles lie in a plate of their own at dim −2."""
+    return lambda particles: elbo(particles, vectorize_particles=particles > 1, max_plate_nesting=1)
+
+
+def _estimator(word: str, elbo: Callable[[int], ELBO], help: str) -> Part:
+    return Part(word, lambda particles: elbo(particles), help, (PARTICLES,))
+
+
+# build(**options)
+ESTIMATORS = table(
+    _estimator("trace", _of_pyro(Trace_ELBO), "L^A, Monte Carlo for every term"),
+    _estimator("meanfield", _of_pyro(TraceMeanField_ELBO), "L^B, the KL in closed form"),
+    _estimator("sticking-the-landing", estimators.StickingTheLanding, "L^A without the score of the guide"),
+    _estimator("importance-weighted", estimators.ImportanceWeighted, "L_K"),
+    _estimator("doubly-reparameterized", estimators.DoublyReparameterized, "L_K by a gradient of lower variance"),
+    _estimator("score-function", estimators.ScoreFunction, "L^A by the log-derivative trick"),
+    _estimator(
+        "score-function-baseline",
+        partial(estimators.ScoreFunction, baseline="leave-one-out"),
+        "the same with a leave-one-out baseline",
+    ),
+    Part("wake-sleep", estimators.WakeSleep, "wake phase for the model, sleep phase for the guide; no bound"),
+)
+
+LIKELIHOOD = Option("lik", str, "bernoulli", "family of p(x | z)", LIKELIHOODS)
+PRIOR = Option("prior", str, "standard", "p(z)", PRIORS)
+GUIDE = Option("guide", str, "meanfield", "q(z | x)", GUIDES)
+NETWORK = Option("net", str, "conv", "encoder and decoder", NETWORKS)
+ESTIMATOR = Option("estimator", str, "trace", "of the bound and its gradient", ESTIMATORS)
+SLOTS = (LIKELIHOOD, PRIOR, GUIDE, NETWORK)
+SETTINGS: Mapping[str, Option] = {
+    option.name: option for slot in SLOTS for option in (slot, *options_of(slot).values())
+} | {LATENT.name: LATENT}
+TAKEN_BY = taken_by(*SLOTS)
+
+
+class PartSettings(SimpleNamespace):
+    """The settings of a program's parts: those of ``SETTINGS``, each checked, with its default where none is given.
 
     >>> PartSettings(lik="poisson")
     Traceback (most recent call last):
         ...
-    ValueError: lik: wanted one of bernoulli, continuous-bernoulli, normal, beta, categorical, logistic, got 'poisson'
+    ValueError: lik: wanted one of bernoulli, ..., got 'poisson'
     """
 
-    lik: str = "bernoulli"
-    binarize: str = "dynamic"
-    bins: int = 16
-    scale: str = "pixel"
-    prior: str = "standard"
-    components: int = 100
-    guide: str = "meanfield"
-    rank: int = 1
-    flow_depth: int = 2
-    flow_width: int | None = None
-    net: str = "conv"
-    latent: int = 2
-    hidden: tuple[int, ...] | None = None
-    channels: tuple[int, ...] = (32, 64)
-    activation: str = "relu"
-
-    def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}: wanted one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("bins", "components", "rank", "flow_depth", "latent"):
-            _check_size(name, getattr(self, name))
-        if self.flow_width is not None:
-            _check_size("flow_width", self.flow_width)
-        for name in ("hidden", "channels"):
-            for width in getattr(self, name) or ():
-                _check_size(name, width)
-        layers = len(self.hidden or ()) + len(self.channels)
-        if not isinstance(self.scale, str) or layers > 100 or self.flow_depth > 1000:
-            raise ValueError(
-                "settings: wanted a word for scale, at most 100 layers and 1000 steps of a flow, "
-                f"got {str(self.scale)[:20]!r}, {layers} and {self.flow_depth}"
-            )
+    def __init__(self, **settings: Any) -> None:
+        if unknown := sorted(set(settings) - set(SETTINGS)):
+            raise ValueError(f"settings: wanted some of {', '.join(SETTINGS)}, got {', '.join(unknown)}")
+        super().__init__(**{name: settings.get(name, option.default) for name, option in SETTINGS.items()})
+        for name, value in vars(self).items():
+            SETTINGS[name].check(value)
 
     @classmethod
     def of(cls, options: Any) -> "PartSettings":
-        """Those among the attributes of ``options``, the hidden layers that are by default written out."""
-        names = [field.name for field in fields(cls)]
-        return cls(
-            **{name: getattr(options, name) for name in names}
-            | {"hidden": hidden(options), "channels": tuple(options.channels)}
-        )
+        """Return the settings among the attributes of ``options``, with the dense layers written out."""
+        values = {name: getattr(options, name) for name in SETTINGS} | {"hidden": hidden(options)}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
 def build_vae(settings: Any, images: Tensor) -> VAE:
-    """The program that the settings describe, for images like these (N, C, H, W), uint8: those it will be trained on.
+    """Return the program that the settings describe, for the images that train it, uint8 (N, C, H, W).
 
     ``settings``: PartSettings, or anything with its attributes, such as the options of a command line. The parameters
     are drawn from torch's generator.
@@ -126,219 +290,57 @@ def build_vae(settings: Any, images: Tensor) -> VAE:
     >>> vae.prior().event_shape
     torch.Size([2])
     """
-    guide = build_guide(settings, tuple(images.shape[1:]))
-    return VAE(build_prior(settings, guide, images), build_likelihood(settings, tuple(images.shape[1:])), guide)
+    channels, height, width = images.shape[1:]
+    shape = (channels, height, width)
+    guide = build_guide(settings, shape)
+    return VAE(build_prior(settings, guide, images), build_likelihood(settings, shape), guide)
 
 
 def build_prior(settings: Any, guide: nn.Module, images: Tensor) -> nn.Module:
-    """The prior; Vamp's pseudo-inputs start as some of the images."""
-    if settings.prior == "standard":
-        return priors.StandardNormal(settings.latent)
-    if settings.prior == "diagonal":
-        return priors.DiagonalNormal(settings.latent)
-    if settings.prior == "mixture":
-        return priors.Mixture(settings.latent, settings.components)
-    if settings.prior == "vamp":
-        if not 1 <= settings.components <= len(images):
-            raise ValueError(f"--components: wanted 1 to {len(images)} training images, got {settings.components}")
-        chosen = images[torch.randperm(len(images))[: settings.components]]
-        return priors.Vamp(guide, chosen / 255)
-    steps = {"autoregressive": priors.autoregressive, "spline": priors.spline}[settings.prior]
-    return priors.Flow(settings.latent, steps, settings.flow_depth, settings.flow_width)
+    """Return the prior; Vamp's pseudo-inputs start as some of the images."""
+    return PRIORS[settings.prior](settings, settings.latent, guide, images)
 
 
 def build_guide(settings: Any, shape: Shape) -> nn.Module:
-    """The guide with its encoder, for images of shape (C, H, W)."""
-    encoder = build_encoder(settings, shape)
-    if settings.guide == "meanfield":
-        return guides.MeanField(encoder, settings.latent)
-    if settings.guide == "full-rank":
-        return guides.FullRank(encoder, settings.latent)
-    if settings.guide == "low-rank":
-        return guides.LowRank(encoder, settings.latent, settings.rank)
-    steps = {"inverse-autoregressive": guides.inverse_autoregressive, "planar": guides.planar}[settings.guide]
-    return guides.Flow(encoder, settings.latent, steps, settings.flow_depth, settings.flow_width)
+    """Return the guide with its encoder, for images of shape (C, H, W)."""
+    return GUIDES[settings.guide](settings, build_encoder(settings, shape), settings.latent)
 
 
 def build_likelihood(settings: Any, shape: Shape) -> nn.Module:
-    """The likelihood with its decoder, for images of shape (C, H, W)."""
-
-    def decoder(parameters_per_pixel: int) -> nn.Module:
-        return build_decoder(settings, shape, shape[0] * parameters_per_pixel)
-
-    if settings.lik == "bernoulli":
-        return likelihoods.Bernoulli(decoder(1), binarize=BINARIZE[settings.binarize])
-    if settings.lik == "continuous-bernoulli":
-        return likelihoods.ContinuousBernoulli(decoder(1))
-    if settings.lik == "normal":
-        log_scale = log_scale_option(settings.scale)
-        return likelihoods.Normal(decoder(2 if log_scale is None else 1), log_scale=log_scale)
-    if settings.lik == "beta":
-        return likelihoods.Beta(decoder(2))
-    if settings.lik == "categorical":
-        return likelihoods.Categorical(decoder(settings.bins), bins=settings.bins)
-    return likelihoods.DiscretizedLogistic(decoder(2))
-
-
-def log_scale_option(scale: str) -> float | nn.Parameter | None:
-    """What ``likelihoods.Normal`` takes for ``--scale``."""
-    if scale == "pixel":
-        return None
-    if scale == "shared":
-        return nn.Parameter(torch.tensor(SHARED_LOG_SCALE))
-    try:
-        log_scale = math.log(float(scale))
-    except ValueError:
-        log_scale = math.nan
-    if not math.isfinite(log_scale):
-        raise ValueError(f"--scale: wanted 'pixel', 'shared' or a positive number, got {scale!r}")
-    return log_scale
+    """Return the likelihood with its decoder, for images of shape (C, H, W)."""
+    return LIKELIHOODS[settings.lik](settings, decoders(settings, shape))
 
 
 def build_encoder(settings: Any, shape: Shape) -> nn.Module:
-    """The network of the guide."""
-    layers = {"hidden": hidden(settings), "activation": ACTIVATIONS[settings.activation]}
-    if settings.net == "mlp":
-        return networks.MLPEncoder(shape, **layers)
-    return networks.ConvEncoder(shape, settings.channels, **layers)
+    """Return the network of the guide."""
+    return build_networks(settings).encoder(shape)
 
 
-def build_decoder(settings: Any, shape: Shape, maps: int) -> nn.Module:
-    """The network of the likelihood."""
-    layers = {"hidden": hidden(settings)[::-1], "activation": ACTIVATIONS[settings.activation]}
-    if settings.net == "mlp":
-        return networks.MLPDecoder(settings.latent, shape, maps, **layers)
-    return networks.ConvDecoder(settings.latent, shape, maps, settings.channels[::-1], **layers)
+def decoders(settings: Any, shape: Shape) -> Callable[[int], nn.Module]:
+    """Return a function from the number of maps for each channel to the network of the likelihood."""
+    return lambda maps: build_networks(settings).decoder(shape, shape[0] * maps)
+
+
+def build_networks(settings: Any) -> Networks:
+    """Return the encoder and the decoder that the settings describe."""
+    return NETWORKS[settings.net](settings, settings.latent)
+
+
+def build_estimator(settings: Any, particles: int | None = None) -> ELBO:
+    """Return the estimator; ``particles`` replaces the number of particles in the settings."""
+    values = vars(settings) if particles is None else {**vars(settings), "particles": particles}
+    if values["particles"] < 1:
+        raise ValueError(f"--particles: wanted at least 1, got {values['particles']}")
+    return ESTIMATORS[settings.estimator](SimpleNamespace(**values))
 
 
 def hidden(settings: Any) -> tuple[int, ...]:
-    """The encoder's dense layers; the decoder has them in reverse."""
-    if settings.hidden is not None:
-        return tuple(settings.hidden)
-    return (256, 256) if settings.net == "conv" and settings.latent <= FEW else (400,)
+    """Return the widths of the encoder's dense layers; the decoder has them in reverse."""
+    return build_networks(settings).hidden
 
 
-def describe_model(vae: VAE, settings: Any, shape: Shape) -> tuple[dict[str, Any], bytes]:
-    """What ``load_vae`` needs: entries for metrics.json, and the bytes of parameters.pt, a state dict.
-
-    >>> settings = PartSettings(net="mlp", hidden=(16,))
-    >>> vae = build_vae(settings, torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
-    >>> entries, _ = describe_model(vae, settings, (1, 8, 8))
-    >>> entries["model"]["shape"], entries["model"]["parts"]["hidden"]
-    ([1, 8, 8], (16,))
-    """
-    file = io.BytesIO()
-    torch.save(dict(vae.state_dict()), file)
-    digest = hashlib.sha256(file.getbuffer()).hexdigest()
-    model = {"shape": list(shape), "parts": asdict(PartSettings.of(settings)), "parameters_sha256": digest}
-    return {"format": FORMAT, "model": {**model, "sha256": _checksum(model)}}, file.getvalue()
-
-
-def load_vae(folder: Path | str, device: torch.device | str = "cpu") -> VAE:
-    """The trained program in the folder of a run: what ``run.py`` wrote there, on a device.
-
-    Reads folders of earlier versions too. Settings choose from this file's tables, the parameters can run no code, and
-    neither can claim more memory than the files have. Raises CheckpointError for a folder that is not that of a
-    finished run, is damaged, or is of a later version.
-
-    >>> load_vae("nowhere")
-    Traceback (most recent call last):
-        ...
-    pyro_vae.files.CheckpointError: nowhere/metrics.json cannot be read (No such file or directory)
-    """
-    folder = expanded(folder)
-    metrics = read_metrics(folder / METRICS)
-    data = read_bytes(folder / PARAMETERS)
-    try:
-        settings, shape, digest = _model(metrics)
-        if digest is not None and hashlib.sha256(data).hexdigest() != digest:
-            raise ValueError(f"{PARAMETERS} is damaged: it does not have the checksum in {METRICS}")
-        state = load_tree(io.BytesIO(data), folder / PARAMETERS)
-        _check_memory(settings, shape, state)
-        with seeded(0):
-            vae = build_vae(settings, torch.zeros(1, *shape, dtype=torch.uint8).expand(settings.components, -1, -1, -1))
-        vae.load_state_dict(state)
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever strange settings lead to
-        reason = " ".join(str(error).split())[:500]
-        raise CheckpointError(f"{folder} holds no model that can be loaded: {reason}") from error
-    return vae.to(device)
-
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """The content of a metrics.json; CheckpointError where that is no JSON object."""
-    data = read_bytes(path, LARGEST_JSON)
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is no JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: wanted an object, got {type(content).__name__}")
-    return content
-
-
-def _model(metrics: Mapping[str, Any]) -> tuple[PartSettings, Shape, str | None]:
-    """Settings of the parts, shape of the images and SHA-256 of the parameters, from any format; ValueError."""
-    known = {field.name for field in fields(PartSettings)}
-    version = metrics.get("format", 1)
-    if version in (2, FORMAT):
-        model = _object(metrics, "model")
-        parts, shape, digest = _object(model, "parts"), model.get("shape"), str(model.get("parameters_sha256"))
-        described = {name: value for name, value in model.items() if name != "sha256"}
-        if version == FORMAT and model.get("sha256") != _checksum(described):
-            raise ValueError(f"the model in {METRICS} is damaged: it does not have the checksum that it names")
-        if set(parts) - known:
-            raise ValueError(f"unknown settings {sorted(set(parts) - known)}; a later version wrote them")
-    elif version == 1:
-        settings = _object(metrics, "settings")
-        parts, shape, digest = {name: settings[name] for name in known & set(settings)}, None, None
-        shape = _object(metrics, "dataset").get("shape")
-    else:
-        raise ValueError(f"format {version!r}, where this version of pyro_vae reads 1 to {FORMAT}")
-    if not isinstance(shape, list) or len(shape) != 3:
-        raise ValueError(f"shape: wanted [C, H, W], got {str(shape)[:100]}")
-    for size in shape:
-        _check_size("shape", size)
-    parts = {name: tuple(value) if isinstance(value, list) else value for name, value in parts.items()}
-    return PartSettings(**parts), tuple(shape), digest
-
-
-def _checksum(model: Mapping[str, Any]) -> str:
-    """SHA-256 of the JSON of a model's shape, parts and the checksum of its parameters."""
-    return hashlib.sha256(json.dumps(model, sort_keys=True).encode()).hexdigest()
-
-
-def _object(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-    if not isinstance(content.get(name), dict):
-        raise ValueError(f"{METRICS}: wanted an object {name!r}, got {type(content.get(name)).__name__}")
-    return content[name]
-
-
-def _check_memory(settings: PartSettings, shape: Shape, state: Mapping[str, Any]) -> None:
-    """ValueError where the settings ask for tensors that the parameters are not: before any memory is taken."""
-    if not all(torch.is_tensor(value) and value.is_contiguous() for value in state.values()):
-        raise ValueError(f"{PARAMETERS} holds something else than plain tensors")
-    lacking = Counter(_needed(settings, shape)) - Counter(tuple(value.shape) for value in state.values())
-    if lacking:
-        raise ValueError(f"the settings ask for tensors of shapes {list(lacking)[:3]}, and {PARAMETERS} has none")
-
-
-def _needed(settings: PartSettings, shape: Shape) -> Iterator[tuple[int, ...]]:
-    """Shapes of the large tensors of a program; those of masked networks, which need values to be built, by hand."""
-    masked = (settings.prior in ("autoregressive", "spline")) + (settings.guide == "inverse-autoregressive")
-    width = default_width(settings.latent, settings.flow_width)
-    yield from [(width, width)] * masked * settings.flow_depth
-    if settings.prior == "vamp":
-        yield (settings.components, *shape)
-    if settings.prior == "mixture":
-        yield (settings.components, settings.latent)
-    with torch.device("meta"):
-        build = build_encoder if settings.guide == "inverse-autoregressive" else build_guide
-        for module in (build(settings, shape), build_likelihood(settings, shape)):
-            yield from (tuple(parameter.shape) for parameter in module.parameters())
-
-
-def _check_size(name: str, value: Any) -> None:
-    if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
-        raise ValueError(f"{name}: wanted a whole number from 1 to {LARGEST_SIZE}, got {str(value)[:100]}")
+# Names of this module in 0.1. They are imported when used, since ``saved`` imports this module.
+__getattr__, _ = lazy(
+    __name__,
+    dict.fromkeys(("METRICS", "PARAMETERS", "describe_model", "load_vae", "read_metrics"), "pyro_vae.saved"),
+)

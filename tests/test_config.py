@@ -1,74 +1,39 @@
-"""Programs from words and from the folders of runs: what is loaded is what was saved, and nothing else is."""
+"""Programs from words: every part has a record, takes its settings and no others, and settings are checked."""
 
-import hashlib
-import json
-import os
-import shutil
-from pathlib import Path
+import argparse
+import inspect
 
 import pytest
 import torch
+from pyro.infer import ELBO
+from saved_programs import CHOSEN, PIXELS
 
-from pyro_vae import evaluate, load, load_vae
+from pyro_vae import estimators
 from pyro_vae.config import (
-    GUIDES,
-    LIKELIHOODS,
-    METRICS,
-    PARAMETERS,
-    PRIORS,
+    ESTIMATOR,
+    ESTIMATORS,
+    PARTICLES,
+    SETTINGS,
+    SLOTS,
     TAKEN_BY,
     PartSettings,
-    _checksum,
+    build_estimator,
     build_vae,
-    describe_model,
     hidden,
 )
-from pyro_vae.files import CheckpointError
-from pyro_vae.training.loop import fixed_x
-
-FIXTURE = Path(__file__).parent / "fixtures/format1"
-PIXELS = torch.randint(256, (20, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+from pyro_vae.records import MOST_LAYERS, taken_by
+from pyro_vae.training import fixed_x
 
 
-def saved(folder, **settings):
-    settings = PartSettings(net="mlp", hidden=(16,), components=5, latent=3, **settings)
-    torch.manual_seed(1)
-    vae = build_vae(settings, PIXELS)
-    metrics, parameters = describe_model(vae, settings, (1, 8, 8))
-    (folder / PARAMETERS).write_bytes(parameters)
-    (folder / METRICS).write_text(json.dumps(metrics))
-    return vae
+def another(option):
+    """A value that is neither the option's default nor what the test's settings have."""
+    if option.choices:
+        return next(word for word in option.choices if word != option.default)
+    values = {"components": 3, "scale": "0.3", "channels": (2, 3), "flow_width": 9}
+    return values[option.name] if option.name in values else option.type(option.default + 1)
 
 
-SLOTS = [("lik", name) for name in LIKELIHOODS] + [("prior", name) for name in PRIORS] + [("guide", g) for g in GUIDES]
-SLOTS += [("scale", "shared"), ("scale", "0.3"), ("binarize", "intensity"), ("activation", "silu")]
-
-
-@pytest.mark.parametrize(("slot", "name"), SLOTS)
-def test_what_was_saved_is_loaded(tmp_path, slot, name):
-    settings = {"lik": "normal"} if slot == "scale" else {}
-    vae, state = saved(tmp_path, **{slot: name}, **settings), torch.get_rng_state()
-    again = load_vae(tmp_path)
-    assert torch.equal(state, torch.get_rng_state())
-    assert all(torch.equal(value, again.state_dict()[name]) for name, value in vae.state_dict().items())
-    x = fixed_x(vae, PIXELS)
-    assert torch.equal(evaluate(vae, x).bound, evaluate(again, fixed_x(again, PIXELS)).bound)
-
-
-OTHER = {
-    "binarize": "threshold",
-    "bins": 4,
-    "scale": "0.3",
-    "components": 3,
-    "rank": 2,
-    "flow_depth": 3,
-    "flow_width": 9,
-    "channels": (2, 3),
-}
-CHOSEN = [("lik", name) for name in LIKELIHOODS] + [("prior", name) for name in PRIORS] + [("guide", g) for g in GUIDES]
-
-
-@pytest.mark.parametrize(("slot", "word"), [*CHOSEN, ("net", "conv"), ("net", "mlp")])
+@pytest.mark.parametrize(("slot", "word"), CHOSEN)
 def test_a_part_takes_a_setting_if_and_only_if_another_value_makes_another_program(slot, word):
     def program(**settings):
         torch.manual_seed(0)
@@ -81,13 +46,55 @@ def test_a_part_takes_a_setting_if_and_only_if_another_value_makes_another_progr
             return [*vae.state_dict().values(), x, vae.likelihood(torch.ones(len(x), 3)).log_prob(x)]
 
     usual = program()
-    for setting, value in OTHER.items():
-        other = program(**{setting: value})
+    for setting in TAKEN_BY:
+        other = program(**{setting: another(SETTINGS[setting])})
         same = len(usual) == len(other) and all(torch.equal(a, b) for a, b in zip(usual, other))
         # The settings here have a Bernoulli, a standard normal, a mean-field guide and an MLP in the other slots.
         taken = word in TAKEN_BY[setting].get(slot, ()) or (setting == "binarize" and slot != "lik")
         assert same != taken, setting
-    assert set(OTHER) == set(TAKEN_BY)
+
+
+@pytest.mark.parametrize("slot", SLOTS, ids=lambda slot: slot.name)
+def test_a_word_without_a_record_is_no_other_part(slot):
+    settings = PartSettings(net="mlp", hidden=(16,))
+    setattr(settings, slot.name, "forgotten")
+    with pytest.raises(KeyError, match="forgotten"):
+        build_vae(settings, PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"guide": ["planar"]}, "guide: wanted one of meanfield"),
+        ({"scale": 3}, "scale: wanted a word, got 3"),
+        ({"latent": None}, "latent: wanted a whole number from 1 to 1048576, got None"),
+        ({"flow_depth": 1001}, "flow_depth: wanted a whole number from 1 to 1000"),
+        ({"channels": (1, 2.0)}, "channels: wanted a whole number"),
+        ({"hidden": (1,) * (MOST_LAYERS + 1)}, "hidden: wanted a tuple of at most 100 numbers"),
+        ({"hidden": 5}, "hidden: wanted a tuple"),
+        ({"temperature": 1}, "settings: wanted some of lik, .*, latent, got temperature"),
+    ],
+)
+def test_settings_are_checked(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PartSettings(**settings)
+
+
+def test_every_estimator_has_a_record():
+    settings = argparse.Namespace(particles=2)
+    made = {type(build_estimator(argparse.Namespace(estimator=word), particles=2)) for word in ESTIMATORS}
+    defined = {
+        value
+        for _, value in inspect.getmembers(estimators, inspect.isclass)
+        if issubclass(value, ELBO) and value.__module__.startswith("pyro_vae") and not inspect.isabstract(value)
+    }
+    assert defined <= made
+    for word, part in ESTIMATORS.items():
+        takes = word in taken_by(ESTIMATOR)["particles"]["estimator"]
+        assert takes == (PARTICLES in part.options)
+        assert not takes or part(settings).num_particles == 2
+    with pytest.raises(ValueError, match="--particles: wanted at least 1, got 0"):
+        build_estimator(argparse.Namespace(estimator="trace", particles=0))
 
 
 @pytest.mark.parametrize(
@@ -102,128 +109,3 @@ def test_a_part_takes_a_setting_if_and_only_if_another_value_makes_another_progr
 )
 def test_dense_layers(net, latent, given, widths):
     assert hidden(PartSettings(net=net, latent=latent, hidden=given)) == widths
-
-
-@pytest.mark.parametrize("layers", [{}, {"channels": (2, 6), "activation": "tanh"}])
-def test_conv_networks_with_their_layers(tmp_path, layers):
-    settings = PartSettings(latent=7, **layers)
-    vae = build_vae(settings, PIXELS)
-    metrics, parameters = describe_model(vae, settings, (1, 8, 8))
-    (tmp_path / PARAMETERS).write_bytes(parameters)
-    (tmp_path / METRICS).write_text(json.dumps(metrics))
-    assert metrics["model"]["parts"]["hidden"] == (400,)
-    maps = [layer.out_channels for layer in vae.posterior.network.layers if isinstance(layer, torch.nn.Conv2d)]
-    back = [layer.in_channels for layer in vae.likelihood.network.layers if isinstance(layer, torch.nn.ConvTranspose2d)]
-    assert tuple(maps) == tuple(back[::-1]) == layers.get("channels", (32, 64))
-    kinds = {type(layer).__name__ for network in (vae.posterior, vae.likelihood) for layer in network.network.layers}
-    assert kinds & {"ReLU", "Tanh", "SiLU"} == {"Tanh" if layers else "ReLU"}
-    assert torch.equal(
-        load_vae(tmp_path).state_dict()["likelihood.network.layers.0.weight"],
-        vae.state_dict()["likelihood.network.layers.0.weight"],
-    )
-
-
-def test_a_folder_of_the_first_format_gives_the_model_that_was_measured():
-    vae, metrics = load_vae(FIXTURE), json.loads((FIXTURE / METRICS).read_text())
-    assert "format" not in metrics
-    bound = evaluate(vae, fixed_x(vae, load("digits").test.images)).summary()["bound"]
-    assert bound == pytest.approx(metrics["test"]["bound"], abs=1e-5)
-
-
-def test_it_is_loaded_onto_a_device():
-    assert {value.device.type for value in load_vae(FIXTURE, "meta").state_dict().values()} == {"meta"}
-
-
-def change(folder, *path, value):
-    metrics = json.loads((folder / METRICS).read_text())
-    part = metrics
-    for name in path[:-1]:
-        part = part[name]
-    part[path[-1]] = value
-    if isinstance(metrics["model"], dict):  # as somebody would who means it
-        metrics["model"]["sha256"] = _checksum({name: v for name, v in metrics["model"].items() if name != "sha256"})
-    (folder / METRICS).write_text(json.dumps(metrics))
-
-
-def test_settings_that_changed_by_accident_are_refused(tmp_path):
-    saved(tmp_path)
-    text = (tmp_path / METRICS).read_text()
-    (tmp_path / METRICS).write_text(text.replace('"bernoulli"', '"continuous-bernoulli"'))  # of the same networks
-    with pytest.raises(CheckpointError, match=r"the model in metrics\.json is damaged"):
-        load_vae(tmp_path)
-
-
-def test_a_folder_of_the_format_before_is_read(tmp_path):
-    vae = saved(tmp_path)
-    metrics = json.loads((tmp_path / METRICS).read_text())
-    del metrics["model"]["sha256"]
-    (tmp_path / METRICS).write_text(json.dumps({**metrics, "format": 2}))
-    assert all(torch.equal(a, b) for a, b in zip(load_vae(tmp_path).parameters(), vae.parameters()))
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "message"),
-    [
-        (("format",), 4, "format 4, where this version of pyro_vae reads 1 to 3"),
-        (("model", "parts", "temperature"), 1, r"unknown settings \['temperature'\]; a later version wrote them"),
-        (("model", "parts", "lik"), "os.system", "lik: wanted one of bernoulli, .*, got 'os.system'"),
-        (("model", "parts", "latent"), 10**9, "latent: wanted a whole number from 1 to 1048576, got 1000000000"),
-        (("model", "parts", "latent"), True, "latent: wanted a whole number"),
-        (("model", "parts", "hidden"), [10**6, 10**6], r"ask for tensors of shapes .*parameters\.pt has none"),
-        (("model", "parts", "guide"), "inverse-autoregressive", "ask for tensors of shapes"),
-        (("model", "shape"), [1, 28, 28], "ask for tensors of shapes"),
-        (("model", "shape"), "1, 8, 8", r"shape: wanted \[C, H, W\]"),
-        (("model",), None, "wanted an object 'model', got NoneType"),
-        (("model", "parameters_sha256"), "0" * 64, r"parameters\.pt is damaged: it does not have the checksum"),
-    ],
-)
-def test_what_is_not_known_is_refused(tmp_path, path, value, message):
-    saved(tmp_path)
-    change(tmp_path, *path, value=value)
-    with pytest.raises(CheckpointError, match=f"holds no model that can be loaded: .*{message}"):
-        load_vae(tmp_path)
-
-
-def test_every_changed_byte_of_the_parameters_is_noticed(tmp_path):
-    saved(tmp_path)
-    data = bytearray((tmp_path / PARAMETERS).read_bytes())
-    data[len(data) // 2] ^= 1
-    (tmp_path / PARAMETERS).write_bytes(data)
-    with pytest.raises(CheckpointError, match="is damaged"):
-        load_vae(tmp_path)
-
-
-def test_malicious_parameters_run_no_code(tmp_path):
-    class Payload:
-        def __reduce__(self):
-            return os.mkdir, (str(tmp_path / "victim"),)
-
-    shutil.copytree(FIXTURE, tmp_path / "run")
-    torch.save({"prior.loc": Payload()}, tmp_path / "run" / PARAMETERS)
-    with pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
-        load_vae(tmp_path / "run")
-    saved(tmp_path)
-    torch.save({"prior.loc": Payload()}, tmp_path / PARAMETERS)
-    digest = hashlib.sha256((tmp_path / PARAMETERS).read_bytes()).hexdigest()
-    change(tmp_path, "model", "parameters_sha256", value=digest)
-    with pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
-        load_vae(tmp_path)
-    assert not (tmp_path / "victim").exists()
-
-
-def test_a_tensor_may_not_claim_more_memory_than_the_file_has(tmp_path):
-    shutil.copytree(FIXTURE, tmp_path / "run")
-    state = torch.load(FIXTURE / PARAMETERS, weights_only=True)
-    state["prior.loc"] = torch.zeros(1).expand(10**12)
-    torch.save(state, tmp_path / "run" / PARAMETERS)
-    with pytest.raises(CheckpointError, match="something else than plain tensors"):
-        load_vae(tmp_path / "run")
-
-
-def test_metrics_that_are_no_json_or_none_at_all(tmp_path):
-    with pytest.raises(CheckpointError, match=r"metrics\.json cannot be read \(No such file"):
-        load_vae(tmp_path)
-    for content in ("[]", "{", "[" * 100_000):
-        (tmp_path / METRICS).write_text(content)
-        with pytest.raises(CheckpointError, match=r"metrics\.json"):
-            load_vae(tmp_path)

@@ -6,7 +6,6 @@ The networks are small; what each part computes is tested in its own module's te
 import copy
 import inspect
 import itertools
-import math
 
 import pytest
 import torch
@@ -14,41 +13,31 @@ from pyro.infer import Trace_ELBO
 from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import nn
 
-from pyro_vae import VAE, annealed_evidence, bidirectional, guides, likelihoods, log_evidence, networks, priors
+from pyro_vae import annealed_evidence, bidirectional, guides, likelihoods, log_evidence, networks, priors
+from pyro_vae.config import GUIDE, LIKELIHOOD, NETWORK, PRIOR, PartSettings, build_vae
 from pyro_vae.tracing.traces import log_weights, paired_traces, sample_sites
 
 SHAPE, LATENT, BATCH = (1, 8, 8), 3, 8
 PIXELS = torch.randint(256, (BATCH, *SHAPE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
-# A prior is made for a guide, since Vamp shares it.
-PRIORS = {
-    "StandardNormal": lambda guide: priors.StandardNormal(LATENT),
-    "DiagonalNormal": lambda guide: priors.DiagonalNormal(LATENT),
-    "Mixture": lambda guide: priors.Mixture(LATENT, components=4),
-    "Vamp": lambda guide: priors.Vamp.random(guide, 3, SHAPE),
-    "Flow autoregressive": lambda guide: priors.Flow(LATENT, priors.autoregressive, width=8),
-    "Flow spline": lambda guide: priors.Flow(LATENT, priors.spline, width=8),
-}
-LIKELIHOODS = {
-    "Bernoulli dynamic": lambda decoder: likelihoods.Bernoulli(decoder(1), likelihoods.dynamic),
-    "Bernoulli threshold": lambda decoder: likelihoods.Bernoulli(decoder(1), likelihoods.threshold),
-    "Bernoulli intensity": lambda decoder: likelihoods.Bernoulli(decoder(1), likelihoods.intensity),
-    "ContinuousBernoulli": lambda decoder: likelihoods.ContinuousBernoulli(decoder(1)),
-    "Normal per pixel": lambda decoder: likelihoods.Normal(decoder(2)),
-    "Normal shared": lambda decoder: likelihoods.Normal(decoder(1), nn.Parameter(torch.tensor(-1.0))),
-    "Normal fixed": lambda decoder: likelihoods.Normal(decoder(1), math.log(0.1)),
-    "Beta": lambda decoder: likelihoods.Beta(decoder(2)),
-    "Categorical": lambda decoder: likelihoods.Categorical(decoder(16)),
-    "DiscretizedLogistic": lambda decoder: likelihoods.DiscretizedLogistic(decoder(2)),
-}
-GUIDES = {
-    "MeanField": guides.MeanField,
-    "FullRank": guides.FullRank,
-    "LowRank": lambda network, latent: guides.LowRank(network, latent, rank=2),
-    "Flow autoregressive": lambda network, latent: guides.Flow(network, latent, width=8),
-    "Flow planar": lambda network, latent: guides.Flow(network, latent, guides.planar, width=8),
-}
-PLAIN = ("StandardNormal", "Bernoulli dynamic", "MeanField")
+SMALL = {"net": "mlp", "hidden": (8,), "latent": LATENT, "components": 4, "rank": 2, "flow_width": 8}
+
+
+def variants(slot):
+    """For each part of a slot: its settings, and one more for each other value of its options that changes it."""
+    tried = {"scale": ("pixel", "shared", "0.1")}
+    made = {}
+    for part in slot.parts():
+        made[part.word] = {slot.name: part.word}
+        for option in part.options:
+            for value in option.choices or tried.get(option.name, ()):
+                if value != option.default:
+                    made[f"{part.word} {value}"] = {slot.name: part.word, option.name: value}
+    return made
+
+
+PRIORS, LIKELIHOODS, GUIDES = map(variants, (PRIOR, LIKELIHOOD, GUIDE))
+PLAIN = ("standard", "bernoulli", "meanfield")
 ALONE = [  # each part beside the plainest of the other two kinds
     PLAIN,
     *((prior, *PLAIN[1:]) for prior in PRIORS if prior != PLAIN[0]),
@@ -63,24 +52,35 @@ def build(parts):
     """The program of a prior, a likelihood and a guide, by their names, and x."""
     torch.manual_seed(0)
     prior, likelihood, guide = parts
-    posterior = GUIDES[guide](networks.MLPEncoder(SHAPE, hidden=(8,)), LATENT)
-    made = LIKELIHOODS[likelihood](lambda maps: networks.MLPDecoder(LATENT, SHAPE, maps, hidden=(8,)))
-    vae = VAE(PRIORS[prior](posterior), made, posterior)
+    settings = PartSettings(**SMALL, **PRIORS[prior], **LIKELIHOODS[likelihood], **GUIDES[guide])
+    vae = build_vae(settings, PIXELS)
     return vae, vae.observe(PIXELS, torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize(
-    ("module", "makers"), [(priors, PRIORS), (likelihoods, LIKELIHOODS), (guides, GUIDES)], ids=["p", "lik", "q"]
+    ("module", "field", "at", "makers"),
+    [(priors, "prior", 0, PRIORS), (likelihoods, "likelihood", 1, LIKELIHOODS), (guides, "posterior", 2, GUIDES)],
+    ids=["p", "lik", "q"],
 )
-def test_no_part_is_forgotten(module, makers):
-    """Steps are parts of a flow, and what is abstract is no part; every other module defined there has to be here."""
+def test_every_part_has_a_record(module, field, at, makers):
+    """Steps are parts of a flow, and what is abstract is no part; every other module defined there has a word."""
     defined = {
-        name
+        value
         for name, value in inspect.getmembers(module, inspect.isclass)
         if issubclass(value, nn.Module) and value.__module__ == module.__name__
         if not (name.endswith("Step") or inspect.isabstract(value))
     }
-    assert {name.split()[0] for name in makers} == defined
+    made = {type(getattr(build((*PLAIN[:at], word, *PLAIN[at + 1 :]))[0], field)) for word in makers}
+    assert made == defined
+
+
+def test_every_network_has_a_record():
+    made = set()
+    for word in NETWORK.choices:
+        vae = build_vae(PartSettings(**SMALL | {"net": word}), PIXELS)
+        made |= {type(vae.posterior.network), type(vae.likelihood.network)}
+    defined = {value for _, value in inspect.getmembers(networks, inspect.isclass) if issubclass(value, nn.Module)}
+    assert made == {network for network in defined if issubclass(network, networks.Network)} - {networks.Network}
 
 
 @alone
@@ -124,7 +124,7 @@ def test_particles_are_that_many_single_draws(parts):
 
 
 @alone
-@pytest.mark.filterwarnings("ignore:Hamiltonian Monte Carlo accepted nothing")
+@pytest.mark.filterwarnings("ignore::pyro_vae.evidence.StuckChains")
 def test_its_evidence_is_estimated_in_every_way(parts):
     vae, x = build(parts)
     settings = {"num_temperatures": 3, "chains": 2, "leapfrog": 1, "seed": 0}
@@ -224,7 +224,7 @@ def test_one_training_step_moves_every_parameter(parts):
         assert last.bias.grad.all()
 
 
-@pytest.mark.parametrize("parts", [("Flow autoregressive", *PLAIN[1:]), (*PLAIN[:2], "Flow autoregressive")])
+@pytest.mark.parametrize("parts", [("autoregressive", *PLAIN[1:]), (*PLAIN[:2], "inverse-autoregressive")])
 def test_only_what_a_mask_hides_stands_still(parts):
     """Some weights of an autoregressive network are masked for good: just these have no gradient.
 

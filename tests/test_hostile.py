@@ -1,30 +1,29 @@
 """Whatever a file or a network holds: an error that says so, or finite numbers; never a crash, never code run."""
 
 import gzip
-import io
 import json
 import shutil
 import struct
 import warnings
-from pathlib import Path
 
 import hypothesis.extra.numpy as numpy_strategies
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-import scipy.io
 import torch
+from data_files import idx_bytes, mat_bytes, npy_bytes
 from hypothesis import HealthCheck, example, given, settings
+from saved_programs import FIXTURE
 from torch import nn
 
-from pyro_vae import likelihoods as L
 from pyro_vae import load_vae
-from pyro_vae.config import PARAMETERS
+from pyro_vae.config import LIKELIHOODS, SETTINGS, PartSettings
+from pyro_vae.data import formats
 from pyro_vae.data import sets as D
 from pyro_vae.files import CheckpointError
+from pyro_vae.saved import PARAMETERS
 from pyro_vae.training.checkpoint import decode, encode
 
-FIXTURE = Path(__file__).parent / "fixtures/format1"
 CHECKPOINT = encode({"step": 3, "loc": torch.arange(5.0), "rows": [{"bound": -1.0}]})
 QUICK = settings(
     max_examples=60,
@@ -33,22 +32,10 @@ QUICK = settings(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-FAMILIES = {
-    "bernoulli": L.Bernoulli(nn.Identity()),
-    "intensity": L.Bernoulli(nn.Identity(), L.intensity),
-    "continuous-bernoulli": L.ContinuousBernoulli(nn.Identity()),
-    "normal": L.Normal(nn.Identity()),
-    "beta": L.Beta(nn.Identity()),
-    "categorical": L.Categorical(nn.Identity(), bins=5),
-    "logistic": L.DiscretizedLogistic(nn.Identity()),
-}
+FAMILIES = {word: {"lik": word, "bins": 5} for word in LIKELIHOODS} | {"intensity": {"binarize": "intensity"}}
 
 
-def idx(images):
-    return struct.pack(">4B3I", 0, 0, 8, 3, *images.shape) + images.numpy().tobytes()
-
-
-IMAGES = idx(torch.arange(3 * 28 * 28, dtype=torch.uint8).reshape(3, 28, 28))
+IMAGES = idx_bytes(np.arange(3 * 28 * 28).astype(np.uint8).reshape(3, 28, 28))
 
 
 @st.composite
@@ -66,7 +53,7 @@ def damaged(draw, content):
 def loaded_idx(tmp_path, content, name="images"):
     path = tmp_path / name
     path.write_bytes(content)
-    return D._idx(path.with_suffix(""), dims=3)
+    return formats.read_idx(path.with_suffix(""), dims=3)
 
 
 @QUICK
@@ -100,19 +87,14 @@ def test_any_idx_archive_is_images_or_an_error(tmp_path, content):
         assert "remove it" in str(error)
 
 
-def npy(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
 def own_images(tmp_path, **contents):
     """A folder of images whose files have these contents."""
-    for name, content in {**dict.fromkeys(("train", "valid", "test"), npy(OWN)), **contents}.items():
+    for name, content in {**dict.fromkeys(SPLITS, npy_bytes(OWN)), **contents}.items():
         (tmp_path / f"{name}.npy").write_bytes(content)
     return tmp_path
 
 
+SPLITS = ("train", "valid", "test")
 OWN = np.arange(256, dtype=np.uint8).reshape(4, 1, 8, 8)
 ARRAYS = numpy_strategies.arrays(
     numpy_strategies.scalar_dtypes(), numpy_strategies.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=5)
@@ -120,11 +102,11 @@ ARRAYS = numpy_strategies.arrays(
 
 
 @QUICK
-@given(damaged(npy(OWN)) | st.binary(max_size=200))
+@given(damaged(npy_bytes(OWN)) | st.binary(max_size=200))
 def test_any_file_of_a_folder_is_images_or_an_error(tmp_path, content):
     folder = own_images(tmp_path, train=content)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a changed header may well give dark images
+        warnings.simplefilter("ignore", D.DataWarning)  # a changed header may well give dark images
         try:
             assert D.load(folder).train.images.dtype == torch.uint8
         except D.DataError as error:
@@ -135,19 +117,16 @@ def test_any_file_of_a_folder_is_images_or_an_error(tmp_path, content):
 @given(ARRAYS)
 def test_any_array_is_these_images_or_an_error(tmp_path, array):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore", D.DataWarning)
         for made, refused in (
             (lambda: D.Split(array), ValueError),
-            (
-                lambda: D.load(own_images(tmp_path, train=npy(array), valid=npy(array), test=npy(array))).train,
-                D.DataError,
-            ),
+            (lambda: D.load(own_images(tmp_path, **dict.fromkeys(SPLITS, npy_bytes(array)))).train, D.DataError),
         ):
             try:
                 split = made()
                 assert array.dtype == np.uint8 and np.array_equal(split.images.flatten(), array.flatten())
             except refused as error:
-                assert "write" in str(error) or "make it anew" in str(error)
+                assert "write" in str(error) or "make it again" in str(error)
 
 
 @QUICK
@@ -155,7 +134,7 @@ def test_any_array_is_these_images_or_an_error(tmp_path, array):
 def test_any_labels_are_these_classes_or_an_error(tmp_path, array):
     for made, refused in (
         (lambda: D.Split(OWN, array), ValueError),
-        (lambda: D.load(own_images(tmp_path, train_labels=npy(array))).train, D.DataError),
+        (lambda: D.load(own_images(tmp_path, train_labels=npy_bytes(array))).train, D.DataError),
     ):
         try:
             labels = made().labels
@@ -164,16 +143,10 @@ def test_any_labels_are_these_classes_or_an_error(tmp_path, array):
             assert "labels: wanted" in str(error)
 
 
-def mat(compress):
-    file = io.BytesIO()
-    scipy.io.savemat(file, {"ff": torch.arange(560 * 1965).reshape(560, 1965).byte().numpy()}, do_compression=compress)
-    return file.getvalue()
-
-
 @pytest.mark.parametrize("compress", [True, False])
 @pytest.mark.parametrize("front", [True, False])
 def test_any_mat_file_is_faces_or_an_error(tmp_path, compress, front):
-    whole = mat(compress)
+    whole = mat_bytes(compress, ff=np.arange(560 * 1965).astype(np.uint8).reshape(560, 1965))
     path = tmp_path / D.FREY_FILE
     path.parent.mkdir()
 
@@ -182,7 +155,7 @@ def test_any_mat_file_is_faces_or_an_error(tmp_path, compress, front):
     def check(content):
         path.write_bytes(content + whole[260:] if front else content)
         try:
-            assert D._frey(path).images.shape == (1965, 1, 28, 20)
+            assert formats.read_frey(path).shape == (1965, 1, 28, 20)
         except D.DataError as error:
             assert str(path) in str(error) and "remove it" in str(error)
 
@@ -237,29 +210,7 @@ def test_any_metrics_that_are_none_are_refused(folder, content):
 @given(st.data())
 def test_any_value_of_any_setting_loads_the_same_model_or_none(folder, data):
     metrics = json.loads((FIXTURE / "metrics.json").read_text())
-    name = data.draw(
-        st.sampled_from(
-            [
-                "lik",
-                "bins",
-                "scale",
-                "prior",
-                "guide",
-                "components",
-                "rank",
-                "flow_depth",
-                "flow_width",
-                "net",
-                "latent",
-                "hidden",
-                "channels",
-                "activation",
-                "binarize",
-                "format",
-                "shape",
-            ]
-        )
-    )
+    name = data.draw(st.sampled_from([*SETTINGS, "format", "shape"]))
     value = data.draw(
         JSON
         | st.sampled_from(
@@ -294,7 +245,8 @@ def test_any_parameters_are_a_model_or_an_error(folder, content):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_logits_and_pixels_give_finite_numbers(family):
-    likelihood = FAMILIES[family]
+    chosen = PartSettings(**FAMILIES[family])
+    likelihood = LIKELIHOODS[chosen.lik](chosen, lambda maps: nn.Identity())
     maps = likelihood.parameters_per_pixel
 
     @settings(QUICK, max_examples=100)

@@ -1,0 +1,165 @@
+"""The options of a run, with defaults that suit the images, and recipes."""
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+from pyro_vae.config import ACTIVATION, ESTIMATOR, NETWORK, PARTICLES, SLOTS, hidden
+from pyro_vae.data import Data
+from pyro_vae.data import sets as data
+from pyro_vae.data.folders import LAYOUTS
+from pyro_vae.records import flag, taken_by
+from pyro_vae.runs.options import (
+    BATCH,
+    DATA_DIR,
+    DATASET,
+    DEVICE,
+    ENGINE,
+    EPOCHS,
+    LR,
+    PRECISION,
+    SCHEDULE,
+    SEED,
+    add_options,
+    add_part_options,
+    given,
+    home_path,
+    parsed,
+)
+
+# Of options that the command line leaves open.
+DEFAULTS = {option.name: option.default for option in (NETWORK, ACTIVATION, EPOCHS, BATCH)}
+FEW, FEW_IMAGES = 5000, {"epochs": 100}  # training images up to which ten epochs are too few steps
+OPTIONS_TAKEN_BY = taken_by(*SLOTS, ESTIMATOR)
+RECIPES = {  # options in a word; what the command line says beside it holds
+    "fast": {
+        "net": "conv",
+        "latent": 32,
+        "prior": "autoregressive",
+        "flow_width": 128,
+        "channels": [16, 32],
+        "hidden": [256],
+        "activation": "silu",
+        "epochs": 14,
+        "batch": 128,
+        "lr": 5e-3,
+        "precision": "bfloat16",
+        "engine": "compiled",
+    },
+    # The conv networks halve 8 × 8 pixels to 2 × 2 and leave latent dimensions unused. Chosen on validation images.
+    "small": {"net": "mlp", "hidden": [256, 256, 256], "activation": "silu", "batch": 100},
+}
+SMALL = 16  # pixels a side below which that recipe is the default
+
+
+def parse_arguments(argv: list[str] | None = None, description: str | None = None) -> argparse.Namespace:
+    """Return the options of the command line; None for those that ``fill_in`` fits to the images."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--recipe",
+        choices=RECIPES,
+        default=None,
+        help="other defaults; fast: a high log p(x) after two minutes on a CPU, by "
+        f"{words_of('fast')}; small, the default for images of fewer than {SMALL} pixels a side, "
+        f"such as digits, unless --net or --channels is given: {words_of('small')}",
+    )
+    add_part_options(parser)
+    add_own_training_options(parser.add_argument_group("training"))
+    group = parser.add_argument_group("measurement")
+    group.add_argument(
+        "--evidence",
+        type=int,
+        default=50,
+        metavar="K",
+        help="particles of the importance sampling of log p(x) on all test images; 0: none",
+    )
+    add_data_and_results_options(parser.add_argument_group("data and results"))
+    if not given(parser, argv) & {"net", "channels"}:
+        parser.set_defaults(net=None, activation=None)
+    parser.set_defaults(**RECIPES.get(parser.parse_args(argv).recipe, {}))
+    return parsed(parser, argv, OPTIONS_TAKEN_BY)
+
+
+def add_own_training_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of the training; the numbers of epochs and of images a step are fitted to the images."""
+    epochs = f"{EPOCHS.help} ({EPOCHS.default}; {FEW_IMAGES['epochs']} for at most {FEW} training images)"
+    batch = f"{BATCH.help} ({BATCH.default}, or all training images if they are fewer)"
+    open_ones = replace(EPOCHS, default=None, help=epochs), replace(BATCH, default=None, help=batch)
+    add_options(group, [ESTIMATOR, PARTICLES, *open_ones, LR, SCHEDULE, PRECISION, ENGINE])
+    group.add_argument(
+        "--clip",
+        type=float,
+        default=None,
+        metavar="NORM",
+        help="cut the gradient to this norm, that of all parameters together",
+    )
+    add_options(group, [SEED, DEVICE])
+    group.add_argument(
+        "--skip-non-finite",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out up to N steps whose loss or gradient is not finite; metrics.json counts them",
+    )
+
+
+def add_data_and_results_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of where the data lie and of what becomes of the results."""
+    group.add_argument(
+        "--dataset",
+        default=DATASET.default,
+        metavar="NAME",
+        help=f"of: {', '.join(data.SETS)}; or a folder with train.npy, valid.npy and test.npy, uint8 "
+        f"(N, C, H, W), which are mapped from disk; {DATASET.help}",
+    )
+    group.add_argument(
+        "--layout",
+        choices=LAYOUTS[1:],
+        default=None,
+        help="of the axes in a folder's arrays, if their shape leaves open which holds the channels",
+    )
+    add_options(group, [DATA_DIR])
+    group.add_argument(
+        "--out",
+        type=home_path,
+        default=None,
+        help="folder of the results (default: figures/<dataset>-<lik>-z<latent>-seed<seed>)",
+    )
+    group.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run that was stopped in --out, to the same result; if there is none, begin",
+    )
+    group.add_argument(
+        "--checkpoint-every",
+        type=interval,
+        default="60s",
+        metavar="STEPS",
+        help="save the run after this many steps or, as in 30s, seconds (default: 60s)",
+    )
+    group.add_argument("--quiet", action="store_true", help="no plan and no progress bar")
+
+
+def words_of(recipe: str) -> str:
+    """Return the options that a recipe stands for, as one would write them."""
+    options = {name: value if isinstance(value, list) else [value] for name, value in RECIPES[recipe].items()}
+    return " ".join(f"{flag(name)} {' '.join(map(str, values))}" for name, values in options.items())
+
+
+def fill_in(args: argparse.Namespace, images: Data) -> None:
+    """Give the options that the command line leaves open the values that suit the images."""
+    values = DEFAULTS | (FEW_IMAGES if len(images.train) <= FEW else {})
+    if args.net is None and min(images.shape[1:]) < SMALL:
+        values |= RECIPES["small"]
+    for name, value in (values | {"batch": min(values["batch"], len(images.train))}).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    args.hidden = list(hidden(args))
+
+
+def interval(text: str) -> dict[str, Any]:
+    """Return the settings of ``Checkpoints`` for 500 (steps) or 30s (seconds)."""
+    if text.endswith("s"):
+        return {"seconds": float(text[:-1]), "steps": None}
+    return {"seconds": None, "steps": int(text)}

@@ -1,0 +1,138 @@
+"""What a run measures on its test images: the entries of metrics.json."""
+
+import argparse
+import json
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor
+
+from pyro_vae import VAE, analysis
+from pyro_vae.data import Data
+from pyro_vae.data.mapped import parts
+from pyro_vae.distributions.divergences import has_closed_form_kl
+from pyro_vae.evidence import Evidence, UntrustedEvidence, log_evidence
+from pyro_vae.likelihoods import bits_per_dim
+from pyro_vae.random import seeded
+from pyro_vae.runs.commands import attempted
+from pyro_vae.training import evaluate, fixed_x, ranks
+
+SHOWN = 1000  # test images whose codes are drawn, or whose scales are counted
+NEIGHBOURS = 15  # nearest training images; the majority of their labels is compared with a test image's label
+REPEATS = 10  # draws of each estimator on the test set
+
+
+def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+    """Return the functions that measure each entry of metrics.json on the test images."""
+    x = cache(lambda: fixed_x(vae, images.test.images))
+    codes = cache(lambda: analysis.codes(vae, x()))
+    closed = cache(lambda: has_closed_kl(vae, images))
+    elbos = cache(lambda: (Trace_ELBO(), TraceMeanField_ELBO()) if closed() else (Trace_ELBO(),))
+    works: dict[str, Callable[[], Any]] = {"test": lambda: tested(vae, x(), args.seed)}
+    if args.evidence:  # early, as the other ranks wait
+        works["evidence"] = lambda: scored(vae, shared_evidence(vae, images, args), x())
+    if images.train.labels is not None or images.test.labels is not None:
+        works["knn_accuracy"] = lambda: nearest(vae, images, codes())
+    share_at_bound = getattr(vae.likelihood, "share_at_bound", None)
+    if share_at_bound is not None:
+        works["share_of_scales_at_bound"] = lambda: share_at_bound(codes()[:SHOWN].to(x().device))
+    works |= {
+        "active_units": lambda: int(analysis.active_units(codes()).sum()),
+        "kl_in_closed_form": closed,
+        "rate_per_dimension": lambda: analysis.rate_per_dimension(vae, x()).tolist() if closed() else None,
+        "estimators": lambda: {type(elbo).__name__: repeated_bound(vae, x(), elbo, REPEATS) for elbo in elbos()},
+    }
+    return {name: lambda work=work: strict(work()) for name, work in works.items()}
+
+
+def strict(value: Any) -> Any:
+    """Return the value; ValueError if it holds NaN or infinity, which metrics.json does not."""
+    json.dumps(value, allow_nan=False)
+    return value
+
+
+def tested(vae: VAE, x: Tensor, seed: int) -> dict[str, Any]:
+    """Return bound, rate and distortion of the test images, in nats per image."""
+    test = evaluate(vae, x, seed=seed)
+    summary = test.summary()
+    error = summary["standard_error"] if len(x) > 1 else None
+    return {**summary, "standard_error": error, **grey_scale(vae, test.bound, x), "particles": 1, "seed": seed}
+
+
+def scored(vae: VAE, evidence: Evidence, x: Tensor) -> dict[str, Any]:
+    """Return the summary of log p(x) of the test images."""
+    return {**evidence.to_dict(), **grey_scale(vae, evidence.log_px, x)}
+
+
+def nearest(vae: VAE, images: Data, codes: Tensor) -> float:
+    """Return the accuracy on the test images of the labels of their nearest training images in latent space."""
+    train, test = images.train.labels, images.test.labels
+    if train is None or test is None:
+        split = "train" if train is None else "test"
+        raise ValueError(f"it takes labels of training and test images, and the {split} images have none")
+    train_codes = codes_of_many(vae, images.train.images, images.test.images.device)
+    return analysis.knn_accuracy(train_codes, train, codes, test, neighbours=NEIGHBOURS)
+
+
+def codes_of_many(vae: VAE, pixels: Tensor, device: torch.device) -> Tensor:
+    """Return the codes of images that may be too many to have their x in memory at once."""
+    generator = torch.Generator(device).manual_seed(0)
+    return torch.cat([analysis.codes(vae, vae.observe(part.to(device), generator)) for part in parts(pixels)])
+
+
+def shared_evidence(vae: VAE, images: Data, args: argparse.Namespace) -> Evidence:
+    """Return log p(x) of the test images, each rank measuring a share; all ranks must call it.
+
+    It raises ValueError on all ranks or on none.
+    """
+
+    def of_share() -> Evidence:
+        x = fixed_x(vae, images.test.images).tensor_split(ranks.world_size())[ranks.rank()]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UntrustedEvidence)  # the report holds the share of these images
+            return log_evidence(
+                vae.model,
+                vae.guide,
+                x,
+                args.evidence,
+                seed=ranks.own_seed(args.seed),
+                progress=not args.quiet and ranks.rank() == 0,
+            )
+
+    failed: dict[str, str] = {}
+    part = attempted({"evidence": of_share}, failed).get("evidence")
+    if ranks.all_reduce_max(len(failed)) or part is None:
+        raise ValueError(failed.get("evidence", "another rank could not measure its share"))
+    names = "log_px", "standard_error", "ess", "pareto_k"
+    return replace(part, **{name: ranks.all_gather(getattr(part, name)) for name in names})
+
+
+@torch.no_grad()
+def has_closed_kl(vae: VAE, images: Data) -> bool:
+    """Return whether ``TraceMeanField_ELBO`` computes KL(q(z | x) ‖ p(z)) exactly."""
+    return has_closed_form_kl(vae.posterior(fixed_x(vae, images.valid.images[:2])), vae.prior())
+
+
+def grey_scale(vae: VAE, log_px: Tensor, x: Tensor) -> dict[str, float | None]:
+    """Return bits/dim and its standard error from nats per image (images,); nothing if x is black and white."""
+    width: Any = vae.likelihood.level_width
+    if width is None:
+        return {}
+    bits = bits_per_dim(log_px, x[0].numel(), width)
+    error = bits.std().item() / len(bits) ** 0.5 if len(bits) > 1 else None
+    return {"bits_per_dim": bits.mean().item(), "bits_per_dim_standard_error": error}
+
+
+@torch.no_grad()
+def repeated_bound(vae: VAE, x: Tensor, elbo: Trace_ELBO, repeats: int) -> dict[str, float]:
+    """Return mean and standard deviation over repeated draws of an estimate of the bound on x, in nats per image."""
+    with seeded(0, x.device):
+        bounds = torch.tensor(
+            [-sum(elbo.loss(vae.model, vae.guide, batch) for batch in x.split(1000)) / len(x) for _ in range(repeats)]
+        )
+    return {"bound": bounds.mean().item(), "sd_over_draws": bounds.std().item(), "draws": repeats}

@@ -1,0 +1,119 @@
+"""The folder of a run: whether it may be written, whether its run goes on, and how results take their place in it."""
+
+import argparse
+import filecmp
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pyro_vae.files import CheckpointError, unfinished, write_whole
+from pyro_vae.runs.drawing import PICTURES
+from pyro_vae.runs.folders import write_json
+from pyro_vae.saved import METRICS, PARAMETERS, read_metrics
+from pyro_vae.training import Checkpoints
+from pyro_vae.training.checkpoint import check_same
+
+HISTORY, EVIDENCE = "history.csv", "evidence"
+TRAINING = "training.pt"  # the last checkpoint of a run that has ended, from which a longer one goes on
+WRITTEN = (METRICS, PARAMETERS, HISTORY, TRAINING, *(f"{name}.png" for name in PICTURES))  # all files of a run
+FREE = (  # options that may differ when a run is resumed
+    "epochs",
+    "out",
+    "data_dir",
+    "layout",
+    "quiet",
+    "overwrite",
+    "resume",
+    "checkpoint_every",
+    "skip_non_finite",
+    "evidence",
+    "engine",
+    "recipe",
+)
+
+
+def claim(out: Path, checkpoints: Checkpoints, args: argparse.Namespace, same: dict[str, Any]) -> dict[str, Any] | None:
+    """Check that the run may write to its folder; return the metrics of a run that is resumed and has ended, or None.
+
+    ``same``: the options that must not differ from those of the run that is resumed.
+    """
+    for path in (*checkpoints.paths, *(out / name for name in WRITTEN)):
+        for left in unfinished(path):  # by a run that was killed
+            left.unlink(missing_ok=True)
+    newest, ended = checkpoints.paths[0], out / TRAINING
+    if newest.is_file() and ended.is_file() and filecmp.cmp(newest, ended, shallow=False):
+        checkpoints.remove()  # of a longer run that was refused before it trained
+    if checkpoints.exist():
+        if args.resume:
+            print(f"resuming the run in {out}", flush=True)
+        elif not args.overwrite:
+            raise FileExistsError(
+                f"{out} holds a run that was stopped; go on with it by --resume, or give another --out, or --overwrite"
+            )
+    elif any(path.name != HISTORY for path in out.iterdir()):  # left by a run that was killed before it was saved
+        return _claim_results(out, checkpoints, args, same)
+    elif args.resume:
+        print(f"NOTE: there is nothing to resume in {out}; this run begins", flush=True)
+    return None
+
+
+def _claim_results(
+    out: Path, checkpoints: Checkpoints, args: argparse.Namespace, same: dict[str, Any]
+) -> dict[str, Any] | None:
+    """Do ``claim`` for a folder that holds files, but no checkpoint to go on from."""
+    if not (out / METRICS).is_file():
+        raise FileExistsError(f"{out} holds files that are not a run's results; give another --out")
+    if args.resume:
+        metrics = read_metrics(out / METRICS)
+        if not metrics.get("interrupted"):
+            return None if goes_on(metrics, out, checkpoints, args.epochs, same) else metrics
+        print(f"NOTE: the run in {out} was stopped before it was saved; it begins anew", flush=True)
+    elif not args.overwrite:
+        raise FileExistsError(f"{out} holds another run's results; give another --out, or --overwrite")
+    return None
+
+
+def goes_on(metrics: dict[str, Any], out: Path, checkpoints: Checkpoints, epochs: int, same: dict[str, Any]) -> bool:
+    """Return whether a run that has ended goes on for more epochs; if so, put a copy of its last checkpoint in place.
+
+    Raises ValueError if the run has other settings or more epochs, CheckpointError if it cannot go on.
+    """
+    try:
+        check_same({name: value for name, value in metrics["settings"].items() if name not in FREE}, same)
+        before = metrics["settings"]["epochs"]
+        if before == epochs:
+            return False
+        if before > epochs:
+            raise ValueError(
+                f"{out} holds a run of {before} epochs, got --epochs {epochs}; give more, or give another --out"
+            )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{out / METRICS} is not what a run writes ({error!r}); give another --out") from error
+    if not (out / TRAINING).is_file():
+        raise CheckpointError(
+            f"{out} holds no {TRAINING} from which its run of {before} epochs could go on; give "
+            "another --out, or begin anew by --overwrite in the place of --resume"
+        )
+    write_whole(checkpoints.paths[0], (out / TRAINING).read_bytes())
+    print(f"the run in {out} has ended after {before} epochs; it goes on to {epochs}", flush=True)
+    return True
+
+
+def publish(out: Path, files: dict[str, bytes], metrics: dict[str, Any]) -> None:
+    """Write the results in place of another run's; metrics.json, the last file, says that they are complete.
+
+    Until then the checkpoint is there, from which they can be made again.
+    """
+    for name in WRITTEN:
+        (out / name).unlink(missing_ok=True)
+    shutil.rmtree(out / EVIDENCE, ignore_errors=True)  # of the model that was there
+    for name, content in files.items():
+        write_whole(out / name, content)
+    write_json(out / METRICS, metrics)
+
+
+def end_training(out: Path, checkpoints: Checkpoints) -> None:
+    """Keep the last checkpoint of a run that has ended, for a longer run; remove the others."""
+    os.replace(checkpoints.paths[0], out / TRAINING)
+    checkpoints.remove()

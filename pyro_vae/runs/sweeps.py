@@ -1,0 +1,118 @@
+"""Experiments of many trainings: each leaves its own file, and several commands can share the work.
+
+A single run is a file ``<name>-seed<seed>.json`` in the folder of the experiment. A run that is there, with the same
+settings, is not done again.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyro.infer import ELBO
+
+from pyro_vae.config import build_estimator
+from pyro_vae.data import Data
+from pyro_vae.handlers import KLWeighted, LinearWarmUp
+from pyro_vae.runs.folders import write_json
+from pyro_vae.runs.options import PRECISIONS, SCHEDULES
+from pyro_vae.runs.origins import provenance
+from pyro_vae.training import History, Training, fit
+
+
+def trained(program: Any, images: Data, seed: int, args: argparse.Namespace) -> History:
+    """Train a program by the options of ``add_training_options``; KeyboardInterrupt if that is interrupted.
+
+    With ``--warm-up`` the weight of the KL grows from 0 to 1 over so many epochs. ``--precision`` is float32 for a
+    command without that option.
+    """
+    warm_up = getattr(args, "warm_up", 0.0)
+    if warm_up > args.epochs:
+        raise ValueError(f"--warm-up: wanted at most the {args.epochs} epochs of the training, got {warm_up:g}")
+    options: dict[str, Any] = {
+        "epochs": args.epochs,
+        "batch_size": args.batch,
+        "lr": args.lr,
+        "seed": seed,
+        "schedule": SCHEDULES[args.schedule],
+        "precision": PRECISIONS[getattr(args, "precision", "float32")],
+        "engine": args.engine,
+        "progress": not args.quiet,
+    }
+    steps, estimator = warm_up * len(images.train) / args.batch, build_estimator(args, particles=1)
+    train = partial(_warmed_up, steps=steps) if steps else fit
+    history = train(program, images, estimator, **options)
+    if history.interrupted:
+        raise KeyboardInterrupt
+    return history
+
+
+def _warmed_up(program: Any, images: Data, estimator: ELBO, steps: float, **options: Any) -> History:
+    """Train with a weight of the KL that grows from 0 to 1 in so many steps."""
+    weighted, beta = KLWeighted(program, beta=0.0), LinearWarmUp(steps)
+    training = Training(weighted, images, estimator, **options)
+    for step in training.steps():
+        weighted.set_beta(beta(step.number))
+    return training.history
+
+
+def run_once(
+    path: Path,
+    label: str,
+    entries: dict[str, Any],
+    work: Callable[[], dict[str, Any]],
+    summary: Callable[[dict[str, Any]], str],
+) -> None:
+    """Do a single run and write ``entries``, versions and results to its file, unless the file is there already.
+
+    ``entries`` holds the settings of the run; ValueError if the file has other settings. ``summary`` makes the line
+    that is printed at the end.
+    """
+    if is_done(path, entries["settings"]):
+        return
+    print(label, flush=True)
+    result = {**entries, "versions": provenance(), **work()}
+    write_json(path, result)
+    print(f"{label}: {summary(result)}", flush=True)
+
+
+def single_runs(out: Path) -> dict[Path, dict[str, Any]]:
+    """Return the content of all files of single runs in the folder of an experiment.
+
+    Raises FileNotFoundError if there is none, ValueError if they have different settings.
+    """
+    runs = {path: json.loads(path.read_text()) for path in sorted(out.glob("[!.]*-seed*.json"))}
+    if not runs:
+        raise FileNotFoundError(f"{out} holds no run to report; run without --report first")
+    check_settings(runs)
+    return runs
+
+
+def is_done(path: Path, settings: dict[str, Any]) -> bool:
+    """Return whether a single run has left its file; ValueError if it has other settings."""
+    if path.exists():
+        check_settings({path: json.loads(path.read_text()), "this command": {"settings": settings}})
+    return path.exists()
+
+
+def check_settings(runs: Mapping[Any, dict[str, Any]]) -> None:
+    """Raise ValueError unless all runs have the same settings."""
+    (first, reference), *others = runs.items()
+    for path, run in others:
+        for name, value in reference["settings"].items():
+            if run["settings"].get(name) != value:
+                raise ValueError(
+                    f"{first} has {name} = {value}, {path} has {run['settings'].get(name)}, and one table cannot hold "
+                    "both; give another --out"
+                )
+
+
+def mean(values: Sequence[float]) -> dict[str, Any] | None:
+    """Return the mean, its standard error (None for a single value) and the values; None if there are none."""
+    if not values:
+        return None
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "standard_error": error, "values": list(values)}

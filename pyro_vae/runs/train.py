@@ -1,0 +1,187 @@
+"""The main job: train one VAE, measure it, and leave pictures, metrics and parameters in one folder."""
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+
+from pyro_vae import VAE
+from pyro_vae.config import build_estimator, build_vae
+from pyro_vae.data import Data, load
+from pyro_vae.runs.arguments import fill_in, parse_arguments
+from pyro_vae.runs.commands import ERRORS, attempted, begin, choose_device, launched, reason, terminable
+from pyro_vae.runs.drawing import pictures
+from pyro_vae.runs.folders import run_folder
+from pyro_vae.runs.measurement import measure, shared_evidence
+from pyro_vae.runs.options import PRECISIONS, SCHEDULES
+from pyro_vae.runs.origins import describe, provenance
+from pyro_vae.runs.reporting import plan, report
+from pyro_vae.runs.resume import FREE, HISTORY, claim, end_training, publish
+from pyro_vae.saved import PARAMETERS, describe_model
+from pyro_vae.training import Checkpoints, History, fit, ranks
+from pyro_vae.training.history import csv_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run trains, by which estimator, on which images, and the folder of its results."""
+
+    args: argparse.Namespace
+    images: Data
+    vae: VAE
+    estimator: ELBO
+    out: Path
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Job":
+        """Return the job that the options describe; options that are left open get values that suit the images."""
+        if args.evidence < 0:
+            raise ValueError(f"--evidence: wanted a number of particles, or 0 for no log p(x), got {args.evidence}")
+        device = choose_device(args.device)
+        images = load(args.dataset, root=args.data_dir, layout=args.layout).to(device)
+        ranks.check_held_out(len(images.test), "data.test")
+        fill_in(args, images)
+        torch.manual_seed(args.seed)
+        vae, estimator = build_vae(args, images.train.images.cpu()).to(device), build_estimator(args)
+        out = args.out or Path("figures") / f"{images.name}-{args.lik}-z{args.latent}-seed{args.seed}"
+        return cls(args, images, vae, estimator, out)
+
+    @property
+    def same(self) -> dict[str, Any]:
+        """The options that must not differ when the run is resumed, as JSON holds them."""
+        options = json.loads(json.dumps(vars(self.args), default=str))
+        return {name: value for name, value in options.items() if name not in FREE}
+
+    def fit(self, **options: Any) -> History:
+        """Train the VAE; ``options`` are those of ``fit`` that the command line does not set."""
+        args = self.args
+        return fit(
+            self.vae,
+            self.images,
+            self.estimator,
+            epochs=args.epochs,
+            batch_size=args.batch,
+            lr=args.lr,
+            seed=args.seed,
+            schedule=SCHEDULES[args.schedule],
+            precision=PRECISIONS[args.precision],
+            engine=args.engine,
+            clip=args.clip,
+            skip_non_finite=args.skip_non_finite,
+            **options,
+        )
+
+
+def main(argv: list[str] | None, description: str, script: str) -> int:
+    """Train and measure the VAE that a command line describes; return the exit status of the command.
+
+    ``script``: the file that is run by the command that resumes this run, if ``argv`` is not the command line of this
+    process.
+    """
+    begin()
+    words = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("--overwrite", "--resume")]
+    program = launched() if argv is None else [Path(sys.executable).name, script]
+    again = shlex.join([*program, *words, "--resume"])
+    try:
+        args = parse_arguments(argv, description)
+        with terminable(), ranks.processes():
+            return run(args, again)
+    except KeyboardInterrupt as interruption:
+        print(f"interrupted; go on with: {again}", file=sys.stderr)
+        return 128 + int(interruption.args[0] if interruption.args else signal.SIGINT)
+    except ERRORS as error:
+        print(f"error: {reason(error)}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if "WORLD_SIZE" not in os.environ:
+            raise
+        rank = os.environ["RANK"]
+        print(f"error: rank {rank}: another one has ended, or this one failed: {reason(error)}", file=sys.stderr)
+        return 1
+
+
+def run(args: argparse.Namespace, again: str = "") -> int:
+    """Train, measure and publish one run; return 0, or 128 and the number of the signal that interrupted it.
+
+    ``again``: the command line that resumes the run, which is printed if it was interrupted.
+    """
+    started = time.perf_counter()
+    job = Job.of(args)
+    if ranks.rank() > 0:
+        return follow(job)
+    with run_folder(job.out):
+        checkpoints = Checkpoints(
+            job.out, **args.checkpoint_every, resume=args.resume, settings=job.same, overwrite=args.overwrite
+        )
+        finished = claim(job.out, checkpoints, args, job.same)
+        ranks.broadcast(not finished)
+        if finished:
+            print(report(finished, job.out))
+            return 0
+        announce(job)
+        history = job.fit(checkpoints=checkpoints, progress=not args.quiet)
+        metrics, files = results(job, history)
+        metrics["seconds"] = {
+            "training": history.rows[-1]["seconds"] if history.rows else 0.0,
+            "whole_command": time.perf_counter() - started,
+        }
+        publish(job.out, files, metrics)
+        if not history.interrupted:
+            end_training(job.out, checkpoints)
+    print(report(metrics, job.out))
+    if history.signal is None:
+        return 0
+    print(f"go on with: {again}")
+    return 128 + history.signal
+
+
+def follow(job: Job) -> int:
+    """Train and measure beside rank 0, which has the folder and says whether there is a run to train."""
+    if ranks.broadcast(None):
+        history = job.fit(progress=False)
+        if job.args.evidence and not history.interrupted:
+            # Rank 0 reports a failure.
+            attempted({"evidence": lambda: shared_evidence(job.vae, job.images, job.args)}, {})
+    return 0
+
+
+def announce(job: Job) -> None:
+    """Print the plan, or, with --quiet, only a note about the data."""
+    if not job.args.quiet:
+        print(plan(job.args, job.images, job.vae, job.estimator, job.out), flush=True)
+    elif job.images.note:
+        print(f"NOTE: {job.images.note}", flush=True)
+
+
+def results(job: Job, history: History) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return the content of metrics.json, and the other files of the run by name."""
+    model, parameters = describe_model(job.vae, job.args, job.images.shape)
+    metrics = {
+        **model,
+        "settings": vars(job.args),
+        "dataset": describe(job.images),
+        "versions": provenance(),
+        "interrupted": history.interrupted,
+        "best_epoch": history.best_epoch,
+        "kept_epoch": history.kept_epoch,
+        "kept_because": history.reason,
+        "skipped_steps": history.skipped,
+        "engine": history.engine,
+        "left_out": {},
+    }
+    files = {PARAMETERS: parameters}
+    if history.rows:
+        files[HISTORY] = csv_of(history.rows)
+    if not history.interrupted:
+        metrics |= attempted(measure(job.vae, job.images, job.args), metrics["left_out"])
+        files |= attempted(pictures(job.vae, job.images, history), metrics["left_out"])
+    return metrics, files

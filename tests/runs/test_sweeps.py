@@ -1,0 +1,83 @@
+"""Single runs of a sweep: trained as fit trains, done once, and summed up."""
+
+import argparse
+import json
+
+import pytest
+import scipy.stats
+import torch
+from programs import FEW, copy_of, same, small_vae
+from pyro.infer import Trace_ELBO
+
+from pyro_vae import fit
+from pyro_vae.handlers import KLWeighted, LinearWarmUp
+from pyro_vae.runs import sweeps
+
+OPTIONS = {"lr": 1e-2, "batch": 50, "epochs": 1, "estimator": "trace", "particles": 1, "schedule": "constant"}
+
+
+def options(**other):
+    return argparse.Namespace(**{**OPTIONS, "engine": "eager", "quiet": True, **other})
+
+
+def test_a_program_is_trained_as_by_fit():
+    ours, theirs, other = (small_vae() for _ in range(3))
+    history = sweeps.trained(ours, FEW, 3, options())
+    settings = {"epochs": 1, "batch_size": 50, "engine": "eager", "progress": False}
+    fit(theirs, FEW, Trace_ELBO(), lr=1e-2, seed=3, **settings)
+    assert same(ours, copy_of(theirs)) and history.engine == "eager" and len(history.rows) == 1
+    sweeps.trained(other, FEW, 4, options())
+    assert not same(other, copy_of(theirs))
+
+
+def test_the_weight_of_the_kl_grows_over_the_epochs_of_the_warm_up():
+    ours, theirs = small_vae(), KLWeighted(small_vae())
+    sweeps.trained(ours, FEW, 0, options(epochs=2, warm_up=0.5))
+
+    def anneal(parameters):
+        return theirs.anneal(torch.optim.Adam(parameters, lr=1e-2, fused=True), LinearWarmUp(2))  # of four steps
+
+    settings = {"epochs": 2, "batch_size": 50, "engine": "eager", "progress": False}
+    fit(theirs, FEW, Trace_ELBO(), optimizer=anneal, **settings)
+    assert list(map(torch.equal, ours.parameters(), theirs.parameters())) == 8 * [True]
+
+
+def test_an_interrupted_training_leaves_no_result(monkeypatch):
+    def interrupted(*args, **settings):
+        return argparse.Namespace(interrupted=True)
+
+    monkeypatch.setattr(sweeps, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweeps.trained(small_vae(), FEW, 0, options())
+
+
+def test_a_run_is_done_once_and_not_mixed_with_one_of_other_settings(tmp_path, capsys):
+    path, done = tmp_path / "a-seed0.json", []
+
+    def run(**settings):
+        def work():
+            done.append(settings)
+            return {"bound": -1.5}
+
+        sweeps.run_once(path, "a, seed 0", {"settings": settings}, work, lambda result: f"{result['bound']} nats")
+
+    run(lr=0.1)
+    run(lr=0.1)
+    assert done == [{"lr": 0.1}] and capsys.readouterr().out == "a, seed 0\na, seed 0: -1.5 nats\n"
+    with pytest.raises(ValueError, match=r"a-seed0\.json has lr = 0\.1, this command has 0\.2, and one table cannot"):
+        run(lr=0.2)
+    (found,) = sweeps.single_runs(tmp_path).values()
+    assert found == json.loads(path.read_text()) and found["bound"] == -1.5 and "torch" in found["versions"]
+    (tmp_path / "a-seed1.json").write_text(json.dumps({"settings": {"lr": 0.2}}))
+    with pytest.raises(ValueError, match=r"a-seed1\.json has 0\.2"):
+        sweeps.single_runs(tmp_path)
+    with pytest.raises(FileNotFoundError, match="holds no run to report; run without --report first"):
+        sweeps.single_runs(tmp_path / "elsewhere")
+
+
+def test_means_have_the_standard_errors_of_scipy():
+    values = [1.0, 4.0, 2.5, -3.0]
+    found = sweeps.mean(values)
+    assert found["mean"] == pytest.approx(1.125) and found["values"] == values
+    assert found["standard_error"] == pytest.approx(scipy.stats.sem(values))
+    assert sweeps.mean([2.0]) == {"mean": 2.0, "standard_error": None, "values": [2.0]} and sweeps.mean([]) is None
