@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""How fast is a training step, against other ways to write the same VAE, and what does it cost as things grow?
+"""How fast is a training step, compared with other ways to write the same VAE, and how does its cost grow?
 
     python experiments/benchmark.py                    # the MLP 784-400-20 and the conv 32-64 net, batch 128 and 512
     python experiments/benchmark.py --nets mlp --batches 128 --rounds 5 --only compiled "torch whole step"
@@ -10,16 +10,17 @@
     python experiments/benchmark.py --ranks            # two processes against one
     python experiments/benchmark.py --quality          # seconds until log p(x) of test images is as published
 
-Every way sees the same images in memory, in turns: each round takes some steps of each, one after the other, so that a
-busy machine is busy for all. The images a second of one machine say little; the ratios of a round do.
+All ways train on the same images in memory and take turns: in each round every way takes some steps, one way after the
+other, so that other work on the machine slows all of them. Compare ratios within a round: images a second depend on the
+machine.
 
-    fit               with its data path, engine="eager"; the others find their batches ready
+    fit               fit with engine="eager", which makes its own batches; the others are given theirs
     svi               pyro.infer.SVI with pyro.optim.Adam, as Pyro's tutorials have it
     eager, compiled   the engines of fit, in float32 and with the networks in bfloat16
     torch eager       the same step by hand: closed-form KL, fused Adam
     torch compiled    the same under torch.compile, backward() and fused Adam
-    torch whole step  the same with gradient and Adam in one compiled graph, float32 matmul as fit sets it
-    numpyro           where numpyro and jax are installed: one jitted step, a scan over the steps of a round
+    torch whole step  the same with gradient and Adam in one compiled graph, and the float32 matmul of fit
+    numpyro           if numpyro and jax are installed: one jitted step, a scan over the steps of a round
 """
 
 import argparse
@@ -27,36 +28,47 @@ import sys
 from pathlib import Path
 
 import pyro
-from benchmarks import parts, quality, ranks, scaling, speed, start
-from benchmarks.ways import WAYS
-from parts import home_path
-from results import exit_status, make_folder, provenance, save_figure, write_json
 
+from experiments.benchmarks import parts, quality, ranks, scaling, speed, start
+from experiments.benchmarks.ways import WAYS
 from pyro_vae import load
 from pyro_vae.data import sets as data
+from pyro_vae.runs import exit_status, make_folder, provenance, save_figure, write_json
+from pyro_vae.runs.options import given, home_path
 from pyro_vae.training.engines import keep_freed_memory
 
-QUESTIONS = {"scaling": scaling, "parts": parts, "start": start, "ranks": ranks, "quality": quality}  # beside speed
+SPEED = "speed"  # the question of a command that names none
+QUESTIONS = {SPEED: speed, "scaling": scaling, "parts": parts, "start": start, "ranks": ranks, "quality": quality}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_mutually_exclusive_group()
     for name, module in QUESTIONS.items():
-        group.add_argument(
-            f"--{name}", dest="question", action="store_const", const=name, help=module.__doc__.splitlines()[0]
-        )
-    parser.set_defaults(question="speed")
+        if name != SPEED:
+            about = module.__doc__.splitlines()[0]
+            group.add_argument(f"--{name}", dest="question", action="store_const", const=name, help=about)
+    parser.set_defaults(question=SPEED)
     parser.add_argument(
-        "--nets", nargs="+", choices=("mlp", "conv", "default"), default=["mlp", "conv"], help="default: that of run.py"
+        "--nets",
+        nargs="+",
+        choices=("mlp", "conv", "default"),
+        default=["mlp", "conv"],
+        help="'default': the network of run.py",
     )
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 512], metavar="SIZE")
     parser.add_argument(
-        "--only", nargs="+", choices=WAYS, default=list(WAYS), metavar="WAY", help="of: " + ", ".join(WAYS)
+        "--only",
+        nargs="+",
+        choices=WAYS,
+        default=list(WAYS),
+        metavar="WAY",
+        help="ways to compare, of: " + ", ".join(WAYS),
     )
-    parser.add_argument("--images", type=int, default=5120, help="that each way sees in a round")
+    parser.add_argument("--images", type=int, default=5120, help="images in a round of each way")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of --quality")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the runs of --quality")
     parser.add_argument(
         "--evidence", type=int, default=5000, metavar="K", help="particles of --quality, on all test images"
     )
@@ -66,23 +78,46 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--out",
         type=home_path,
         default=None,
-        help="the results, .json and .png (default: figures/benchmark, _scaling, _parts …, that of "
-        "--quality with a folder of its single runs, which are not run again)",
+        help="name of the results, to which .json and .png are added (default: figures/benchmark, and with _scaling, "
+        "_parts … for the other questions); --quality keeps its runs in a folder of this name and repeats none",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_taken_by(args.question, given(parser, argv))
+    return args
+
+
+def check_taken_by(question: str, options: set[str]) -> None:
+    """Raise ValueError for an option that the question ignores.
+
+    >>> check_taken_by("scaling", {"question", "rounds"})
+    >>> check_taken_by("scaling", {"question", "nets"})
+    Traceback (most recent call last):
+        ...
+    ValueError: --nets: ignored beside --scaling; write --start or --ranks, or no question, or leave --nets out
+    """
+    for option in sorted(options - set(QUESTIONS[question].OPTIONS)):
+        takers = [name for name, module in QUESTIONS.items() if option in module.OPTIONS]
+        if takers:
+            beside = "without a question" if question == SPEED else f"beside --{question}"
+            cures = [" or ".join(f"--{name}" for name in takers if name != SPEED), "no question" * (SPEED in takers)]
+            cure = ", or ".join(filter(None, cures))
+            raise ValueError(f"--{option}: ignored {beside}; write {cure}, or leave --{option} out")
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
     return exit_status(lambda: parse_arguments(argv), measure, "nothing is saved but whole runs of --quality")
 
 
 def measure(args: argparse.Namespace) -> int:
+    """Measure what the question asks; print the table, write numbers and figure."""
     keep_freed_memory()  # as fit does
     images = load(args.dataset, root=args.data_dir)
     if tuple(images.shape) != (1, 28, 28):
-        raise ValueError(f"the nets are for images of 1 × 28 × 28, as of MNIST, not for {images.name}")
-    question = QUESTIONS.get(args.question, speed)
-    args.out = args.out or Path("figures/benchmark" + f"_{args.question}" * (question is not speed))
+        size = " × ".join(map(str, images.shape))
+        raise ValueError(f"--dataset: wanted images of 1 × 28 × 28, got {images.name} of {size}; write --dataset mnist")
+    question = QUESTIONS[args.question]
+    args.out = args.out or Path("figures/benchmark" + f"_{args.question}" * (args.question != SPEED))
     numbers, picture = (args.out.with_suffix(ending) for ending in (".json", ".png"))
     make_folder(args.out.parent)
     with pyro.validation_enabled(False):

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
-"""How tight is which bound on log p(x)? For one trained model: the bound by importance sampling against the number of
-particles, by annealed importance sampling against the number of temperatures, and, on images that the model drew,
-the lower and upper bounds that hold log p(x) between them.
+"""How tight are the bounds on log p(x)?
+
+For one trained model: the bound by importance sampling against the number of particles, by annealed importance sampling
+against the number of temperatures, and, on images that the model drew, a lower and an upper bound on log p(x).
 
     python experiments/run.py --latent 20 --out figures/mnist
     python experiments/evidence.py --run figures/mnist
@@ -19,40 +20,51 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from parts import home_path
-from results import METRICS, attempted, exit_status, provenance, results_folder, write_json
-from run import EVIDENCE, choose_device
 from torch import Tensor
 
 from pyro_vae import VAE, load
-from pyro_vae.config import load_vae, read_metrics
-from pyro_vae.evidence.estimates import Evidence, Sandwich, annealed_evidence, bidirectional, log_evidence
+from pyro_vae.evidence import Evidence, Sandwich, UntrustedEvidence, annealed_evidence, bidirectional, log_evidence
 from pyro_vae.plots import COLOURS, DPI
-from pyro_vae.training.loop import fixed_x
+from pyro_vae.runs import (
+    attempted,
+    choose_device,
+    exit_status,
+    provenance,
+    results_folder,
+    save_figure,
+    write_json,
+)
+from pyro_vae.runs.options import home_path
+from pyro_vae.runs.resume import EVIDENCE
+from pyro_vae.saved import METRICS, PARAMETERS, load_vae, read_metrics
+from pyro_vae.training import fixed_x
 
 IMPORTANCE, PRIOR, GUIDE, UPPER = COLOURS[9], COLOURS[1], COLOURS[0], COLOURS[4]
 STARTS = {"prior": PRIOR, "guide": GUIDE}
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=home_path, required=True, help="folder of a model that run.py trained")
     parser.add_argument(
-        "--out", type=home_path, default=None, help="folder of the results (default: evidence in --run's)"
+        "--out", type=home_path, default=None, help="folder of the results (default: evidence, in the folder of --run)"
     )
     group = parser.add_argument_group("measurement")
-    group.add_argument("--images", type=int, default=200, help="of the test set, the first so many")
+    group.add_argument("--images", type=int, default=200, help="test images, from the first on")
     group.add_argument("--particles", type=int, nargs="+", default=[1, 10, 100, 1000, 5000], metavar="K")
     group.add_argument("--all", action="store_true", help="importance sampling on all test images")
     group.add_argument(
         "--bfloat16",
         action="store_true",
-        help="the first --images once more with the networks in bfloat16, by the most particles: how far that moves it",
+        help="measure the first --images again with the networks in bfloat16 and the most particles, and compare",
     )
     group.add_argument("--temperatures", type=int, nargs="+", default=[30, 100, 300], metavar="T")
     group.add_argument("--chains", type=int, default=8, help="annealed chains per image")
     group.add_argument("--leapfrog", type=int, default=8, help="steps of each Hamiltonian transition")
-    group.add_argument("--simulated", type=int, default=100, help="images drawn from the model for the sandwich")
+    group.add_argument(
+        "--simulated", type=int, default=100, help="images drawn from the model for the lower and upper bound"
+    )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group = parser.add_argument_group("data and results")
@@ -63,10 +75,12 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
     return exit_status(lambda: parse_arguments(argv), run, "nothing is saved")
 
 
 def run(args: argparse.Namespace) -> int:
+    """Measure all bounds of a trained model and write the results."""
     started = time.perf_counter()
     vae, pixels, trained = load_run(args.run, choose_device(args.device), args.data_dir)
     if not 2 <= args.images <= len(pixels) or args.simulated < 2 or min(args.temperatures) < 2:
@@ -78,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     with results_folder(out, args.overwrite) as folder:
         results = measure(vae, fixed_x(vae, pixels), args)
         left_out: dict[str, str] = {}
-        attempted({"evidence.png": lambda: picture(results).savefig(folder / "evidence.png")}, left_out)
+        attempted({"evidence.png": lambda: save_figure(folder / "evidence.png", picture(results))}, left_out)
         metrics = {
             "settings": vars(args),
             "trained": trained,
@@ -93,8 +107,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def load_run(folder: Path, device: torch.device, data_dir: Path | None = None) -> tuple[VAE, Tensor, dict[str, Any]]:
-    """The model that run.py left in a folder, the test pixels of its data, and its metrics."""
-    if not (folder / METRICS).is_file() or not (folder / "parameters.pt").is_file():
+    """Return the model that run.py left in a folder, the test pixels of its data, and its metrics."""
+    if not (folder / METRICS).is_file() or not (folder / PARAMETERS).is_file():
         raise FileNotFoundError(f"{folder} holds no trained model; train one by run.py --latent 20 --out {folder}")
     vae, metrics = load_vae(folder, device), read_metrics(folder / METRICS)
     asked, found = metrics["settings"].get("dataset", "auto"), metrics["dataset"]["name"]
@@ -107,7 +121,7 @@ def load_run(folder: Path, device: torch.device, data_dir: Path | None = None) -
 
 
 def measure(vae: VAE, x: Tensor, args: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
-    """All bounds, a row each: summaries in nats per image, and seconds."""
+    """Return all bounds, a row each: summaries in nats per image, and seconds."""
     common = {"seed": args.seed, "progress": not args.quiet}
     importance = importance_rows(vae, x if args.all else x[: args.images], args, common)
     x = x[: args.images]
@@ -129,10 +143,10 @@ def measure(vae: VAE, x: Tensor, args: argparse.Namespace) -> dict[str, list[dic
 
 
 def importance_rows(vae: VAE, x: Tensor, args: argparse.Namespace, common: dict[str, Any]) -> list[dict[str, Any]]:
-    """For each K in float32 and, if asked for, for the largest in bfloat16: with its distance from float32, by images.
+    """Return a row for each K in float32 and, if asked for, one for the largest K in bfloat16, with its bias.
 
-    Beside the mean over all of x, that over the images that are annealed, the only ones of the row in bfloat16; and the
-    most memory of the process so far.
+    Each row has the mean over all of x, the mean over the images that are annealed, and the peak memory of the process
+    so far. The row in bfloat16 is measured on the annealed images only.
     """
     rows, before, kinds = [], None, [(K, None) for K in sorted(args.particles)]
     for K, precision in [*kinds, (max(args.particles), torch.bfloat16)] if args.bfloat16 else kinds:
@@ -157,16 +171,17 @@ def importance_rows(vae: VAE, x: Tensor, args: argparse.Namespace, common: dict[
 def timed(
     evaluator: Callable[..., Evidence | Sandwich], *args: Any, **options: Any
 ) -> tuple[Evidence | Sandwich, dict[str, Any]]:
+    """Return the result of an evaluator, and its summary with the seconds it took."""
     started = time.perf_counter()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Pareto k̂")  # the share of images that it is about is in the row
+        warnings.simplefilter("ignore", UntrustedEvidence)  # the row holds the share of these images
         result = evaluator(*args, **options)
     setting = {name: options[name] for name in ("leapfrog",) if name in options}
     return result, {**result.to_dict(), **setting, "seconds": time.perf_counter() - started}
 
 
 def picture(results: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Three panels: importance sampling, annealing, both bounds."""
+    """Draw three panels: importance sampling, annealing, both bounds."""
     figure = Figure(figsize=(11.5, 3.8), dpi=DPI, layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     importance = [entry for entry in results["importance"] if "bias" not in entry]
@@ -206,13 +221,14 @@ def picture(results: dict[str, list[dict[str, Any]]]) -> Figure:
 
 
 def draw(axes: Axes, rows: list[dict], at: str, value: str, error: str | None, label: str, colour: str) -> None:
-    """A line of values, with two Monte Carlo errors where they are given."""
+    """Draw a line of values, with two Monte Carlo errors if they are given."""
     bars = [2 * (entry[error] or 0) for entry in rows] if error else None
     places, values = [entry[at] for entry in rows], [entry[value] for entry in rows]
     axes.errorbar(places, values, yerr=bars, label=label, color=colour, marker="o", markersize=4, capsize=2)
 
 
 def report(results: dict[str, list[dict[str, Any]]], out: Path) -> str:
+    """Return the rows as a table."""
     lines = [f"{'bound':<32} {'nats per image':>15} {'± Monte Carlo':>14} {'k̂ > 0.7':>8} {'seconds':>8}"]
     named = [(f"importance, K = {r['num_particles']}" + ", bfloat16" * ("bias" in r), r) for r in results["importance"]]
     named += [(f"annealed from {r['start']}, T = {r['num_temperatures']}", r) for r in results["annealed"]]
@@ -239,7 +255,7 @@ def report(results: dict[str, list[dict[str, Any]]], out: Path) -> str:
             f"{r['lower']:.3f} ≤ log p(x) ≤ {r['upper']:.3f} on {r['images']} simulated images, gap {r['gap']:.3f} ± "
             f"{r['gap_standard_error']:.3f}, T = {r['num_temperatures']}, {r['seconds']:.0f} seconds"
         )
-    return "\n".join([*lines, f"results {out}"])
+    return "\n".join([*lines, f"results in {out}"])
 
 
 if __name__ == "__main__":

@@ -5,10 +5,10 @@
     python experiments/latent_dimensions.py --dimensions 500 --seeds 0 1
     python experiments/latent_dimensions.py --report
 
-Each number of dimensions and seed leaves its own file in --out as soon as it ends; what lies there with the same
-settings is not run again. So several commands can share the work, and one that was interrupted goes on. In the end, and
-with --report alone, all that lies in --out is put into one table, <out>.json, and one figure, <out>.png: bounds in nats
-per image on training and test images, active units (Burda et al. 2016), and the rate of every single dimension.
+Each run, of one number of dimensions and seed, writes its own file into --out when it ends, and is not repeated with
+the same settings. So several commands can share the work, and the same command continues one that was interrupted. At
+the end, or at once with --report, all runs in --out are gathered in one table, <out>.json, and one figure, <out>.png:
+bounds in nats per image on training and test images, active units (Burda et al. 2016), and the rate of each dimension.
 """
 
 import argparse
@@ -22,90 +22,90 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, StrMethodFormatter
-from parts import (
-    ESTIMATORS,
-    PRECISIONS,
-    SCHEDULES,
-    add_data_options,
-    add_part_options,
-    add_training_options,
-    parsed,
-)
-from results import beside, exit_status, is_done, make_folder, mean, parts_of, provenance, save_figure, write_json
-from run import choose_device, describe, has_closed_kl
 
-from pyro_vae import analysis, evaluate, fit, load
+from pyro_vae import analysis
 from pyro_vae.config import PartSettings, build_vae
-from pyro_vae.data.sets import Data
+from pyro_vae.data import Data
 from pyro_vae.plots import DPI, GREY, TRAIN, VALID
-from pyro_vae.training.loop import fixed_x
+from pyro_vae.runs import (
+    beside,
+    describe,
+    estimate,
+    exit_status,
+    has_closed_kl,
+    load_data,
+    make_folder,
+    mean,
+    run_once,
+    save_figure,
+    single_runs,
+    trained,
+    write_json,
+)
+from pyro_vae.runs.options import PRECISIONS, add_data_options, add_part_options, add_training_options, parsed
+from pyro_vae.training import evaluate, fixed_x
 
 COMMON = ("epochs", "batch", "lr", "schedule", "precision", "estimator", "particles")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 5, 10, 20, 50, 100, 200], metavar="D")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--report", action="store_true", help="run nothing: gather what lies in --out")
+    parser.add_argument("--report", action="store_true", help="run nothing: gather the runs in --out")
     add_part_options(parser, latent=None)
     parser.set_defaults(net="mlp")
-    group = add_training_options(parser, epochs=30)
+    group = add_training_options(parser, epochs=30, lr=3e-3)
     group.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the networks in training")
     group.add_argument("--particles", type=int, default=10, metavar="K", help="draws of z per image in the evaluation")
     add_data_options(
         parser,
         Path("figures/latent_dimensions"),
-        "folder of the single runs, and beside it name of the table and the figure",
+        "folder of the runs; the table and the figure have its name, with .json and .png",
     )
     return parsed(parser, argv)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
     done = "the runs that had ended are in {out}; the same command goes on"
     return exit_status(lambda: parse_arguments(argv), measure, done)
 
 
 def measure(args: argparse.Namespace) -> None:
+    """Do the runs and print the table."""
     if not args.report:
         run(args)
     print(gather(args.out))
 
 
 def run(args: argparse.Namespace) -> None:
-    """All numbers of dimensions and seeds that are not in the folder yet."""
-    images = load(args.dataset, root=args.data_dir).to(choose_device(args.device))
-    if images.note:
-        print(f"NOTE: {images.note}", file=sys.stderr)
+    """Do all numbers of dimensions and seeds that are not in the folder yet."""
+    images = load_data(args)
     make_folder(args.out)
     for seed in args.seeds:
         for latent in args.dimensions:
             parts = PartSettings.of(argparse.Namespace(**vars(args), latent=latent))
-            path, settings = args.out / f"z{latent}-seed{seed}.json", common_settings(parts, images, args)
-            if is_done(path, settings):
-                continue
-            print(f"D = {latent}, seed {seed}", flush=True)
-            result = train(parts, seed, images, args)
-            write_json(
-                path,
-                {
-                    "latent": latent,
-                    "seed": seed,
-                    "settings": settings,
-                    "dataset": describe(images),
-                    "versions": provenance(),
-                    **result,
-                },
-            )
-            print(
-                f"D = {latent}, seed {seed}: test bound {result['test']['bound']:.2f} nats per image, "
-                f"{result['active_units']} active units",
-                flush=True,
+            entries = {
+                "latent": latent,
+                "seed": seed,
+                "settings": common_settings(parts, images, args),
+                "dataset": describe(images),
+            }
+            run_once(
+                args.out / f"z{latent}-seed{seed}.json",
+                f"D = {latent}, seed {seed}",
+                entries,
+                lambda parts=parts, seed=seed: train(parts, seed, images, args),
+                lambda result: (
+                    f"test bound {result['test']['bound']:.2f} nats per image, {result['active_units']} active units"
+                ),
             )
 
 
 def common_settings(parts: PartSettings, images: Data, args: argparse.Namespace) -> dict[str, Any]:
-    """What all runs of one table share: everything but the number of dimensions."""
+    """Return what all runs of one table share: everything but the number of dimensions."""
     settings = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in vars(parts).items()
@@ -115,24 +115,10 @@ def common_settings(parts: PartSettings, images: Data, args: argparse.Namespace)
 
 
 def train(parts: PartSettings, seed: int, images: Data, args: argparse.Namespace) -> dict[str, Any]:
-    """The numbers of one number of dimensions and seed. KeyboardInterrupt where the training was interrupted."""
+    """Return the results for one number of dimensions and one seed."""
     torch.manual_seed(seed)
     vae = build_vae(parts, images.train.images.cpu()).to(images.train.images.device)
-    history = fit(
-        vae,
-        images,
-        ESTIMATORS[args.estimator](1),
-        epochs=args.epochs,
-        batch_size=args.batch,
-        lr=args.lr,
-        seed=seed,
-        schedule=SCHEDULES[args.schedule],
-        precision=PRECISIONS[args.precision],
-        engine=args.engine,
-        progress=not args.quiet,
-    )
-    if history.interrupted:
-        raise KeyboardInterrupt
+    history = trained(vae, images, seed, args)
     started = time.perf_counter()
     pixels = {"train": images.train.images[: len(images.test)], "test": images.test.images}
     x = {split: fixed_x(vae, part) for split, part in pixels.items()}
@@ -149,8 +135,8 @@ def train(parts: PartSettings, seed: int, images: Data, args: argparse.Namespace
 
 
 def gather(out: Path) -> str:
-    """Table and figure of all runs in the folder, written beside it; returns the table in words."""
-    parts = list(parts_of(out).values())
+    """Write table and figure of all runs in the folder beside it; return the table as text."""
+    parts = list(single_runs(out).values())
     table = tabulate(parts)
     save_figure(beside(out, ".png"), picture(table, parts))
     write_json(
@@ -168,7 +154,7 @@ def gather(out: Path) -> str:
 
 
 def tabulate(parts: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
-    """Means over the seeds for each number of dimensions, the fewest first."""
+    """Return the means over the seeds for each number of dimensions, in increasing order."""
     table = {}
     for latent in sorted({part["latent"] for part in parts}):
         runs = sorted((part for part in parts if part["latent"] == latent), key=lambda part: part["seed"])
@@ -184,12 +170,15 @@ def tabulate(parts: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def in_words(table: dict[int, dict[str, Any]]) -> str:
+    """Return the table as text."""
     lines = [
         f"{'D':>5} {'test bound':>16} {'training bound':>16} {'rate':>7} {'distortion':>10} {'active':>7} "
         f"{'seconds':>7}"
     ]
     for latent, row in table.items():
-        bounds = " ".join(f"{cell(row[split]):>16}" for split in ("test", "train"))
+        bounds = " ".join(
+            f"{estimate(row[split]['mean'], row[split]['standard_error']):>16}" for split in ("test", "train")
+        )
         lines.append(
             f"{latent:>5} {bounds} {row['rate']['mean']:>7.2f} {row['distortion']['mean']:>10.2f} "
             f"{row['active_units']['mean']:>7.1f} {row['seconds']['mean']:>7.0f}   seeds "
@@ -198,13 +187,8 @@ def in_words(table: dict[int, dict[str, Any]]) -> str:
     return "\n".join([*lines, "nats per image, bounds: higher is better, ± standard error over the seeds"])
 
 
-def cell(entry: dict[str, Any]) -> str:
-    error = entry["standard_error"]
-    return f"{entry['mean']:.2f}" + ("" if error is None else f" ± {error:.2f}")
-
-
 def picture(table: dict[int, dict[str, Any]], parts: list[dict[str, Any]]) -> Figure:
-    """Bounds, active units, and the sorted rates of the single dimensions."""
+    """Draw bounds, active units, and the sorted rates of the single dimensions."""
     figure = Figure(figsize=(11.5, 3.9), dpi=DPI, layout="constrained")
     bounds, units, rates = figure.subplots(1, 3)
     for split, colour, label in (("train", TRAIN, "training images"), ("test", VALID, "test images")):
@@ -238,7 +222,7 @@ def picture(table: dict[int, dict[str, Any]], parts: list[dict[str, Any]]) -> Fi
 
 
 def points(axes: Axes, entries: dict[int, dict[str, Any]], colour: str, label: str) -> None:
-    """A line through the means, and the single seeds."""
+    """Draw a line through the means, and the single seeds."""
     axes.plot(
         list(entries), [entry["mean"] for entry in entries.values()], "o-", color=colour, label=label, markersize=4
     )
@@ -247,7 +231,7 @@ def points(axes: Axes, entries: dict[int, dict[str, Any]], colour: str, label: s
 
 
 def spectra(axes: Axes, table: dict[int, dict[str, Any]], parts: list[dict[str, Any]]) -> None:
-    """KL(q(z_d | x) ‖ p(z_d)) of each dimension, the largest first, for the first seed of each D."""
+    """Draw KL(q(z_d | x) ‖ p(z_d)) of each dimension, in decreasing order, for the first seed of each D."""
     shades = colormaps["viridis"]
     for place, latent in enumerate(table):
         run = min((part for part in parts if part["latent"] == latent), key=lambda part: part["seed"])

@@ -5,8 +5,8 @@
     python experiments/two_layer.py --latent 100 --top 50 --net mlp --hidden 200 200 --warm-up 10
 
 The program is ``TwoLayers`` below. The same ``fit`` trains it and the same ``log_evidence`` scores it as the VAE with
-one layer that is trained beside it: the same networks between z1 and x, estimator, epochs and seed. In the results:
-bound, L_K and the rate of each layer in nats per image, as JSON.
+one layer, which has the same networks between z1 and x, estimator, epochs and seed. The results, as JSON, are
+the bound, L_K and the rate of each layer in nats per image.
 """
 
 import argparse
@@ -18,21 +18,29 @@ from typing import Any
 
 import pyro
 import torch
-from parts import ESTIMATORS, SCHEDULES, add_data_options, add_network_options, add_training_options, parsed
 from pyro import poutine
-from results import METRICS, exit_status, provenance, results_folder, write_json
-from run import choose_device, describe
 from torch import Generator, Tensor, nn
 
-from pyro_vae import VAE, analysis, evaluate, fit, guides, load, log_evidence, priors
+from pyro_vae import VAE, UntrustedEvidence, analysis, guides, log_evidence, priors
+from pyro_vae.checks import whole_number
 from pyro_vae.config import build_encoder, build_likelihood
-from pyro_vae.data.sets import Data
-from pyro_vae.distributions.transforms import check_count
-from pyro_vae.handlers import KLWeighted, LinearWarmUp
+from pyro_vae.data import Data
 from pyro_vae.random import mode, seeded
+from pyro_vae.runs import (
+    describe,
+    estimate,
+    exit_status,
+    load_data,
+    provenance,
+    results_folder,
+    trained,
+    write_json,
+)
+from pyro_vae.runs.options import add_data_options, add_network_options, add_training_options, parsed
+from pyro_vae.saved import METRICS
+from pyro_vae.sites import parameter_sites
 from pyro_vae.tracing.traces import image_plate, paired_traces, per_image
-from pyro_vae.training.loop import History, fixed_x
-from pyro_vae.vae import parameter_sites
+from pyro_vae.training import evaluate, fixed_x
 
 LAYERS = {"one layer": ("z",), "two layers": ("z1", "z2")}
 BATCH = 250  # images measured at once
@@ -50,6 +58,7 @@ class TwoLayers(nn.Module):
         self.top, self.middle, self.likelihood, self.first, self.second = top, middle, likelihood, first, second
 
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
+        """Sample z2, z1 and x; x is observed if it is given."""
         for part in (self.top, self.middle, self.likelihood):
             parameter_sites(part)
         with pyro.plate("images", n if x is None else len(x)):
@@ -58,6 +67,7 @@ class TwoLayers(nn.Module):
             return pyro.sample("x", self.likelihood(z1), obs=x)
 
     def guide(self, x: Tensor) -> Tensor:
+        """Sample z1 and z2 given x."""
         for part in (self.first, self.second):
             parameter_sites(part)
         with pyro.plate("images", len(x)):
@@ -65,10 +75,12 @@ class TwoLayers(nn.Module):
             return pyro.sample("z2", self.second(z1))
 
     def observe(self, pixels: Tensor, generator: Generator | None = None) -> Tensor:
+        """Return x, as the likelihood scores it, from pixels."""
         return self.likelihood.observe(pixels, generator)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_network_options(parser, latent=50)
     parser.set_defaults(net="mlp", lik="bernoulli", binarize="dynamic")
@@ -78,33 +90,33 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         default=200,
         metavar="UNITS",
-        help="widths of the two hidden layers between z1 and z2, either way",
+        help="width of the two hidden layers between z1 and z2, in both directions",
     )
-    group = add_training_options(parser, epochs=20)
+    group = add_training_options(parser, epochs=20, lr=3e-3)
     group.add_argument(
-        "--warm-up", type=float, default=0.0, metavar="EPOCHS", help="in which the weight of the KL grows from 0 to 1"
+        "--warm-up", type=float, default=0.0, metavar="EPOCHS", help="epochs in which the KL weight grows from 0 to 1"
     )
     group.add_argument("--seed", type=int, default=0)
     group = parser.add_argument_group("measurement, on test images")
-    group.add_argument("--particles", type=int, default=1000, metavar="K", help="of L_K")
-    group.add_argument("--images", type=int, default=1000, help="of which L_K is taken; the bound is taken of all")
+    group.add_argument("--particles", type=int, default=1000, metavar="K", help="particles of L_K")
+    group.add_argument("--images", type=int, default=1000, help="test images for L_K; the bound is that of all")
     group = add_data_options(parser, None, "folder of the results (default: figures/<dataset>-two-layers-seed<seed>)")
     group.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
     return parsed(parser, argv)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
     return exit_status(lambda: parse_arguments(argv), run, "nothing is saved")
 
 
 def run(args: argparse.Namespace) -> int:
-    images = load(args.dataset, root=args.data_dir).to(choose_device(args.device))
-    if images.note:
-        print(f"NOTE: {images.note}", file=sys.stderr)
+    """Train and measure both programs and write the results."""
+    images = load_data(args)
     if not 1 <= args.images <= len(images.test):
         raise ValueError(f"--images: wanted 1 to {len(images.test)} (the test images), got {args.images}")
     for name in ("latent", "top", "between"):
-        check_count(f"--{name}", getattr(args, name))
+        whole_number(f"--{name}", getattr(args, name))
     out = args.out or Path("figures") / f"{images.name}-two-layers-seed{args.seed}"
     with results_folder(out, args.overwrite) as folder:
         programs = {}
@@ -120,15 +132,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def train_and_measure(name: str, images: Data, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the numbers of one program."""
     torch.manual_seed(args.seed)
     program = build(name, images.shape, args).to(images.train.images.device)
-    history = trained(program, images, args)
-    if history.interrupted:
-        raise KeyboardInterrupt
+    history = trained(program, images, args.seed, args)
     started = time.perf_counter()
     x = fixed_x(program, images.test.images)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Pareto k̂")  # the share of images that it is about is in the results
+        warnings.simplefilter("ignore", UntrustedEvidence)  # the results hold the share of these images
         evidence = log_evidence(program.model, program.guide, x[: args.images], args.particles, seed=args.seed)
     return {
         "test": evaluate(program, x, seed=args.seed).summary(),
@@ -143,7 +154,7 @@ def train_and_measure(name: str, images: Data, args: argparse.Namespace) -> dict
 
 
 def build(name: str, shape: tuple[int, int, int], args: argparse.Namespace) -> nn.Module:
-    """One layer or two; at one seed both start from the same networks between z1 and x."""
+    """Return the program with one layer or two; at one seed both start from the same networks between z1 and x."""
     likelihood = build_likelihood(args, shape)
     first = guides.MeanField(build_encoder(args, shape), args.latent)
     if name == "one layer":
@@ -153,36 +164,14 @@ def build(name: str, shape: tuple[int, int, int], args: argparse.Namespace) -> n
 
 
 def normal(inputs: int, width: int, outputs: int) -> nn.Module:
-    """N(loc(z), diag(scale(z)²)): what ``MeanField`` makes of any network, not only of one that takes images."""
+    """Return N(loc(z), diag(scale(z)²)): ``MeanField`` on a network of z, instead of images."""
     network = nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh())
     return guides.MeanField(network, outputs, features=width)
 
 
-def trained(program: nn.Module, images: Data, args: argparse.Namespace) -> History:
-    trainable = KLWeighted(program) if args.warm_up > 0 else program
-
-    def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        optimizer = torch.optim.Adam(parameters, lr=args.lr, fused=True)
-        steps = args.warm_up * len(images.train) / args.batch
-        return trainable.anneal(optimizer, LinearWarmUp(steps)) if trainable is not program else optimizer
-
-    return fit(
-        trainable,
-        images,
-        ESTIMATORS[args.estimator](1),
-        epochs=args.epochs,
-        batch_size=args.batch,
-        seed=args.seed,
-        optimizer=adam,
-        schedule=SCHEDULES[args.schedule],
-        engine=args.engine,
-        progress=not args.quiet,
-    )
-
-
 @torch.no_grad()
 def layers(program: nn.Module, sites: tuple[str, ...], x: Tensor, seed: int, draws: int = 256) -> dict[str, Any]:
-    """For each layer its part of the rate, E_q[log q − log p] of its own site, and how many of its units are active."""
+    """Return for each layer its part of the rate, E_q[log q − log p] of its own site, and its active units."""
     rates: dict[str, list[Tensor]] = {site: [] for site in sites}
     codes: dict[str, list[Tensor]] = {site: [] for site in sites}
     with seeded(seed, x.device), mode(program, training=False):
@@ -207,7 +196,7 @@ def layers(program: nn.Module, sites: tuple[str, ...], x: Tensor, seed: int, dra
 
 
 def report(name: str, result: dict[str, Any]) -> str:
-    """What was measured of one program, in a few lines."""
+    """Return the numbers of one program as a few lines."""
     test, evidence, seconds = result["test"], result["evidence"], result["seconds"]["training"]
     share = evidence["share_pareto_k_above_0.7"]
     trust = "" if share is None else f", k̂ > 0.7 for {share:.1%} of them"
@@ -218,8 +207,8 @@ def report(name: str, result: dict[str, Any]) -> str:
     return "\n".join(
         [
             f"{name}, {result['parameters']:,} parameters, {seconds:.0f} seconds of training",
-            f"  test bound {test['bound']:.2f} ± {test['standard_error']:.2f} nats per image ({test['images']} images)",
-            f"  L_{evidence['num_particles']} {evidence['log_px']:.2f} ± {evidence['standard_error']:.2f} "
+            f"  test bound {estimate(test['bound'], test['standard_error'])} nats per image ({test['images']} images)",
+            f"  L_{evidence['num_particles']} {estimate(evidence['log_px'], evidence['standard_error'])} "
             f"({evidence['images']} images{trust})",
             *layers,
         ]

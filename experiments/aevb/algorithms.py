@@ -1,7 +1,7 @@
 """Auto-encoding variational Bayes as the paper states it, and all three algorithms through the library.
 
-``aevb`` is the paper's algorithm 1 word by word, without Pyro; ``trained`` is the same, and wake-sleep, by the
-library's ``fit``; ``mcem`` is its rival, Monte Carlo EM. Kingma & Welling (2013), "the paper" in what follows.
+``aevb`` is the paper's algorithm 1 word by word, without Pyro; ``trained`` trains by it, or by wake-sleep, with the
+library's ``Training``; ``mcem`` is Monte Carlo EM. "The paper" is Kingma & Welling (2013).
 """
 
 import math
@@ -14,16 +14,16 @@ from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyro_vae import VAE, fit, guides, likelihoods, networks, priors
-from pyro_vae.data.sets import Data, Split, batches
+from pyro_vae import VAE, Training, guides, likelihoods, networks, priors
+from pyro_vae.data import Data, Split, batches
 from pyro_vae.evidence.annealing import AnnealingPath, hamiltonian
 from pyro_vae.random import seeded
-from pyro_vae.training.loop import History
+from pyro_vae.training import History
 
 MINIBATCH = 100
 INITIAL_SCALE = 0.01  # of the weights' N(0, 0.01): a standard deviation in the code that the first author published
-HELD_OUT = 100  # images after each epoch of ``fit``, which has to see some; the paper's bounds are measured apart
-EPOCH = 20_000  # images that an epoch of ``fit`` has at least
+HELD_OUT = 100  # validation images, of which ``Training`` needs some; the paper's bounds are measured apart
+EPOCH = 20_000  # the least number of images in an epoch of ``Training``
 LEAPFROG, UPDATES, ACCEPTANCE = 10, 5, 0.9  # of Monte Carlo EM
 FIRST_STEP, ADAPTATION, CHUNK = 0.1, 2.0, 1000  # of its Hamiltonian chains; images that are moved at once
 
@@ -34,7 +34,7 @@ Update = Callable[[list[Tensor], Iterable[Tensor]], None]
 def program(
     shape: tuple[int, int, int], latent: int, hidden: int, gaussian: bool, binarize: Callable[..., Tensor], seed: int
 ) -> VAE:
-    """The paper's program: one hidden tanh layer in encoder and decoder, all parameters drawn from N(0, 0.01).
+    """Return the paper's program: one hidden tanh layer in encoder and decoder, all parameters drawn from N(0, 0.01).
 
     Its decoder is Bernoulli, or Gaussian with a mean squashed to (0, 1) and a scale for each pixel.
     """
@@ -50,7 +50,7 @@ def program(
 
 
 def aevb(vae: VAE, images: Tensor, bound: Bound, update: Update, epochs: int, M: int = MINIBATCH) -> Iterator[int]:
-    """Algorithm 1 of the paper, L = 1, with the prior N(0, I) on all parameters; yields the samples seen so far."""
+    """Do algorithm 1 of the paper, L = 1, with the prior N(0, I) on all parameters; yield the samples seen so far."""
     parameters, N = list(vae.parameters()), len(images)
     for epoch in range(epochs):
         for number, index in enumerate(batches(N, M), start=1):
@@ -63,21 +63,21 @@ def aevb(vae: VAE, images: Tensor, bound: Bound, update: Update, epochs: int, M:
 
 
 def bound_a(vae: VAE, x: Tensor, epsilon: Tensor) -> Tensor:
-    """L^A = log p(x, z) − log q(z | x), z = μ + σ ε: (M,); the paper's equation 6."""
+    """Return L^A = log p(x, z) − log q(z | x), z = μ + σ ε: (M,); the paper's equation 6."""
     q = vae.posterior(x)
     z = q.base_dist.loc + q.base_dist.scale * epsilon
     return vae.likelihood(z).log_prob(x) + vae.prior().log_prob(z) - q.log_prob(z)
 
 
 def bound_b(vae: VAE, x: Tensor, epsilon: Tensor) -> Tensor:
-    """L^B = ½ Σ (1 + log σ² − μ² − σ²) + log p(x | z), z = μ + σ ε: (M,); the paper's equations 7 and 10."""
+    """Return L^B = ½ Σ (1 + log σ² − μ² − σ²) + log p(x | z), z = μ + σ ε: (M,); the paper's equations 7 and 10."""
     q = vae.posterior(x).base_dist
     z = q.loc + q.scale * epsilon
     return (1 + q.variance.log() - q.mean.square() - q.variance).sum(-1) / 2 + vae.likelihood(z).log_prob(x)
 
 
 def sgd(step: float) -> Update:
-    """θ ← θ + step g."""
+    """Return the update θ ← θ + step g."""
 
     @torch.no_grad()
     def update(parameters: list[Tensor], gradients: Iterable[Tensor]) -> None:
@@ -88,7 +88,7 @@ def sgd(step: float) -> Update:
 
 
 def adagrad(step: float, epsilon: float = 1e-10) -> Update:
-    """G ← G + g², θ ← θ + step g / (√G + ε) (Duchi et al. 2010)."""
+    """Return the update G ← G + g², θ ← θ + step g / (√G + ε) (Duchi et al. 2010)."""
     squares: dict[Tensor, Tensor] = {}
 
     @torch.no_grad()
@@ -101,9 +101,9 @@ def adagrad(step: float, epsilon: float = 1e-10) -> Update:
 
 
 def map_adagrad(parameters: list[nn.Parameter], step: float, share: float) -> torch.optim.Optimizer:
-    """Adagrad on a loss summed over this share of all training images, and on minus the log prior N(0, I).
+    """Return Adagrad on a loss summed over this share of all training images, and on minus the log prior N(0, I).
 
-    The gradient of the prior belongs to all images, so that a minibatch of M out of N bears M / N of it.
+    The gradient of the prior belongs to all images, so a minibatch of M out of N takes M / N of it.
     """
     return torch.optim.Adagrad(parameters, lr=step, weight_decay=share, fused=True)
 
@@ -119,48 +119,40 @@ def trained(
     seed: int = 0,
     engine: str = "auto",
 ) -> History:
-    """The library's ``fit`` as the paper trains: minibatches of 100, Adagrad, the prior on the weights.
+    """Train by the library's ``Training`` as the paper does: minibatches of 100, Adagrad, the prior on the weights.
 
     ``after`` is called after each update with the number of samples seen, of which there are at least ``samples``.
-    The parameters at the end are those of ``fit``, the best of an epoch on a few validation images. A small training
-    set is repeated within an epoch, after each of which ``fit`` measures.
+    At the end the program has the parameters of the epoch that is best on a few validation images. A small training set
+    is repeated within an epoch.
     """
     N = len(images.train)
     n = min(samples, max(N, EPOCH))
     data = replace(images, train=images.train[torch.arange(n) % N], valid=images.valid[:HELD_OUT])
-    per_epoch, updates = math.ceil(n / MINIBATCH), 0
-
-    def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        made = map_adagrad(parameters, step, MINIBATCH / N)
-        made.register_step_post_hook(lambda *_: updated())
-        return made
-
-    def updated() -> None:
-        nonlocal updates
-        updates += 1
-        epoch, number = divmod(updates, per_epoch)
-        after(epoch * n + number * MINIBATCH)
-
-    return fit(
+    per_epoch = math.ceil(n / MINIBATCH)
+    training = Training(
         vae,
         data,
         estimator,
         epochs=math.ceil(samples / n),
         batch_size=MINIBATCH,
         seed=seed,
-        optimizer=optimizer,
+        optimizer=lambda parameters: map_adagrad(parameters, step, MINIBATCH / N),
         engine=engine,
         progress=False,
     )
+    for taken in training.steps():
+        epoch, number = divmod(taken.number, per_epoch)
+        after(epoch * n + number * MINIBATCH)
+    return training.history
 
 
 def mcem(vae: VAE, images: Split, step: float) -> Iterator[int]:
-    """Monte Carlo EM (the paper's appendix E): yields, after each update, the samples seen so far. It does not end.
+    """Do Monte Carlo EM (the paper's appendix E); yield, after each update, the samples seen so far. It does not end.
 
-    Each image keeps its z. By turns all of them are moved by a Hamiltonian trajectory of ten leapfrog steps that leaves
-    p(z | x) alone, its step size tuned to an acceptance of 90 %, and the decoder takes five steps of Adagrad on the log
-    prior and log p(x, z) of all images. An image is counted as seen by the gradient at the end of each of the ten steps
-    (not by the one at their start) and by each of the five of the weights; the guide is unused.
+    Each image keeps its z. In turns, all z are moved by a Hamiltonian trajectory of ten leapfrog steps that leaves
+    p(z | x) invariant, its step size tuned to an acceptance of 90 %, and the decoder takes five steps of Adagrad on
+    the log prior and log p(x, z) of all images. An image counts as seen by the gradient at the end of each of the ten
+    steps (not by the one at their start) and by each of the five of the weights; the guide is unused.
     """
     N, seen = len(images), 0
     optimizer = map_adagrad(list(vae.likelihood.parameters()), step, share=1.0)
@@ -181,13 +173,13 @@ def mcem(vae: VAE, images: Split, step: float) -> Iterator[int]:
 
 
 class Chains:
-    """Hamiltonian chains on z, one an image, that leave p(z | x) alone; their step size follows the acceptance."""
+    """Hamiltonian chains on z, one an image, that leave p(z | x) invariant; their step size follows the acceptance."""
 
     def __init__(self, vae: VAE, step: float = FIRST_STEP):
         self.vae, self.step, self.acceptance, self.plan = vae, step, math.nan, None
 
     def move(self, x: Tensor, z: Tensor) -> Tensor:
-        """A trajectory from z (1, B, D) given x (B, C, H, W): the next z."""
+        """Return the next z, after a trajectory from z (1, B, D) given x (B, C, H, W)."""
         path = AnnealingPath(self.vae.model, None, (x,), plan=self.plan)
         self.plan = path.plan
         with pyro.validation_enabled(False):
@@ -198,6 +190,6 @@ class Chains:
 
 
 def log_joint(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x, z), summed over the images; z (1, B, D)."""
+    """Return log p(x, z), summed over the images; z (1, B, D)."""
     with pyro.validation_enabled(False):
         return poutine.trace(poutine.condition(vae.model, data={"z": z[0]})).get_trace(x).log_prob_sum()

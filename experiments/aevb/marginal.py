@@ -1,8 +1,8 @@
 """log p(x) of all three algorithms by one estimator that needs no guide, for a few latent dimensions.
 
-Importance sampling from a guide is no judge here: where there are few training images, the guide is too narrow on test
-images and the estimate nats too low. Monte Carlo EM has none. The draws of the prior are shared by all images, so that
-each is decoded once for many of them, and a quarter of a million are cheap.
+Importance sampling from a guide would not do: with few training images the guide is too narrow on test images, and the
+estimate is nats too low; Monte Carlo EM has no guide. All images share the draws of the prior, so that each draw is
+decoded once for many images, and a quarter of a million of them are cheap.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pyro_vae import VAE
-from pyro_vae.evidence.estimates import Evidence, from_log_weights
+from pyro_vae.evidence import Evidence, from_log_weights
 
 HELD = 2**25  # weights that are held at once
 DECODED = 10_000  # draws whose logits are
@@ -18,7 +18,7 @@ DECODED = 10_000  # draws whose logits are
 
 @torch.no_grad()
 def marginal_likelihood(vae: VAE, x: Tensor, draws: int, seed: int = 0) -> Evidence:
-    """log 1/S Σ_s p(x | z_s) of each image under a Bernoulli decoder with logits l and the prior N(0, I).
+    """Return log 1/S Σ_s p(x | z_s) of each image under a Bernoulli decoder with logits l and the prior N(0, I).
 
         log p(x | z) = xᵀ l(z) − Σ softplus(l(z)),     z_s = Φ⁻¹(u_s), u a scrambled Sobol sequence (Owen 1995)
 
@@ -34,6 +34,6 @@ def marginal_likelihood(vae: VAE, x: Tensor, draws: int, seed: int = 0) -> Evide
 
 
 def log_likelihoods(vae: VAE, x: Tensor, z: Tensor) -> Tensor:
-    """log p(x | z) for all pairs of images (B, pixels) and draws (S, D): shape (S, B)."""
+    """Return log p(x | z) for all pairs of images (B, pixels) and draws (S, D): shape (S, B)."""
     decoded = (vae.likelihood.network(part).flatten(1) for part in z.split(DECODED))
     return torch.cat([logits @ x.T - softplus(logits).sum(1, keepdim=True) for logits in decoded])

@@ -1,41 +1,31 @@
-"""Tables and figures of the runs in a folder, ours beside the paper's (Kingma & Welling 2013)."""
+"""Tables and claims of the runs in a folder, ours beside the paper's (Kingma & Welling 2013)."""
 
-import csv
 import json
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
-from parts import BINARIZE
-from results import beside, save_figure, write_json
-from torch import Tensor
+from experiments.aevb.figures import figure_2, figure_3, figures_4_and_5
+from experiments.aevb.published import (
+    NAMES,
+    Result,
+    at,
+    key_of,
+    measured,
+    order_of,
+    published_bounds,
+    published_evidence,
+)
+from pyro_vae.runs import beside, save_figure, write_json
 
-from aevb import algorithms
-from pyro_vae import VAE, analysis
-from pyro_vae.plots import COLOURS, DPI, GREY, tiled
-
-HERE = Path(__file__).parent
-TITLES = {"mnist": "MNIST", "frey": "Frey Face", "digits": "digits"}
-NAMES = {"aevb": "AEVB", "wake-sleep": "wake-sleep", "mcem": "Monte Carlo EM"}
-COLOUR = {"aevb": COLOURS[4], "wake-sleep": COLOURS[2], "mcem": COLOURS[0]}
 TOLERANCE = {"mnist": 2.0, "frey": 40.0}  # nats per image within which a bound counts as the paper's
 POSTS = (6.0, 6.5, 7.0, 7.5, 8.0)  # log10 of the samples seen at which tables compare
-BELOW = 20.0  # nats below the lowest end of a curve down to which figure 3 shows them; Monte Carlo EM starts far below
-SIDE, COLUMNS = 20, 10  # pictures a side of a manifold, and of a panel of random samples
-
-Result = dict[str, Any]
 
 
 def gather(out: Path, wanted: Iterable[str] = ()) -> str:
-    """Writes tables and figures of all runs in the folder beside it; returns the tables in words.
+    """Write tables and figures of all runs in the folder beside it; return the tables as text.
 
-    ``wanted``: names of runs of which is said that they are lacking, if they are.
+    ``wanted``: names of runs that the text lists as missing if they are.
     """
     results = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("[!.]*.json"))}
     if not results:
@@ -56,60 +46,8 @@ def gather(out: Path, wanted: Iterable[str] = ()) -> str:
     return words
 
 
-def published_bounds() -> dict[tuple[str, int, str, str], dict[float, float]]:
-    """(data set, D, algorithm, split) -> {log10 of samples: nats}, read off the vector graphics of figure 2."""
-    curves: dict[tuple[str, int, str, str], dict[float, float]] = {}
-    with (HERE / "figure2.csv").open() as file:
-        for row in csv.DictReader(file):
-            key = (row["dataset"].lower(), int(row["latent_dim"]), row["algorithm"], row["split"])
-            curves.setdefault(key, {})[float(row["log10_samples"])] = float(row["bound_nats"])
-    return curves
-
-
-def published_evidence() -> dict[tuple[int, str, str], dict[float, float]]:
-    """(training images, algorithm, split) -> {samples: nats}, of figure 3."""
-    curves: dict[tuple[int, str, str], dict[float, float]] = {}
-    with (HERE / "figure3.csv").open() as file:
-        for row in csv.DictReader(file):
-            for split in ("train", "test"):
-                key = (int(row["images"]), row["algorithm"], split)
-                curves.setdefault(key, {})[float(row["samples"])] = float(row[f"{split}_nats"])
-    return curves
-
-
-def at(curve: dict[float, float], place: float, width: float = 0.13) -> float | None:
-    """The curve at a place by linear interpolation; None beyond its ends or in a gap wider than 2 × width.
-
-    >>> at({6.0: -100.0, 6.25: -90.0}, 6.125)
-    -95.0
-    """
-    below = max((x for x in curve if x <= place + 1e-9), default=None)
-    above = min((x for x in curve if x >= place - 1e-9), default=None)
-    if below is None or above is None or above - below > 2 * width:
-        return None
-    share = (place - below) / (above - below) if above - below > 1e-9 else 0.0
-    return curve[below] + share * (curve[above] - curve[below])
-
-
-def measured(result: Result, split: str) -> dict[float, float]:
-    """{log10 of samples: nats}."""
-    return {math.log10(point["samples"]): point[split] for point in result["points"]}
-
-
-def key_of(result: Result, split: str) -> tuple[str, int, str, str]:
-    """Of the published curve; none is that of the digits, which stand for all data sets where a run is tried out."""
-    dataset = "digits" if result["settings"].get("digits") else result["panel"]["dataset"]
-    return dataset, result["panel"]["latent"], result["settings"]["algorithm"], split
-
-
-def order_of(result: Result) -> tuple:
-    """MNIST before Frey Face, then by D, algorithm and how x is made."""
-    dataset, *rest = key_of(result, "")
-    return dataset == "frey", dataset, *rest, result["settings"]["binarize"]
-
-
 def table_2(results: list[Result]) -> list[dict[str, Any]]:
-    """A row for each run and number of samples: ours, the paper's and the difference, of both splits."""
+    """Return a row for each run and number of samples: ours, the paper's and the difference, of both splits."""
     paper, rows = published_bounds(), []
     for result in sorted(results, key=order_of):
         ends = {max(measured(other, "test")) for other in results if panel_of(other) == panel_of(result)}
@@ -129,18 +67,18 @@ def table_2(results: list[Result]) -> list[dict[str, Any]]:
 
 
 def panel_of(result: Result) -> tuple[str, str]:
-    """The panel, and how x is made: what is compared has both in common."""
+    """Return the panel, and how x is made; runs are compared only if both are equal."""
     return result["settings"]["panel"], result["settings"]["binarize"]
 
 
 def until(curve: dict[float, float], end: float) -> tuple[float, float]:
-    """The last point of a curve up to a place, or just beyond it; its first where all are beyond."""
+    """Return the last point of a curve up to a place, or just beyond it; its first point if all are beyond."""
     place = max((x for x in curve if x <= end + 0.03), default=min(curve))
     return place, curve[place]
 
 
 def table_3(results: list[Result]) -> list[dict[str, Any]]:
-    """A row for each run and number of samples: log p(x), ours, the paper's and the difference, of both splits."""
+    """Return a row for each run and number of samples: log p(x), ours, the paper's and the difference."""
     paper, rows = published_evidence(), []
     for result in sorted(results, key=lambda result: (result["panel"]["images"], result["settings"]["algorithm"])):
         images, algorithm = result["panel"]["images"], result["settings"]["algorithm"]
@@ -165,11 +103,12 @@ def table_3(results: list[Result]) -> list[dict[str, Any]]:
 
 
 def difference(ours: float | None, theirs: float | None) -> float | None:
+    """Return ours minus theirs; None if one is unknown."""
     return None if ours is None or theirs is None else ours - theirs
 
 
 def claims(bounds: list[Result], evidence: list[Result]) -> list[dict[str, Any]]:
-    """What the paper says, and whether our runs bear it out: ``claim``, ``holds``, ``numbers``."""
+    """Return what the paper says, and whether our runs agree: ``claim``, ``holds``, ``numbers``."""
     found = []
     for row in table_2(bounds):
         tolerance = TOLERANCE[row["panel"].split("-")[0]]
@@ -206,7 +145,7 @@ def claims(bounds: list[Result], evidence: list[Result]) -> list[dict[str, Any]]
 
 
 def superfluous_dimensions(bounds: list[Result]) -> list[dict[str, Any]]:
-    """Nz = 200 no worse than Nz = 20 by more than 1.5 nats, for each way of making x."""
+    """Check that Nz = 200 is no worse than Nz = 20 by more than 1.5 nats, for each way of making x."""
     curves = {panel_of(r): measured(r, "test") for r in bounds if r["settings"]["algorithm"] == "aevb"}
     found = []
     for (panel, binarize), few in curves.items():
@@ -226,7 +165,7 @@ def superfluous_dimensions(bounds: list[Result]) -> list[dict[str, Any]]:
 
 
 def order_of_evidence(results: list[Result]) -> list[dict[str, Any]]:
-    """Figure 3: who is above whom where the shortest run ends, on test and training images."""
+    """Check the order of figure 3 where the shortest run ends, on test and training images."""
     images, binarize = results[0]["panel"]["images"], results[0]["settings"]["binarize"]
     last = {result["settings"]["algorithm"]: result["points"][-1] for result in results}
     end = min(max(measured(result, "test")) for result in results)
@@ -268,7 +207,7 @@ def order_of_evidence(results: list[Result]) -> list[dict[str, Any]]:
 
 
 def pairs(results: list[Result], first: str, second: str) -> Iterable[tuple[Result, Result]]:
-    """Results of two algorithms in the same panel on x made the same way."""
+    """Yield results of two algorithms in the same panel on x made the same way."""
     by_key = {(*panel_of(r), r["settings"]["algorithm"]): r for r in results}
     for (panel, binarize, algorithm), result in by_key.items():
         if algorithm == first and (panel, binarize, second) in by_key:
@@ -276,6 +215,8 @@ def pairs(results: list[Result], first: str, second: str) -> Iterable[tuple[Resu
 
 
 def in_words(tables: dict[str, Any], results: dict[str, Result]) -> str:
+    """Return the tables as text."""
+
     def cells(row: dict[str, Any], split: str) -> str:
         numbers = ((row[split], ".1f"), (row[f"{split}_paper"], ".1f"), (row[f"{split}_difference"], "+.1f"))
         return " ".join(f"{'' if number is None else format(number, kind):>8}" for number, kind in numbers)
@@ -301,167 +242,3 @@ def in_words(tables: dict[str, Any], results: dict[str, Result]) -> str:
             f"{run['estimator']}, seed {run['seed']}"
         )
     return "\n".join(lines)
-
-
-def figure_2(results: list[Result]) -> Figure | None:
-    """A panel for each data set and D: lines are ours, points the paper's; full and filled: test, else training."""
-    paper = published_bounds()
-    panels = list(dict.fromkeys(result["settings"]["panel"] for result in sorted(results, key=order_of)))
-    if not panels:
-        return None
-    columns = min(5, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(0.8 + 2.9 * columns, 0.9 + 2.7 * rows), dpi=DPI, layout="constrained")
-    axes_of = dict(zip(panels, figure.subplots(rows, columns, squeeze=False).flat))
-    for panel, axes in axes_of.items():
-        shown = [result for result in results if result["settings"]["panel"] == panel]
-        dataset, latent, *_ = key_of(shown[0], "")
-        draw(axes, shown)
-        last = max(p["samples"] for r in shown for p in r["points"])
-        for algorithm in ("aevb", "wake-sleep"):
-            for split, face in (("test", COLOUR[algorithm]), ("train", "none")):
-                points = {
-                    x: y
-                    for x, y in paper.get((dataset, latent, algorithm, split), {}).items()
-                    if x <= math.log10(last) + 0.01
-                }
-                axes.plot(
-                    [10**x for x in points],
-                    list(points.values()),
-                    "o",
-                    markersize=3,
-                    color=COLOUR[algorithm],
-                    markerfacecolor=face,
-                    markeredgewidth=0.7,
-                    linewidth=0,
-                )
-        axes.set(xscale="log", title=f"{TITLES[dataset]}, $N_z$ = {latent}", ylim=limits(shown, paper, dataset, latent))
-        axes.set_xlabel("training samples seen")
-        axes.grid(alpha=0.3)
-    for axes in figure.axes[len(panels) :]:
-        axes.set_axis_off()
-    for axes in list(axes_of.values())[::columns]:
-        axes.set_ylabel("bound (nats per image)")
-    legend(figure, results, ("aevb", "wake-sleep"), columns)
-    return figure
-
-
-def limits(shown: list[Result], paper: dict, dataset: str, latent: int) -> tuple[float, float]:
-    """What the last decade and a half of either spans, with a margin: the first steps would dwarf the rest."""
-    curves = [measured(r, split) for r in shown for split in ("test", "train")]
-    end = max(max(c) for c in curves)
-    curves += [values for key, values in paper.items() if key[:2] == (dataset, latent)]
-    values = [y for c in curves for x, y in c.items() if end - 1.3 <= x <= end + 0.01]
-    margin = 0.06 * (max(values) - min(values)) + 1e-6
-    return min(values) - margin, max(values) + margin
-
-
-def figure_3(results: list[Result]) -> Figure | None:
-    """A panel for each number of training images: log p(x) against samples seen."""
-    if not results:
-        return None
-    paper, sizes = published_evidence(), sorted({result["panel"]["images"] for result in results})
-    figure = Figure(figsize=(1.5 + 4.0 * len(sizes), 3.9), dpi=DPI, layout="constrained")
-    for images, axes in zip(sizes, figure.subplots(1, len(sizes), squeeze=False).flat):
-        shown = [result for result in results if result["panel"]["images"] == images]
-        draw(axes, shown)
-        last = max(p["samples"] for r in shown for p in r["points"])
-        for algorithm, colour in COLOUR.items():
-            for split, face in (("test", colour), ("train", "none")):
-                points = {x: y for x, y in paper.get((images, algorithm, split), {}).items() if x <= 1.01 * last}
-                axes.plot(
-                    list(points),
-                    list(points.values()),
-                    "o",
-                    markersize=4,
-                    color=colour,
-                    markerfacecolor=face,
-                    linewidth=0,
-                )
-        axes.set(xscale="log", xlabel="training samples seen", title=f"N = {images}, $N_z$ = 3, 100 hidden units")
-        ends = [result["points"][-1][split] for result in shown for split in ("test", "train")]
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], min(ends) - BELOW))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("log p(x) (nats per image)")
-    legend(figure, results, tuple(NAMES), len(sizes))
-    return figure
-
-
-def draw(axes: Axes, results: list[Result]) -> None:
-    """Our curves of a panel; those of grey levels paler."""
-    for result in results:
-        colour, grey = COLOUR[result["settings"]["algorithm"]], result["settings"]["binarize"] == "intensity"
-        for split, style in (("test", "-"), ("train", "--")):
-            points = [(point["samples"], point[split]) for point in result["points"]]
-            axes.plot(*zip(*points), style, color=colour, alpha=0.45 if grey else 1.0, linewidth=1.4)
-
-
-def legend(figure: Figure, results: list[Result], shown: tuple[str, ...], panels: int) -> None:
-    marks = [Line2D([], [], color=COLOUR[name], label=NAMES[name]) for name in shown]
-    marks += [
-        Line2D([], [], color=GREY, label="ours, test"),
-        Line2D([], [], color=GREY, linestyle="--", label="ours, training"),
-        Line2D([], [], color=GREY, marker="o", markersize=4, linestyle="", label="paper, test"),
-        Line2D([], [], color=GREY, marker="o", markersize=4, linestyle="", label="paper, training", fillstyle="none"),
-    ]
-    if any(result["settings"]["binarize"] == "intensity" for result in results):
-        marks.append(Line2D([], [], color=GREY, alpha=0.45, label="ours, grey levels"))
-    columns = min(len(marks), 2 * panels)
-    figure.legend(handles=marks, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
-
-
-def figures_4_and_5(results: dict[str, Result], out: Path) -> dict[str, Figure | None]:
-    """Manifolds of the runs with D = 2, and random samples for D = 2, 5, 10, 20."""
-    programs: dict[str, dict[int, VAE]] = {}
-    for name, result in results.items():
-        aevb = result["settings"]["algorithm"] == "aevb" and not result["panel"]["evidence"]
-        if aevb and result["settings"]["binarize"] != "intensity" and (out / f"{name}.pt").exists():
-            of = programs.setdefault(result["panel"]["dataset"], {})
-            of[result["panel"]["latent"]] = load_program(result, out, name)
-    planes = {
-        TITLES[dataset]: analysis.manifold(of[2], SIDE)
-        for dataset, of in sorted(programs.items(), reverse=True)
-        if 2 in of
-    }
-    draws = {
-        f"{TITLES[dataset]}, $N_z$ = {latent}": analysis.sample_prior(of[latent], COLUMNS**2)
-        for dataset, of in sorted(programs.items(), reverse=True)
-        for latent in (2, 5, 10, 20)
-        if latent in of
-    }
-    return {
-        "figure4": pictures(planes, gap=0),
-        "figure5": pictures({name: images.unflatten(0, (COLUMNS, COLUMNS)) for name, images in draws.items()}),
-    }
-
-
-def load_program(result: Result, out: Path, name: str) -> VAE:
-    state = torch.load(out / f"{name}.pt", weights_only=True)
-    panel, run = result["panel"], result["settings"]
-    vae = algorithms.program(
-        tuple(result["shape"]),
-        panel["latent"],
-        panel["hidden"],
-        panel["dataset"] == "frey",
-        BINARIZE[run["binarize"]],
-        run["seed"],
-    )
-    vae.load_state_dict(state)
-    return vae
-
-
-def pictures(grids: dict[str, Tensor], gap: int = 1) -> Figure | None:
-    """Grids of images (rows, columns, C, H, W), each under its name, four in a row."""
-    if not grids:
-        return None
-    columns = min(4, len(grids))
-    rows = math.ceil(len(grids) / columns)
-    figure = Figure(figsize=(3.2 * columns, 3.7 * rows), dpi=DPI, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes in panels:
-        axes.set_axis_off()
-    for axes, (name, grid) in zip(figure.axes, grids.items()):
-        axes.imshow(tiled(grid, gap=gap), cmap="gray", vmin=0, vmax=1)
-        axes.set_title(name, fontsize="medium")
-    return figure

@@ -9,13 +9,14 @@ import torch
 from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO
 
-from benchmarks.speed import ratio
-from benchmarks.ways import adam, timed, with_fast_matmul
+from experiments.benchmarks.speed import ratio
+from experiments.benchmarks.ways import adam, timed, with_fast_matmul
 from pyro_vae.config import PartSettings, build_vae
-from pyro_vae.data.sets import Data
+from pyro_vae.data import Data
 from pyro_vae.training.engines import Compiled, Eager
 
-PARTS = {  # in the words of run.py; the first is what the others are compared with
+OPTIONS = ("rounds",)
+PARTS = {  # --prior and --guide of run.py; the others are compared with the first
     "standard normal, mean-field": {},
     "flow prior": {"prior": "autoregressive", "flow_depth": 4, "flow_width": 256},
     "VampPrior of 500": {"prior": "vamp", "components": 500},
@@ -24,11 +25,12 @@ PARTS = {  # in the words of run.py; the first is what the others are compared w
 
 
 def measure(images: Data, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the cost of a step under each prior and guide, for each engine."""
     return [cost(images, engine, args.rounds) for engine in (Eager, Compiled)]
 
 
 def cost(images: Data, kind: type, rounds: int, steps: int = 5, batch: int = 256) -> dict[str, Any]:
-    """Seconds of a step under each prior and guide, in turns, and the median of its ratio to the first in one round."""
+    """Return seconds a step under each prior and guide, in turns, and the median ratio to the first in one round."""
     pixels = images.train.images[: steps * batch].unflatten(0, (steps, batch))
     ways = {}
     for name, words in PARTS.items():
@@ -42,13 +44,14 @@ def cost(images: Data, kind: type, rounds: int, steps: int = 5, batch: int = 256
             second = run(pixels) / steps
             seconds[name] += [second] if number > 0 else []
     return {
-        "engine": kind.__name__.lower(),
+        "engine": kind.name,
         "seconds": seconds,
         "ratios": {name: ratio(seconds, name, next(iter(PARTS))) for name in PARTS},
     }
 
 
 def table(cases: list[dict[str, Any]]) -> str:
+    """Return the costs as text."""
     return "\n".join(
         f"{case['engine']:<9} {name:<28} {1e3 * statistics.median(case['seconds'][name]):7.1f} ms a step, "
         f"{case['ratios'][name]:.2f} ×"
@@ -58,6 +61,7 @@ def table(cases: list[dict[str, Any]]) -> str:
 
 
 def figure(cases: list[dict[str, Any]]) -> Figure:
+    """Draw the ratios."""
     drawn, axes = plt.subplots(1, len(cases), figsize=(4.5 * len(cases), 2.4), sharey=True, layout="constrained")
     for axis, case in zip(axes, cases):
         axis.barh(list(PARTS), list(case["ratios"].values()))

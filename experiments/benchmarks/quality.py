@@ -11,33 +11,34 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from results import METRICS
-from run import HISTORY
-from run import __file__ as RUN
 
-from pyro_vae.config import read_metrics
-from pyro_vae.data.sets import Data
+from pyro_vae.data import Data
 from pyro_vae.plots import COLOURS, DPI, GREY
+from pyro_vae.runs.resume import HISTORY
+from pyro_vae.saved import METRICS, read_metrics
 
+OPTIONS = ("seeds", "evidence")
+RUN = Path(__file__).parents[1] / "run.py"
 TARGET = -86.76  # nats: a VAE after 3,280 epochs, dynamically binarised MNIST (Burda et al. 2015, table 1)
 
 
 def measure(images: Data, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return the numbers of a run for each seed."""
     where = ["--dataset", images.name, *(["--data-dir", str(args.data_dir)] if args.data_dir else [])]
     return [trained(seed, args.evidence, args.out / f"seed{seed}", where) for seed in args.seeds]
 
 
 def trained(seed: int, particles: int, out: Path, words: list[str]) -> dict[str, Any]:
-    """The numbers of ``run.py --recipe fast``, run by itself and with no compiled code of an earlier run at hand.
+    """Return the numbers of ``run.py --recipe fast``, run in its own process, with no compiled code of an earlier run.
 
-    A folder that holds this run already is not run again. Raises CalledProcessError where the command fails, ValueError
-    where log p(x) of that run was measured with another number of particles, or is not to be measured at all.
+    A run that is already in the folder is not repeated. Raises CalledProcessError if the command fails, ValueError
+    if log p(x) of that run was measured with another number of particles, or ``particles`` is not positive.
     """
     if particles < 1:
         raise ValueError(f"--evidence: wanted at least 1 particle, got {particles}")
     command = [
         sys.executable,
-        RUN,
+        str(RUN),
         "--recipe",
         "fast",
         "--seed",
@@ -72,6 +73,7 @@ def trained(seed: int, particles: int, out: Path, words: list[str]) -> dict[str,
 
 
 def table(runs: list[dict[str, Any]]) -> str:
+    """Return the runs as text."""
     lines = [f"{'seed':<6} {'seconds of training':>20} {'log p(x), nats':>20} {'k̂ > 0.7':>9}   published: {TARGET}"]
     for run in runs:
         evidence = run["evidence"]
@@ -93,6 +95,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def figure(runs: list[dict[str, Any]]) -> Figure:
+    """Draw the bound against seconds, with log p(x) at the end."""
     drawn = Figure(figsize=(6.5, 3.6), dpi=DPI, layout="constrained")
     axes = drawn.subplots()
     for colour, run in zip(cycle(COLOURS), runs):

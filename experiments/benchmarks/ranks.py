@@ -1,4 +1,9 @@
-"""Two processes against one on the same cores: ``torchrun --nproc-per-node=2 -m benchmarks.ranks NET BATCH IMAGES``."""
+"""Two processes against one on the same cores.
+
+    torchrun --nproc-per-node=2 -m experiments.benchmarks.ranks NET BATCH IMAGES
+
+prints the images a second of one training.
+"""
 
 import argparse
 import json
@@ -10,21 +15,23 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 
-from benchmarks.processes import measured_by, random_images
-from benchmarks.ways import build
+from experiments.benchmarks.processes import measured_by, random_images
+from experiments.benchmarks.ways import build
 from pyro_vae import fit
-from pyro_vae.data.sets import Data
+from pyro_vae.data import Data
 from pyro_vae.training import ranks
 
-EPOCHS = 4  # of which the first, that compiles, does not count
+OPTIONS = ("nets", "batches", "rounds", "images")
+EPOCHS = 4  # the first compiles and does not count
 
 
 def measure(images: Data, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Images a second of ``fit``, compiled, with all cores in one process and shared between two, in turns."""
+    """Return images a second of ``fit``, compiled: all cores in one process, and shared by two, in turns."""
     return [compare(net, batch, args) for net in args.nets for batch in args.batches]
 
 
 def compare(net: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the rates of one net and batch size in every round, and their median ratio."""
     rounds = [{ranks: rate(ranks, net, batch, args.images) for ranks in ("1", "2")} for _ in range(args.rounds)]
     return {
         "net": net,
@@ -35,13 +42,14 @@ def compare(net: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def rate(ranks: str, net: str, batch: int, images: int) -> float:
+    """Return images a second of so many ranks."""
     threads = max(1, torch.get_num_threads() // int(ranks))
     words = [
         "torch.distributed.run",
         "--standalone",
         f"--nproc-per-node={ranks}",
         "-m",
-        "benchmarks.ranks",
+        "experiments.benchmarks.ranks",
         net,
         str(batch),
         str(images),
@@ -50,7 +58,7 @@ def rate(ranks: str, net: str, batch: int, images: int) -> float:
 
 
 def trained(net: str, batch: int, images: int) -> float:
-    """Images a second of this training, that of all ranks together."""
+    """Return images a second of this training, of all ranks together."""
     rows = fit(
         build(net), random_images(images), epochs=EPOCHS, batch_size=batch, engine="compiled", progress=False
     ).rows
@@ -58,6 +66,7 @@ def trained(net: str, batch: int, images: int) -> float:
 
 
 def table(cases: list[dict[str, Any]]) -> str:
+    """Return the rates as text."""
     return "\n".join(
         f"{case['net']}, batch {case['batch']}: "
         + ", ".join(
@@ -71,6 +80,7 @@ def table(cases: list[dict[str, Any]]) -> str:
 
 
 def figure(cases: list[dict[str, Any]]) -> Figure:
+    """Draw the ratios."""
     drawn, axes = plt.subplots(figsize=(6, 2.5), layout="constrained")
     for case in cases:
         ratios = [row["2"] / row["1"] for row in case["images_per_second"]]

@@ -11,15 +11,18 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.ways import WAYS, ByHand, build
+from experiments.benchmarks.ways import WAYS, ByHand, build
 from pyro_vae import evaluate
-from pyro_vae.data.sets import Data
+from pyro_vae.data import Data
 from pyro_vae.plots import COLOURS, DPI, GREY
+from pyro_vae.training import fixed_x
 from pyro_vae.training.engines import fast_matmul
-from pyro_vae.training.loop import fixed_x
+
+OPTIONS = ("nets", "batches", "only", "images", "rounds")
 
 
 def measure(images: Data, args: argparse.Namespace) -> dict[str, Any]:
+    """Return images a second of every way and of ``evaluate``, and the machine's peak."""
     return {
         "peak": peak(),
         "threads": torch.get_num_threads(),
@@ -29,7 +32,7 @@ def measure(images: Data, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(images: Data, net: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Images a second of each way, in rounds of which the first does not count."""
+    """Return images a second of each way, in rounds; the first round does not count."""
     torch._dynamo.reset()
     steps = max(2, args.images // batch)
     pixels = images.train.images[: steps * batch].unflatten(0, (steps, batch))
@@ -59,12 +62,12 @@ def compare(images: Data, net: str, batch: int, args: argparse.Namespace) -> dic
 
 
 def ratio(rates: dict[str, list[float]], one: str, other: str) -> float:
-    """The median over the rounds of the ratio of two ways in one round."""
+    """Return the median over the rounds of the ratio of two ways in one round."""
     return statistics.median(a / b for a, b in zip(rates[one], rates[other]))
 
 
 def flops_per_image(net: str) -> float:
-    """Of matrix products and convolutions in a step, forward and backward."""
+    """Return the operations of matrix products and convolutions in a step, forward and backward."""
     module = ByHand(build(net))
     with FlopCounterMode(display=False) as counter:
         module(torch.zeros(8, 1, 28, 28, dtype=torch.uint8)).backward()
@@ -72,7 +75,7 @@ def flops_per_image(net: str) -> float:
 
 
 def peak() -> dict[str, float]:
-    """Operations a second that a product of 1024 × 1024 matrices reaches here, in each precision."""
+    """Return the operations a second of a product of 1024 × 1024 matrices on this machine, in each precision."""
     found = {}
     for name, dtype in ("float32", torch.float32), ("bfloat16", torch.bfloat16):
         a = torch.randn(1024, 1024).to(dtype)
@@ -87,7 +90,7 @@ def peak() -> dict[str, float]:
 
 
 def evaluation(images: Data, net: str, rounds: int) -> dict[str, Any]:
-    """Images a second of ``evaluate``."""
+    """Return images a second of ``evaluate``."""
     vae = build(net)
     x = fixed_x(vae, images.valid.images[:2000])
     rates = []
@@ -99,6 +102,7 @@ def evaluation(images: Data, net: str, rounds: int) -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
+    """Return the rates as text."""
     lines = []
     for case in found["steps"]:
         lines.append(f"{case['net']}, batch {case['batch']}, {case['flops_per_image'] / 1e6:.1f} Mflop an image")
@@ -116,6 +120,7 @@ def table(found: dict[str, Any]) -> str:
 
 
 def figure(found: dict[str, Any]) -> Figure:
+    """Draw a panel for each net and batch size."""
     cases = found["steps"]
     drawn, axes = plt.subplots(
         1, len(cases), figsize=(1.2 + 2.4 * len(cases), 3), sharey=True, squeeze=False, dpi=DPI, layout="constrained"

@@ -1,4 +1,9 @@
-"""Time to the first compiled step, cold and with torch's cache warm: ``python -m benchmarks.start NET BATCH``."""
+"""Time to the first compiled step, cold and with torch's cache warm.
+
+    python -m experiments.benchmarks.start NET BATCH
+
+prints the seconds of one start.
+"""
 
 import argparse
 import json
@@ -11,17 +16,18 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from benchmarks.processes import measured_by, random_images
-from benchmarks.ways import build
+from experiments.benchmarks.processes import measured_by, random_images
+from experiments.benchmarks.ways import build
 from pyro_vae import fit
-from pyro_vae.data.sets import Data
+from pyro_vae.data import Data
 from pyro_vae.plots import COLOURS
 
+OPTIONS = ("nets", "batches", "rounds")
 STATES = ("cold", "warm")
 
 
 def measure(images: Data, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds of a training of two steps, compiled, in a process of its own: without any compiled code, then again."""
+    """Return seconds of a training of two compiled steps, in its own process: without any compiled code, then again."""
     return [
         {"net": net, "batch": batch, "rounds": [cold_and_warm(net, batch) for _ in range(args.rounds)]}
         for net in args.nets
@@ -30,13 +36,14 @@ def measure(images: Data, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def cold_and_warm(net: str, batch: int) -> dict[str, float]:
-    words = ["benchmarks.start", net, str(batch)]
+    """Return the seconds of both starts."""
+    words = ["experiments.benchmarks.start", net, str(batch)]
     with tempfile.TemporaryDirectory() as cache:
         return {state: measured_by(words, {"TORCHINDUCTOR_CACHE_DIR": cache}) for state in STATES}
 
 
 def first_steps(net: str, batch: int) -> float:
-    """Seconds of two steps of ``fit``: the first is eager, before the second the program is traced and compiled."""
+    """Return seconds of two steps of ``fit``: the first is eager, the second traced and compiled."""
     vae, few = build(net), random_images(2 * batch)
     start = time.perf_counter()
     fit(vae, few, epochs=1, batch_size=batch, engine="compiled", progress=False)
@@ -44,6 +51,7 @@ def first_steps(net: str, batch: int) -> float:
 
 
 def table(cases: list[dict[str, Any]]) -> str:
+    """Return the seconds as text."""
     return "\n".join(
         f"{case['net']}, batch {case['batch']}: "
         + ", ".join(
@@ -56,6 +64,7 @@ def table(cases: list[dict[str, Any]]) -> str:
 
 
 def figure(cases: list[dict[str, Any]]) -> Figure:
+    """Draw a point for each start."""
     drawn, axes = plt.subplots(figsize=(6, 2.5), layout="constrained")
     names = [f"{case['net']}, batch {case['batch']}" for case in cases]
     for colour, state in zip(cycle(COLOURS), STATES):

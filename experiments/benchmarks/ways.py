@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from pyro_vae import VAE, fit, guides, likelihoods, networks, priors
 from pyro_vae.compiling.convolutions import Conv2d, ConvTranspose2d
 from pyro_vae.config import PartSettings, build_vae
-from pyro_vae.data.sets import Data, Split
+from pyro_vae.data import Data, Split
 from pyro_vae.networks import lowered_precision
 from pyro_vae.training.engines import Compiled, Eager, fast_matmul
 
@@ -24,7 +25,7 @@ Round = Callable[[Tensor], float]  # from batches (steps, B, C, H, W) of pixels 
 
 
 def build(net: str, shape: tuple[int, int, int] = (1, 28, 28), latent: int = LATENT) -> VAE:
-    """The networks of pytorch/examples and the like: 784-400-z, or 4 × 4 convolutions to 32 and 64 maps."""
+    """Return a VAE with the networks of pytorch/examples: 784-400-z, or 4 × 4 convolutions to 32 and 64 maps."""
     torch.manual_seed(0)
     if net == "default":
         return build_vae(PartSettings(), torch.zeros(1, *shape, dtype=torch.uint8))
@@ -50,6 +51,7 @@ class ByHand(nn.Module):
             layer.__class__ = {Conv2d: nn.Conv2d, ConvTranspose2d: nn.ConvTranspose2d}.get(type(layer), type(layer))
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Return the loss of a batch of pixels, summed over the images."""
         grey = pixels / 255
         x = (torch.rand_like(grey) < grey).float()
         loc, log_scale = self.encoder(x).chunk(2, -1)
@@ -59,11 +61,12 @@ class ByHand(nn.Module):
 
 
 def adam(module: nn.Module) -> torch.optim.Adam:
+    """Return torch's fused Adam on all parameters."""
     return torch.optim.Adam(module.parameters(), lr=LR, fused=True)
 
 
 def timed(step: Callable[[Tensor], Any], precision: torch.dtype | None = None, vae: VAE | None = None) -> Round:
-    """Rounds of a step that returns its loss, under the settings that fit would make."""
+    """Make rounds of a step that returns its loss, with the settings that ``fit`` would make."""
 
     def run(pixels: Tensor) -> float:
         start = time.perf_counter()
@@ -76,6 +79,7 @@ def timed(step: Callable[[Tensor], Any], precision: torch.dtype | None = None, v
 
 
 def fit_way(net: str) -> Round:
+    """Make rounds of ``fit`` with its data path."""
     vae = build(net)
 
     def run(pixels: Tensor) -> float:
@@ -87,12 +91,15 @@ def fit_way(net: str) -> Round:
 
 
 def svi(net: str) -> Round:
+    """Make rounds of Pyro's SVI."""
     vae = build(net)
     inference = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": LR}), Trace_ELBO())
     return timed(lambda pixels: inference.step(vae.observe(pixels)))
 
 
 def engine(kind: type, precision: torch.dtype | None = None) -> Callable[[str], Round]:
+    """Return the way of an engine in a precision."""
+
     def make(net: str) -> Round:
         vae = build(net)
         return with_fast_matmul(timed(kind(vae, Trace_ELBO(), adam(vae)), precision, vae))
@@ -101,6 +108,8 @@ def engine(kind: type, precision: torch.dtype | None = None) -> Callable[[str], 
 
 
 def with_fast_matmul(run: Round) -> Round:
+    """Make the same rounds with the float32 matmul of ``fit``."""
+
     def fast(pixels: Tensor) -> float:
         with fast_matmul("cpu"):
             return run(pixels)
@@ -109,10 +118,12 @@ def with_fast_matmul(run: Round) -> Round:
 
 
 def by_hand(way: Callable[[nn.Module], Callable[[Tensor], Tensor]]) -> Callable[[str], Round]:
+    """Return the way of the step by hand, its loss compiled or not by ``way``."""
     return lambda net: timed(step_by_hand(ByHand(build(net)), way))
 
 
 def step_by_hand(module: nn.Module, way: Callable = lambda module: module) -> Callable[[Tensor], Tensor]:
+    """Return a step by torch alone: loss, backward and Adam."""
     optimizer, loss_of = adam(module), way(module)
 
     def step(pixels: Tensor) -> Tensor:
@@ -126,10 +137,12 @@ def step_by_hand(module: nn.Module, way: Callable = lambda module: module) -> Ca
 
 
 def by_hand_whole(net: str) -> Round:
+    """Make rounds of the whole step by hand in one compiled graph."""
     return with_fast_matmul(timed(whole_step_by_hand(ByHand(build(net)))))
 
 
 def whole_step_by_hand(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a compiled step by torch alone, Adam written out."""
     names = [name for name, _ in module.named_parameters()]
     values = [parameter.detach() for parameter in module.parameters()]
     means, squares = ([torch.zeros_like(value) for value in values] for _ in range(2))
@@ -153,65 +166,8 @@ def whole_step_by_hand(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def numpyro_way(net: str) -> Round:
-    import jax  # an optional dependency: without it the way is not offered
-    import jax.numpy as jnp
-    import numpyro
-    import numpyro.distributions as dist
-    from jax.example_libraries import stax
-
-    dense, relu = stax.Dense, stax.Relu
-    heads = stax.FanOut(2), stax.parallel(dense(LATENT), stax.serial(dense(LATENT), stax.Exp))
-    if net == "mlp":
-        encoder = stax.serial(stax.Flatten, dense(400), relu, *heads)
-        decoder = stax.serial(dense(400), relu, dense(784))
-    else:
-        maps = (lambda key, shape: ((shape[0], 7, 7, 64), ())), (lambda p, h, **_: h.reshape(-1, 7, 7, 64))
-
-        def strided(layer: Callable, channels: int) -> Any:
-            return layer(channels, (4, 4), (2, 2), "SAME")
-
-        encoder = stax.serial(strided(stax.Conv, 32), relu, strided(stax.Conv, 64), relu, stax.Flatten, *heads)
-        decoder = stax.serial(
-            dense(3136), relu, maps, strided(stax.ConvTranspose, 32), relu, strided(stax.ConvTranspose, 1)
-        )
-
-    def model(x):
-        decode = numpyro.module("decoder", decoder, (len(x), LATENT))
-        with numpyro.plate("images", len(x)):
-            z = numpyro.sample("z", dist.Normal(0, 1).expand([LATENT]).to_event(1))
-            logits = decode(z).reshape(len(x), 784)
-            numpyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x.reshape(len(x), 784))
-
-    def guide(x):
-        loc, scale = numpyro.module("encoder", encoder, (len(x), 28, 28, 1))(x)
-        with numpyro.plate("images", len(x)):
-            numpyro.sample("z", dist.Normal(loc, scale).to_event(1))
-
-    inference = numpyro.infer.SVI(model, guide, numpyro.optim.Adam(LR), numpyro.infer.Trace_ELBO())
-
-    @jax.jit
-    def scan(state, key, pixels):
-        def body(carry, batch):
-            state, key = carry
-            key, draw = jax.random.split(key)
-            x = (jax.random.uniform(draw, batch.shape) * 255 < batch).astype("float32")
-            state, loss = inference.update(state, x)
-            return (state, key), loss
-
-        return jax.lax.scan(body, (state, key), pixels)
-
-    carry: list[Any] = []
-
-    def run(pixels: Tensor) -> float:
-        batches = jnp.asarray(pixels.numpy()).transpose(0, 1, 3, 4, 2)
-        if not carry:
-            carry.extend((inference.init(jax.random.PRNGKey(0), jnp.zeros(batches[0].shape)), jax.random.PRNGKey(1)))
-        start = time.perf_counter()
-        carry[:], losses = scan(*carry, batches)
-        losses.block_until_ready()
-        return time.perf_counter() - start
-
-    return run
+    """Make rounds of a jitted numpyro step; numpyro and jax are imported only here, as they are optional."""
+    return import_module("experiments.benchmarks.numpyro_step").rounds(net)
 
 
 WAYS: dict[str, Callable[[str], Round]] = {

@@ -1,18 +1,19 @@
 """The benchmark measures the same step in every way, and its ratios are those of one round."""
 
 import argparse
+import inspect
+import re
 from copy import deepcopy
 
-import benchmark
 import pyro
 import pytest
-import run
 import torch
-from benchmarks import parts, quality, ranks, scaling, speed, start, ways
 from pyro.infer import TraceMeanField_ELBO
 
+from experiments import benchmark, run
+from experiments.benchmarks import parts, quality, ranks, scaling, speed, start, ways
 from pyro_vae import load
-from pyro_vae.data.sets import Data, Split
+from pyro_vae.data import Data, Split
 from pyro_vae.training.engines import Eager
 
 PIXELS = torch.randint(256, (40, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -87,7 +88,8 @@ def test_the_start_is_cold_once_and_warm_after(monkeypatch):
 
     def in_this_process(command, check, stdout, cwd, env):
         caches.append(env["TORCHINDUCTOR_CACHE_DIR"])
-        assert command[1:] == ["-m", "benchmarks.start", "mlp", "20"] and (cwd / "benchmarks" / "start.py").is_file()
+        assert command[1:] == ["-m", "experiments.benchmarks.start", "mlp", "20"]
+        assert (cwd / "experiments/benchmarks/start.py").is_file()
         return argparse.Namespace(stdout=b"12.5" if caches.count(caches[-1]) == 1 else b"2.5")
 
     monkeypatch.setattr("subprocess.run", in_this_process)
@@ -118,7 +120,7 @@ def test_time_to_quality_is_that_of_the_recipe_from_a_cold_start(tmp_path, monke
         assert command[1] == run.__file__ and run.main(command[2:]) == 0
 
     monkeypatch.setattr("subprocess.run", in_this_process)
-    monkeypatch.setattr("results.git_commit", lambda: None)
+    monkeypatch.setattr("pyro_vae.runs.origins.git_commit", lambda: None)
     small = ["--dataset", "digits", "--net", "mlp", "--hidden", "16", "--flow-width", "8", "--latent", "2"]
     words = [*small, "--epochs", "2", "--engine", "eager", "--precision", "float32"]
     runs = [quality.trained(seed, 30, tmp_path / f"seed{seed}", words) for seed in (0, 1, 0)]
@@ -133,3 +135,32 @@ def test_time_to_quality_is_that_of_the_recipe_from_a_cold_start(tmp_path, monke
     runs[0]["evidence"]["log_px"] = quality.TARGET - 1
     assert "missed by 1.00" in quality.table(runs)
     assert len(quality.figure(runs).axes[0].get_lines()) > 2 * len(runs)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--scaling", "--nets", "mlp"],
+            "--nets: ignored beside --scaling; write --start or --ranks, or no question, or leave --nets out",
+        ),
+        (["--parts", "--only", "fit"], "--only: ignored beside --parts; write no question, or leave --only out"),
+        (["--start", "--images", "9"], "--images: ignored beside --start; write --ranks, or no question, or leave"),
+        (["--seeds", "0", "1", "2"], "--seeds: ignored without a question; write --quality, or leave --seeds out"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_that_the_question_ignores_is_refused(capsys, words, message):
+    assert benchmark.main(words) == 1
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize("question", benchmark.QUESTIONS)
+def test_a_question_takes_the_options_that_it_reads(question):
+    module = benchmark.QUESTIONS[question]
+    read = set(re.findall(r"args\.(\w+)", inspect.getsource(module)))
+    assert read - {"out", "data_dir"} == set(module.OPTIONS)
+    flag = [] if question == benchmark.SPEED else [f"--{question}"]
+    values = {"nets": "mlp", "only": "fit"}
+    words = [word for option in module.OPTIONS for word in (f"--{option}", values.get(option, "1"))]
+    assert benchmark.parse_arguments([*flag, *words]).question == question

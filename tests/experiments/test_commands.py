@@ -3,23 +3,24 @@
 import errno
 import io
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-import benchmark
-import compare_estimators
-import compare_likelihoods
-import compare_priors_and_guides
-import evidence
-import latent_dimensions
 import pytest
-import reproduce_aevb
-import run
-import torch
-import two_layer
-from results import exit_status, reason
+
+from experiments import (
+    benchmark,
+    compare_estimators,
+    compare_likelihoods,
+    compare_priors_and_guides,
+    evidence,
+    latent_dimensions,
+    reproduce_aevb,
+    run,
+    two_layer,
+)
+from pyro_vae.runs.arguments import parse_arguments
 
 COMMANDS = [
     benchmark,
@@ -35,7 +36,7 @@ COMMANDS = [
 
 
 def name(command):
-    return command.__name__
+    return command.__name__.removeprefix("experiments.")
 
 
 def test_these_are_all_commands():
@@ -58,7 +59,8 @@ def test_help_on_any_terminal(monkeypatch, command, encoding):
 def test_the_home_folder_in_every_path(tmp_path, monkeypatch, command):
     monkeypatch.setenv("HOME", str(tmp_path))
     own = ["--run=~/run"] if command is evidence else []
-    args = command.parse_arguments(["--out=~/a", "--data-dir", "~/b", *own])
+    parse = parse_arguments if command is run else command.parse_arguments
+    args = parse(["--out=~/a", "--data-dir", "~/b", *own])
     assert (args.out, args.data_dir) == (tmp_path / "a", tmp_path / "b")
     assert not own or args.run == tmp_path / "run"
 
@@ -82,7 +84,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
-    for work in ("train", "fit"):
+    for work in ("train", "trained", "fit"):
         if hasattr(command, work):
             monkeypatch.setattr(command, work, lambda *_, **__: pytest.fail("it was trained"))
     assert command.main([*words, "--out", str(tmp_path / "out")]) == 1
@@ -133,30 +135,3 @@ def test_options_that_something_in_the_command_takes():
     compare_priors_and_guides.parse_arguments(["--rows", "standard", "--flow-depth", "3", "--components", "9"])
     latent_dimensions.parse_arguments(["--estimator", "wake-sleep", "--particles", "5"])  # those of the evaluation
     reproduce_aevb.parse_arguments(["--panels", "frey-2", "mnist-3", "--binarize", "threshold"])
-
-
-def test_how_a_command_ends(capsys):
-    def parse():
-        return run.argparse.Namespace(out="figures/a")
-
-    def fails(error):
-        def work(args):
-            raise error
-
-        return work
-
-    assert exit_status(parse, lambda args: None, "") == 0 and exit_status(parse, lambda args: 3, "") == 3
-    assert exit_status(parse, fails(FloatingPointError("a\n  b")), "") == 1
-    assert exit_status(parse, fails(subprocess.CalledProcessError(2, "git")), "") == 1
-    assert exit_status(parse, fails(KeyboardInterrupt()), "the runs are in {out}") == 130
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "error: a b" and said[2] == "interrupted: the runs are in figures/a"
-    with pytest.raises(KeyError):
-        exit_status(parse, fails(KeyError("a fault of ours")), "")
-
-
-def test_reasons_are_short_and_never_empty():
-    assert reason(ZeroDivisionError()) == "ZeroDivisionError" and len(reason(ValueError("ab " * 9999))) < 1010
-    assert reason(ValueError("got tensor([1, 2])")) == "got tensor([1, 2])" and reason(ValueError("a\n b")) == "a b"
-    page = reason(ValueError(f"x: got {torch.zeros(100, 100)}"))
-    assert page.startswith("x: got tensor([[0., 0., 0.") and page.endswith(" …") and len(page) < 80

@@ -2,8 +2,9 @@
 
 import json
 
-import compare_estimators
 import pytest
+
+from experiments import compare_estimators
 
 WORDS = ["--quick", "--draws", "30", "--images", "8", "--quiet"]
 

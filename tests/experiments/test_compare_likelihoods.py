@@ -2,15 +2,17 @@
 
 import json
 
-import compare_likelihoods as experiment
 import pytest
 import torch
-from compare_likelihoods import RUNS, ranking
-from evidence import load_run
 
+from experiments import compare_likelihoods as experiment
+from experiments.evidence import load_run
+from experiments.likelihoods.families import RUNS
+from experiments.likelihoods.measurement import BATCH
+from experiments.likelihoods.report import ranking
 from pyro_vae import evaluate
 from pyro_vae.likelihoods import Beta
-from pyro_vae.training.loop import fixed_x
+from pyro_vae.training import fixed_x
 
 FEW = [
     "--dataset",
@@ -67,13 +69,13 @@ def test_a_run_is_a_folder_that_the_evidence_experiment_takes(compared):
     folder = compared[0] / RUNS / "beta-seed0"
     vae, pixels, metrics = load_run(folder, torch.device("cpu"))
     assert isinstance(vae.likelihood, Beta) and len(pixels) == 250
-    bound = evaluate(vae, fixed_x(vae, pixels), batch_size=experiment.BATCH).bound.mean().item()
+    bound = evaluate(vae, fixed_x(vae, pixels), batch_size=BATCH).bound.mean().item()
     assert bound == pytest.approx(metrics["results"]["nats"]["bound"]["mean"], rel=1e-6)
 
 
 def test_what_is_there_is_not_trained_again_and_other_settings_are_refused(compared, monkeypatch, capsys):
     words = compared[1]
-    monkeypatch.setattr(experiment, "fit", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(experiment, "trained", lambda *args, **kwargs: pytest.fail("trained again"))
     assert experiment.main(words) == 0
     assert experiment.main([*words, "--latent", "3"]) == 1
     assert "holds a run with settings latent = 2, wanted 3" in capsys.readouterr().err
@@ -101,7 +103,7 @@ def test_a_run_that_failed_is_reported_as_failed(compared, monkeypatch):
     def diverges(*args, **kwargs):
         raise experiment.NonFiniteLoss("the loss became nan in epoch 1")
 
-    monkeypatch.setattr(experiment, "fit", diverges)
+    monkeypatch.setattr(experiment, "trained", diverges)
     folder = out.parent / "failed"
     words = [*words[:-5], "--seeds", "0", "--out", str(folder)]
     assert experiment.main(words) == 0

@@ -2,10 +2,10 @@
 
 import json
 
-import compare_priors_and_guides as compare
 import pytest
 import torch
 
+from experiments import compare_priors_and_guides as compare
 from pyro_vae import load
 from pyro_vae.config import GUIDES, PRIORS
 
@@ -86,10 +86,10 @@ def test_at_one_seed_all_rows_start_from_the_same_networks():
     ("words", "message"),
     [
         (["--rows", "vamp", "--components", "0"], "--components: wanted 1 to 1297 training images, got 0"),
-        (["--rows", "mixture", "--components", "0"], "components must be a whole number of at least 1, got 0"),
-        (["--rows", "low-rank", "--rank", "5"], "rank must be at most latent = 4, got 5"),
-        (["--rows", "low-rank", "--rank", "0"], "rank must be a whole number of at least 1, got 0"),
-        (["--rows", "flow-guide", "--flow-depth", "0"], "depth must be a whole number of at least 1, got 0"),
+        (["--rows", "mixture", "--components", "0"], "components: wanted a whole number of at least 1, got 0"),
+        (["--rows", "low-rank", "--rank", "5"], "rank: wanted at most latent = 4, got 5"),
+        (["--rows", "low-rank", "--rank", "0"], "rank: wanted a whole number of at least 1, got 0"),
+        (["--rows", "flow-guide", "--flow-depth", "0"], "depth: wanted a whole number of at least 1, got 0"),
         (["--report"], "holds no run to report"),
     ],
 )

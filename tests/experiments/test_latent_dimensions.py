@@ -2,8 +2,9 @@
 
 import json
 
-import latent_dimensions
 import pytest
+
+from experiments import latent_dimensions
 
 WORDS = ["--dataset", "digits", "--hidden", "16", "--epochs", "2", "--lr", "1e-2", "--quiet"]
 

@@ -5,39 +5,31 @@ import math
 from dataclasses import replace
 
 import pytest
-import reproduce_aevb
 import torch
-from aevb import algorithms, marginal, report
+from programs import DIGITS, linear_gaussian
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import Bernoulli, Normal
 
-from pyro_vae import fit, likelihoods, load
-from pyro_vae.data.sets import Split
-from pyro_vae.linear_gaussian import LinearGaussian
-from pyro_vae.training import loop as training
+from experiments import reproduce_aevb
+from experiments.aevb import algorithms, marginal, published, report
+from experiments.aevb import runs as panels
+from pyro_vae import fit, likelihoods
+from pyro_vae.data import Split
+from pyro_vae.training import epochs, fixed_x
 
-DIGITS = load("digits")
 BOUNDS = {Trace_ELBO: algorithms.bound_a, TraceMeanField_ELBO: algorithms.bound_b}
-
-
-@pytest.fixture
-def doubles():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
 
 
 @pytest.fixture
 def first_order(monkeypatch):
     """The state of torch's generator where ``fit`` first shuffles the images."""
-    states, original = [], training.batches
+    states, original = [], epochs.batches
 
     def batches(*args):
         states.append(torch.get_rng_state())
         return original(*args)
 
-    monkeypatch.setattr(training, "batches", batches)
+    monkeypatch.setattr(epochs, "batches", batches)
     return states
 
 
@@ -63,7 +55,7 @@ def assert_trajectories_agree(state, vae, bound, update, by_fit):
 
 @pytest.mark.parametrize("gaussian", [False, True], ids=["bernoulli", "gaussian"])
 @pytest.mark.parametrize("elbo", BOUNDS)
-def test_the_paper_s_algorithm_moves_parameters_as_the_library_does(doubles, first_order, monkeypatch, elbo, gaussian):
+def test_the_paper_s_algorithm_moves_parameters_as_the_library_does(float64, first_order, monkeypatch, elbo, gaussian):
     monkeypatch.setattr(algorithms, "EPOCH", 1)
     vae, seen, by_fit = small(gaussian), [], []
 
@@ -78,7 +70,7 @@ def test_the_paper_s_algorithm_moves_parameters_as_the_library_does(doubles, fir
     assert_trajectories_agree(first_order[0], small(gaussian), BOUNDS[elbo], update, by_fit)
 
 
-def test_the_paper_s_algorithm_by_sgd_moves_parameters_as_the_library_does(doubles, first_order):
+def test_the_paper_s_algorithm_by_sgd_moves_parameters_as_the_library_does(float64, first_order):
     vae, by_fit, step, N = small(), [], 1e-5, 250
 
     def sgd(parameters):
@@ -123,8 +115,7 @@ def test_the_program_is_the_paper_s():
 
 @pytest.fixture
 def program():
-    torch.manual_seed(0)
-    return LinearGaussian(torch.randn(5, 2, dtype=torch.float64), torch.randn(5, dtype=torch.float64), scale=0.7)
+    return linear_gaussian()
 
 
 def standardised(program, x, z):
@@ -222,11 +213,11 @@ def test_the_marginal_likelihood_by_numerical_integration():
 
 
 def test_annealing_and_draws_of_the_prior_find_the_same_marginal_likelihood():
-    run = reproduce_aevb.Run("likelihood-1000", "aevb", 3000, 0, "meanfield", "dynamic", 100, 64, digits=True)
-    images = reproduce_aevb.images_of(run, None)
-    _, vae = reproduce_aevb.train(run, images, 0.1, 3000, [3000], lambda *_: {})
-    x = training.fixed_x(vae, images.test.images[:50])
-    by_prior, by_annealing = marginal.marginal_likelihood(vae, x, 2**14), reproduce_aevb.annealed(vae, x, seed=0)
+    run = panels.PanelRun("likelihood-1000", "aevb", 3000, 0, "meanfield", "dynamic", 100, 64, digits=True)
+    images = panels.images_of(run, None)
+    _, vae = panels.train(run, images, 0.1, 3000, [3000], lambda *_: {})
+    x = fixed_x(vae, images.test.images[:50])
+    by_prior, by_annealing = marginal.marginal_likelihood(vae, x, 2**14), panels.annealed(vae, x, seed=0)
     error = math.hypot(by_prior.monte_carlo_error, by_annealing["monte_carlo_error"])
     assert 0 < error < 0.1
     assert by_annealing["log_px"] == pytest.approx(by_prior.mean, abs=4 * error)
@@ -243,9 +234,9 @@ def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("figures") / "aevb"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce_aevb, "CHOICE", 750)
-        patch.setattr(reproduce_aevb, "EVIDENCE_IMAGES", 20)
+        patch.setattr(panels, "EVIDENCE_IMAGES", 20)
         patch.setattr(reproduce_aevb, "DRAWS", 2**12)
-        patch.setattr(reproduce_aevb, "ANNEALED_IMAGES", 5)
+        patch.setattr(panels, "ANNEALED_IMAGES", 5)
         assert reproduce_aevb.main([*WORDS, "--panels", *SHOWN, "--out", str(folder)]) == 0
     return folder
 
@@ -274,7 +265,7 @@ def test_tables_and_figures_are_written(out):
     names = {path.name for path in out.parent.iterdir()}
     assert names == {"aevb", "aevb.txt", "aevb.json", *(f"aevb_figure{n}.png" for n in (2, 3, 4, 5))}
     table = json.loads((out.parent / "aevb.json").read_text())
-    assert len(table["figure_2"]) == 5 and {row["algorithm"] for row in table["figure_3"]} == set(report.NAMES)
+    assert len(table["figure_2"]) == 5 and {row["algorithm"] for row in table["figure_3"]} == set(published.NAMES)
     assert "mnist-3 aevb" in (out.parent / "aevb.txt").read_text()
 
 
@@ -287,15 +278,15 @@ def test_what_lies_there_is_not_run_again_and_other_settings_are_refused(out, mo
     assert "seed = 0" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", reproduce_aevb.PANELS)
+@pytest.mark.parametrize("name", panels.PANELS)
 def test_every_panel_can_be_trained_and_measured(name, monkeypatch):
-    monkeypatch.setattr(reproduce_aevb, "ANNEALED_IMAGES", 2)
-    monkeypatch.setattr(reproduce_aevb, "ANNEALING", {"num_temperatures": 3, "chains": 2, "leapfrog": 2})
-    for algorithm in reproduce_aevb.PANELS[name].algorithms:
-        run = reproduce_aevb.Run(name, algorithm, 200, 0, "trace", "dynamic", choice=100, draws=64, digits=True)
-        images = reproduce_aevb.images_of(run, None)
+    monkeypatch.setattr(panels, "ANNEALED_IMAGES", 2)
+    monkeypatch.setattr(panels, "ANNEALING", {"num_temperatures": 3, "chains": 2, "leapfrog": 2})
+    for algorithm in panels.PANELS[name].algorithms:
+        run = panels.PanelRun(name, algorithm, 200, 0, "trace", "dynamic", choice=100, draws=64, digits=True)
+        images = panels.images_of(run, None)
         images = replace(images, train=images.train[:200], test=images.test[:25])
-        points, _ = reproduce_aevb.train(run, images, 0.01, 200, [200], reproduce_aevb.measurement(run))
+        points, _ = panels.train(run, images, 0.01, 200, [200], panels.measurement(run))
         assert len(points) == 1 and points[0]["samples"] >= 200
         assert points[0]["train_details"]["images"] == 200 and points[0]["test_details"]["images"] == 25
 
@@ -321,18 +312,18 @@ def test_what_cannot_be_is_an_error(tmp_path, capsys, words, message):
 
 
 def test_published_numbers():
-    bounds, evidence = report.published_bounds(), report.published_evidence()
-    assert report.at(bounds["mnist", 20, "aevb", "test"], 7.0) == pytest.approx(-104.7)
-    assert report.at(bounds["frey", 20, "aevb", "test"], 7.0) == pytest.approx(1200, abs=5)
+    bounds, evidence = published.published_bounds(), published.published_evidence()
+    assert published.at(bounds["mnist", 20, "aevb", "test"], 7.0) == pytest.approx(-104.7)
+    assert published.at(bounds["frey", 20, "aevb", "test"], 7.0) == pytest.approx(1200, abs=5)
     assert evidence[1000, "mcem", "test"][60e6] == -141.6
-    assert {key[:2] for key in bounds} == {
-        (p.dataset, p.latent) for p in reproduce_aevb.PANELS.values() if not p.evidence
-    } - {("mnist", 2)}
+    assert {key[:2] for key in bounds} == {(p.dataset, p.latent) for p in panels.PANELS.values() if not p.evidence} - {
+        ("mnist", 2)
+    }
 
 
 def as_published(shift=0.0):
     """The paper's own curves as if they were ours, AEVB moved by so many nats."""
-    runs, bounds = [], report.published_bounds()
+    runs, bounds = [], published.published_bounds()
     for (dataset, latent, algorithm, split), curve in bounds.items():
         if split == "test":
             add = shift if algorithm == "aevb" else 0.0

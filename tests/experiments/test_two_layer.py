@@ -5,10 +5,10 @@ import json
 import pyro.distributions as dist
 import pytest
 import torch
-import two_layer
 from pyro.infer import Trace_ELBO
 from torch import nn
 
+from experiments import two_layer
 from pyro_vae import evaluate, log_evidence, priors
 from pyro_vae.linear_gaussian import LinearGaussian
 
@@ -70,7 +70,7 @@ def linear():
 
 def test_with_the_exact_guide_every_weight_is_the_evidence(linear):
     program, x, log_px = linear
-    evidence = log_evidence(program.model, program.guide, x, num_particles=30, seed=0)
+    evidence = log_evidence(program.model, program.guide, x, particles=30, seed=0)
     torch.testing.assert_close(evidence.log_px, log_px)
     assert evidence.standard_error.max() < 1e-6
     torch.testing.assert_close(evaluate(program, x).bound, log_px)
@@ -88,7 +88,7 @@ def test_the_rates_of_the_layers_add_up_to_the_rate(linear):
 
 def test_it_is_measured_and_written(tmp_path, capsys):
     out = tmp_path / "out"
-    assert two_layer.main([*WORDS, "--warm-up", "1", "--out", str(out)]) == 0
+    assert two_layer.main([*WORDS, "--warm-up", "0.5", "--out", str(out)]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
     for name, sites in two_layer.LAYERS.items():
         result = metrics["programs"][name]
@@ -116,7 +116,7 @@ def test_a_step_moves_every_parameter_of_both_programs():
     ("words", "message"),
     [
         (["--images", "0"], "--images: wanted 1 to"),
-        (["--top", "0"], "--top must be a whole number of at least 1"),
+        (["--top", "0"], "--top: wanted a whole number of at least 1"),
         (["--epochs", "0"], "epochs: wanted a whole number of at least 1"),
     ],
 )

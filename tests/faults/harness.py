@@ -33,11 +33,10 @@ import numpy as np
 import scipy.io
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
-import run
-
-from pyro_vae import load_vae
+from pyro_vae import files, load_vae
+from pyro_vae.data import formats
 from pyro_vae.data import sets as data
+from pyro_vae.runs import train
 from pyro_vae.training import checkpoint
 
 WORDS = ["--dataset", "digits", "--net", "mlp", "--hidden", "8", "--epochs", "4", "--quiet"]
@@ -46,6 +45,7 @@ MEMORY = 1 << 30  # bytes that it may take
 
 
 def main() -> int:
+    """Run the command; return 1 if anything went wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--files", type=int, default=1000)
@@ -55,7 +55,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.no_pictures:
-        run.pictures = lambda *_: {}
+        train.pictures = lambda *_: {}
     WORDS.extend(args.options.split())
     draw = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def main() -> int:
 
 
 def kill_runs(folder: Path, number: int, draw: random.Random) -> list[str]:
-    """Kills so many runs and resumes them; what went wrong, in words."""
+    """Kill so many runs and resume them; return what went wrong, in words."""
     reference = finished(folder / "reference")
     started = time.monotonic()
     if wait(forked(lambda: slow_run(folder / "slow"), folder / "log")) != 0:
@@ -86,7 +86,7 @@ def kill_runs(folder: Path, number: int, draw: random.Random) -> list[str]:
             continue  # it had ended already
         when = moment(out)
         moments[when] += 1
-        code = wait(forked(lambda out=out: run.main([*WORDS, "--out", str(out), "--resume"]), folder / "log"))
+        code = wait(forked(lambda out=out: run([*WORDS, "--out", str(out), "--resume"]), folder / "log"))
         if code != 0 or result(out) != reference:
             failures.append(f"killed {when}, exit status {code}: {(folder / 'log').read_text()[-500:]}")
     found = ", ".join(f"{count} {name}" for name, count in moments.most_common())
@@ -94,8 +94,13 @@ def kill_runs(folder: Path, number: int, draw: random.Random) -> list[str]:
     return failures
 
 
+def run(words: list[str]) -> int:
+    """Run the command experiments/run.py with these options in this process."""
+    return train.main(words, __doc__, "run.py")
+
+
 def slow_run(out: Path) -> int:
-    """A run whose checkpoints, one every second step, take long to write."""
+    """Do a run that writes a checkpoint every second step, slowly."""
 
     def write(file, content: bytes) -> None:
         for start in range(0, len(content), len(content) // 50 + 1):
@@ -103,12 +108,12 @@ def slow_run(out: Path) -> int:
             file.flush()
             time.sleep(0.002)
 
-    checkpoint._write = write
-    return run.main([*WORDS, "--out", str(out), "--checkpoint-every", "2"])
+    files._write = write
+    return run([*WORDS, "--out", str(out), "--checkpoint-every", "2"])
 
 
 def moment(out: Path) -> str:
-    """What a run was doing when it was killed."""
+    """Return what a run was doing when it was killed."""
     if list(out.glob("checkpoint*.new")):
         return "writing a checkpoint"
     if list(out.glob("*.new")) or (out / "metrics.json").exists() or (out / "parameters.pt").exists():
@@ -117,13 +122,14 @@ def moment(out: Path) -> str:
 
 
 def finished(out: Path) -> tuple:
-    if wait(forked(lambda: run.main([*WORDS, "--out", str(out)]), out.with_suffix(".log"))) != 0:
+    """Do a run without faults; return its result."""
+    if wait(forked(lambda: run([*WORDS, "--out", str(out)]), out.with_suffix(".log"))) != 0:
         raise SystemExit(out.with_suffix(".log").read_text())
     return result(out)
 
 
 def result(out: Path) -> tuple:
-    """What must not depend on faults: the bits of the parameters, and the numbers."""
+    """Return what must not depend on faults: the bits of the parameters, and the numbers."""
     metrics = json.loads((out / "metrics.json").read_text())
     kept = [metrics[name] for name in ("test", "best_epoch", "estimators", "engine", "interrupted")]
     state = torch.load(out / "parameters.pt", weights_only=True)
@@ -134,7 +140,7 @@ def result(out: Path) -> tuple:
 
 
 def fill_the_disk(folder: Path) -> list[str]:
-    """The third or fourth checkpoint does not fit: an error with the cure; with more room, the last one goes on."""
+    """Check that a checkpoint that does not fit is an error with a cure, and that the run goes on with more room."""
     reference, failures, size = result(folder / "reference"), [], 0
     for name, place in {"a limit on the size of files": limited, "a full file system": small_disk}.items():
         out = folder / name.replace(" ", "-")
@@ -149,7 +155,7 @@ def fill_the_disk(folder: Path) -> list[str]:
             if code != 1 or "cannot be written" not in said or "what was saved before is untouched" not in said:
                 failures.append(f"{name}: exit status {code}: {said}")
             make_room()
-            code = wait(forked(lambda out=out: run.main([*WORDS, "--out", str(out), "--resume"]), folder / "log"))
+            code = wait(forked(lambda out=out: run([*WORDS, "--out", str(out), "--resume"]), folder / "log"))
             if code != 0 or result(out) != reference:
                 failures.append(f"{name}: not resumed, exit status {code}: {(folder / 'log').read_text()}")
             print(f"{name}: the error said {said.strip().split(': ', 1)[-1]!r}; resumed from step {content['step']}")
@@ -158,7 +164,7 @@ def fill_the_disk(folder: Path) -> list[str]:
 
 @contextlib.contextmanager
 def limited(out: Path, size: int) -> Iterator[tuple[Callable[[], int], Callable[[], None]]]:
-    """A run that may write no large file from its third checkpoint on, and a way to make room."""
+    """Context manager with a run that may write no large file from its third checkpoint on, and a way to make room."""
 
     def work() -> int:
         due = checkpoint.Checkpoints.due
@@ -169,21 +175,21 @@ def limited(out: Path, size: int) -> Iterator[tuple[Callable[[], int], Callable[
             return due(self, step)
 
         checkpoint.Checkpoints.due = due_and_full
-        return run.main([*WORDS, "--out", str(out), "--checkpoint-every", "2"])
+        return run([*WORDS, "--out", str(out), "--checkpoint-every", "2"])
 
     yield work, lambda: None
 
 
 @contextlib.contextmanager
 def small_disk(out: Path, size: int) -> Iterator[tuple[Callable[[], int] | None, Callable[[], None] | None]]:
-    """A run into a file system with room for two checkpoints and a half, and a way to make room; None: no mount."""
+    """Context manager with a run into a small file system, and a way to make room; None if it cannot be mounted."""
     mount = ["mount", "-t", "tmpfs", "-o", f"size={int(2.5 * size)}", "tmpfs", str(out)]
     if subprocess.run(mount, capture_output=True).returncode != 0:
         yield None, None
         return
     try:
         yield (
-            lambda: run.main([*WORDS, "--out", str(out), "--checkpoint-every", "2"]),
+            lambda: run([*WORDS, "--out", str(out), "--checkpoint-every", "2"]),
             lambda: subprocess.run(["mount", "-o", "remount,size=50m", str(out)], check=True),
         )
     finally:
@@ -194,7 +200,7 @@ def small_disk(out: Path, size: int) -> Iterator[tuple[Callable[[], int] | None,
 
 
 def damage_files(folder: Path, number: int, draw: random.Random) -> list[str]:
-    """Reads so many damaged files, each within limits of time and memory; what went wrong, in words."""
+    """Read so many damaged files, each within limits of time and memory; return what went wrong, in words."""
     readers, whole = readers_and_files(folder)
     names = list(readers)
     tried = [(names[i % len(names)], damaged(whole, names[i % len(names)], draw)) for i in range(number)]
@@ -219,7 +225,7 @@ def damage_files(folder: Path, number: int, draw: random.Random) -> list[str]:
 
 
 def read_all(files: list, readers: dict, folder: Path, end: int) -> int:
-    """Tries to read each file, and reports a line each."""
+    """Try to read each file; report a line each."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
     with os.fdopen(end, "w") as pipe:
@@ -237,49 +243,22 @@ def read_all(files: list, readers: dict, folder: Path, end: int) -> int:
 
 
 def readers_and_files(folder: Path) -> tuple[dict[str, Callable[[bytes], str]], dict[str, bytes]]:
-    """How each kind of file is read, "read" or what is wrong with that, and a whole one of each kind."""
-    model, mnist, frey = folder / "model", folder / "MNIST", folder / data.FREY_FILE
+    """Return for each kind of file its reader, which says "read" or what is wrong with that, and a whole one."""
+    model = folder / "model"
     shutil.copytree(folder / "reference", model)
-    mnist.mkdir()
-    frey.parent.mkdir()
+    (folder / "MNIST").mkdir()
+    (folder / data.FREY_FILE).parent.mkdir()
     state = load_vae(model).state_dict()
-
-    def parameters(name: str, may_be_read: bool, content: bytes) -> str:
-        whole = (folder / "reference" / name).read_bytes()
-        (model / name).write_bytes(content)
-        try:
-            again = load_vae(model).state_dict()
-        finally:
-            (model / name).write_bytes(whole)
-        same = all(torch.equal(value, state[key]) for key, value in again.items())
-        return "read" if may_be_read and same else "a damaged file was taken for a model"
-
-    def idx(suffix: str, content: bytes) -> str:
-        path = mnist / f"images{suffix}"
-        path.write_bytes(content)
-        try:
-            return "read" if data._idx(mnist / "images", 3).dtype == torch.uint8 else "no images"
-        finally:
-            path.unlink()
-
-    def faces(content: bytes) -> str:
-        frey.write_bytes(content)
-        return "read" if len(data._frey(frey)) == 1965 else "no faces"
-
-    def saved(content: bytes) -> str:
-        checkpoint.decode(content, "checkpoint.pt")
-        return "a damaged file was taken for a checkpoint"
-
     random_images = np.random.RandomState(0).randint(0, 256, (50, 28, 28), np.uint8)
     images = struct.pack(">4B3I", 0, 0, 8, 3, *random_images.shape) + random_images.tobytes()
     readers = {
-        "checkpoint.pt": saved,
-        "idx": lambda content: idx("", content),
-        "parameters.pt": lambda content: parameters("parameters.pt", False, content),
-        "idx.gz": lambda content: idx(".gz", content),
-        "metrics.json": lambda content: parameters("metrics.json", True, content),
-        "mat": faces,
-        "mat, packed": faces,
+        "checkpoint.pt": read_checkpoint,
+        "idx": lambda content: read_idx(folder / "MNIST/images", "", content),
+        "parameters.pt": lambda content: read_model(folder, "parameters.pt", state, content),
+        "idx.gz": lambda content: read_idx(folder / "MNIST/images", ".gz", content),
+        "metrics.json": lambda content: read_model(folder, "metrics.json", state, content),
+        "mat": lambda content: read_faces(folder / data.FREY_FILE, content),
+        "mat, packed": lambda content: read_faces(folder / data.FREY_FILE, content),
     }
     whole = {
         "checkpoint.pt": checkpoint.encode({"step": 1, "program": state, "history": {"rows": [{"epoch": 1}]}}),
@@ -293,14 +272,49 @@ def readers_and_files(folder: Path) -> tuple[dict[str, Callable[[bytes], str]], 
     return readers, whole
 
 
+def read_checkpoint(content: bytes) -> str:
+    """Decode a checkpoint."""
+    checkpoint.decode(content, "checkpoint.pt")
+    return "a damaged file was taken for a checkpoint"
+
+
+def read_model(folder: Path, name: str, state: dict[str, torch.Tensor], content: bytes) -> str:
+    """Load a model; damaged metrics may still describe the same one, damaged parameters may not be read."""
+    whole = (folder / "reference" / name).read_bytes()
+    (folder / "model" / name).write_bytes(content)
+    try:
+        again = load_vae(folder / "model").state_dict()
+    finally:
+        (folder / "model" / name).write_bytes(whole)
+    same = all(torch.equal(value, state[key]) for key, value in again.items())
+    return "read" if same and name == "metrics.json" else "a damaged file was taken for a model"
+
+
+def read_idx(images: Path, suffix: str, content: bytes) -> str:
+    """Read a file of images in MNIST's format."""
+    path = images.with_name(images.name + suffix)
+    path.write_bytes(content)
+    try:
+        return "read" if formats.read_idx(images, 3).dtype == torch.uint8 else "no images"
+    finally:
+        path.unlink()
+
+
+def read_faces(frey: Path, content: bytes) -> str:
+    """Read a file of Frey faces."""
+    frey.write_bytes(content)
+    return "read" if len(formats.read_frey(frey)) == 1965 else "no faces"
+
+
 def mat(packed: bool) -> bytes:
+    """Return a MATLAB file of faces."""
     file, faces = io.BytesIO(), np.random.RandomState(0).randint(0, 256, (560, 1965)).astype(np.uint8)
     scipy.io.savemat(file, {"ff": faces}, do_compression=packed)
     return file.getvalue()
 
 
 def damaged(whole: dict[str, bytes], name: str, draw: random.Random) -> bytes:
-    """The file with one to three of: cut off, bits flipped, bytes replaced, a huge number, a piece twice, another's."""
+    """Return the file with one to three random faults."""
     content = bytearray(whole[name])
     while bytes(content) == whole[name]:
         for _ in range(draw.randint(1, 3)):
@@ -327,7 +341,7 @@ def damaged(whole: dict[str, bytes], name: str, draw: random.Random) -> bytes:
 
 
 def forked(work: Callable[[], int], log: Path) -> int:
-    """A process of its own that does the work, says what it says to the log, and ends; its number."""
+    """Start a process that does the work, writes its output to the log, and ends; return its number."""
     sys.stdout.flush()
     process = os.fork()
     if process:
@@ -347,6 +361,7 @@ def forked(work: Callable[[], int], log: Path) -> int:
 
 
 def wait(process: int) -> int:
+    """Return the exit status of a process."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 

@@ -18,6 +18,7 @@ ALLOWED = 0.05  # share by which it may grow
 
 
 def main() -> int:
+    """Train, and return 1 if the memory grew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=2000)
     parser.add_argument("--engine", default="eager")
@@ -49,7 +50,7 @@ def main() -> int:
 
 
 def resident() -> int:
-    """Bytes of memory that this process occupies."""
+    """Return the bytes of memory that this process occupies."""
     gc.collect()
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) * 1024

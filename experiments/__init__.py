@@ -1,0 +1,8 @@
+"""One script for each question, run as ``python experiments/NAME.py`` or ``python -m experiments.NAME``.
+
+Both forms need ``pip install -e .``, which puts this clone on Python's path. After a plain ``pip install .`` the second
+form works in the root of the clone, and the first only for scripts that import no other module of this folder.
+
+What several scripts share is in ``pyro_vae.runs``. The modules of a single script are in a folder: ``aevb`` for
+``reproduce_aevb``, ``benchmarks`` for ``benchmark``, ``likelihoods`` for ``compare_likelihoods``.
+"""
