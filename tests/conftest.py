@@ -1,9 +1,51 @@
-"""Each test begins with an empty Pyro store."""
+"""Fixtures of several tests. Each test begins and ends with an empty Pyro store."""
+
+import os
+import signal
 
 import pyro
 import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and OpenMP's threads wait by spinning
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)
 def empty_store():
     pyro.clear_param_store()
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture
+def float64():
+    """Seed torch and compute in float64 by default."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def usual_interrupt():
+    """Have Ctrl-C raise KeyboardInterrupt: a process that was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def no_validation():
+    """Have Pyro check no values, as in a long training."""
+    with pyro.validation_enabled(False):
+        yield
+
+
+@pytest.fixture
+def quick_compiler(monkeypatch):
+    """Trace graphs as ever, and run them as they are, without torch's compiler."""
+    compile, settings = torch.compile, {"backend": "eager", "fullgraph": True, "dynamic": False}
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile(function, **settings))

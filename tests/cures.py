@@ -1,4 +1,4 @@
-"""Follows the cure of a message to the letter: the code after its last "write " is run."""
+"""Follow the cure of an error message to the letter: run the code after its last "write "."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +15,12 @@ def code_in(message: object) -> str:
 
 
 def follow(message: object, **names: Any) -> None:
-    """Runs code that changes files."""
+    """Run the cure of a message that changes files."""
     exec(code_in(message), {"np": np, "Path": Path, **names})
 
 
 def cured(call: Callable[[Any], Any], rows: Any, name: str, steps: int = 4) -> Any:
-    """``call(rows)``, the rows being replaced by what its messages tell to write, as often as it refuses."""
+    """Return ``call(rows)``; whenever it refuses, replace the rows by what its message says to write."""
     for _ in range(steps):
         try:
             return call(rows)
@@ -30,7 +30,7 @@ def cured(call: Callable[[Any], Any], rows: Any, name: str, steps: int = 4) -> A
 
 
 def cured_files(call: Callable[[], Any], steps: int = 4) -> Any:
-    """``call()``, the files being changed as its messages tell, as often as it refuses."""
+    """Return ``call()``; whenever it refuses, change the files as its message says."""
     for _ in range(steps):
         try:
             return call()

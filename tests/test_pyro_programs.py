@@ -1,6 +1,6 @@
-"""Programs as Pyro's users write them, through every estimator: the right number or an error in our words, no third.
+"""Programs as Pyro's users write them, through every estimator: each gives the right number or an error that says why.
 
-Right is what is known by other means: closed forms, sums over the values of a discrete site, or the mean of Pyro's
+The right number is known by other means: closed forms, sums over the values of a discrete site, or the mean of Pyro's
 ``Trace_ELBO``. A mean may miss it by six of its standard errors.
 """
 
@@ -32,23 +32,14 @@ KINDS = {
 }
 X = torch.tensor([0.5, -1.0, 2.0, 0.3], dtype=torch.float64)
 COUNTS = torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+pytestmark = pytest.mark.usefixtures("float64")
 NO_PLATE = "do not share a plate over images"
 NO_RSAMPLE = "is not reparameterised"
 NO_KL = "no closed form is registered"
 
 
-@pytest.fixture(autouse=True)
-def float64():
-    pyro.clear_param_store()
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-    pyro.clear_param_store()
-
-
 class Case(NamedTuple):
-    """A program, its parameters, and what is known: the ELBO as a function of them, log p(x), and what is refused."""
+    """A program, its parameters, the ELBO as a function of them, log p(x), and the errors that estimators raise."""
 
     model: Callable
     guide: Callable
@@ -350,7 +341,7 @@ def partly_observed():
 
 
 def points():
-    """A guide of single points in each row, as AutoDelta's: Pyro's loss, and no importance weight."""
+    """A guide of single points in each row, as AutoDelta: it has Pyro's loss, and no importance weight."""
     place, theta = leaf(0.4), leaf(1.2)
     case = conjugate()
 
@@ -378,7 +369,7 @@ def points():
 
 
 def moved_draws():
-    """A draw of a fixed distribution, moved by a learned map: to a point, which brings the density of the map along."""
+    """A draw of a fixed distribution, moved by a learned map to a point that carries the density of the map."""
     case = conjugate()
     loc, raw, _ = case.parameters
 
@@ -391,7 +382,7 @@ def moved_draws():
 
 
 def factor_in_guide():
-    """A factor of the guide counts as in Trace_ELBO; there is no weight."""
+    """A factor of the guide counts as in Trace_ELBO; there is no importance weight."""
     case = conjugate()
     loc, raw, _ = case.parameters
 
@@ -409,7 +400,7 @@ def factor_in_guide():
 
 
 def not_for_a_plate_of_particles():
-    """A sum over dimension 1, which with a plate of particles is that over rows: of as many, so that nothing fails."""
+    """A sum over dimension 1, which is the rows in a plate of particles; there are as many, so that nothing fails."""
     loc, raw, x = leaf(0.3), leaf(-0.5), X[:3]
 
     def model(x):
@@ -465,7 +456,7 @@ def draws(estimator, case, runs):
 
 
 def assert_mean(values, expected, error=0.0):
-    """Of each column the mean is that expected, which has a standard error too, within six standard errors."""
+    """Check the mean of each column against the expected one, which may have a standard error, within six of them."""
     spread = (values.var(0) / len(values) + error**2).sqrt()
     assert ((values.mean(0) - expected).abs() <= 6 * spread + 1e-9).all(), (values.mean(0), expected, spread)
 
@@ -631,7 +622,7 @@ class Classifying(SemiSupervised):
 
 
 class Repeating(torch.nn.Module):
-    """As AIR: objects one after the other, as long as there are any; the code of one that is not there is masked."""
+    """As AIR: objects one after the other, as long as there are any; codes of absent objects are masked."""
 
     estimators = ScoreFunction(1), ScoreFunction(3, "leave-one-out")
     args = (SemiSupervised.args[0],)
