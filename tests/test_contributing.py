@@ -1,0 +1,62 @@
+"""The steps of CONTRIBUTING.md work as they stand: its parts, pasted into a copy of the package, train for an epoch."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
+PLACES = {  # heading: file of the class, file and first line of the table
+    "Add a likelihood, step by step": ("likelihoods.py", "config.py", "LIKELIHOODS = table(\n"),
+    "Add an estimator": ("estimators.py", "config.py", "ESTIMATORS = table(\n"),
+    "Add a data set": ("data/sets.py", "data/sets.py", "_SETS = (\n"),
+}
+
+
+def blocks(heading, language):
+    section = PAGE.partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    return re.findall(rf"```{language}\n(.*?)```", section, flags=re.DOTALL)
+
+
+def run(folder, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    """A copy of the package with all parts of the page, and of what its commands read."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("pyro_vae", "experiments", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "setup.cfg", folder)
+    for heading, (module, tables, table) in PLACES.items():
+        part, record = blocks(heading, "python")
+        path = folder / "pyro_vae" / module
+        before, at, after = path.read_text().partition(table)  # at the end where the table is in another file
+        path.write_text(f"{before}\n\n{part}\n\n{at}{after}")
+        path = folder / "pyro_vae" / tables
+        assert path.read_text().count(table) == 1
+        opened, more, record = record.partition("    ...,\n")  # the records that are there
+        assert opened == table and more and record.endswith("\n)\n")
+        path.write_text(path.read_text().replace(table, table + record.removesuffix(")\n")))
+    return folder
+
+
+@pytest.mark.parametrize("heading", PLACES)
+def test_commands_of_the_page_work(clone, heading):
+    for line in "".join(blocks(heading, "bash")).splitlines():
+        program, *words = shlex.split(line)
+        if program == "pytest":
+            assert re.search(r"\d passed", run(clone, "-m", "pytest", *words))
+        else:
+            assert "nats per image" in run(clone, *words)
