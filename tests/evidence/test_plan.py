@@ -74,11 +74,7 @@ def test_rows_that_a_plate_takes_at_random_have_no_weight(of_all):
         with pyro.plate("rows", 7, subsample_size=3):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    words = (
-        "scaled differently .* plate subsampling"
-        if of_all
-        else "'rows' takes 3 of 7 rows at random.* plate of len"
-    )
+    words = "scaled differently .* plate subsampling" if of_all else "'rows' takes 3 of 7 rows at random.* plate of len"
     for call in (lambda: log_evidence(model, guide, X, 10), lambda: annealed_evidence(model, guide, X, chains=2)):
         with pytest.raises(ValueError, match=words):
             call()
