@@ -120,6 +120,8 @@ def measure(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> None:
     """Do all seeds of all rows that are not in the folder yet, seed by seed."""
     images = load_data(args)
+    for row in args.rows:  # an option that a row cannot have is known before anything is trained
+        build(row, args, images.train.images.cpu())
     make_folder(args.out)
     for seed in args.seeds:
         for row in args.rows:

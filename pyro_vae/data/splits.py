@@ -33,8 +33,8 @@ class Split:
         ...
     ValueError: images: wanted a uint8 tensor (N, C, H, W), got torch.float32 of shape (3, 28, 28); if 0 is black and 1
     white, write (images[:, None].float() * (255 / 1)).round().to(torch.uint8)
-    >>> len(Split(np.zeros((3, 1, 28, 28), np.uint8))[::-2])
-    2
+    >>> Split(np.zeros((3, 1, 28, 28), np.uint8))[::-2]
+    Split(images: 2 × 1 × 28 × 28, labels: none)
     """
 
     images: Tensor
@@ -43,6 +43,10 @@ class Split:
     def __post_init__(self) -> None:
         images = as_images(self.images)
         vars(self).update(images=images, labels=None if self.labels is None else as_labels(self.labels, len(images)))
+
+    def __repr__(self) -> str:
+        labels = "none" if self.labels is None else str(len(self.labels))
+        return f"Split(images: {' × '.join(map(str, self.images.shape))}, labels: {labels})"
 
     def __len__(self) -> int:
         """Return N, the number of images."""

@@ -90,12 +90,14 @@ def test_at_one_seed_all_rows_start_from_the_same_networks():
         (["--rows", "low-rank", "--rank", "5"], "rank: wanted at most latent = 4, got 5"),
         (["--rows", "low-rank", "--rank", "0"], "rank: wanted a whole number of at least 1, got 0"),
         (["--rows", "flow-guide", "--flow-depth", "0"], "depth: wanted a whole number of at least 1, got 0"),
+        (["--rows", "standard", "flow-guide", "--flow-width", "2"], "width: wanted at least latent = 4"),
         (["--report"], "holds no run to report"),
     ],
 )
 def test_what_cannot_be_is_an_error(tmp_path, capsys, words, message):
     assert command(tmp_path, *words) == 1
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()  # nothing was trained
 
 
 def test_other_settings_need_another_folder(tmp_path, capsys):
