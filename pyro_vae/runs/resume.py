@@ -13,8 +13,9 @@ from pyro_vae.runs.folders import write_json
 from pyro_vae.saved import METRICS, PARAMETERS, read_metrics
 from pyro_vae.training import Checkpoints
 from pyro_vae.training.checkpoint import check_same
+from pyro_vae.training.saving import HISTORY
 
-HISTORY, EVIDENCE = "history.csv", "evidence"
+EVIDENCE = "evidence"
 TRAINING = "training.pt"  # the last checkpoint of a run that has ended, from which a longer one goes on
 WRITTEN = (METRICS, PARAMETERS, HISTORY, TRAINING, *(f"{name}.png" for name in PICTURES))  # all files of a run
 FREE = (  # options that may differ when a run is resumed

@@ -11,6 +11,7 @@
 ``selection.py``   the objective by which epochs are compared
 ``settings.py``    the checks of the settings
 ``changes.py``     the check of what the user changes between steps
+``held.py``        the parameters that an optimiser holds
 ``schedules.py``   schedules of the learning rate
 ``rehearsal.py``   the trial of all that would fail in the middle of a training
 ``nonfinite.py``   the search for the site where a loss became non-finite

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from pyro_vae.training.held import trained_and_missing
+
 Kinds = Mapping[str, tuple[torch.dtype, torch.device]]  # of parameters, by their names
 
 
@@ -33,10 +35,7 @@ def check_still_trained(program: Any, optimizer: Optimizer, kinds: Kinds) -> Non
         ...
     ValueError: program: the optimiser does not hold weight (1 of 2 parameters), which would stay as they are; ...
     """
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    named = list(program.named_parameters())
-    trained = [name for name, parameter in named if parameter.requires_grad]
-    missing = [name for name, parameter in named if parameter.requires_grad and id(parameter) not in held]
+    trained, missing = trained_and_missing(program, optimizer)
     if missing:
         raise ValueError(
             f"program: the optimiser does not hold {', '.join(missing[:3])} ({len(missing)} of {len(trained)} "
@@ -45,7 +44,7 @@ def check_still_trained(program: Any, optimizer: Optimizer, kinds: Kinds) -> Non
         )
     if not trained:
         raise ValueError("program: all its parameters are frozen; leave the loop by break, or unfreeze a part")
-    for name, parameter in named:
+    for name, parameter in program.named_parameters():
         was = dtype, device = kinds.get(name, (parameter.dtype, parameter.device))
         if was != (parameter.dtype, parameter.device):
             raise ValueError(

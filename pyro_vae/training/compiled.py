@@ -20,6 +20,7 @@ from pyro_vae.training import ranks
 from pyro_vae.training.adam import adam_step, is_plain_adam
 from pyro_vae.training.eager import EagerEngine, total
 from pyro_vae.training.gradients import GradientGraph
+from pyro_vae.training.held import held_parameters
 
 
 class EngineWarning(UserWarning):
@@ -174,8 +175,7 @@ class CompiledEngine:
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the optimiser, by their names in the program."""
-        known = {id(parameter) for group in self.eager.optimizer.param_groups for parameter in group["params"]}
-        return {name: p for name, p in self.eager.module.named_parameters() if id(p) in known}
+        return held_parameters(self.eager.module, self.eager.optimizer)
 
     def _trained(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the optimiser that are not frozen."""

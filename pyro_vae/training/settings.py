@@ -18,6 +18,7 @@ from pyro_vae.networks import Network
 from pyro_vae.program import Program, check_has, dtype_of
 from pyro_vae.tracing.leaves import find_parameters
 from pyro_vae.training.checkpoint import Checkpoints
+from pyro_vae.training.held import held_ids, trained_and_missing
 
 LR = 1e-3  # of Adam, where neither lr nor an optimiser is given
 ADAM = "optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3)"
@@ -218,7 +219,7 @@ def check_all_trained(program: Program, optimizer: Optimizer, x: Tensor) -> None
     >>> program = LinearGaussian(torch.ones(3, 1))
     >>> check_all_trained(program, torch.optim.Adam(program.parameters()), torch.zeros(2, 3))
     """
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    held = held_ids(optimizer)
     found, *_ = find_parameters(program.model, program.guide, (x,))
     others = [name for name, leaf in (found.model | found.guide).items() if id(leaf) not in held]
     if others:
@@ -318,16 +319,14 @@ def _check_one_gradient(optimizer: Optimizer) -> None:
 
 
 def _check_all_parameters(optimizer: Optimizer, program: Program) -> None:
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    named = {name: id(parameter) for name, parameter in program.named_parameters() if parameter.requires_grad}
-    missing = [name for name, key in named.items() if key not in held]
+    trained, missing = trained_and_missing(program, optimizer)
     if missing:
         raise ValueError(
-            f"optimizer: it does not hold {', '.join(missing[:3])} ({len(missing)} of {len(named)} "
+            f"optimizer: it does not hold {', '.join(missing[:3])} ({len(missing)} of {len(trained)} "
             "parameters), which would stay as they are; switch off what is not to be trained by "
             f"part.requires_grad_(False), and write {ADAM}"
         )
-    others = len(held - {id(parameter) for parameter in program.parameters()})
+    others = len(held_ids(optimizer) - {id(parameter) for parameter in program.parameters()})
     if others:
         raise ValueError(
             f"optimizer: it holds {others} parameters that are not the program's, which would be neither "

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from pyro_vae.errors import warn
 from pyro_vae.program import Program
 from pyro_vae.random import random_state, set_random_state
+from pyro_vae.training.held import held_parameters
 from pyro_vae.training.history import ROW, History, TrainingWarning, history_row
 from pyro_vae.training.selection import Weights, alike
 
@@ -100,7 +101,7 @@ class TrainingState:
             "taken": self.taken,
             "order": self.order,
             "program": dict(self.program.state_dict()),
-            "frozen": [name for name, parameter in self._trained() if not parameter.requires_grad],
+            "frozen": [name for name, parameter in self._held().items() if not parameter.requires_grad],
             "buffers": self._unsaved_buffers(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
@@ -170,10 +171,8 @@ class TrainingState:
                 scheduler.step()
         return [{name: group[name] for name in SCHEDULED if name in group} for group in self.optimizer.param_groups]
 
-    def _trained(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """Return the parameters that the optimiser holds, by name; some may be frozen at present."""
-        held = {id(parameter) for group in self.optimizer.param_groups for parameter in group["params"]}
-        return [(name, parameter) for name, parameter in self.program.named_parameters() if id(parameter) in held]
+    def _held(self) -> dict[str, torch.nn.Parameter]:
+        return held_parameters(self.program, self.optimizer)
 
     def _unsaved_buffers(self) -> dict[str, Tensor]:
         """Return the buffers that the program's state dict leaves out, such as a KL weight."""
@@ -184,7 +183,7 @@ class TrainingState:
     @torch.no_grad()
     def _load_flags_and_buffers(self, state: Mapping[str, Any]) -> None:
         """Restore frozen parameters and buffers outside of the state dict, which earlier versions did not save."""
-        for name, parameter in self._trained() if "frozen" in state else ():
+        for name, parameter in self._held().items() if "frozen" in state else ():
             parameter.requires_grad_(name not in state["frozen"])
         for name, buffer in self._unsaved_buffers().items():
             value = state.get("buffers", {}).get(name)
