@@ -60,6 +60,11 @@ def expanded(path: Path | str) -> Path:
         raise ValueError(f"{path}: there is no such home folder; write {Path.cwd() / path} for this folder") from error
 
 
+def cache_folder() -> Path:
+    """Return the folder of downloads and other files that can be made again, in the user's cache folder."""
+    return expanded(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_vae"
+
+
 def load_tree(file: BinaryIO, name: object) -> dict[str, Any]:
     """Load a dictionary that ``torch.save`` wrote, onto the CPU; raise CheckpointError for anything else.
 

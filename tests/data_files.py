@@ -21,3 +21,8 @@ def npy_bytes(array):
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue()
+
+
+def usps_text(levels, labels):
+    rows = (" ".join(f"{place + 1}:{level:.4f}" for place, level in enumerate(row)) for row in levels)
+    return "\n".join(f"{label + 1} {row} " for label, row in zip(labels, rows)).encode()

@@ -1,13 +1,13 @@
 """Folders of .npy files: the checked images and labels of three splits, or a message that says what to write."""
 
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.levels import LAYOUTS as LAYOUTS
 from pyro_vae.data.mapped import map_array
 from pyro_vae.data.raw import (
     DataError,
@@ -19,24 +19,16 @@ from pyro_vae.data.raw import (
     layout_question,
     may_be_channels_last,
 )
+from pyro_vae.data.reading import SUFFIXES
+from pyro_vae.data.shares import SPLITS
 
-SPLITS = ("train", "valid", "test")
-LAYOUTS = (None, "NCHW", "NHWC")
 WANTED = "wanted train.npy, valid.npy and test.npy, uint8 of shape (N, C, H, W)"
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 READERS = {
-    ".npz": "dict(np.load({!r}))",
-    ".mat": "scipy.io.loadmat({!r})",
-    ".amat": "np.loadtxt({!r})",
-    ".txt": "np.loadtxt({!r})",
     ".pt": "torch.load({!r}, weights_only=True)",
     ".pkl": 'pickle.loads(Path({!r}).read_bytes(), encoding="latin1")',
     ".pickle": 'pickle.loads(Path({!r}).read_bytes(), encoding="latin1")',
 }
 MAGIC, OBJECTS = b"\x93NUMPY", "Python objects"  # the first bytes of a file; words of np.load about a file of objects
-# The usual names of folders that hold the pictures of a split.
-PICTURES_OF = {"train": ("train", "training"), "valid": ("valid", "val", "validation"), "test": ("test", "testing")}
-SEARCHED = 10_000  # the most files of a folder that are searched for pictures
 
 
 def read_folder(folder: Path, layout: str | None = None) -> dict[str, tuple[Tensor, Tensor | None]]:
@@ -58,9 +50,13 @@ def read_folder(folder: Path, layout: str | None = None) -> dict[str, tuple[Tens
 
 
 def how_to_read(path: Path) -> str:
-    """Return advice for a file that was given in place of a folder of .npy files."""
+    """Return advice for a file that was given in place of a folder of .npy files, or is in such a folder."""
     if path.suffix == ".npy":
         return f"give the folder that it is in, {str(path.parent)!r}"
+    if path.suffix.lower() in SUFFIXES:
+        return f"write load({str(path)!r})"
+    if path.suffix.lower() == ".csv":
+        return f"write Data.from_frame(pandas.read_csv({str(path)!r}))"
     reader = READERS.get(path.suffix.lower(), "a library for such files")
     trust = "if you trust it, " if "pickle" in reader else ""
     return (
@@ -180,23 +176,11 @@ def _instead(path: Path) -> str:
 
 def _made_of(path: Path) -> str:
     folder, train = path.parent, path.parent / "train.npy"
-    own = [folder / name for name in PICTURES_OF[path.stem] if (folder / name).is_dir()]
-    drawn = next(filter(None, (_of_pictures(path, part) for part in own)), "")
-    if not drawn and path != train and train.is_file() and len(np.atleast_1d(_opened(train))) > 1:
+    if path != train and train.is_file() and len(np.atleast_1d(_opened(train))) > 1:
         return f"to take a tenth of the training images, write {_held_out(train, path)}"
-    readable = next((file for file in sorted(folder.iterdir()) if file.suffix.lower() in READERS), None)
-    return drawn or _of_pictures(path, folder) or (how_to_read(readable) if readable else "write it by numpy.save")
-
-
-def _of_pictures(path: Path, folder: Path) -> str:
-    """Return the code that makes the file from the pictures in a folder; an empty string if there are none."""
-    if not any(file.suffix.lower() in PICTURES for file in islice(folder.rglob("*"), SEARCHED)):
-        return ""
-    return (
-        f"for the pictures in {folder}, if they have one size, as grey ones ('RGB' for 'L' keeps colours), write "
-        f"from PIL import Image; np.save({str(path)!r}, np.stack([np.array(Image.open(file).convert('L')) for file "
-        f"in sorted(Path({str(folder)!r}).rglob('*')) if file.suffix.lower() in {PICTURES}]))"
-    )
+    known = {*READERS, *SUFFIXES} - {".npy"}
+    readable = next((file for file in sorted(folder.iterdir()) if file.suffix.lower() in known), None)
+    return how_to_read(readable) if readable else "write it by numpy.save"
 
 
 def _held_out(train: Path, held_out: Path) -> str:

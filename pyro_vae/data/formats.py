@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy.io
@@ -17,24 +18,49 @@ from torch import Tensor
 from pyro_vae.data.raw import DataError
 
 FREY_BYTES = 4_000_000  # the file has 1 MB, unpacked 1.2 MB; a larger one is another file
+BYTES = 8
+KINDS = {BYTES: "u1", 12: ">i4"}  # of numbers in idx files
 UNPACKED_BYTES = 2_000_000_000  # the largest idx archive; MNIST's training images have 47 MB, EMNIST's 547 MB
 
 
 def existing(path: Path) -> Path | None:
-    """Return the file, the file under its other usual name, or the gzip archive of either; None if none exists."""
+    """Return the file, the file under its other usual name, or the gzip archive of either; None if none exists.
+
+    In place of a zip archive the folder will do that was unpacked from it.
+    """
+    if path.suffix == ".zip" and not path.is_file() and path.with_suffix("").is_dir():
+        return path.with_suffix("")
     names = (path.name, path.name.replace("-idx", ".idx"))
     files = (path.with_name(name + suffix) for suffix in ("", ".gz") for name in names)
     return next((file for file in files if file.is_file()), None)
 
 
-def read_idx(path: Path, dims: int) -> Tensor:
-    """Read a file of unsigned bytes in the idx format: magic number 0, 0, 8, dims; the sizes, big-endian; the bytes."""
+def opened(path: Path) -> Any:
+    """Open a file for reading bytes, unpacked if it is a gzip archive."""
+    return (gzip.open if path.suffix == ".gz" else open)(path, "rb")
+
+
+def is_idx(path: Path) -> bool:
+    """Return whether a file begins as an idx file of unsigned bytes does, or is an archive of one."""
+    try:
+        with opened(path) as file:
+            begin = file.read(4)
+    except (OSError, EOFError, zlib.error):  # no archive, although its name says so
+        return False
+    return begin[:3] == bytes([0, 0, BYTES]) and len(begin) == 4 and begin[3] in range(1, 6)
+
+
+def read_idx(path: Path, dims: int | None = None, kind: int = BYTES) -> Tensor:
+    """Read a file in the idx format: magic number 0, 0, kind, dims; the sizes, big-endian; the numbers.
+
+    ``kind`` is 8 for unsigned bytes, 12 for int32, which is returned as int64. Without ``dims`` the file says it.
+    """
     path = existing(path) or path
     packed = path.suffix == ".gz"
-    with readable(path), (gzip.open if packed else open)(path, "rb") as file:
-        sizes = _idx_sizes(file, path, dims)
-        declared = math.prod(sizes)
-        held = (_size_at_end(path) if packed else path.stat().st_size) - 4 - 4 * dims
+    with readable(path), opened(path) as file:
+        sizes = _idx_sizes(file, path, dims, kind)
+        declared = math.prod(sizes) * np.dtype(KINDS[kind]).itemsize
+        held = (_size_at_end(path) if packed else path.stat().st_size) - 4 - 4 * len(sizes)
         if packed and declared > UNPACKED_BYTES and (held - declared) % 2**32 == 0:
             raise DataError(
                 f"{path}: its {declared:,} bytes are more than the {UNPACKED_BYTES:,} that are unpacked in "
@@ -49,7 +75,8 @@ def read_idx(path: Path, dims: int) -> Tensor:
         raise DataError(
             f"{path}: the header declares {declared:,} bytes, it holds {got}; remove it to download it again"
         )
-    return torch.from_numpy(content).reshape(sizes)
+    numbers = content if kind == BYTES else content.view(KINDS[kind]).astype(np.int64)
+    return torch.from_numpy(numbers).reshape(sizes)
 
 
 def idx_as_array(path: Path, name: str, shape: Sequence[int]) -> str:
@@ -89,10 +116,12 @@ def readable(path: Path) -> Iterator[None]:
         raise DataError(f"{path} cannot be read ({error}); remove it to download it again") from error
 
 
-def _idx_sizes(file: io.BufferedIOBase, path: Path, dims: int) -> list[int]:
+def _idx_sizes(file: io.BufferedIOBase, path: Path, dims: int | None, kind: int) -> list[int]:
     """Read the header of an idx file, and return the sizes of its dimensions."""
-    length, magic = 4 + 4 * dims, bytes([0, 0, 8, dims])
-    header = file.read(length)
+    begin = file.read(4)
+    dims = begin[-1] if dims is None and len(begin) == 4 else dims or 1
+    length, magic = 4 + 4 * dims, bytes([0, 0, kind, dims])
+    header = begin + file.read(length - 4)
     if header[:4] != magic or len(header) != length:
         raise DataError(
             f"{path}: wanted a header of {length} bytes that begins with {magic.hex(' ')}, got "

@@ -4,7 +4,8 @@ import mmap
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from weakref import WeakValueDictionary
+from typing import NamedTuple
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from pyro_vae.files import expanded
 
 RESIDENT = 64 << 20  # bytes of a file that are in memory at once, about
 TOUCHED = 2 << 20  # bytes that Linux may map around an image that is read
+BLOCK = 2 << 20  # bytes of neighbouring images that are read together where most of them are to be taken
 TOGETHER = 32 << 20  # bytes of images that are in memory at once in a pass over all images
 # Private, and on Linux without a reservation: otherwise the whole file would have to fit into memory.
 PRIVATE = (
@@ -23,6 +25,17 @@ PRIVATE = (
 )
 
 _MAPPED: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()  # keys: the address of the tensor's storage
+
+
+class _Blocks(NamedTuple):
+    """Copies of blocks (n, rows, ...) of a part of a file, by their numbers."""
+
+    part: tuple
+    numbers: Tensor
+    images: Tensor
+
+
+_BLOCKS: WeakKeyDictionary[mmap.mmap, _Blocks] = WeakKeyDictionary()  # what ``take_blocks`` has read
 
 
 def map_array(path: Path | str) -> Tensor:
@@ -67,6 +80,37 @@ def take(images: Tensor, index: Tensor) -> Tensor:
         if hasattr(mmap, "MADV_DONTNEED"):
             pages.madvise(mmap.MADV_DONTNEED)
     return torch.cat(chosen).contiguous()
+
+
+def take_blocks(images: Tensor, index: Tensor) -> Tensor:
+    """Return ``images[index]`` of a mapped tensor from copies of whole blocks, which are kept until others are needed.
+
+    It is the way to read rows in the order of ``order.shuffled``: each block is then read once, from its start to its
+    end, whatever the system reads ahead or keeps of the file. The blocks of an index are in memory at once.
+    """
+    index = index.to(images.device)
+    pages, rows = _MAPPED[images.untyped_storage().data_ptr()], max(1, BLOCK // image_bytes(images))
+    part = images.data_ptr(), images.shape, images.stride()  # of the file, as two parts have other blocks
+    wanted = (index // rows).unique()
+    held = _BLOCKS.get(pages)
+    if held is None or held.part != part or not torch.isin(wanted, held.numbers).all():
+        held = _BLOCKS[pages] = _read(images, wanted, rows, held if held and held.part == part else None)
+        if hasattr(mmap, "MADV_DONTNEED"):
+            pages.madvise(mmap.MADV_DONTNEED)
+    return held.images[torch.searchsorted(held.numbers, index // rows), index % rows]
+
+
+def _read(images: Tensor, wanted: Tensor, rows: int, held: _Blocks | None) -> _Blocks:
+    """Return the wanted blocks, and those that are held as far as both are few; numbers in ascending order."""
+    old = {} if held is None else dict(zip(held.numbers.tolist(), held.images))
+    needed = set(wanted.tolist())
+    numbers = sorted(needed | (old.keys() if len(needed | old.keys()) <= 2 * RESIDENT // BLOCK else set()))
+    blocks = images.new_empty(len(numbers), rows, *images.shape[1:])
+    for block, number in zip(blocks, numbers):
+        whole = old.get(number)
+        block = block if whole is not None else block[: len(images) - number * rows]  # the last one may be shorter
+        block.copy_(images[number * rows : (number + 1) * rows] if whole is None else whole)
+    return _Blocks((images.data_ptr(), images.shape, images.stride()), torch.tensor(numbers), blocks)
 
 
 def parts(images: Tensor, index: Tensor | None = None) -> Iterator[Tensor]:

@@ -48,12 +48,14 @@ def as_images(images: Array) -> Tensor:
 
 
 def as_labels(labels: Array | Sequence[int], count: int, paths: Sequence[Path] = ()) -> Tensor:
-    """Return N whole numbers of any dtype as int64 (N,); raise ValueError for fractions, negative and other values.
+    """Return N whole numbers of any dtype as int64 (N,); raise ValueError for fractions and other values.
+
+    −1 stands for a label that is not known.
 
     >>> as_labels(np.array([2.0, 0.9]), 2)
     Traceback (most recent call last):
         ...
-    ValueError: labels: wanted whole numbers from 0, got 0.9; if each value is a class, write
+    ValueError: labels: wanted whole numbers from 0, or −1 where unknown, got 0.9; if each value is a class, write
     np.searchsorted(classes, np.asarray(labels)), classes being np.unique of the labels of all splits
     """
     _check_whole("labels", labels)
@@ -63,13 +65,17 @@ def as_labels(labels: Array | Sequence[int], count: int, paths: Sequence[Path] =
         array = _array_of(labels)
     if array.shape != (count,):
         got = list(array.shape) if array.ndim else kind(labels)
-        raise ValueError(f"labels: wanted {count}, one an image, got {got}; {_one_each(array, paths)}")
+        raise ValueError(f"labels: wanted {count}, one a row, got {got}; {_one_each(array, paths)}")
     wrong = _no_class(array)
     if wrong.any():
-        raise ValueError(f"labels: wanted whole numbers from 0, got {array[wrong].tolist()[0]!r}; {_numbered(paths)}")
-    if isinstance(labels, Tensor):
-        return labels.long()
-    return torch.tensor(array.astype(np.int64))
+        got = repr(array[wrong].tolist()[0])
+        raise ValueError(f"labels: wanted whole numbers from 0, or −1 where unknown, got {got}; {_numbered(paths)}")
+    if set(np.unique(array).tolist()) == {-1, 1}:
+        raise ValueError(
+            "labels: wanted classes numbered from 0, and −1 where unknown, got −1 and 1 alone; if these are two "
+            "classes, write (labels + 1) // 2"
+        )
+    return labels.long() if isinstance(labels, Tensor) else torch.tensor(array.astype(np.int64))
 
 
 def check_levels(splits: Mapping[str, Tensor], paths: Mapping[str, Path] | None = None) -> None:
@@ -256,27 +262,28 @@ def _array_of(labels: object) -> np.ndarray:
         return np.asarray(labels)
     except ValueError as error:  # rows of different lengths
         raise ValueError(
-            f"labels: wanted whole numbers, one an image, got {kind(labels)} of rows of different "
-            "lengths; give one number for each image"
+            f"labels: wanted whole numbers, one a row, got {kind(labels)} of rows of different "
+            "lengths; give one number for each row"
         ) from error
 
 
 def _no_class(labels: np.ndarray) -> np.ndarray:
-    """Return a mask of the labels that are not whole numbers from 0."""
+    """Return a mask of the labels that are not whole numbers from −1."""
     if labels.dtype.kind not in "biuf":
         return np.ones(labels.shape, bool)
     with np.errstate(invalid="ignore"):  # NaN and numbers that are too large
         whole = labels.astype(np.int64)
-    return (whole != labels) | (whole < 0)
+    return (whole != labels) | (whole < -1)
 
 
 def _one_each(labels: np.ndarray, paths: Sequence[Path]) -> str:
-    one_hot = labels.ndim == 2 and np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all()
+    numbers = labels.dtype.kind in "biuf"
+    one_hot = numbers and labels.ndim == 2 and np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all()
     if one_hot and labels.shape[1] > 1:
         return f"if they are one-hot, write {_written('np.asarray({}).argmax(1)'.format, paths[:1], 'labels')}"
     if labels.ndim == 2 and 1 in labels.shape:
         return f"write {_written('{}.reshape(-1)'.format, paths[:1], 'labels')}"
-    return "give as many labels as images" + ("" if labels.ndim else ", in a list, an array or a tensor")
+    return "give as many labels as rows" + ("" if labels.ndim else ", in a list, an array or a tensor")
 
 
 def _numbered(paths: Sequence[Path]) -> str:

@@ -1,13 +1,12 @@
 """Data sets by name: found in a folder, downloaded or bundled, and split for training, validation and test."""
 
 import os
-import socket
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from string import ascii_letters, ascii_lowercase, digits
 from typing import Any
 
 import numpy as np
@@ -17,46 +16,26 @@ import torchvision
 from tqdm.auto import tqdm
 
 from pyro_vae.checks import whole_number
-from pyro_vae.data.folders import LAYOUTS, how_to_read, read_folder
-from pyro_vae.data.formats import existing, idx_as_array, read_frey, read_idx
+from pyro_vae.data.archives import read_binary, read_cifar, read_omniglot, read_svhn, read_usps
+from pyro_vae.data.formats import idx_as_array, read_frey, read_idx
+from pyro_vae.data.known import ENVIRONMENT, KnownSet, MissingData, fetched, find, read
+from pyro_vae.data.levels import LAYOUTS
+from pyro_vae.data.own import load_own
 from pyro_vae.data.raw import DataError, DataWarning, kind
+from pyro_vae.data.shares import divided
 from pyro_vae.data.splits import Data, Split, batches
 from pyro_vae.errors import warn
 from pyro_vae.files import expanded
 
-__all__ = ["Data", "DataError", "MissingData", "Split", "batches", "load"]
+__all__ = ["ENVIRONMENT", "Data", "DataError", "MissingData", "Split", "batches", "load"]
 
-ENVIRONMENT = "PYRO_VAE_DATA"
-TIMEOUT = 5.0  # seconds to wait for a silent network
 FREY_FILE = "frey/frey_rawface.mat"
 FREY_URL = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
-
-
-@dataclass(frozen=True)
-class KnownSet:
-    """A record of ``SETS``: how a data set is read, fetched and split.
-
-    Attributes:
-        word: its name.
-        help: a description.
-        read: from the paths of its files to all images, and to those for test if they are apart.
-        valid_size: the number of validation images, and of test images if they are not apart.
-        files: below the folder that is searched; none for a data set that is generated or comes with a library.
-        fetch: what downloads the files into a folder.
-        first_labels: of the training images, for sets whose files have the same names.
-    """
-
-    word: str
-    help: str
-    read: Callable[..., tuple[Split, Split | None]]
-    valid_size: int
-    files: tuple[str, ...] = ()
-    fetch: Callable[[Path], object] = lambda folder: None
-    first_labels: tuple[int, ...] = ()
-
-
-class MissingData(DataError):
-    """A data set that is in none of the folders searched and cannot be downloaded."""
+BINARY_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
+BINARY_FILES = tuple(f"BinarizedMNIST/binarized_mnist_{split}.amat" for split in ("train", "valid", "test"))
+DIGITS = tuple(digits)
+# EMNIST joins the two cases of the letters that look alike in both.
+BALANCED = "".join(sorted(set(digits + ascii_letters) - set("cijklmopsuvwxyz")))
 
 
 def load(
@@ -67,8 +46,12 @@ def load(
     seed: int = 0,
     download: bool = True,
     layout: str | None = None,
+    size: int | tuple[int, int] | None = None,
 ) -> Data:
-    """Load a data set: ``mnist``, ``fashion``, ``kmnist``, ``frey``, ``digits``, ``auto``, or a folder of arrays.
+    """Load a data set by its name, or from a folder of pictures or arrays, or from a file of arrays.
+
+    Names: ``mnist``, ``fashion``, ``kmnist``, ``qmnist``, ``emnist-letters``, ``emnist-balanced``, ``usps``, ``svhn``,
+    ``cifar10``, ``omniglot``, ``binarized-mnist``, ``frey``, ``digits`` and ``auto``.
 
     If ``root`` is given, files are searched there and nowhere else. Otherwise they are searched in the folder that the
     environment variable ``PYRO_VAE_DATA`` names, and then in the user's cache folder. Missing files are downloaded into
@@ -76,18 +59,24 @@ def load(
     found or downloaded, and otherwise ``digits`` with a ``note`` that says so. ``~`` is the home folder. The name of a
     data set never means a folder: write ``./digits`` for a folder of that name.
 
-    The files of MNIST, Fashion-MNIST and KMNIST are ``train-images-idx3-ubyte`` (or ``train-images.idx3-ubyte``, or the
-    ``.gz`` of these) and so on in ``MNIST/raw``, as torchvision stores them, or in ``root`` itself.
+    Files are where torchvision stores them, or in ``root`` itself: those of MNIST, Fashion-MNIST and KMNIST are
+    ``train-images-idx3-ubyte`` (or ``train-images.idx3-ubyte``, or the ``.gz`` of these) and so on in ``MNIST/raw``.
 
     Splits: ``numpy.random.RandomState(seed).permutation``, which is the same on every machine, permutes the training
     images; the last ``valid_size`` of them are the validation images. MNIST, Fashion-MNIST and KMNIST: 50,000 / 10,000
     / 10,000, with their own test images. Frey Face, 28 × 20, has neither test images nor labels: the first 200 after
-    the permutation are the test images, 1,565 / 200 / 200. Digits, 8 × 8: the first 250, 1,297 / 250 / 250.
+    the permutation are the test images, 1,565 / 200 / 200. Digits, 8 × 8: the first 250, 1,297 / 250 / 250. The images
+    of ``binarized-mnist`` (Larochelle & Murray 2011) are 0 and 255, its three splits those of its files. Omniglot is
+    made smaller, 105 to 28 pixels, and white on black; its test images are of alphabets that training has not.
 
-    A folder holds ``train.npy``, ``valid.npy`` and ``test.npy``, uint8 of shape (N, C, H, W) or (N, H, W), and
-    optionally ``train_labels.npy`` and so on, whole numbers (N,). Its images are mapped from disk instead of read
-    (except for arrays in Fortran order, which are read), so that the training images may exceed the memory. If a shape
-    does not show which axis holds the channels, set ``layout`` to "NCHW" or "NHWC".
+    A folder of pictures is read by ``Data.from_folder``, with ``size`` as there and ``valid_size`` as ``valid``. A
+    file, or a folder of files, of arrays whose names say field and split (``x_train``, ``test_labels``) is read, too,
+    in the formats of ``read_arrays``.
+
+    For images larger than memory a folder holds ``train.npy``, ``valid.npy`` and ``test.npy``, uint8 of shape
+    (N, C, H, W) or (N, H, W), and optionally ``train_labels.npy`` and so on, whole numbers (N,). These images are
+    mapped from disk instead of read (except for arrays in Fortran order, which are read). If a shape does not show
+    which axis holds the channels, set ``layout`` to "NCHW" or "NHWC".
 
     Raises:
         ValueError: for an unknown name, a validation set that leaves nothing to train on, or another bad argument.
@@ -109,15 +98,17 @@ def load(
             return replace(load("digits", seed=seed), note=note)
     known = SETS.get(str(name)) if isinstance(name, str) else None
     if known is None:
-        return _own(expanded(name), valid_size, layout)
+        return load_own(expanded(name), SETS.values(), valid_size, seed=seed, layout=layout, size=size)
+    if size is not None:
+        raise ValueError(f"size: wanted none, as the images of {name} have a size of their own, got {size!r}")
     if Path(name, "train.npy").is_file():
         warn(
             f"name: {name!r} is the known data set, although there is a folder {name} that holds train.npy; "
             f"write './{name}' for the folder",
             DataWarning,
         )
-    paths = (_find(known, root) or _download(known, root, download)) if known.files else []
-    return _split(known, *known.read(*paths), known.valid_size if valid_size is None else valid_size, seed)
+    paths = (find(known, root) or fetched(known, root, download)) if known.files else []
+    return _split(known, read(known, paths), valid_size, seed)
 
 
 def _check_arguments(name: Any, valid_size: Any, seed: Any, layout: Any) -> None:
@@ -133,110 +124,40 @@ def _check_arguments(name: Any, valid_size: Any, seed: Any, layout: Any) -> None
         raise ValueError(f'layout: wanted "NCHW" or "NHWC" for a folder, else None, got {layout!r} for {name}')
 
 
-def _split(known: KnownSet, everything: Split, test: Split | None, valid_size: int, seed: int) -> Data:
-    order = torch.from_numpy(np.random.RandomState(seed).permutation(len(everything)))
-    if test is None:
-        test, order = everything[order[: known.valid_size]], order[known.valid_size :]
-    if not 1 <= valid_size < len(order):
+def _split(known: KnownSet, parts: Sequence[Split | None], valid_size: int | None, seed: int) -> Data:
+    everything, test, valid = (*parts, None)[:3]
+    if everything is None or (valid is not None and valid_size is not None):
+        raise ValueError(f"valid_size: wanted none, as {known.word} has validation images of its own, got {valid_size}")
+    if valid is not None and test is not None:
+        return Data(known.word, everything, valid, test, classes=known.classes)
+    size, count = known.valid_size if valid_size is None else valid_size, len(everything)
+    shares = {"valid": size} if test is not None else {"valid": size, "test": known.valid_size}
+    left = count - shares.get("test", 0)
+    if not 1 <= size < left:
         raise ValueError(
-            f"valid_size: wanted 1 to {len(order) - 1} of {known.word}'s {len(order)} images, got {valid_size}; "
-            f"write for instance valid_size={max(1, len(order) // 10)}"
+            f"valid_size: wanted 1 to {left - 1} of {known.word}'s {left} images, got {size}; "
+            f"write for instance valid_size={max(1, left // 10)}"
         )
-    return Data(known.word, everything[order[:-valid_size]], everything[order[-valid_size:]], test)
+    rows = divided(count, shares, seed)
+    test = everything[rows["test"]] if test is None else test
+    return Data(known.word, everything[rows["train"]], everything[rows["valid"]], test, classes=known.classes)
 
 
-def _own(folder: Path, valid_size: int | None, layout: str | None) -> Data:
-    """Load the images of a folder of .npy files, which stay on disk."""
-    if not folder.is_dir():
-        cure = f"; {how_to_read(folder)}" if folder.is_file() else ""
-        raise ValueError(
-            f"name: wanted one of {', '.join(SETS)}, auto, or a folder of .npy files, got {str(folder)!r}{cure}"
-        )
-    if valid_size is not None:
-        raise ValueError(f"valid_size: wanted none, as {folder} has validation images of its own, got {valid_size}")
-    if not (folder / "train.npy").exists():
-        for known in SETS.values():
-            if known.files and _find(known, folder):
-                raise DataError(
-                    f"{folder} holds no train.npy but files of {known.word}; "
-                    f"write load({known.word!r}, {str(folder)!r})"
-                )
-    splits = {split: Split(*part) for split, part in read_folder(folder, layout).items()}
-    return Data(folder.resolve().name, splits["train"], splits["valid"], splits["test"], looked_at=True)
-
-
-def _folders(root: Path | str | None) -> list[Path]:
-    if root is not None:
-        return [expanded(root)]
-    cache = expanded(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_vae"
-    named = os.environ.get(ENVIRONMENT)
-    return [expanded(named), cache] if named else [cache]
-
-
-def _find(known: KnownSet, root: Path | str | None) -> list[Path] | None:
-    """Return the data set's files from the first folder that has some of them; raise DataError if it lacks others."""
-    for folder in _folders(root):
-        for paths in ([folder / file for file in known.files], [folder / Path(file).name for file in known.files]):
-            found = {path: existing(path) for path in paths}
-            there = [file for file in found.values() if file]
-            if len(there) == len(paths):
-                return there
-            if there:
-                missing = next(path for path, file in found.items() if not file)
-                raise DataError(f"{missing} is missing beside {there[0].name}; put it there too")
-    return None
-
-
-def _download(known: KnownSet, root: Path | str | None, allowed: bool) -> list[Path]:
-    """Download into a temporary folder, and move the files to their places when all of them are complete."""
-    name, folder, file = known.word, _folders(root)[-1], known.files[0]
-    searched = ", ".join(str(path / file) for path in _folders(root))
-    cure = f"put its files where they are searched, {searched}, or give their folder by --data-dir or {ENVIRONMENT}"
-    if not allowed:
-        raise MissingData(f"{name} was not found, and download is False; {cure}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        scratch = TemporaryDirectory(prefix=".download-", dir=folder, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise MissingData(f"{name} was not found, and {folder} cannot be written ({error.strerror}); {cure}") from error
-    try:
-        with scratch as downloads, _timeout(TIMEOUT):
-            known.fetch(Path(downloads))
-            for path in [path for path in Path(downloads).rglob("*") if path.is_file()]:
-                target = folder / path.relative_to(downloads)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target)
-    except Exception as error:
-        raise MissingData(f"{name} was not found, and its download failed ({error}); {cure}") from error
-    files = _find(known, folder)
-    if files is None:
-        raise MissingData(f"{name} was downloaded into {folder}, but its files are not there; {cure}")
-    return files
-
-
-def _fetch_frey(folder: Path) -> None:
-    path = folder / FREY_FILE
-    path.parent.mkdir()
-    with urllib.request.urlopen(FREY_URL) as source, path.open("wb") as file:
+def _fetch_url(url: str, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with urllib.request.urlopen(url) as source, path.open("wb") as file:
         length = int(source.headers.get("Content-Length") or 0)
         with tqdm.wrapattr(file, "write", total=length, desc=path.name) as target:
             while chunk := source.read(1 << 16):
                 target.write(chunk)
-    read_frey(path)  # raises DataError unless it is complete and the right file
 
 
-@contextmanager
-def _timeout(seconds: float) -> Iterator[None]:
-    """Context manager in which sockets have a default timeout, as torchvision's downloads do not set one."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
+def _fetch_frey(folder: Path) -> None:
+    _fetch_url(FREY_URL, folder / FREY_FILE)
+    read_frey(folder / FREY_FILE)  # raises DataError unless it is complete and the right file
 
 
-def _idx_splits(name: str, files: Sequence[Path]) -> tuple[Split, Split]:
+def _idx_splits(name: str, files: Sequence[Path], most: int = 9) -> tuple[Split, Split]:
     """Return the training and the test split, from files of images and labels in turn."""
     splits = []
     for part, split, images_file, labels_file in zip(("train", "t10k"), ("train", "test"), files[::2], files[1::2]):
@@ -249,8 +170,8 @@ def _idx_splits(name: str, files: Sequence[Path]) -> tuple[Split, Split]:
                 f"{folder}: wanted {part} images of 28 × 28 pixels and as many labels, got "
                 f"{tuple(images.shape)} and {tuple(labels.shape)}; {cure}"
             )
-        if labels.max() > 9:
-            raise DataError(f"{folder}: the {part} labels go up to {labels.max()}, wanted 0 to 9; {cure}")
+        if labels.max() > most:
+            raise DataError(f"{folder}: the {part} labels go up to {labels.max()}, wanted 0 to {most}; {cure}")
         for other in SETS.values() if part == "train" else ():
             first = list(other.first_labels)
             if first and other.word != name and labels[: len(first)].tolist() == first:
@@ -263,10 +184,37 @@ def _idx_splits(name: str, files: Sequence[Path]) -> tuple[Split, Split]:
     return train, test
 
 
+def _apart(reader: Callable[[Path], Sequence[torch.Tensor]], train: Path, test: Path) -> tuple[Split, Split]:
+    """Return the training and the test split, from a file of images and labels each."""
+    return Split(*reader(train)), Split(*reader(test))
+
+
+def _emnist(word: str, first: int, classes: int, *paths: Path) -> tuple[Split, ...]:
+    """Return the training and the test split; the files have the images lying, and letters numbered from 1."""
+    parts = _idx_splits(word, paths, classes - 1 + first)
+    return tuple(Split(part.images.transpose(2, 3), part.labels - first) for part in parts)
+
+
+def _qmnist(*paths: Path) -> tuple[Split, ...]:
+    """Return the training and the test split; of the eight columns of labels the first is the digit."""
+    files = zip(paths[::2], paths[1::2])
+    return tuple(Split(read_idx(one, 3).unsqueeze(1), read_idx(two, 2, kind=12)[:, 0]) for one, two in files)
+
+
+def _omniglot(background: Path, evaluation: Path) -> tuple[Split, Split]:
+    train, (images, labels) = Split(*read_omniglot(background)), read_omniglot(evaluation)
+    return train, Split(images, labels + int(train.labels.max()) + 1)
+
+
 def _digits() -> tuple[Split, None]:
-    digits: Any = sklearn.datasets.load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    return Split(torch.from_numpy(pixels)[:, None], torch.from_numpy(digits.target).long()), None
+    found: Any = sklearn.datasets.load_digits()
+    pixels = np.round(found.images * (255 / 16)).astype(np.uint8)
+    return Split(torch.from_numpy(pixels)[:, None], torch.from_numpy(found.target).long()), None
+
+
+def _torchvision(name: str, *arguments: dict[str, Any]) -> Callable[[Path], object]:
+    """Return what downloads a data set of torchvision, once with each of the arguments."""
+    return lambda root: [getattr(torchvision.datasets, name)(root, download=True, **given) for given in arguments]
 
 
 def _idx_set(word: str, folder: str, help: str, first_labels: tuple[int, ...] = ()) -> KnownSet:
@@ -278,8 +226,25 @@ def _idx_set(word: str, folder: str, help: str, first_labels: tuple[int, ...] = 
         lambda *paths: _idx_splits(word, paths),
         valid_size=10_000,
         files=tuple(f"{folder}/raw/{kind}-ubyte" for kind in kinds),
-        fetch=lambda root: getattr(torchvision.datasets, folder)(root, download=True),
+        fetch=_torchvision(folder, {}),
         first_labels=first_labels,
+        classes=DIGITS if word == "mnist" else tuple(getattr(torchvision.datasets, folder).classes),
+    )
+
+
+def _emnist_set(part: str, help: str, classes: str, rows: tuple[int, int], first: int = 0) -> KnownSet:
+    """Return the record of a part of EMNIST; ``first`` is the number of the first class in its files."""
+    word, kinds = f"emnist-{part}", ("train-images-idx3", "train-labels-idx1", "test-images-idx3", "test-labels-idx1")
+    return KnownSet(
+        word,
+        f"{help}, 28 × 28",
+        partial(_emnist, word, first, len(classes)),
+        valid_size=rows[1],
+        files=tuple(f"EMNIST/raw/emnist-{part}-{kind}-ubyte" for kind in kinds),
+        fetch=_torchvision("EMNIST", {"split": part}),
+        classes=tuple(classes),
+        rows=rows,
+        shape=(1, 28, 28),
     )
 
 
@@ -288,6 +253,78 @@ _SETS = (
     _idx_set("fashion", "FashionMNIST", "clothes", (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)),
     _idx_set("kmnist", "KMNIST", "Japanese characters"),
     KnownSet(
+        "qmnist",
+        "MNIST's digits, with 60,000 for test, 28 × 28",
+        _qmnist,
+        valid_size=10_000,
+        files=tuple(
+            f"QMNIST/raw/qmnist-{part}-{kind}"
+            for part in ("train", "test")
+            for kind in ("images-idx3-ubyte", "labels-idx2-int")
+        ),
+        fetch=_torchvision("QMNIST", {"what": "train"}, {"what": "test"}),
+        classes=DIGITS,
+        rows=(60_000, 60_000),
+        shape=(1, 28, 28),
+    ),
+    _emnist_set("letters", "handwritten letters, 26 classes", ascii_lowercase, (124_800, 20_800), first=1),
+    _emnist_set("balanced", "handwritten letters and digits, 47 classes", BALANCED, (112_800, 18_800)),
+    KnownSet(
+        "usps",
+        "digits of the US Postal Service, 16 × 16",
+        partial(_apart, read_usps),
+        valid_size=1_000,
+        files=("usps.bz2", "usps.t.bz2"),
+        fetch=_torchvision("USPS", {"train": True}, {"train": False}),
+        classes=DIGITS,
+        rows=(7_291, 2_007),
+        shape=(1, 16, 16),
+    ),
+    KnownSet(
+        "svhn",
+        "street view house numbers, 3 × 32 × 32",
+        partial(_apart, read_svhn),
+        valid_size=10_000,
+        files=("train_32x32.mat", "test_32x32.mat"),
+        fetch=_torchvision("SVHN", {"split": "train"}, {"split": "test"}),
+        classes=DIGITS,
+        rows=(73_257, 26_032),
+        shape=(3, 32, 32),
+    ),
+    KnownSet(
+        "cifar10",
+        "photographs of ten kinds of things, 3 × 32 × 32",
+        lambda *paths: (Split(*read_cifar(paths[:-1])), Split(*read_cifar(paths[-1:]))),
+        valid_size=5_000,
+        files=tuple(
+            f"cifar-10-batches-py/{name}" for name in (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
+        ),
+        fetch=_torchvision("CIFAR10", {}),
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        rows=(50_000, 10_000),
+        shape=(3, 32, 32),
+    ),
+    KnownSet(
+        "omniglot",
+        "characters of 50 alphabets, those for test from others than those for training, 28 × 28",
+        _omniglot,
+        valid_size=1_280,
+        files=("omniglot-py/images_background.zip", "omniglot-py/images_evaluation.zip"),
+        fetch=_torchvision("Omniglot", {"background": True}, {"background": False}),
+        rows=(19_280, 13_180),
+        shape=(1, 28, 28),
+    ),
+    KnownSet(
+        "binarized-mnist",
+        "MNIST as Larochelle binarized it, without labels, 28 × 28",
+        lambda train, valid, test: tuple(Split(read_binary(path)) for path in (train, test, valid)),
+        valid_size=10_000,
+        files=BINARY_FILES,
+        fetch=lambda root: [_fetch_url(BINARY_URL + Path(file).name, root / file) for file in BINARY_FILES],
+        rows=(50_000, 10_000, 10_000),
+        shape=(1, 28, 28),
+    ),
+    KnownSet(
         "frey",
         "the face of Brendan Frey, 28 × 20, without labels",
         lambda path: (Split(read_frey(path)), None),
@@ -295,7 +332,7 @@ _SETS = (
         files=(FREY_FILE,),
         fetch=_fetch_frey,
     ),
-    KnownSet("digits", "scikit-learn's handwritten digits, 8 × 8", _digits, valid_size=250),
+    KnownSet("digits", "scikit-learn's handwritten digits, 8 × 8", _digits, valid_size=250, classes=DIGITS),
 )
 SETS = {known.word: known for known in _SETS}
 NAMES = tuple(SETS)

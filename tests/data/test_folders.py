@@ -8,10 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import scipy.io
 import torch
 from cures import cured_files, follow
-from PIL import Image
 
 from pyro_vae import load
 from pyro_vae.data.mapped import is_mapped, parts, take
@@ -321,14 +319,17 @@ def test_labels_that_are_whole_numbers(tmp_path, dtype):
 
 @pytest.mark.parametrize(
     ("classes", "got"),
-    [([0.1, 0.9, 2.0], r"0\.1"), ([-1, 0, 7], "-1"), (["cat", "dog", "eel"], "'cat'"), ([0.0, 1.0, np.inf], "inf")],
+    [([0.1, 0.9, 2.0], r"0\.1"), ([-2, 0, 7], "-2"), (["cat", "dog", "eel"], "'cat'"), ([0.0, 1.0, np.inf], "inf")],
 )
 def test_classes_that_are_no_numbers_from_zero_are_numbered_alike_in_all_files(tmp_path, classes, got):
     write(tmp_path, GREY)
     classes, numbers = np.array(classes), {"train": np.arange(30) % 3, "test": np.arange(30) % 2 + 1}
     for split, index in numbers.items():
         np.save(tmp_path / f"{split}_labels.npy", classes[index])
-    with pytest.raises(DataError, match=f"train_labels.npy cannot be read .*wanted whole numbers from 0, got {got}"):
+    with pytest.raises(
+        DataError,
+        match=f"train_labels.npy cannot be read .*wanted whole numbers from 0, .*, got {got}",
+    ):
         load(tmp_path)
     data = cured_files(lambda: load(tmp_path))
     assert data.train.labels.tolist() == numbers["train"].tolist()
@@ -395,66 +396,24 @@ def test_the_only_training_image_stays_one(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("valid", ["valid", "val"])
-def test_pictures_of_each_split_in_a_folder_of_its_own(tmp_path, valid):
-    """No test image is used for training."""
-    names = dict(zip(SPLITS, ("train", valid, "test")))
-    for split, images in zip(SPLITS, (GREY[:20], GREY[20:25], GREY[25:])):
-        (tmp_path / names[split] / "class0").mkdir(parents=True)
-        for n, image in enumerate(images):
-            Image.fromarray(image).save(tmp_path / names[split] / f"class0/{n:02}.{'bmp' if n % 2 else 'PNG'}")
-    data = cured_files(lambda: load(tmp_path))
-    for split, images in ((data.train, GREY[:20]), (data.valid, GREY[20:25]), (data.test, GREY[25:])):
-        assert np.array_equal(split.images[:, 0], images)
-
-
-def test_pictures_in_colour(tmp_path):
-    colours = np.stack([GREY, GREY[::-1], 255 - GREY], -1)
-    for split in SPLITS:
-        (tmp_path / split).mkdir()
-        for n, image in enumerate(colours):
-            Image.fromarray(image).save(tmp_path / f"{split}/{n:02}.png")
-    for _ in SPLITS:
-        with pytest.raises(DataError, match=r"as grey ones \('RGB' for 'L' keeps colours\), write") as refused:
-            load(tmp_path)
-        follow(str(refused.value).replace("'L'", "'RGB'"))
-    assert np.array_equal(loaded(tmp_path), np.moveaxis(colours, -1, 1))
-
-
-@pytest.mark.parametrize("suffix", ["png", "BMP"])
-def test_a_folder_of_pictures(tmp_path, suffix):
-    for n, image in enumerate(GREY):
-        (tmp_path / f"class{n % 3}").mkdir(exist_ok=True)
-        Image.fromarray(image).save(tmp_path / f"class{n % 3}/{n:02}.{suffix}")
-    with pytest.raises(DataError, match=r"train.npy is missing; .* holds class0/, class1/, class2/; for the pictures"):
-        load(tmp_path)
-    data = cured_files(lambda: load(tmp_path))
-    rows = torch.cat([data.train.images, data.valid.images, data.test.images]).flatten(1).tolist()
-    assert sorted(rows) == sorted(GREY.reshape(30, 64).tolist())
-
-
 def test_what_a_folder_without_images_holds(tmp_path):
     with pytest.raises(DataError, match=r"train.npy is missing; .* holds nothing; write it by numpy.save"):
         load(tmp_path)
-    for name in ("Train.NPY", "a.txt", "b", "c", "d", "e", "f"):
+    for name in ("Faces.NPY", "a.txt", "b", "c", "d", "e", "f"):
         (tmp_path / name).write_text("")
     (tmp_path / "train.npy").mkdir()
-    with pytest.raises(DataError, match=r"holds Train.NPY, a.txt, b, c, d and 3 more; read it with np.loadtxt\("):
+    with pytest.raises(DataError, match=r"holds Faces.NPY, a.txt, b, c, d and 3 more; write load\('.*a.txt'\)"):
         load(tmp_path)
 
 
 FILES = {
-    "mnist.npz": lambda path: np.savez(path, x_train=GREY),
-    "binarized_mnist_train.amat": lambda path: np.savetxt(path, GREY.reshape(30, 64), fmt="%d"),
-    "images.txt": lambda path: np.savetxt(path, GREY.reshape(30, 64) / 255),
-    "chardata.MAT": lambda path: scipy.io.savemat(path, {"x_train": GREY}, appendmat=False),
     "freyfaces.pkl": lambda path: path.write_bytes(pickle.dumps({"x_train": GREY / 255})),
     "images.pt": lambda path: torch.save({"x_train": torch.from_numpy(GREY)}, path),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_is_no_folder_but_can_be_read(tmp_path, monkeypatch, name):
+def test_a_file_that_may_run_code_is_read_by_the_user(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
     FILES[name](path)
@@ -463,9 +422,8 @@ def test_a_file_is_no_folder_but_can_be_read(tmp_path, monkeypatch, name):
     reader, cure = str(refused.value).rsplit("read it with ", 1)[1].split(" and write its images into a folder, ")
     with pytest.raises(DataError, match=f"train.npy is missing; .* holds {name}; .*read it with"):
         load(tmp_path)
-    found = eval(reader, {"np": np, "Path": Path, "scipy": scipy, "pickle": pickle, "torch": torch})
-    images = found["x_train"] if isinstance(found, dict) else found
-    exec(cure.split(", and valid")[0], {"np": np, "images": images})
+    found = eval(reader, {"np": np, "Path": Path, "pickle": pickle, "torch": torch})
+    exec(cure.split(", and valid")[0], {"np": np, "images": found["x_train"]})
     data = cured_files(lambda: load("."), steps=6)
     rows = torch.cat([data.train.images, data.valid.images, data.test.images]).flatten(1).tolist()
     assert sorted(rows) == sorted(GREY.reshape(30, 64).tolist())

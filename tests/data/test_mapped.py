@@ -104,7 +104,7 @@ def test_what_is_written_does_not_reach_the_file(folder):
         ("train.npy", np.zeros(5, np.uint8), r"train.npy cannot be read .*wanted a uint8 tensor \(N, C, H, W\), got"),
         ("train.npy", np.zeros((0, 3, 4, 5), np.uint8), "train.npy cannot be read .*write it again with numpy.save"),
         ("valid.npy", np.zeros((5, 3, 4, 4), np.uint8), r"valid.npy: wanted images of \(3, 4, 5\), as in train.npy"),
-        ("test_labels.npy", np.zeros(3), "test_labels.npy cannot be read .*labels: wanted 10, one an image, got"),
+        ("test_labels.npy", np.zeros(3), "test_labels.npy cannot be read .*labels: wanted 10, one a row, got"),
         ("test.npy", b"no array", "test.npy cannot be read"),
         ("test.npy", None, r"test.npy is missing; wanted train.npy, valid.npy and test.npy, uint8 of shape"),
     ],

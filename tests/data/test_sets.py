@@ -1,22 +1,31 @@
 """Known data sets: found, downloaded, split and named; missing ones and wrong arguments."""
 
+import bz2
 import gzip
 import io
 import os
+import pickle
 import socket
 import time
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
+import torchvision
 from cures import cured_files, follow
-from data_files import idx_bytes, mat_bytes
+from data_files import idx_bytes, mat_bytes, usps_text
 from grey import GREY
+from PIL import Image
 
-from pyro_vae.data import DataWarning, formats
+from pyro_vae.data import DataWarning, formats, known
 from pyro_vae.data import sets as D
+from pyro_vae.likelihoods import Bernoulli
 
+RANDOM = np.random.RandomState(0)
 SHARED = Path(os.environ.get(D.ENVIRONMENT) or Path(__file__).parents[3] / "shared/data")
 
 
@@ -136,7 +145,7 @@ def test_frey_is_downloaded_whole_or_not_at_all(offline, monkeypatch, tmp_path):
 def test_a_network_that_answers_nothing_is_not_waited_for(monkeypatch, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never says a word
         monkeypatch.setattr(D, "FREY_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/frey_rawface.mat")
-        monkeypatch.setattr(D, "TIMEOUT", 0.2)
+        monkeypatch.setattr(known, "TIMEOUT", 0.2)
         start = time.monotonic()
         with pytest.raises(D.MissingData, match=r"its download failed \(timed out\); put its files where"):
             D.load("frey", tmp_path)
@@ -182,14 +191,16 @@ def test_a_download_leaves_what_is_there_and_is_checked(tmp_path, monkeypatch):
 
 
 def test_bad_arguments(mnist):
-    with pytest.raises(ValueError, match=r"wanted one of mnist, .*, auto, or a folder of .npy files, got 'cifar'"):
+    with pytest.raises(
+        ValueError, match=r"wanted one of mnist, .*, auto, or a folder or file of your own, got 'cifar'"
+    ):
         D.load("cifar")
     for size in (0, -1, 30):
         with pytest.raises(ValueError, match=f"valid_size: wanted 1 to 29 of mnist's 30 images, got {size}"):
             D.load("mnist", mnist[0], valid_size=size)
     with pytest.raises(ValueError, match="wanted a uint8 tensor"):
         D.Split(torch.zeros(3, 28, 28, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="wanted 3, one an image, got"):
+    with pytest.raises(ValueError, match="wanted 3, one a row, got"):
         D.Split(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(2))
 
 
@@ -287,3 +298,156 @@ def test_arguments_of_another_kind(arguments, message):
     with pytest.raises(ValueError, match=message):
         D.load(**{"name": "digits", **arguments})
     assert len(D.load("digits", valid_size=np.int64(5), seed=np.int32(1)).valid) == 5
+
+
+# The sets of torchvision, in tiny files of the layout that it keeps on disk
+
+
+def write_emnist(root, part, first, classes):
+    raw = root / "EMNIST/raw"
+    raw.mkdir(parents=True)
+    labels = np.arange(first, first + classes).astype(np.uint8)
+    images = RANDOM.randint(0, 256, (classes, 28, 28)).astype(np.uint8)
+    for split in ("train", "test"):
+        (raw / f"emnist-{part}-{split}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        (raw / f"emnist-{part}-{split}-labels-idx1-ubyte").write_bytes(idx_bytes(labels))
+    return images.transpose(0, 2, 1)[:, None], np.arange(classes)  # upright
+
+
+def write_qmnist(root):
+    raw, images, labels = root / "QMNIST/raw", RANDOM.randint(0, 256, (9, 28, 28)).astype(np.uint8), np.arange(9)
+    raw.mkdir(parents=True)
+    columns = np.stack([labels, *RANDOM.randint(0, 70_000, (7, 9))], 1).astype(">i4")
+    header = b"\0\0\x0c\x02" + np.array(columns.shape, ">u4").tobytes()
+    for split in ("train", "test"):
+        (raw / f"qmnist-{split}-images-idx3-ubyte").write_bytes(idx_bytes(images))
+        (raw / f"qmnist-{split}-labels-idx2-int").write_bytes(header + columns.tobytes())
+    assert torch.equal(torchvision.datasets.QMNIST(root).targets[:, 0], torch.from_numpy(labels))
+    return images[:, None], labels
+
+
+def write_usps(root):
+    pixels, labels = RANDOM.randint(0, 256, (9, 1, 16, 16)), np.arange(9)
+    for name in ("usps.bz2", "usps.t.bz2"):
+        (root / name).write_bytes(bz2.compress(usps_text(pixels.reshape(9, 256) / 127.5 - 1, labels)))
+    return pixels, labels
+
+
+def write_svhn(root):
+    images, labels = RANDOM.randint(0, 256, (10, 3, 32, 32)).astype(np.uint8), np.arange(1, 11)
+    for name in ("train_32x32.mat", "test_32x32.mat"):
+        scipy.io.savemat(root / name, {"X": images.transpose(2, 3, 1, 0), "y": labels[:, None]})
+    return images, labels % 10
+
+
+def write_cifar(root):
+    folder, images = root / "cifar-10-batches-py", RANDOM.randint(0, 256, (10, 3, 32, 32)).astype(np.uint8)
+    folder.mkdir()
+    for n in range(5):
+        rows = {"data": images[2 * n : 2 * n + 2].reshape(2, -1), "labels": [2 * n, 2 * n + 1]}
+        (folder / f"data_batch_{n + 1}").write_bytes(pickle.dumps(rows))
+    (folder / "test_batch").write_bytes(pickle.dumps({"data": images.reshape(10, -1), "labels": list(range(10))}))
+    return images, np.arange(10)
+
+
+def write_omniglot(root):
+    (root / "omniglot-py").mkdir()
+    strokes = RANDOM.rand(9, 28, 28) > 0.8
+    for part in ("background", "evaluation"):
+        with zipfile.ZipFile(root / f"omniglot-py/images_{part}.zip", "w") as archive:
+            for n, image in enumerate(strokes):
+                file = io.BytesIO()
+                Image.fromarray(~image).save(file, "PNG")
+                archive.writestr(f"images_{part}/A/character{n:02}/0.png", file.getvalue())
+    return 255 * strokes[:, None], np.arange(9)
+
+
+WRITERS = {
+    "emnist-letters": lambda root: write_emnist(root, "letters", 1, 26),
+    "emnist-balanced": lambda root: write_emnist(root, "balanced", 0, 47),
+    "qmnist": write_qmnist,
+    "usps": write_usps,
+    "svhn": write_svhn,
+    "cifar10": write_cifar,
+    "omniglot": write_omniglot,
+}
+
+
+def of_size(monkeypatch, name, **changes):
+    monkeypatch.setitem(D.SETS, name, replace(D.SETS[name], **changes))
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_sets_of_torchvision(name, tmp_path, monkeypatch):
+    images, labels = WRITERS[name](tmp_path)
+    count = len(images)
+    with pytest.raises(D.DataError, match=f"{tmp_path}.*wanted .* training images of {name}, got {count}; remove"):
+        D.load(name, tmp_path)
+    of_size(monkeypatch, name, rows=(count, count))
+    data = D.load(name, tmp_path, valid_size=2, seed=4)
+    order = np.random.RandomState(4).permutation(count)
+    for split, rows in ((data.train, order[:-2]), (data.valid, order[-2:]), (data.test, np.arange(count))):
+        assert np.array_equal(split.images, images[rows])
+        assert (
+            split.labels.tolist()
+            == (labels[rows] + (count if name == "omniglot" and split is data.test else 0)).tolist()
+        )
+    assert data.shape == D.SETS[name].shape and data.classes == D.SETS[name].classes
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_sets_that_are_missing_or_of_other_shapes(name, tmp_path, monkeypatch, offline):
+    with pytest.raises(D.MissingData, match=f"{name} was not found, and download is False; put its files where"):
+        D.load(name, tmp_path, download=False)
+    count = len(WRITERS[name](tmp_path)[0])
+    of_size(monkeypatch, name, rows=(count, count), shape=(1, 5, 5))
+    with pytest.raises(D.DataError, match=rf"wanted images of {name} of shape \(1, 5, 5\), got"):
+        D.load(name, tmp_path)
+
+
+def test_classes_of_the_sets():
+    classes = {name: D.SETS[name].classes for name in ("emnist-letters", "emnist-balanced", "cifar10", "svhn")}
+    assert classes["emnist-letters"] == tuple(torchvision.datasets.EMNIST.classes_split_dict["letters"][1:])
+    assert classes["emnist-balanced"] == tuple(torchvision.datasets.EMNIST.classes_split_dict["balanced"])
+    assert len(classes["cifar10"]) == len(classes["svhn"]) == 10
+
+
+def test_labels_outside_the_classes(tmp_path, monkeypatch):
+    write_svhn(tmp_path)
+    of_size(monkeypatch, "svhn", rows=(10, 10), classes=("a", "b"))
+    with pytest.raises(D.DataError, match="wanted labels of svhn from 0 to 1, got 0 to 9; remove the files"):
+        D.load("svhn", tmp_path)
+
+
+def test_binarized_mnist_has_its_own_splits(tmp_path, monkeypatch):
+    ones = {"train": 9, "valid": 4, "test": 5}
+    ones = {split: RANDOM.randint(0, 2, (count, 784)) for split, count in ones.items()}
+    (tmp_path / "BinarizedMNIST").mkdir()
+    for split, rows in ones.items():
+        np.savetxt(tmp_path / f"BinarizedMNIST/binarized_mnist_{split}.amat", rows, fmt="%d")
+    of_size(monkeypatch, "binarized-mnist", rows=(9, 5, 4))
+    data = D.load("binarized-mnist", tmp_path)
+    likelihood = Bernoulli(torch.nn.Identity())
+    for split, rows in ones.items():
+        found = getattr(data, split)
+        assert found.labels is None and np.array_equal(found.images.flatten(1), 255 * rows)
+        assert np.array_equal(likelihood.observe(found.images).flatten(1), rows)
+    with pytest.raises(
+        ValueError, match="valid_size: wanted none, as binarized-mnist has validation images of its own"
+    ):
+        D.load("binarized-mnist", tmp_path, valid_size=3)
+
+
+def test_binarized_mnist_is_downloaded(tmp_path, monkeypatch):
+    asked = []
+
+    def serve(url):
+        asked.append(url)
+        answer = io.BytesIO(b"0 1 " * 392 + b"\n")
+        answer.headers = {}
+        return answer
+
+    monkeypatch.setattr("urllib.request.urlopen", serve)
+    of_size(monkeypatch, "binarized-mnist", rows=(1, 1, 1))
+    assert len(D.load("binarized-mnist", tmp_path).train) == 1
+    assert [url.rsplit("_", 1)[1] for url in asked] == ["train.amat", "valid.amat", "test.amat"]

@@ -1,0 +1,87 @@
+"""Single pictures, of any format and mode that Pillow reads, as grey levels."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pyro_vae.data.levels import rounded
+
+# EPS would run another program; the others are no pictures, or known to Pillow by their name alone.
+UNREAD = {"EPS", "BUFR", "GRIB", "HDF5", "WMF", "MPEG", "IPTC"}
+
+
+@cache
+def suffixes() -> frozenset[str]:
+    """Return the suffixes of the formats that are read, in lower case.
+
+    >>> {".png", ".jpg", ".tif", ".webp"} <= suffixes(), ".txt" in suffixes()
+    (True, False)
+    """
+    Image.init()
+    known = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, name in known if name in Image.OPEN and name not in UNREAD)
+
+
+class PictureReader:
+    """Reads pictures one after the other, and remembers what is to be said about them.
+
+    Transparent pixels show the ``background``, a grey level. ``size`` (height, width): scale each picture until it
+    covers this size, and cut what is beyond it at opposite sides.
+
+    Attributes:
+        transparent: the number of pictures with transparent pixels.
+        deepest: the greatest level, 0 to 65,535, of the pictures with 16 bits; None if there were none.
+    """
+
+    def __init__(self, size: tuple[int, int] | None = None, background: int = 255):
+        self.size, self.background = size, background
+        self.transparent, self.deepest = 0, None
+
+    def read(self, path: Path) -> np.ndarray:
+        """Return the picture of a file, see ``levels``; Pillow raises many kinds of errors."""
+        with Image.open(path) as picture:
+            if picture.format in UNREAD:
+                raise ValueError(f"pictures in the format {picture.format} are not read")
+            return self.levels(picture)
+
+    def levels(self, picture: Image.Image) -> np.ndarray:
+        """Return grey levels (H, W), or colours (H, W, 3), of a picture that stands upright.
+
+        Pictures with 16 bits lose the lower 8. Raises ValueError for floating-point numbers outside [0, 1].
+        """
+        picture = ImageOps.exif_transpose(picture)
+        if picture.mode.startswith("I") or picture.mode == "F":
+            picture = Image.fromarray(self._in_8_bits(np.asarray(picture)))
+        elif "transparency" in picture.info or picture.getbands()[-1].lower() == "a":
+            picture = self._opaque(picture.convert("RGBA"))
+        elif picture.mode not in ("L", "RGB"):
+            picture = picture.convert("L" if picture.mode == "1" else "RGB")
+        if self.size is not None and picture.size != self.size[::-1]:
+            height, width = self.size
+            picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
+        return np.asarray(picture)
+
+    def _opaque(self, picture: Image.Image) -> Image.Image:
+        self.transparent += bool(np.asarray(picture.getchannel("A")).min() < 255)
+        ground = Image.new("RGBA", picture.size, (*[self.background] * 3, 255))
+        return Image.alpha_composite(ground, picture).convert("RGB")
+
+    def _in_8_bits(self, values: np.ndarray) -> np.ndarray:
+        low, high = values.min(), values.max()
+        if values.dtype.kind == "f" and low >= 0 and high <= 1:
+            return rounded(values)
+        if values.dtype.kind == "f" or low < 0 or high > 65535:
+            raise ValueError(f"its levels go from {low:g} to {high:g}, wanted 0 to 65,535, or fractions from 0 to 1")
+        self.deepest = max(self.deepest or 0, int(high))
+        return np.rint(values / 257).astype(np.uint8)
+
+
+def is_coloured(picture: np.ndarray) -> bool:
+    """Return whether a picture (H, W) or (H, W, 3) has pixels that are not grey.
+
+    >>> is_coloured(np.zeros((2, 2, 3))), is_coloured(np.arange(12).reshape(2, 2, 3))
+    (False, True)
+    """
+    return picture.ndim == 3 and bool((picture != picture[..., :1]).any())

@@ -1,0 +1,88 @@
+"""Named fields of a split: what their names promise is checked, and rows keep together."""
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae.data import Data, Split
+
+COUNTS = np.array([[3, 0], [1, 7], [0, 2], [5, 5]])
+TABLE = np.array([[0.5, np.nan], [1.0, 2.0], [-3.0, 0.0], [0.0, 1.0]])
+
+
+def test_rows_of_all_fields_keep_together():
+    split = Split(counts=COUNTS, labels=[0, 1, -1, 1], size=np.arange(4.0))
+    for index in ([2, 0], np.array([False, True, True, False]), slice(None, None, -1), torch.tensor([3])):
+        rows = np.arange(4)[index.numpy() if torch.is_tensor(index) else index]
+        batch = split[index]
+        assert batch.counts.tolist() == COUNTS[rows].tolist()
+        assert batch.size.tolist() == rows.tolist()
+        assert batch.labels.tolist() == np.array([0, 1, -1, 1])[rows].tolist()
+    assert len(split) == 4
+    assert split.images is None
+    assert repr(split) == "Split(counts: 4 × 2, size: 4, labels: 4)"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "split: wanted at least one field, got none"),
+        ({"counts": COUNTS, "size": np.ones(3)}, "size: wanted 4 rows, as many as counts has, got 3"),
+        ({"counts": COUNTS - 1}, "counts: wanted whole numbers from 0, got -1"),
+        ({"counts": COUNTS / 2}, r"counts: wanted whole numbers from 0, got 1\.5"),
+        ({"counts": COUNTS * np.nan}, "counts: wanted whole numbers from 0, got nan"),
+        ({"counts": COUNTS > 1}, "counts: wanted whole numbers from 0, got torch.bool"),
+        ({"table": COUNTS}, "table: wanted floating-point numbers .*write table.double"),
+        ({"table": TABLE[0]}, "table: wanted floating-point numbers"),
+        ({"table": TABLE, "mask": np.ones((4, 1), bool)}, r"mask: wanted the shape \(4, 2\) of table, got \(4, 1\)"),
+        ({"table": TABLE, "mask": np.ones((4, 2))}, "mask: wanted bool, .*write mask > 0"),
+        ({"table": TABLE, "labels": [0, 1]}, "labels: wanted 4, one a row"),
+        ({"table": TABLE, "labels": [0, 1, 2, -2]}, "labels: wanted whole numbers from 0, or −1 where unknown, got -2"),
+        ({"table": TABLE, "labels": [-1, 1, 1, -1]}, r"got −1 and 1 alone; .*write \(labels \+ 1\) // 2"),
+        ({"table": TABLE, "names": list("abcd")}, "names: wanted numbers, one entry for each row"),
+        ({"table": TABLE, "fields": np.ones(4)}, "fields: a split has an attribute of this name"),
+    ],
+)
+def test_what_a_name_does_not_allow_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Split(**fields)
+
+
+def test_a_mask_of_the_shape_of_a_field_is_kept():
+    seen = ~np.isnan(TABLE)
+    assert Split(table=TABLE, mask=seen).mask.tolist() == seen.tolist()
+
+
+def test_a_split_cannot_be_changed_and_names_its_fields():
+    split = Split(table=TABLE)
+    with pytest.raises(AttributeError, match=r"make another one, Split\(..., table=...\)"):
+        split.table = TABLE
+    with pytest.raises(AttributeError, match="wanted one of its fields table, got counts"):
+        _ = split.counts
+
+
+def test_a_data_set_without_images_has_the_shape_of_its_rows():
+    split = Split(counts=COUNTS, size=np.ones(4))
+    data = Data("counts", split, split[:2], split[2:])
+    assert data.shape == (2,)
+    assert data.to("cpu").valid.counts.tolist() == COUNTS[:2].tolist()
+    with pytest.raises(ValueError, match="valid: wanted the fields and row shapes of train"):
+        Data("counts", split, Split(counts=COUNTS), split)
+    with pytest.raises(ValueError, match=r"test: wanted at least one row of counts, .* got a split without counts"):
+        Data("counts", split, split, Split(table=TABLE))
+
+
+def test_a_label_without_a_name_is_refused():
+    split = Split(table=TABLE, labels=[0, 1, -1, 2])
+    assert Data("named", split, split, split, classes=("a", "b", "c")).classes == ("a", "b", "c")
+    with pytest.raises(ValueError, match=r"0 to 1, a number for each of the 2 classes, got 2 in train"):
+        Data("named", split, split, split, classes=("a", "b"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64])
+def test_unsigned_numbers_are_compared_and_indexed_as_others(dtype):
+    counts, size = COUNTS.astype(dtype), np.arange(4).astype(dtype)
+    for split in (Split(counts=counts, size=size), Split(counts=torch.from_numpy(counts), size=torch.from_numpy(size))):
+        batch = split[[3, 1]]
+        assert batch.counts.tolist() == COUNTS[[3, 1]].tolist() and batch.size.tolist() == [3, 1]
+        assert batch.counts.dtype == torch.int64
