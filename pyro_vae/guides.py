@@ -1,8 +1,8 @@
-"""Guides q(z | x): modules whose call returns a distribution over z, batch x.shape[:-3], event (D,).
+"""Guides q(z | x): modules whose call returns a distribution over z, batch that of x, event (D,).
 
-Each owns its network, which maps images (..., C, H, W) to features (..., F), and a linear head that maps the features
-to the parameters of q. The heads start small, so that training starts near N(0, I). Any module with such a call is a
-guide; no base class is needed.
+Each owns its network, which maps x, images (..., C, H, W) or rows (..., D), to features (..., F), and a linear head
+that maps the features to the parameters of q. The heads start small, so that training starts near N(0, I). Any module
+with such a call is a guide; no base class is needed.
 """
 
 import math
@@ -24,7 +24,7 @@ from pyro_vae.distributions.transforms import (
     default_width,
     made,
 )
-from pyro_vae.networks import applied, start_near_zero
+from pyro_vae.networks import Network, applied, start_near_zero
 from pyro_vae.random import without_autocast
 
 LOG_SCALE_BOUND = 10.0
@@ -33,8 +33,9 @@ LOG_SCALE_BOUND = 10.0
 class NetworkGuide(nn.Module, ABC):
     """Abstract class of the guides here: a network, a linear head, and a distribution from the head's outputs.
 
-    The network may take a single batch dimension, as ``nn.Conv2d`` does (see ``networks.applied``). Within the caller's
-    autocast it is the only part whose precision is lowered.
+    The network may take a single batch dimension, as ``nn.Conv2d`` does (see ``networks.applied``); x then is an image
+    (..., C, H, W), or all of its dimensions but the first belong to the event. Within the caller's autocast it is the
+    only part whose precision is lowered.
     """
 
     def __init__(self, network: nn.Module, latent: int, outputs: int, features: int | None):
@@ -44,12 +45,14 @@ class NetworkGuide(nn.Module, ABC):
         self.head = small_head(network, outputs, features)
 
     def forward(self, x: Tensor) -> dist.TorchDistribution:
-        """Return q(z | x) for x (..., C, H, W): batch (...), event (D,)."""
-        features = applied(self.network, x, event_dim=min(3, x.dim() - 1))
-        wanted = self.head.in_features
-        if features.shape[-1:] != (wanted,) or (x.dim() > 3 and features.dim() != x.dim() - 2):
+        """Return q(z | x) for x (..., *event): batch (...), event (D,)."""
+        dims = len(self.network.event) if isinstance(self.network, Network) else min(3, x.dim() - 1)
+        features = applied(self.network, x, event_dim=dims)
+        batch, wanted = x.shape[: x.dim() - dims], self.head.in_features
+        # Three dimensions may be one image without a batch.
+        if features.shape[-1:] != (wanted,) or (x.dim() != 3 and features.dim() != len(batch) + 1):
             raise ValueError(
-                f"{type(self.network).__name__}: wanted features of shape {(*x.shape[:-3], wanted)} from x of "
+                f"{type(self.network).__name__}: wanted features of shape {(*batch, wanted)} from x of "
                 f"{tuple(x.shape)}, got {tuple(features.shape)}; end the network with nn.Flatten(), and give the guide "
                 "features=N, the width of its output"
             )

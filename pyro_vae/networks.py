@@ -2,8 +2,9 @@
 
 An encoder maps x (..., C, H, W) to features (..., F), where F is its attribute ``out_features``; the guide owns the
 layers from the features to its parameters. A decoder maps z (..., D) to parameter maps (..., maps, H, W), where
-``maps`` is ``C × parameters_per_pixel`` of the likelihood. Networks from elsewhere, which take a single batch
-dimension, are called by ``applied``.
+``maps`` is ``C × parameters_per_pixel`` of the likelihood. Dense networks take rows x (..., D) as well, of shape (D,);
+their decoders return (..., maps), with ``maps`` = ``D × parameters_per_pixel``. Networks from elsewhere, which take a
+single batch dimension, are called by ``applied``.
 """
 
 import itertools
@@ -171,15 +172,26 @@ class ConvEncoder(Network):
 
 
 class MLPEncoder(Network):
-    """Dense layers of the given widths, each followed by the activation.
+    """Dense layers of the given widths, each followed by the activation, for pictures (C, H, W) or rows (D,).
+
+    ``scaling`` is a module that x goes through first, such as ``Log1p`` for counts.
 
     >>> MLPEncoder((1, 28, 28), hidden=(400,))(torch.zeros(5, 1, 28, 28)).shape
     torch.Size([5, 400])
+    >>> MLPEncoder((7,), hidden=(16,), scaling=Log1p())(torch.full((5, 2, 7), 1e6)).shape
+    torch.Size([5, 2, 16])
     """
 
-    def __init__(self, shape: Shape, hidden: Sequence[int] = (400,), activation: Activation = nn.ReLU):
-        widths = [torch.Size(_checked_shape(shape)).numel(), *hidden]
-        super().__init__(shape, nn.Flatten(), *_dense(widths, activation))
+    def __init__(
+        self,
+        shape: Sequence[int],
+        hidden: Sequence[int] = (400,),
+        activation: Activation = nn.ReLU,
+        scaling: nn.Module | None = None,
+    ):
+        widths = [torch.Size(_checked_event(shape)).numel(), *hidden]
+        first = [] if scaling is None else [scaling]
+        super().__init__(shape, *first, nn.Flatten(), *_dense(widths, activation))
         self.out_features = widths[-1]
 
 
@@ -218,21 +230,35 @@ class MLPDecoder(Network):
 
     >>> MLPDecoder(2, (1, 28, 28), maps=1)(torch.zeros(5, 2)).shape
     torch.Size([5, 1, 28, 28])
+    >>> MLPDecoder(2, (7,), maps=7 * 2)(torch.zeros(5, 2)).shape
+    torch.Size([5, 14])
     """
 
     def __init__(
         self,
         latent: int,
-        shape: Shape,
+        shape: Sequence[int],
         maps: int,
         hidden: Sequence[int] = (400,),
         activation: Activation = nn.ReLU,
     ):
-        out = (maps, *_checked_shape(shape)[1:])
+        out = (whole_number("maps", maps), *_checked_event(shape)[1:])
         widths = [whole_number("latent", latent), *hidden]
         last = nn.Linear(widths[-1], torch.Size(out).numel())
         super().__init__((latent,), *_dense(widths, activation), last, nn.Unflatten(-1, out))
         start_near_zero(last)
+
+
+class Log1p(nn.Module):
+    """ln(1 + x), which brings counts of any size to one scale; it has no parameters.
+
+    >>> Log1p()(torch.tensor([0.0, 1e6]))
+    tensor([ 0.0000, 13.8155])
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ln(1 + x)."""
+        return torch.log1p(x)
 
 
 def _dense(widths: Sequence[int], activation: Activation) -> list[nn.Module]:
@@ -256,6 +282,14 @@ def _checked_shape(shape: Shape) -> Shape:
         raise ValueError(f"shape: wanted (C, H, W), got {tuple(shape)}; write e.g. (1, 28, 28)")
     channels, height, width = _whole_numbers("shape", shape)
     return channels, height, width
+
+
+def _checked_event(shape: Sequence[int]) -> list[int]:
+    if len(shape) not in (1, 3):
+        raise ValueError(
+            f"shape: wanted (C, H, W) of pictures or (D,) of rows, got {tuple(shape)}; write e.g. (1, 28, 28)"
+        )
+    return _whole_numbers("shape", shape)
 
 
 def _whole_numbers(name: str, sizes: Sequence[int]) -> list[int]:

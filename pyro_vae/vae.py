@@ -11,8 +11,12 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.util import is_validation_enabled
 from torch import Generator, Tensor, nn
 
+from pyro_vae.data.fields import check_unmasked, masked_field
+from pyro_vae.data.pixels import checked_pixels, observed_by
+from pyro_vae.data.splits import Split
 from pyro_vae.guides import NetworkGuide
-from pyro_vae.likelihoods import Likelihood, checked_pixels, observed_by
+from pyro_vae.likelihoods import Likelihood
+from pyro_vae.likelihoods.base import as_rows
 from pyro_vae.networks import HALF
 from pyro_vae.random import mode, without_autocast
 from pyro_vae.sites import parameter_sites
@@ -23,12 +27,13 @@ class VAE(nn.Module):
 
     Args:
         prior: ``prior()`` -> p(z), batch (), event (D,).
-        likelihood: ``likelihood(z)`` -> p(x | z), batch ``z.shape[:-1]``, event (C, H, W).
-        posterior: ``posterior(x)`` -> q(z | x), batch ``x.shape[:-3]``, event (D,).
+        likelihood: ``likelihood(z)`` -> p(x | z), batch ``z.shape[:-1]``, event that of x.
+        posterior: ``posterior(x)`` -> q(z | x), batch (B,), event (D,).
 
     Any module that returns such a distribution fits. The sites ``"z"`` and ``"x"`` lie in the plate ``"images"`` at dim
-    −1. x is a float image in [0, 1], made from pixels by ``observe``. Raises ValueError if a part returns anything else
-    and, while Pyro's validation is on, if x lies outside the likelihood's support.
+    −1. x is any float tensor (B, *event), made from raw rows by ``observe``: a float image in [0, 1], (C, H, W), or
+    what else the likelihood scores, such as a row (D,) of counts. Raises ValueError if a part returns anything else
+    and, while Pyro's validation is on, if x lies outside the likelihood's support, or an image outside [0, 1].
 
     The parameters are those of the module: save them with ``torch.save(vae.state_dict(), path)``. Under ``SVI`` each of
     them appears as a param site of this instance. Nothing enters Pyro's global store, so that no VAE can train the
@@ -49,6 +54,17 @@ class VAE(nn.Module):
     >>> loss = svi.step(x)
     >>> vae.model(n=3).shape
     torch.Size([3, 1, 8, 8])
+
+    Counts of seven kinds:
+
+    >>> vae = VAE(
+    ...     priors.StandardNormal(latent),
+    ...     likelihoods.NegativeBinomial(networks.MLPDecoder(latent, (7,), maps=2 * 7)),
+    ...     guides.MeanField(networks.MLPEncoder((7,), scaling=networks.Log1p()), latent),
+    ... )
+    >>> x = vae.observe(torch.randint(100, (5, 7)))
+    >>> vae.guide(x).shape
+    torch.Size([5, 2])
     """
 
     def __init__(self, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module):
@@ -58,10 +74,10 @@ class VAE(nn.Module):
         self.posterior = posterior
 
     def model(self, x: Tensor | None = None, n: int = 1) -> Tensor:
-        """Sample p(x, z), observed at ``x`` (B, C, H, W); without ``x`` draw ``n`` images. Return x."""
+        """Sample p(x, z), observed at ``x`` (B, *event); without ``x`` draw ``n`` rows. Return x."""
         parameter_sites(self.prior, name="prior")
         parameter_sites(self.likelihood, name="likelihood")
-        with pyro.plate("images", n if x is None else len(_images(x))):
+        with pyro.plate("images", n if x is None else len(self._checked(x))):
             prior = _distribution("prior", _called(self.prior), event_dim=1)
             z = pyro.sample("z", prior)
             if z.shape[-1:] != prior.event_shape:
@@ -69,36 +85,76 @@ class VAE(nn.Module):
                     f"prior: its z has {prior.event_shape[0]} dimensions, the posterior's {z.shape[-1]}; "
                     "build both with the same D"
                 )
-            p = _distribution("likelihood", _called(self.likelihood, z), event_dim=3, batch=z.shape[:-1])
-            if x is not None:
-                _check_observation(x, p)
-            return pyro.sample("x", p, obs=x)
+            dims = self._event_dim() if x is None else x.dim() - 1
+            p = _distribution("likelihood", _called(self.likelihood, z), event_dim=dims, batch=z.shape[:-1])
+            if x is None:
+                return pyro.sample("x", p)
+            _check_shape(x, p, self._field(p.event_dim))
+            seen = pyro.sample("x", p, obs=x)  # a handler may have replaced values that the site does not score
+            _check_support(x, seen, p, self._field(p.event_dim))
+            return seen
 
     def guide(self, x: Tensor) -> Tensor:
-        """Sample q(z | x) for x of shape (B, C, H, W), and return z."""
+        """Sample q(z | x) for x of shape (B, *event), and return z."""
         parameter_sites(self.posterior, name="posterior")
-        with pyro.plate("images", len(_images(x))):
-            q = _distribution("posterior", _called(self.posterior, x), event_dim=1, batch=x.shape[:-3])
+        with pyro.plate("images", len(self._checked(x))):
+            q = _distribution("posterior", _called(self.posterior, x), event_dim=1, batch=x.shape[:1])
             return pyro.sample("z", q)
 
-    def observe(self, pixels: Tensor | np.ndarray, generator: Generator | None = None) -> Tensor:
-        """Return x in [0, 1] from uint8 pixels (N, C, H, W), in the dtype of the parameters.
+    def observe(self, batch: Split | Tensor | np.ndarray, generator: Generator | None = None) -> Tensor:
+        """Return x from a batch, or from raw rows such as uint8 pixels (N, C, H, W), in the dtype of the parameters.
 
-        A likelihood without a method ``observe`` may be a density or a distribution on 0 and 1. For a density, with u ~
-        U[0, 1), x = (g + u) / 256, kept 2^−17 away from 0 and 1. On 0 and 1, x ~ Bernoulli(g / 255). Raises ValueError
-        for any other likelihood, for other pixels, and for parameters in half precision.
+        Of a batch the likelihood gets its ``field``, a table with NaN where the field ``mask`` is False; for a
+        likelihood without that attribute it is ``images``. Without a method ``observe`` it may be a density or a
+        distribution on 0 and 1 of images. For a density, with u ~ U[0, 1), x = (g + u) / 256, kept 2^−17 away from 0
+        and 1. On 0 and 1, x ~ Bernoulli(g / 255). What is no image, by the event dimensions of p(x | z), is taken as it
+        is. Raises ValueError for any other likelihood, for other rows, and for parameters in half precision.
         """
         observe = getattr(self.likelihood, "observe", None) or self._observe
-        return observe(pixels, generator).to(self._like().dtype)
+        return observe(self._raw(batch), generator).to(self._like().dtype)
 
-    def _observe(self, pixels: Tensor | np.ndarray, generator: Generator | None) -> Tensor:
-        pixels = checked_pixels(pixels)
+    def _raw(self, batch: Split | Tensor | np.ndarray) -> Tensor | np.ndarray:
+        if not isinstance(batch, Split):
+            return batch
+        field = self._field()
+        if field not in batch.fields:
+            raise ValueError(
+                f"batch: wanted the field {field}, which {type(self.likelihood).__name__} scores, got {batch}; write "
+                f"Split({field}=...), or give the likelihood the attribute field, the name of what it scores"
+            )
+        rows = batch.fields[field]
+        if field == "table" and masked_field(batch.fields, field):
+            return torch.where(batch.mask, rows, torch.nan)
+        check_unmasked(batch.fields, field)
+        return rows
+
+    def _observe(self, raw: Tensor | np.ndarray, generator: Generator | None) -> Tensor:
         if self.likelihood not in _OBSERVED_BY:
             z = self._like().new_zeros(2, *_distribution("prior", self.prior(), event_dim=1).event_shape)
             with torch.no_grad(), mode(self.likelihood, training=False):
-                p = _distribution("likelihood", self.likelihood(z), event_dim=3, batch=(2,))
-            _OBSERVED_BY[self.likelihood] = observed_by(p, z)
-        return _OBSERVED_BY[self.likelihood](pixels, generator)
+                p = _distribution("likelihood", self.likelihood(z), self._event_dim(), batch=(2,))
+            _OBSERVED_BY[self.likelihood] = _observed_by(p, z, self._field(p.event_dim))
+        return _OBSERVED_BY[self.likelihood](raw, generator)
+
+    def _field(self, dims: int = 3) -> str:
+        """Return the field of a split that x, of ``dims`` event dimensions, comes from."""
+        return getattr(self.likelihood, "field", "images" if dims == 3 else "x")
+
+    def _event_dim(self) -> int | None:
+        return getattr(self.likelihood, "event_dim", None)
+
+    def _checked(self, x: Tensor) -> Tensor:
+        """Return x; raise ValueError unless it is a float tensor of at least one row, as the likelihood takes it."""
+        dims = self._event_dim()
+        as_wanted = isinstance(x, Tensor) and x.is_floating_point() and x.dim() > 1 and len(x)
+        if not as_wanted or (dims is not None and x.dim() != dims + 1):
+            got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            shape = {1: "(B, D)", 3: "(B, C, H, W)"}.get(dims or 0, "(B, *event)")
+            raise ValueError(
+                f"x: wanted a float tensor of shape {shape} with B ≥ 1, got {got}; make it from "
+                f"{'uint8 pixels' if dims in (None, 3) else 'raw rows'} by vae.observe(batch)"
+            )
+        return x
 
     def _like(self) -> Tensor:
         """Return a tensor with the dtype and the device of the parameters."""
@@ -114,24 +170,25 @@ class VAE(nn.Module):
 _OBSERVED_BY: WeakKeyDictionary[nn.Module, Callable[..., Tensor]] = WeakKeyDictionary()
 
 
+def _observed_by(p: TorchDistributionMixin, like: Tensor, field: str) -> Callable[..., Tensor]:
+    """Return the function that makes x for a likelihood without ``observe``."""
+    if p.event_dim != 3:
+        return lambda raw, generator: as_rows(field, raw, p.event_dim + 1)
+    observe = observed_by(p, like)
+    return lambda pixels, generator: observe(checked_pixels(pixels), generator)
+
+
 def _called(part: nn.Module, *args: Tensor) -> TorchDistributionMixin:
     """Call a part in full precision; parts of this package lower the precision of only their networks in autocast."""
     with nullcontext() if isinstance(part, Likelihood | NetworkGuide) else without_autocast():
         return part(*args)
 
 
-def _images(x: Tensor) -> Tensor:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 4 or not len(x):
-        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise ValueError(
-            f"x: wanted a float tensor of shape (B, C, H, W) with B ≥ 1, got {got}; make it from uint8 pixels by "
-            "vae.observe(pixels)"
-        )
-    return x
+def _distribution(slot: str, p: object, event_dim: int | None, batch: Sequence[int] = ()) -> TorchDistributionMixin:
+    """Return what a part returned; raise ValueError unless it is a distribution of the right shape.
 
-
-def _distribution(slot: str, p: object, event_dim: int, batch: Sequence[int] = ()) -> TorchDistributionMixin:
-    """Return what a part returned; raise ValueError unless it is a distribution of the right shape."""
+    ``event_dim`` is None where it is not known.
+    """
     if not isinstance(p, TorchDistributionMixin):
         got, cure = type(p).__name__, ""
         if isinstance(p, torch.distributions.Distribution):
@@ -139,6 +196,8 @@ def _distribution(slot: str, p: object, event_dim: int, batch: Sequence[int] = (
         raise ValueError(
             f"{slot}: wanted a module whose call returns a distribution of pyro.distributions, got {got}{cure}"
         )
+    if event_dim is None:
+        event_dim = max(p.event_dim, len(p.shape()) - len(batch))
     if p.event_dim != event_dim or p.batch_shape != torch.Size(batch):
         raise ValueError(
             f"{slot}: wanted batch shape {tuple(batch)} and {event_dim} event dimension(s), got batch shape "
@@ -157,15 +216,25 @@ def _shape_cure(p: TorchDistributionMixin, event_dim: int, batch: Sequence[int])
     return "keep the leading dimensions of the argument, as networks.applied(network, argument, event_dim) does"
 
 
-def _check_observation(x: Tensor, p: TorchDistributionMixin) -> None:
-    if p.event_shape != x.shape[-3:]:
+def _check_shape(x: Tensor, p: TorchDistributionMixin, field: str) -> None:
+    """Raise ValueError unless x has the event shape of p."""
+    if p.event_shape != x.shape[1:]:
+        noun, size = ("images", "C") if field == "images" else ("rows", "D")
         raise ValueError(
-            f"likelihood: its images are {tuple(p.event_shape)}, x holds {tuple(x.shape[-3:])}; "
-            "build the decoder for this shape, with maps = C × likelihood.parameters_per_pixel"
+            f"likelihood: its {noun} are {tuple(p.event_shape)}, x holds {tuple(x.shape[1:])}; "
+            f"build the decoder for this shape, with maps = {size} × likelihood.parameters_per_pixel"
         )
-    if is_validation_enabled() and not (p.support.check(x).all() and (x >= 0).all() and (x <= 1).all()):
-        family = type(getattr(p, "base_dist", p)).__name__
-        raise ValueError(
-            f"x: outside the support of {family} within [0, 1]: got values from {x.min():.4g} to {x.max():.4g} "
-            f"({x.isnan().sum()} NaN); make x from uint8 pixels by vae.observe(pixels)"
-        )
+
+
+def _check_support(x: Tensor, seen: Tensor, p: TorchDistributionMixin, field: str) -> None:
+    """Raise ValueError, in validation, unless what p scores lies in its support, and x, if images, in [0, 1]."""
+    images = field == "images"
+    if not is_validation_enabled() or (p.support.check(seen).all() and not (images and ((x < 0) | (x > 1)).any())):
+        return
+    family, found = type(getattr(p, "base_dist", p)).__name__, f"{x.isnan().sum()} NaN"
+    if p.support.is_discrete and not images:
+        found += f", {(x != x.round()).sum()} not whole"
+    raise ValueError(
+        f"x: outside the support of {family}{' within [0, 1]' if images else ''}: got values from {x.min():.4g} to "
+        f"{x.max():.4g} ({found}); make x from {'uint8 pixels' if images else f'raw {field}'} by vae.observe(batch)"
+    )

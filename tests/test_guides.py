@@ -13,7 +13,7 @@ from pyro.infer import TraceMeanField_ELBO
 from scipy import stats
 from torch import nn
 
-from pyro_vae import guides, priors
+from pyro_vae import guides, networks, priors
 from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.training.loop import warm_cosine
 
@@ -443,3 +443,19 @@ def test_features_go_before_the_attribute():
     network = Network()
     network.out_features = 7
     assert guides.MeanField(network, 3, features=6)(torch.rand(5, *SHAPE)).batch_shape == (5,)
+
+
+@every
+def test_x_may_be_rows(make):
+    """A network of the package says how many dimensions a row has; for others x has one batch dimension."""
+    torch.manual_seed(0)
+    own, plain = networks.MLPEncoder((5,), hidden=(6,)), nn.Sequential(nn.Linear(5, 6), nn.ReLU())
+    plain.out_features = 6
+    x = torch.randn(4, 3, 5)
+    guide = make(own, 2)
+    assert guide(x).batch_shape == (4, 3) and guide(x[0]).batch_shape == (3,)
+    z = guide(x).sample()
+    torch.testing.assert_close(guide(x).log_prob(z)[1], guide(x[1]).log_prob(z[1]))
+    assert make(plain, 2)(x[0]).batch_shape == (3,)
+    with pytest.raises(ValueError, match=r"wanted features of shape \(3, 7\) from x of \(3, 5\)"):
+        guides.MeanField(own, 2, features=7)(x[0])

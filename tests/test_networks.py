@@ -7,7 +7,7 @@ import torch
 from programs import NormalizedDecoder
 from torch import nn
 
-from pyro_vae.networks import ROWS, ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder, applied, lowered_precision
+from pyro_vae.networks import ROWS, ConvDecoder, ConvEncoder, Log1p, MLPDecoder, MLPEncoder, applied, lowered_precision
 
 SHAPES = [(1, 28, 28), (1, 28, 20), (1, 8, 8), (3, 9, 15), (2, 13, 8)]
 
@@ -52,6 +52,16 @@ def test_lowered_precision_is_near_comes_back_in_float32_and_ends_with_the_block
     assert torch.equal(module[0](x), exact)
 
 
+@pytest.mark.parametrize("batch", [(), (4,), (3, 4)])
+def test_dense_networks_take_rows(batch):
+    encoder = MLPEncoder((7,), hidden=(6, 5), scaling=Log1p())
+    decoder = MLPDecoder(3, (7,), maps=2 * 7, hidden=(6,))
+    x = torch.rand(*batch, 7) * 1000
+    assert encoder(x).shape == (*batch, 5) and decoder(torch.randn(*batch, 3)).shape == (*batch, 14)
+    wanted = encoder.layers[1:](torch.log(1 + x).reshape(-1, 7)).reshape(*batch, 5)
+    torch.testing.assert_close(encoder(x), wanted)
+
+
 def test_bad_shapes():
     with pytest.raises(ValueError, match=r"network: wanted \(..., 1, 8, 8\), got \(2, 1, 9, 8\)"):
         ConvEncoder((1, 8, 8))(torch.zeros(2, 1, 9, 8))
@@ -63,6 +73,10 @@ def test_bad_shapes():
         ConvDecoder(0, (1, 8, 8), maps=1)
     with pytest.raises(ValueError, match=r"\(C, H, W\)"):
         MLPEncoder((28, 28))
+    with pytest.raises(ValueError, match=r"\(D,\) of rows"):
+        MLPDecoder(2, (28, 28), maps=1)
+    with pytest.raises(ValueError, match=r"\(C, H, W\), got \(7,\)"):
+        ConvEncoder((7,))
 
 
 OWN = {  # network, shape of a value, shape of its output

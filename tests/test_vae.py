@@ -15,6 +15,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 from pyro_vae import guides, likelihoods, log_evidence, networks, priors
+from pyro_vae.data import Split
 from pyro_vae.tracing.traces import log_weights, paired_traces
 from pyro_vae.vae import VAE
 
@@ -221,6 +222,50 @@ def test_x_outside_the_support(likelihood, maps, value):
     vae.model(x)
     x[0, 0, 3, 3] = value
     with pytest.raises(ValueError, match="outside the support"):
+        vae.model(x)
+
+
+class Reals(nn.Module):
+    """A likelihood of one's own of rows, without attributes."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = nn.Linear(2, 4)
+
+    def forward(self, z):
+        return dist.StudentT(3.0, self.network(z), 2.0).to_event(1)
+
+
+def test_x_may_be_rows_of_any_likelihood():
+    torch.manual_seed(0)
+    encoder = networks.MLPEncoder((4,), hidden=(8,))
+    vae = VAE(priors.StandardNormal(2), Reals(), guides.MeanField(encoder, 2))
+    raw = 100 * torch.randn(6, 4)
+    with pyro.validation_enabled(True):
+        x = vae.observe(raw.numpy())
+        assert torch.equal(x, raw) and vae.model(n=3).shape == (3, 4)
+        svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+        assert torch.tensor(svi.step(x)).isfinite()
+        with pytest.raises(ValueError, match=r"outside the support of StudentT: .* \(1 NaN\)"):
+            vae.model(torch.where(torch.arange(4) == 2, torch.nan, x[:1]))
+        with pytest.raises(ValueError, match=r"its rows are \(4,\), x holds \(3,\)"):
+            vae.model(x[:, :3])
+        with pytest.raises(ValueError, match=r"wanted batch shape \(6,\) and 2 event"):
+            vae.model(x[:, None])
+    with pytest.raises(
+        ValueError, match=r"batch: wanted the field images, .* or give the likelihood the attribute field"
+    ):
+        vae.observe(Split(table=raw))
+    vae.likelihood.field = "table"
+    assert torch.equal(vae.observe(Split(table=raw)), raw)
+
+
+def test_pictures_of_ones_own_stay_in_the_unit_interval_unless_they_are_another_field():
+    vae, x = own_vae(DENSITIES["Laplace"]), torch.full((6, *SHAPE), 2.0)
+    with pyro.validation_enabled(True):
+        with pytest.raises(ValueError, match=r"outside the support of Laplace within \[0, 1\]"):
+            vae.model(x)
+        vae.likelihood.field = "spectra"
         vae.model(x)
 
 

@@ -2,10 +2,12 @@
 
 - ``families``: distributions that stay precise where torch's lose precision.
 - ``pixels``: distributions of single pixels.
+- ``counts``: distributions of counts.
 - ``transforms``: normalising flows.
 - ``divergences``: KL divergences in closed form.
 """
 
+from pyro_vae.distributions.counts import NegativeBinomialCounts, PoissonCounts, ZeroInflatedCounts
 from pyro_vae.distributions.divergences import has_closed_form_kl
 from pyro_vae.distributions.families import (
     Beta,
@@ -28,7 +30,10 @@ __all__ = [
     "LogisticLevels",
     "LowRankMultivariateNormal",
     "MultivariateNormal",
+    "NegativeBinomialCounts",
     "Planar",
+    "PoissonCounts",
     "Pushforward",
+    "ZeroInflatedCounts",
     "has_closed_form_kl",
 ]

@@ -155,9 +155,10 @@ def stirling_remainder(a: Tensor) -> Tensor:
     >>> stirling_remainder(torch.tensor([1.0, 1e4]))
     tensor([8.1061e-02, 8.3333e-06])
     """
-    small, inverse = a.clamp(max=10), 1 / a.clamp(min=10)
+    large = a >= 10
+    small, inverse = torch.where(large, 10.0, a), 1 / torch.where(large, a, 10.0)  # clamp has no gradient at its bound
     direct = small.lgamma() - (small - 0.5) * small.log() + small - 0.5 * math.log(2 * math.pi)
-    return torch.where(a >= 10, inverse * polynomial(STIRLING, inverse.square()), direct)
+    return torch.where(large, inverse * polynomial(STIRLING, inverse.square()), direct)
 
 
 def polynomial(coefficients: Sequence[float], x: Tensor) -> Tensor:

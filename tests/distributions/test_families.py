@@ -132,6 +132,13 @@ def test_stirlings_remainder_is_that_of_the_log_gamma_function():
     assert stirling_remainder(torch.tensor(1e6).double()).item() == pytest.approx(1 / 12e6, rel=1e-12)
 
 
+@pytest.mark.parametrize("a", [9.5, 10.0, 10.5])
+def test_stirlings_remainder_has_its_derivative_where_the_formulas_meet(a):
+    a = torch.tensor(a, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(stirling_remainder(a), a)
+    assert slope.item() == pytest.approx((a.digamma() - a.log() + 0.5 / a).item(), rel=1e-9)
+
+
 def test_polynomial_is_that_of_numpy():
     x = torch.linspace(-2, 2, 7, dtype=torch.float64)
     assert np.allclose(polynomial([3.0, -1.0, 0.5], x), np.polynomial.Polynomial([3.0, -1.0, 0.5])(x.numpy()))

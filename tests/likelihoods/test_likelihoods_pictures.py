@@ -24,9 +24,10 @@ FAMILIES = {
     "categorical_16": L.Categorical,
     "categorical_256": lambda network: L.Categorical(network, bins=256),
     "logistic": L.DiscretizedLogistic,
+    "logistic_mixture": L.DiscretizedLogisticMixture,
 }
 DENSITIES = ["continuous_bernoulli", "normal", "normal_shared", "normal_fixed", "beta"]
-MASSES = ["categorical_2", "categorical_16", "categorical_256", "logistic"]
+MASSES = ["categorical_2", "categorical_16", "categorical_256", "logistic", "logistic_mixture"]
 
 
 def family(name):
@@ -65,7 +66,8 @@ def test_density_integrates_to_one(name):
 def test_mass_sums_to_one(name):
     bins = getattr(family(name), "bins", 1)
     centres = (torch.arange(bins, dtype=torch.float64) + 0.5) / bins
-    support = {"logistic": LEVELS.double().flatten() / 255}.get(name, centres if bins > 1 else torch.eye(2)[0].double())
+    levels = LEVELS.double().flatten() / 255
+    support = levels if "logistic" in name else centres if bins > 1 else torch.eye(2)[0].double()
     assert pixel(name).log_prob(support).exp().sum().item() == pytest.approx(1, abs=1e-12)
 
 
@@ -127,6 +129,38 @@ def test_logistic_levels_are_differences_of_the_cumulative_distribution():
     assert np.allclose(log_prob.exp(), mass, rtol=1e-9)
 
 
+def test_a_mixture_of_logistics_is_the_weighted_sum_of_its_components():
+    """Weights, locations and scales by hand, masses by SciPy; component k starts at the level (k + ½) / K."""
+    likelihood = L.DiscretizedLogisticMixture(nn.Identity(), components=3).double()
+    maps = torch.tensor([0.3, -0.7, 1.1, 0.2, 0.0, -0.4, -3.0, -2.0, -6.5], dtype=torch.float64)
+    levels = np.arange(256)
+    weights, wanted = maps[:3].softmax(0), 0
+    for k in range(3):
+        logit = maps[3 + k].item() + math.log((k + 0.5) / (2.5 - k))
+        scale = math.exp(-7 + math.log1p(math.exp(maps[6 + k].item() + 7)))
+        edges = scipy.stats.logistic.cdf((levels + 0.5) / 255, loc=1 / (1 + math.exp(-logit)), scale=scale)
+        edges[-1] = 1
+        wanted = wanted + weights[k].item() * np.diff(edges, prepend=0)
+    log_prob = likelihood.pixel_distribution(*maps).log_prob(torch.tensor(levels / 255))
+    assert np.allclose(log_prob.exp(), wanted, rtol=1e-9)
+
+
+def test_a_mixture_of_one_logistic_is_the_logistic():
+    one, plain = L.DiscretizedLogisticMixture(nn.Identity(), components=1), L.DiscretizedLogistic(nn.Identity())
+    maps = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    x = plain.observe(LEVELS)
+    assert torch.equal(one.observe(LEVELS), x)
+    torch.testing.assert_close(one(maps).log_prob(x), plain(maps[:, 1:]).log_prob(x))
+    torch.testing.assert_close(one(maps).mean, plain(maps[:, 1:]).mean)
+
+
+def test_a_mixture_counts_the_components_at_the_bound():
+    likelihood = L.DiscretizedLogisticMixture(nn.Identity(), components=2, min_log_scale=-2.0)
+    maps = torch.zeros(1, 6, 4, 4)
+    maps[0, 4] = -3.0
+    assert likelihood.share_at_bound(maps) == 0.5
+
+
 def test_continuous_bernoulli_is_torchs_within_the_clip_and_constant_beyond():
     x = torch.linspace(0, 1, 11, dtype=torch.float64)
     expected = torch.distributions.ContinuousBernoulli(logits=torch.tensor(0.3, dtype=torch.float64)).log_prob(x)
@@ -168,7 +202,7 @@ def test_bins_of_unequal_width_are_not_compared_in_bits():
 def test_a_uniform_model_scores_eight_bits(name):
     """The uniform distribution on the cells of x has log p(x) = −ln(number of cells) per pixel; densities: 0."""
     likelihood = family(name)
-    cells = {"logistic": 256}.get(name, getattr(likelihood, "bins", 1))
+    cells = 256 if "logistic" in name else getattr(likelihood, "bins", 1)
     log_px = torch.tensor(-784 * math.log(cells), dtype=torch.float64)
     assert L.bits_per_dim(log_px, 784, likelihood.level_width).item() == pytest.approx(8, abs=1e-12)
 
@@ -222,12 +256,3 @@ def test_bad_settings_and_pixels():
             L.Beta(nn.Identity()).observe(pixels)
     with pytest.raises(ValueError, match="maps=C"):
         L.Normal(nn.Identity())(torch.zeros(5, 3, 8, 8))
-
-
-@pytest.mark.parametrize("network", [nn.Linear(3, 128), nn.Sequential(nn.Linear(3, 64), nn.Unflatten(1, (8, 8)))])
-def test_a_decoder_without_images_is_told_its_last_layer(network):
-    z = torch.zeros(5, 3)
-    for batch in ((5,), (2, 5)):
-        with pytest.raises(ValueError, match=r"nn\.Unflatten\(-1, \(C \* 2, H, W\)\) as its last layer"):
-            L.Normal(network)(z.expand(*batch, 3))
-    assert L.Normal(nn.Sequential(nn.Linear(3, 128), nn.Unflatten(-1, (2, 8, 8))))(z).event_shape == (1, 8, 8)

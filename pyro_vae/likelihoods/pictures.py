@@ -1,119 +1,25 @@
-"""Likelihoods p(x | z): modules that own their decoder network and whose call returns a distribution over images.
+"""Likelihoods of pictures, one family for all pixels.
 
 Each makes x from 8-bit pixels (``observe``) and says which share of one cell of x a single grey level occupies
 (``level_width``). The latter puts all families that score grey levels on one scale, bits per dimension.
 """
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import pyro.distributions as dist
 import torch
-import torch.nn.functional as F
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Generator, Tensor, nn
 
 from pyro_vae.checks import whole_number
-from pyro_vae.data.pixels import (
-    LEVELS,
-    MARGIN,
-    checked_pixels,
-    dequantize,
-    dynamic,
-    intensity,
-    interior,
-    observed_by,
-    threshold,
-)
+from pyro_vae.data.pixels import LEVELS, MARGIN, checked_pixels, dynamic, intensity, interior
 from pyro_vae.distributions import families
 from pyro_vae.distributions.pixels import BinCentres, IntensityBernoulli, InteriorBeta, LogisticLevels
-from pyro_vae.networks import applied
-from pyro_vae.random import without_autocast
+from pyro_vae.likelihoods.base import LARGEST_LOG_SCALE, Likelihood, soft_minimum
 
-__all__ = [
-    "LEVELS",
-    "MARGIN",
-    "Bernoulli",
-    "Beta",
-    "BinCentres",
-    "Categorical",
-    "ContinuousBernoulli",
-    "DiscretizedLogistic",
-    "IntensityBernoulli",
-    "InteriorBeta",
-    "Likelihood",
-    "LogisticLevels",
-    "Normal",
-    "bits_per_dim",
-    "checked_pixels",
-    "dequantize",
-    "dynamic",
-    "intensity",
-    "interior",
-    "observed_by",
-    "soft_minimum",
-    "threshold",
-]
-
-# Bounds that keep log-probabilities finite where a network diverges; they change nothing elsewhere.
-LARGEST_LOG_SCALE = 40.0
+# A bound that keeps log-probabilities finite where a network diverges; it changes nothing elsewhere.
 LARGEST_MEAN_LOGIT = 50.0
-
-
-def bits_per_dim(log_px: Tensor, pixels: int, level_width: float) -> Tensor:
-    """Return −(log p(x) / pixels + ln level_width) / ln 2, the bits per dimension of the mass on the 256 grey levels.
-
-    ``log_px`` in nats per image, any shape; ``pixels`` = C × H × W.
-
-    >>> bits_per_dim(torch.zeros(1), pixels=784, level_width=1 / 256)  # the uniform density on [0, 1]
-    tensor([8.])
-    """
-    return -(log_px / pixels + math.log(level_width)) / math.log(2)
-
-
-class Likelihood(nn.Module, ABC):
-    """A decoder network and the family of its parameters: z (..., D) -> p(x | z), batch (...), event (C, H, W).
-
-    The network returns ``C × parameters_per_pixel`` maps; otherwise ValueError is raised. It may take a single batch
-    dimension (see ``networks.applied``). Unless a family says otherwise it is a density on [0, 1] and x = (g + u) /
-    256, so that a grey level occupies 1 / 256 of it.
-    """
-
-    parameters_per_pixel: int
-    level_width: float | None = 1 / LEVELS
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, z: Tensor) -> dist.Independent:
-        """Return p(x | z) for z (..., D): batch (...), event (C, H, W)."""
-        maps = self.maps(z)
-        with without_autocast():
-            return self.pixel_distribution(*maps).to_event(3)
-
-    def maps(self, z: Tensor) -> tuple[Tensor, ...]:
-        """Return the network's output, one tensor (..., C, H, W) for each parameter."""
-        out = applied(self.network, z, event_dim=1)
-        wanted = self.parameters_per_pixel
-        no_image = out.dim() < 3 or (out.dim() != z.dim() + 2 and out.shape != z.shape)
-        if no_image or out.shape[-3] % wanted:
-            cure = f"nn.Unflatten(-1, (C * {wanted}, H, W)) as its last layer" if no_image else f"maps=C * {wanted}"
-            raise ValueError(
-                f"{type(self).__name__}: wanted a network whose output is (..., C × {wanted}, H, W), got "
-                f"{tuple(out.shape)} from z of shape {tuple(z.shape)}; build the decoder with {cure}"
-            )
-        return out.unflatten(-3, (wanted, out.shape[-3] // wanted)).unbind(-4)
-
-    @abstractmethod
-    def pixel_distribution(self, *maps: Any, **kwargs: Any) -> TorchDistribution:
-        """Return the distribution of single pixels, batch (..., C, H, W), from the parameter maps."""
-
-    def observe(self, pixels: Tensor, generator: Generator | None = None) -> Tensor:
-        """Return x in [0, 1], (N, C, H, W), from uint8 pixels of that shape."""
-        return dequantize(checked_pixels(pixels), generator)
 
 
 class Bernoulli(Likelihood):
@@ -165,51 +71,6 @@ class ContinuousBernoulli(Likelihood):
         """Return continuous Bernoulli distributions with these logits, clipped."""
         limit = math.log1p(-self.clip) - math.log(self.clip)
         return families.ContinuousBernoulli(logits=logits.clamp(-limit, limit))
-
-
-class Normal(Likelihood):
-    """Normal density with its mean squashed to (0, 1); the scale is per pixel, shared or fixed.
-
-    ``log_scale=None``: a second map of the network is the log scale of each pixel. A number: the log scale is fixed. An
-    ``nn.Parameter`` of shape (): it is shared and learned. A learned log scale is kept above ``min_log_scale`` by a
-    smooth bound (Rybkin et al. 2021); ``share_at_bound`` measures how often the bound is active.
-
-    >>> from pyro_vae.networks import MLPDecoder
-    >>> shared = Normal(MLPDecoder(2, (1, 8, 8), maps=1), log_scale=nn.Parameter(torch.tensor(-1.0)))
-    >>> shared(torch.zeros(5, 2)).mean.shape
-    torch.Size([5, 1, 8, 8])
-    """
-
-    log_scale: Any
-
-    def __init__(self, network: nn.Module, log_scale: float | nn.Parameter | None = None, min_log_scale: float = -6.0):
-        super().__init__(network)
-        self.parameters_per_pixel = 2 if log_scale is None else 1
-        self.min_log_scale = min_log_scale
-        if log_scale is None or isinstance(log_scale, nn.Parameter):
-            self.log_scale = log_scale
-        else:
-            self.register_buffer("log_scale", torch.as_tensor(float(log_scale)))
-
-    def pixel_distribution(self, loc: Tensor, log_scale: Tensor | None = None) -> TorchDistribution:
-        """Return normal distributions with mean sigmoid(loc)."""
-        scale = self.log_scale if log_scale is None else log_scale
-        if not self.fixed:
-            scale = soft_minimum(scale, self.min_log_scale).clamp(max=LARGEST_LOG_SCALE)
-        return dist.Normal(loc.sigmoid(), scale.exp())
-
-    @property
-    def fixed(self) -> bool:
-        """Whether the scale is a fixed number, to which no bound applies."""
-        return any(name == "log_scale" for name, _ in self.named_buffers(recurse=False))
-
-    @torch.no_grad()
-    def share_at_bound(self, z: Tensor) -> float:
-        """Return the share of the pixels whose log scale is at the lower bound, for z (..., D)."""
-        if self.fixed:
-            return 0.0
-        log_scale = self.log_scale if self.log_scale is not None else self.maps(z)[1]
-        return (log_scale < self.min_log_scale).double().mean().item()
 
 
 class Beta(Likelihood):
@@ -290,6 +151,42 @@ class DiscretizedLogistic(Likelihood):
         return checked_pixels(pixels) / 255
 
 
-def soft_minimum(value: Tensor, low: float) -> Tensor:
-    """Return low + softplus(value − low), a smooth lower bound (Rybkin et al. 2021, eq. 6)."""
-    return low + F.softplus(value - low)
+class DiscretizedLogisticMixture(Likelihood):
+    """Mass of each grey level under a mixture of K logistic distributions, each as in ``DiscretizedLogistic``.
+
+    Salimans et al. (2017), but with independent channels: their channels depend on one another. Component k starts near
+    the level (k + ½) / K. ``share_at_bound`` is that of all components. A pixel has 3 K parameters.
+
+    >>> from pyro_vae.networks import MLPDecoder
+    >>> p = DiscretizedLogisticMixture(MLPDecoder(2, (1, 8, 8), maps=15), components=5)(torch.zeros(4, 2))
+    >>> p.log_prob(p.sample()).shape
+    torch.Size([4])
+    """
+
+    level_width = 1.0
+
+    def __init__(self, network: nn.Module, components: int = 5, min_log_scale: float = -7.0):
+        super().__init__(network)
+        self.components = whole_number("components", components)
+        self.parameters_per_pixel = 3 * self.components
+        self.min_log_scale = min_log_scale
+
+    def pixel_distribution(self, *maps: Tensor) -> TorchDistribution:
+        """Return mixtures from K maps of logits, K of locations and K of log scales."""
+        K = self.components
+        logits, loc, log_scale = (torch.stack(maps[i : i + K], -1) for i in (0, K, 2 * K))
+        start = ((torch.arange(K, dtype=loc.dtype, device=loc.device) + 0.5) / K).logit()
+        log_scale = soft_minimum(log_scale, self.min_log_scale).clamp(max=LARGEST_LOG_SCALE)
+        return dist.MixtureSameFamily(
+            dist.Categorical(logits=logits), LogisticLevels((loc + start).sigmoid(), log_scale)
+        )
+
+    @torch.no_grad()
+    def share_at_bound(self, z: Tensor) -> float:
+        """Return the share of the components of pixels whose log scale is at the lower bound, for z (..., D)."""
+        log_scale = torch.stack(self.maps(z)[2 * self.components :])
+        return (log_scale < self.min_log_scale).double().mean().item()
+
+    def observe(self, pixels: Tensor, generator: Generator | None = None) -> Tensor:
+        """Return x = g / 255, (N, C, H, W)."""
+        return checked_pixels(pixels) / 255
