@@ -1,7 +1,8 @@
 """What a trained program has learned: codes, images, paths through latent space, probes of the codes.
 
 ``vae`` is a ``VAE``, or any other module with ``prior()``, ``likelihood(z)`` and ``posterior(x)``. x holds float images
-in [0, 1] of shape (..., C, H, W), made from pixels by ``vae.observe``. Images and program may be on different devices.
+in [0, 1] of shape (..., C, H, W), made from pixels by ``vae.observe``, or what else the likelihood scores, such as rows
+(..., D) of counts. x and program may be on different devices.
 
 Every function runs without gradients and in evaluation mode, in batches of ``batch_size`` that bound the memory, and
 returns tensors on the CPU. Random numbers are drawn from ``seed``: the same seed, batch size and machine give the same
@@ -145,37 +146,38 @@ def manifold(vae: nn.Module, side: int = 20, *, batch_size: int = BATCH) -> Tens
     return decode(vae, torch.stack([z_1, z_2], -1), batch_size=batch_size)
 
 
-def impute(
-    vae: nn.Module, x: Tensor, missing: Tensor, *, steps: int = 100, batch_size: int = BATCH, seed: int = 0
+def pseudo_gibbs(
+    vae: nn.Module, x: Tensor, mask: Tensor, *, steps: int = 100, batch_size: int = BATCH, seed: int = 0
 ) -> Tensor:
-    """Return x with its missing pixels filled in, shape (..., C, H, W) (Rezende et al. 2014).
+    """Return x with its missing pixels filled in by a Markov chain, shape (..., C, H, W) (Rezende et al. 2014).
 
-    The Markov chain z ~ q(z | x), x_missing ~ p(x | z) runs for ``steps`` steps from a draw of the program. It is
-    pseudo-Gibbs sampling, exact if q is. The missing pixels returned are the mean of p(x | z) at the last z.
-    ``missing`` is a boolean tensor, True for each pixel to fill in, and broadcasts against x.
+    The chain z ~ q(z | x), x_missing ~ p(x | z) runs for ``steps`` steps from a draw of the program. It is pseudo-Gibbs
+    sampling, exact if q is. The missing pixels returned are the mean of p(x | z) at the last z: one draw of z, without
+    an error bar; ``imputation.impute`` gives E[x_missing | x_seen] and its error bars, for any program. ``mask`` is a
+    boolean tensor, True for each pixel that was seen, and broadcasts against x.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> vae, x = LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), torch.rand(5, 1, 4, 4)
-    >>> missing = torch.arange(4) < 2  # the left half
-    >>> torch.equal(impute(vae, x, missing)[..., 2:], x[..., 2:])
+    >>> mask = torch.arange(4) >= 2  # the right half
+    >>> torch.equal(pseudo_gibbs(vae, x, mask)[..., 2:], x[..., 2:])
     True
     """
-    _check_images(x)
+    dims = _event_dim(vae, x)
     whole_number("steps", steps)
-    if missing.dtype != torch.bool:
-        raise ValueError(f"missing: wanted a boolean tensor, True where the pixel is missing, got {missing.dtype}")
-    missing = missing.to(x.device).expand(x.shape)
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask: wanted a boolean tensor, True where the pixel was seen, got {mask.dtype}")
+    mask = mask.to(x.device).expand(x.shape)
 
     def chain(pair: Tensor) -> Tensor:
-        x, missing = pair[:, 0], pair[:, 1].bool()
+        x, mask = pair[:, 0], pair[:, 1].bool()
         p = program.likelihood(program.prior().sample(x.shape[:1]))
         for _ in range(steps):
-            x = torch.where(missing, p.sample(), x)
+            x = torch.where(mask, x, p.sample())
             p = program.likelihood(program.posterior(x).sample())
-        return torch.where(missing, p.mean, x)
+        return torch.where(mask, x, p.mean)
 
     with _evaluating(vae, seed) as program:
-        return _batched(vae, chain, torch.stack([x, missing.to(x.dtype)], -4), 4, batch_size)
+        return _batched(vae, chain, torch.stack([x, mask.to(x.dtype)], -dims - 1), dims + 1, batch_size)
 
 
 def knn_accuracy(
@@ -245,9 +247,9 @@ def rate_per_dimension(vae: nn.Module, x: Tensor, *, batch_size: int = BATCH) ->
                 f"prior, posterior: wanted a registered KL divergence, got none between {kinds}; register_kl adds one"
             ) from error
 
-    _check_images(x)
+    dims = _event_dim(vae, x)
     with _evaluating(vae) as program:
-        return _batched(vae, rate, x, 3, batch_size).reshape(-1, _latent(vae)).mean(0)
+        return _batched(vae, rate, x, dims, batch_size).reshape(-1, _latent(vae)).mean(0)
 
 
 def _marginals(slot: str, p: Distribution) -> Distribution:
@@ -276,9 +278,9 @@ def _evaluating(vae: nn.Module, seed: int = 0) -> Iterator[Any]:
 def _encode(
     vae: nn.Module, x: Tensor, statistic: Callable[[Distribution], Tensor], batch_size: int, seed: int
 ) -> Tensor:
-    _check_images(x)
+    dims = _event_dim(vae, x)
     with _evaluating(vae, seed) as program:
-        return _batched(vae, lambda x: statistic(program.posterior(x)), x, 3, batch_size)
+        return _batched(vae, lambda x: statistic(program.posterior(x)), x, dims, batch_size)
 
 
 def _batched(
@@ -301,12 +303,17 @@ def _latent(vae: Any) -> int:
         return vae.prior().event_shape[-1]
 
 
-def _check_images(x: Tensor) -> None:
-    if not x.is_floating_point() or x.dim() < 3:
+def _event_dim(vae: Any, x: Tensor) -> int:
+    """Return the number of event dimensions of x, three if the likelihood does not say; check that x may be its x."""
+    dims = getattr(vae.likelihood, "event_dim", 3)
+    if not x.is_floating_point() or x.dim() < dims:
+        wanted, raw = ("images", "uint8 pixels") if dims == 3 else (f"x of {dims} or more dimensions", "raw rows")
+        shape = " of shape (..., C, H, W)" if dims == 3 else ""
         raise ValueError(
-            f"x: wanted float images of shape (..., C, H, W), got {x.dtype} of shape {tuple(x.shape)}; "
-            "make x from uint8 pixels by vae.observe(pixels)"
+            f"x: wanted float {wanted}{shape}, got {x.dtype} of shape {tuple(x.shape)}; make x from {raw} by "
+            "vae.observe(batch)"
         )
+    return dims
 
 
 def _labelled(split: str, codes: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -314,3 +321,12 @@ def _labelled(split: str, codes: Tensor, labels: Tensor) -> tuple[np.ndarray, np
         got = "no labels" if labels is None else f"{tuple(codes.shape)} and {tuple(labels.shape)}"
         raise ValueError(f"{split}: wanted codes (N, D) and as many labels (N,), got {got}")
     return codes.detach().cpu().numpy(), labels.detach().cpu().numpy()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "impute":  # its name in 0.1, where the mask said what is missing
+        raise AttributeError(
+            "analysis.impute is now analysis.pseudo_gibbs(vae, x, mask), with a mask that is True where a value was "
+            "seen; pyro_vae.impute gives error bars"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

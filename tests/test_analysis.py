@@ -70,7 +70,7 @@ def test_what_is_random_comes_from_the_seed_and_leaves_the_callers_numbers_alone
         lambda seed: analysis.sample_prior(flow, 5, seed=seed),
         lambda seed: analysis.draw_posterior(flow, x, seed=seed),
         lambda seed: analysis.codes(flow, x, seed=seed),
-        lambda seed: analysis.impute(flow, x, torch.ones(1, 8, 8, dtype=torch.bool), steps=2, seed=seed),
+        lambda seed: analysis.pseudo_gibbs(flow, x, torch.zeros(1, 8, 8, dtype=torch.bool), steps=2, seed=seed),
     ):
         assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
     assert torch.equal(state, torch.get_rng_state())
@@ -85,13 +85,13 @@ def test_aggregate_posterior_has_the_moments_of_its_parts(program):
     assert torch.allclose(z.T.cov(), torch.eye(2).double(), atol=0.04)
 
 
-def test_impute_keeps_what_is_seen_and_fills_in_the_conditional_mean(program):
-    x, missing = program.simulate(1), torch.zeros(SHAPE, dtype=torch.bool)
-    missing[..., :2] = True
-    many = x.expand(20_000, *SHAPE)
-    filled = analysis.impute(program, many, missing, steps=30)
+def test_pseudo_gibbs_keeps_what_is_seen_and_fills_in_the_conditional_mean(program):
+    x, mask = program.simulate(1), torch.ones(SHAPE, dtype=torch.bool)
+    mask[..., :2] = False
+    many = torch.where(mask, x, torch.nan).expand(20_000, *SHAPE)
+    filled = analysis.pseudo_gibbs(program, many, mask, steps=30)
     assert torch.equal(filled[..., 2:], many[..., 2:])
-    weight, seen = program.weight.detach(), ~missing.flatten()
+    weight, seen = program.weight.detach(), mask.flatten()
     covariance = weight @ weight.T + 0.25 * torch.eye(16)
     residual = (x.flatten() - program.bias.detach())[seen]
     gain = covariance[~seen][:, seen] @ torch.linalg.inv(covariance[seen][:, seen])
@@ -134,6 +134,25 @@ def test_rate_per_dimension_adds_up_to_the_rate():
         analysis.rate_per_dimension(vae, x)
 
 
+@pytest.mark.parametrize("batch", [(6,), (2, 3)])
+def test_it_takes_rows_of_counts(batch):
+    """Each function gives for rows (..., D) what it gives for all rows in one batch."""
+    torch.manual_seed(0)
+    decoder = networks.MLPDecoder(2, (5,), maps=5, hidden=(8,))
+    guide = guides.MeanField(networks.MLPEncoder((5,), hidden=(8,), scaling=networks.Log1p()), latent=2)
+    vae = VAE(priors.StandardNormal(2), likelihoods.Poisson(decoder), guide)
+    x = vae.model(n=6)
+    rows = x.reshape(*batch, 5)
+    assert torch.equal(analysis.codes(vae, rows, batch_size=4), guide(x).mean.detach().reshape(*batch, 2))
+    filled = analysis.pseudo_gibbs(vae, rows, rows > 1, steps=2)
+    assert analysis.reconstruct(vae, rows).shape == (*batch, 5) == filled.shape
+    assert torch.equal(filled[rows > 1], rows[rows > 1])
+    rates = analysis.rate_per_dimension(vae, rows)
+    assert rates.sum().item() == pytest.approx(kl_divergence(guide(x), vae.prior().expand([6])).mean().item(), rel=1e-5)
+    with pytest.raises(ValueError, match="wanted float x of 1 or more dimensions"):
+        analysis.codes(vae, rows.long())
+
+
 def test_bad_input(program, flow):
     x = images()
     with pytest.raises(ValueError, match="wanted float images"):
@@ -146,9 +165,16 @@ def test_bad_input(program, flow):
         analysis.interpolate(program, x[0], x[1], steps=1)
     with pytest.raises(ValueError, match="batch_size"):
         analysis.codes(program, x, batch_size=0)
-    with pytest.raises(ValueError, match="missing: wanted a boolean"):
-        analysis.impute(program, x, torch.zeros(SHAPE))
+    with pytest.raises(ValueError, match="mask: wanted a boolean"):
+        analysis.pseudo_gibbs(program, x, torch.zeros(SHAPE))
     with pytest.raises(ValueError, match="test: wanted codes"):
         analysis.knn_accuracy(torch.zeros(20, 2), torch.zeros(20), torch.zeros(3, 2), None)
     with pytest.raises(ValueError, match="neighbours: wanted 1 to 20"):
         analysis.knn_accuracy(torch.zeros(20, 2), torch.zeros(20), torch.zeros(3, 2), torch.zeros(3), neighbours=21)
+
+
+def test_the_old_name_of_a_function_whose_mask_was_the_other_way_round_says_so():
+    with pytest.raises(AttributeError, match=r"now analysis.pseudo_gibbs\(vae, x, mask\), with a mask"):
+        _ = analysis.impute
+    with pytest.raises(AttributeError, match="no attribute 'imputed'"):
+        _ = analysis.imputed

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import SigmoidTransform, biject_to, constraints, transform_to
 from torch.distributions.utils import broadcast_all
 
 from pyro_vae.data.pixels import LEVELS
@@ -21,6 +21,12 @@ class _Interior(constraints.Constraint):
 
     def check(self, value: Tensor) -> Tensor:
         return (value > 0) & (value < 1)
+
+
+@biject_to.register(_Interior)
+@transform_to.register(_Interior)
+def _to_interior(support: _Interior) -> SigmoidTransform:
+    return SigmoidTransform()
 
 
 class _Grid(constraints.Constraint):
