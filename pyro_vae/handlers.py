@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 from pyro_vae.errors import warn
 from pyro_vae.estimation import Description, Estimator
 from pyro_vae.estimation.closed_form import kl_of_dimensions
+from pyro_vae.observation import observed
 from pyro_vae.tracing.traces import check_order, sample_sites
 
 
@@ -159,9 +160,9 @@ class KLWeighted(nn.Module):
         """Run the program's guide, with β in training mode."""
         return self._weighted(self.program.guide)(*args, **kwargs)
 
-    def observe(self, pixels: Tensor, generator: Generator | None = None) -> Tensor:
-        """Return x of the pixels, as the program does."""
-        return self.program.observe(pixels, generator)
+    def observe(self, batch: Any, generator: Generator | None = None) -> Any:
+        """Return what the program makes of a batch."""
+        return observed(self.program, batch, generator)
 
     def _weighted(self, fn: Callable) -> Callable:
         return KLWeight(self.beta)(fn) if self.training else fn

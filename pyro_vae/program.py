@@ -1,5 +1,6 @@
-"""The protocol of programs that can be trained and measured, their check, and x in their dtype."""
+"""The protocol of programs that can be trained and measured, and their check."""
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,11 +9,14 @@ from typing import Any, Protocol
 import pyro
 import torch
 from pyro.infer import ELBO
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
+from pyro_vae.arguments import as_arguments
 from pyro_vae.errors import short_errors
+from pyro_vae.estimation import describe
 from pyro_vae.estimators import Estimator
 from pyro_vae.random import mode
+from pyro_vae.tracing.enumeration import Enumeration
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.tracing.traces import (
     ProgramRuns,
@@ -25,27 +29,26 @@ from pyro_vae.tracing.traces import (
 
 OF_CALL = re.compile(r"\(\) (missing \d+ required|takes .* argument)")  # Python's message for wrong arguments of a call
 
-X_ALONE = (
-    "fit and evaluate call model and guide with x alone; have observe(pixels) return one tensor x that holds the rest "
-    "as well, such as a label in one more channel of the images, and model and guide take it apart; log_evidence and "
-    "compare_estimators take any arguments"
+ALL_ARGUMENTS = (
+    "observe must return all arguments of model and guide, x first; write observe(self, batch, generator=None), which "
+    "is given all fields of the data, and return a tuple such as (x, batch.labels)"
 )
 
 
 class Program(Protocol):
-    """An ``nn.Module`` with a model and a guide of x, and ``observe``, which makes x from pixels."""
+    """An ``nn.Module`` with a model and a guide, and ``observe``, which makes their arguments from a batch of rows.
+
+    Attributes:
+        model: ``model(*args)`` samples p(x, z), observed at x, the first argument.
+        guide: ``guide(*args)`` samples q(z | x).
+        observe: ``observe(batch, generator=None)`` returns x, or a tuple of all arguments, of a ``data.Split``; where
+            its first parameter is called ``pixels``, it is given the images of the batch alone.
+    """
 
     training: bool
-
-    def model(self, x: Tensor, /) -> Any:
-        """Sample p(x, z), observed at x."""
-
-    def guide(self, x: Tensor, /) -> Any:
-        """Sample q(z | x)."""
-
-    def observe(self, pixels: Tensor, generator: Generator | None = None, /) -> Tensor:
-        """Return x made from raw pixels."""
-        ...
+    model: Callable[..., Any]
+    guide: Callable[..., Any]
+    observe: Callable[..., Any]
 
     # The rest comes from ``nn.Module``.
     modules: Callable[..., Iterator[nn.Module]]
@@ -66,23 +69,32 @@ def check_program(program: Program, x: Tensor | tuple, estimator: ELBO | None = 
     modes, random numbers and Pyro's settings are left unchanged.
     """
     check_has(program, "model", "guide")
-    args = x if isinstance(x, tuple) else (x,)
+    args = as_arguments(x)
     with short_errors(args), left_as_it_was(program.model, program.guide), torch.no_grad():
-        with pyro.validation_enabled(True), given_x_alone():
-            traces = paired_traces(program.model, program.guide, args)
+        with pyro.validation_enabled(True), given_all_arguments():
+            enumeration = _enumeration(program, args, estimator)
+            traces = (
+                paired_traces(program.model, program.guide, args)
+                if enumeration is None
+                else next(enumeration.traces(args))
+            )
+            model = program.model if enumeration is None else enumeration.held
         proposal_sites(traces[1], points_too=True)
         if not isinstance(estimator, Estimator):
             check_messenger(program.guide, traces[1])
         for trace in traces:
             for name, site in sample_sites(trace).items():
-                if not site["log_prob"].isfinite().all():
+                log_prob = site["log_prob"]
+                if enumeration is not None:  # some values of an enumerated site may have no mass
+                    log_prob = log_prob[log_prob != -math.inf]
+                if not log_prob.isfinite().all():
                     raise ValueError(
                         f"site {name!r}: its log-probability is not finite on the first batch; check the initial "
-                        "parameters, and that x was made by observe(pixels)"
+                        "parameters, and that x was made by observe(batch)"
                     )
         with mode(program, training=False):
-            _check_vectorized(program, args, estimator)
-            check_rows(program.model, program.guide, args)
+            _check_vectorized(model, program.guide, args, estimator)
+            check_rows(model, program.guide, args)
 
 
 def dtype_of(program: nn.Module | Program) -> torch.dtype:
@@ -102,18 +114,6 @@ def dtype_of(program: nn.Module | Program) -> torch.dtype:
             "precision=torch.bfloat16) to have the networks compute in bfloat16"
         )
     return dtype
-
-
-def observed(program: Program, pixels: Tensor, generator: Generator | None = None) -> Tensor:
-    """Return x made from the pixels; a floating x has the dtype of the program's parameters.
-
-    >>> program = nn.Linear(2, 1).double()
-    >>> program.observe = lambda pixels: pixels / 255
-    >>> observed(program, torch.zeros(3, 2, dtype=torch.uint8)).dtype
-    torch.float64
-    """
-    x = program.observe(pixels) if generator is None else program.observe(pixels, generator)
-    return x.to(dtype_of(program)) if torch.is_tensor(x) and x.is_floating_point() else x
 
 
 def check_has(program: Any, *names: str) -> None:
@@ -136,21 +136,21 @@ def check_has(program: Any, *names: str) -> None:
 
 
 @contextmanager
-def given_x_alone() -> Iterator[None]:
-    """Context manager that raises ValueError with the cure where a program wants more arguments than x.
+def given_all_arguments() -> Iterator[None]:
+    """Context manager that raises ValueError with the cure where a program wants other arguments than it is given.
 
-    >>> with given_x_alone():
+    >>> with given_all_arguments():
     ...     (lambda x, labels: None)(torch.zeros(3))
     Traceback (most recent call last):
         ...
-    ValueError: program: fit and evaluate call model and guide with x alone; ... argument: 'labels')
+    ValueError: program: observe must return all arguments of model and guide, x first; ... argument: 'labels')
     """
     try:
         yield
     except TypeError as error:
         if not OF_CALL.search(str(error)):
             raise
-        raise ValueError(f"program: {X_ALONE} (the program said: {error})") from error
+        raise ValueError(f"program: {ALL_ARGUMENTS} (the program said: {error})") from error
 
 
 def model_and_guide(first: Any, *rest: Any) -> tuple[Callable, Callable | None, tuple]:
@@ -188,12 +188,19 @@ def _is_function(thing: Any) -> bool:
     return callable(thing) and not (isinstance(thing, nn.Module) and forward is nn.Module.forward)
 
 
-def _check_vectorized(program: Program, args: tuple, estimator: ELBO | None) -> None:
+def _enumeration(program: Program, args: tuple, estimator: ELBO | None) -> Enumeration | None:
+    """Return the program with sites that the estimator sums out; None if it sums no site out."""
+    if estimator is None or not describe(estimator).enumerates:
+        return None
+    return Enumeration.of(program.model, program.guide, args)
+
+
+def _check_vectorized(model: Callable, guide: Callable, args: tuple, estimator: ELBO | None) -> None:
     """Raise ValueError where one of Pyro's ELBOs draws particles together in a program that takes no such plate."""
     if estimator is None or isinstance(estimator, Estimator) or not getattr(estimator, "vectorize_particles", False):
         return
     K = estimator.num_particles
-    if K > 1 and not ProgramRuns(K).layout(program.model, program.guide, args).vectorized:
+    if K > 1 and not ProgramRuns(K).layout(model, guide, args).vectorized:
         name = type(estimator).__name__
         raise ValueError(
             f"estimator: {name} draws its particles in one plate, in which this program has other "

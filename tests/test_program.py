@@ -9,8 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import pyro_vae
-from pyro_vae import fixed_x
-from pyro_vae.program import dtype_of, model_and_guide, observed
+from pyro_vae.program import dtype_of, model_and_guide
 
 
 class Seen(nn.Module):
@@ -35,14 +34,6 @@ def test_the_dtype_is_that_of_the_first_floating_parameter():
 
 def test_without_parameters_it_is_torchs_default(float64):
     assert dtype_of(nn.Identity()) is torch.float64
-
-
-@pytest.mark.parametrize(("given", "wanted"), [(torch.float32, torch.float64), (torch.int64, torch.int64)])
-def test_a_floating_x_takes_the_dtype_of_the_program(given, wanted):
-    generator, program = torch.Generator(), Seen(torch.ones(3, dtype=given))
-    assert observed(program, torch.zeros(3)).dtype is wanted
-    assert torch.equal(observed(program, torch.zeros(3), generator), torch.ones(3, dtype=wanted))
-    assert program.calls == [(), (generator,)]  # a program need not take a generator
 
 
 def test_a_call_begins_with_a_program_or_with_a_model_and_a_guide():
@@ -96,11 +87,3 @@ def test_a_class_is_no_program():
 def test_what_is_no_program_is_refused_by_name_with_the_cure(function, thing, cure):
     with pytest.raises(ValueError, match="^program: wanted an nn.Module with .*" + re.escape(cure)):
         getattr(pyro_vae, function)(thing, FEW if function == "fit" else torch.zeros(2, 1, 8, 8))
-
-
-def test_a_split_is_no_x_and_has_one():
-    vae = small_vae()
-    with pytest.raises(ValueError, match=r"got a Split; write split\.images"):
-        fixed_x(vae, FEW.valid)
-    with pytest.raises(ValueError, match=r"got Split; of a split, write fixed_x\(program, split.images\)"):
-        pyro_vae.log_evidence(vae, FEW.valid, 3, progress=False)

@@ -16,7 +16,9 @@ from pyro_vae.comparison.agreement import agreements
 from pyro_vae.comparison.drawing import Drawer
 from pyro_vae.comparison.measuring import measure, seconds_per_draw
 from pyro_vae.comparison.results import Comparison
+from pyro_vae.data.splits import Split
 from pyro_vae.estimation import Estimator, check_analytic_kl, describe
+from pyro_vae.observation import observed_once
 from pyro_vae.program import Program, model_and_guide
 from pyro_vae.random import without_autocast
 from pyro_vae.tracing.leaves import ProgramParameters, find_parameters, left_as_it_was, tensors
@@ -92,12 +94,13 @@ def compare_estimators(
 
     Args:
         first: the program, or its model, followed by the guide.
-        rest: the guide, where ``first`` is a model, and positional arguments of model and guide.
+        rest: the guide, where ``first`` is a model, and positional arguments of model and guide; or, after a program, a
+            split, which it observes once by a fixed seed.
         estimators: any ``pyro.infer.ELBO`` by name.
         draws: of each estimator, at each batch; at least 2.
-        batches: in place of positional arguments, several tuples of them, of one number of images. Means, and variances
-            of sampling, are then averages over batches. ``minibatch_variance`` is the variance that the batches add
-            (law of total variance, without bias).
+        batches: in place of positional arguments, several tuples of them, or splits, of one number of images. Means,
+            and variances of sampling, are then averages over batches. ``minibatch_variance`` is the variance that the
+            batches add (law of total variance, without bias).
         reference: the estimator that variance × seconds is relative to; default: the first ``Trace_ELBO``, or else the
             first estimator.
         agree: pairs of names whose gradients should agree on average, beyond those whose descriptions say so.
@@ -121,11 +124,11 @@ def compare_estimators(
     >>> comparison.disagreements()
     ()
     """
-    model, guide, args = model_and_guide(first, *rest)
+    model, guide, args = model_and_guide(*_arguments(first, *rest))
     if guide is None:
         raise ValueError("guide: wanted a function, got None; write compare_estimators(model, guide, ...)")
     kwargs = dict(kwargs or {})
-    batches = _checked_batches(args, batches, kwargs)
+    batches = _checked_batches(args, batches and observed_once([first, *batches], {})[0][1:], kwargs)
     pairs = [frozenset(pair) for pair in agree]
     reference = _checked_settings(estimators, draws, reference, pairs)
     draws, seed = int(draws), whole_number("seed", seed, least=None)
@@ -134,6 +137,7 @@ def compare_estimators(
         warnings.catch_warnings(),
     ):  # fmt: skip
         warnings.filterwarnings("ignore", "Encountered (NaN|.?inf)", UserWarning)  # an error here
+        warnings.filterwarnings("ignore", r"[\s\S]*you need to use TraceEnum_ELBO", UserWarning)  # it may stand beside
         pyro.set_rng_seed(seed % 2**32)
         parameters, images = _explored(model, guide, batches, kwargs, estimators)
         drawer = Drawer((model, guide), batches, kwargs, parameters)
@@ -155,6 +159,15 @@ def compare_estimators(
         seed=seed,
         shared=parameters.shared,
     )
+
+
+def _arguments(*given: Any) -> list[Any]:
+    """Return positional arguments in which those that the program makes of a split take its place."""
+    made, _ = observed_once(given, {})
+    pieces = (
+        value if isinstance(was, Split) and isinstance(value, tuple) else (value,) for was, value in zip(given, made)
+    )
+    return [piece for value in pieces for piece in value]
 
 
 def _explored(

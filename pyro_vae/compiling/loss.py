@@ -5,11 +5,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_vae.arguments import as_arguments
 from pyro_vae.compiling.private import stored_parameters
 
 
 class ProgramLoss(nn.Module):
-    """The loss of an ELBO as a module that holds the modules of model and guide; ``observe`` makes x, if it is given.
+    """The loss of an ELBO as a module that holds the modules of model and guide.
+
+    ``observe``, if it is given, makes x, or a tuple of all their arguments, from the arguments of a call.
 
     Attributes:
         owners: the modules of model, guide and ``observe``.
@@ -61,7 +64,8 @@ class ProgramLoss(nn.Module):
 
     def forward(self, *args: Tensor) -> Tensor:
         """Return the loss, in nats."""
-        args = args if self.observe is None else (self.observe(*args),)
+        if self.observe is not None:
+            args = as_arguments(self.observe(*args))
         return self.elbo.differentiable_loss(*self.functions, *args)
 
 

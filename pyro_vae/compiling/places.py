@@ -42,6 +42,7 @@ GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.G
 INTERNAL = set(vars(nn.Module())) - {"training"}
 SETTING_UP = {"__init__", "__setstate__", "__repr__", "extra_repr", "reset_parameters"}  # methods that do not compute
 ABSENT = "absent"
+WHOLE = (len, frozenset, np.ndarray.tobytes)  # keys that read a whole holder
 
 
 class Place(NamedTuple):
@@ -272,7 +273,7 @@ def _by_holder(places: Sequence[Place]) -> list[list[Place]]:
 
 
 def _reader(holder: Any, keys: list[Any]) -> Callable[[Any], Any]:
-    if callable(keys[0]):
+    if any(keys[0] is read for read in WHOLE):  # a dictionary may have functions as its keys
         return keys[0]
     if isinstance(holder, list | deque):
         return tuple

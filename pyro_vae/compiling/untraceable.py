@@ -47,10 +47,14 @@ def explanation(error: Exception) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_foreign(frame.filename)]
     at = f" at {frames[-1].filename}, line {frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
     reason = first_line(error)
+    if "DataDependent" in type(error).__name__:  # whose own first line only says how to see more
+        reason = "a number is read from a tensor, and decides on a size or a branch"
     if "fake tensor in the exported program constant" in reason:
         return (
-            "the loss takes a derivative of the program's densities itself, as DoublyReparameterized does from two "
-            'particles on, and torch.export loses the parameters in it; run eagerly, by engine="eager" in fit'
+            "the loss takes a derivative of the program's densities itself, and torch.export loses the parameters in "
+            "it: DoublyReparameterized does from two particles on, StickingTheLanding where the guide draws one site "
+            "from another through a network; train by Trace_ELBO or ImportanceWeighted, or run eagerly, by "
+            'engine="eager" in fit'
         )
     return (
         f"the program cannot be traced{at} ({type(error).__name__}: {reason}). What it does must not depend on the "

@@ -9,6 +9,7 @@ from pyro import poutine
 from torch import Tensor
 from typing_extensions import Unpack
 
+from pyro_vae.arguments import ProgramArguments, checked_arguments
 from pyro_vae.errors import warn
 from pyro_vae.evidence.annealing import (
     PILOTS,
@@ -18,7 +19,6 @@ from pyro_vae.evidence.annealing import (
     annealing_settings,
     forward_chains,
 )
-from pyro_vae.evidence.arguments import ProgramArguments, checked_arguments
 from pyro_vae.evidence.measuring import Engine, chunk_size, measuring, progress_bar, takes_program, whether_compiled
 from pyro_vae.evidence.path import AnnealingPath
 from pyro_vae.evidence.plan import MeasurementPlan

@@ -9,13 +9,14 @@ from typing import Any, Literal, TypeVar
 import torch
 from tqdm.auto import tqdm
 
+from pyro_vae.arguments import ProgramArguments
 from pyro_vae.checks import whole_number
 from pyro_vae.compiling import owners
 from pyro_vae.errors import short_errors
-from pyro_vae.evidence.arguments import ProgramArguments
 from pyro_vae.evidence.plan import is_automatic
 from pyro_vae.hardware import fast_matmul, warn_if_emulated
 from pyro_vae.networks import lowered_precision
+from pyro_vae.observation import observed_once
 from pyro_vae.program import model_and_guide
 from pyro_vae.random import measurement, mode, seeded, set_random_state, torch_random_state
 from pyro_vae.tracing.probing import left_as_it_was
@@ -34,6 +35,8 @@ RENAMED = {
 
 def takes_program(options: type) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """Decorate a measurement of (model, guide, x, ...) so that it also takes (program, x, ...).
+
+    x may be a split of a data set: the program then observes it once, by a fixed seed (``observation.fixed_x``).
 
     It computes as ``random.measurement`` says. Its keywords are those in its signature and the fields of ``options``, a
     TypedDict. Raises TypeError for any other keyword.
@@ -62,6 +65,7 @@ def takes_program(options: type) -> Callable[[Callable[..., R]], Callable[..., R
             positional = [*first, *args]
             if "guide" in keywords:
                 positional.insert(1, keywords.pop("guide"))
+            positional, keywords = observed_once(positional, keywords)
             model, guide, rest = model_and_guide(*positional or [None])
             return measured(model, guide, *rest, **keywords)
 

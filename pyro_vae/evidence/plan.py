@@ -9,8 +9,8 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 
+from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs, Untraceable, owners
-from pyro_vae.evidence.arguments import ProgramArguments
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.tracing.traces import (
     ParticleLayout,

@@ -24,11 +24,12 @@
 ``ranks.py``       data-parallel training over the processes of ``torchrun``
 """
 
+from pyro_vae.observation import fixed_x
 from pyro_vae.program import check_program
 from pyro_vae.training.checkpoint import Checkpoints
 from pyro_vae.training.engines import EngineWarning
 from pyro_vae.training.epochs import Step
-from pyro_vae.training.evaluation import Evaluation, evaluate, fixed_x
+from pyro_vae.training.evaluation import Evaluation, evaluate
 from pyro_vae.training.history import History, TrainingWarning
 from pyro_vae.training.loop import Training, fit
 from pyro_vae.training.nonfinite import NonFiniteLoss

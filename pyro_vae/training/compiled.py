@@ -1,8 +1,8 @@
 """The engine that takes compiled steps, and follows what changes in the program."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,7 +18,7 @@ from pyro_vae.program import Program
 from pyro_vae.random import forked_rng
 from pyro_vae.training import ranks
 from pyro_vae.training.adam import adam_step, is_plain_adam
-from pyro_vae.training.eager import EagerEngine, total
+from pyro_vae.training.eager import EagerEngine, chunks, total
 from pyro_vae.training.gradients import GradientGraph
 from pyro_vae.training.held import held_parameters
 
@@ -28,7 +28,7 @@ class EngineWarning(UserWarning):
 
 
 class CompiledEngine:
-    """Computes x, the loss and its gradient from pixels by one compiled graph, then takes the optimiser's step.
+    """Computes x, the loss and its gradient from raw rows by one compiled graph, then takes the optimiser's step.
 
     Plain Adam calls torch's fused kernel directly. Inside the graph it would be no faster, and take half as long again
     to compile. The first step is eager, as torch's optimiser makes its own state; so is a batch of another size than
@@ -41,10 +41,10 @@ class CompiledEngine:
     program is traced again, once.
 
     Args:
-        program, estimator, optimizer, scheduler, clip, accumulate: as for ``EagerEngine``.
+        program, estimator, optimizer, scheduler, clip, accumulate, fields: as for ``EagerEngine``.
         strict: whether the second step raises ``Untraceable`` if the program cannot be traced; otherwise training goes
             on eagerly, with a warning that says why.
-        shape: the shape of a resumed run's batches, or of their parts; its first step is then compiled.
+        rows: the number of rows of a resumed run's batches, or of their parts; its first step is then compiled.
     """
 
     name = "compiled"
@@ -57,25 +57,26 @@ class CompiledEngine:
         scheduler: LRScheduler | None = None,
         clip: float | None = None,
         strict: bool = True,
-        shape: torch.Size | None = None,
+        rows: int | None = None,
         accumulate: int = 1,
+        fields: Sequence[str] = ("images",),
     ):
-        self.eager = EagerEngine(program, estimator, optimizer, scheduler, clip, accumulate)
-        self.strict, self.shape = strict, shape
+        self.eager = EagerEngine(program, estimator, optimizer, scheduler, clip, accumulate, fields)
+        self.strict, self.rows = strict, rows
         self.watched: WatchedConstants | None = None  # from the first trace on
         self.patience, self.doubted = Patience(), False
         self.graph: GradientGraph | None = None
-        self.batch: Tensor | None = None  # the last compiled one of this epoch, or its first part
+        self.batch: Sequence[Tensor] | None = None  # the last compiled one of this epoch, or its first part
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Take a step on a batch; return its loss, in nats."""
-        parts = pixels.chunk(self.eager.accumulate)
+    def __call__(self, *raw: Tensor) -> Tensor:
+        """Take a step on a batch, a tensor for each field; return its loss, in nats."""
+        parts = chunks(raw, self.eager.accumulate)
         graph = self._graph_for(parts[0])
         if graph is None:
-            return self.eager(pixels)
+            return self.eager(*raw)
         self.batch = parts[0]
         if len(parts) == 1:
-            return self._step(graph, pixels)
+            return self._step(graph, raw)
         self.eager.optimizer.zero_grad()
         return self.eager.update(total([self._add_gradient(graph, part) for part in parts]))
 
@@ -95,18 +96,18 @@ class CompiledEngine:
                 EngineWarning,
             )
 
-    def _graph_for(self, pixels: Tensor) -> GradientGraph | None:
-        """Return the graph for these pixels, which is made if it is missing; None if the step is to be eager."""
-        if self.shape is None:
-            self.shape = pixels.shape
+    def _graph_for(self, raw: Sequence[Tensor]) -> GradientGraph | None:
+        """Return the graph for these rows, which is made if it is missing; None if the step is to be eager."""
+        if self.rows is None:
+            self.rows = len(raw[0])
             return None
-        if self.name == "eager" or pixels.shape != self.shape:
+        if self.name == "eager" or len(raw[0]) != self.rows:
             return None
         if is_plain_adam(self.eager.optimizer) and not self.eager.optimizer.state:
             return None  # an eager step makes that state; it is missing if all steps so far were left out
         if not self._is_as_traced():
             return None
-        self.graph = self.graph or self._trace(pixels)
+        self.graph = self.graph or self._trace(raw)
         return self.graph
 
     def _is_as_traced(self) -> bool:
@@ -126,12 +127,12 @@ class CompiledEngine:
         changes = self.watched.changes() if self.watched else {}
         return changes or (self.graph.refrozen() if self.graph else {})
 
-    def _trace(self, pixels: Tensor) -> GradientGraph | None:
+    def _trace(self, raw: Sequence[Tensor]) -> GradientGraph | None:
         """Return a new graph; None if the next step must be eager."""
         first = self.watched is None
         try:
             self.watched = self.watched or WatchedConstants(self.eager.loss.roots)
-            return self._compiled(pixels, self.watched)
+            return self._compiled(raw, self.watched)
         except (Untraceable, RuntimeError) as error:
             reason = first_line(error)
             if self.strict and first and isinstance(error, Untraceable):
@@ -141,23 +142,23 @@ class CompiledEngine:
             self._go_on_eagerly(reason)
             return None
 
-    def _compiled(self, pixels: Tensor, watched: WatchedConstants) -> GradientGraph | None:
+    def _compiled(self, raw: Sequence[Tensor], watched: WatchedConstants) -> GradientGraph | None:
         """Return a new graph; None if the optimiser has no state yet of a parameter that it trains."""
         loss, optimizer = self.eager.loss, self.eager.optimizer
-        graph = traced(loss, (pixels,), watched)
-        with forked_rng(pixels.device), contents_kept([*loss.parameters(), *loss.buffers()]), tensors_only():
-            expected = self._outcome(pixels)
+        graph = traced(loss, tuple(raw), watched)
+        with forked_rng(raw[0].device), contents_kept([*loss.parameters(), *loss.buffers()]), tensors_only():
+            expected = self._outcome(raw)
         compiled = GradientGraph(graph, self._parameters(), self._buffers(), expected)
         if is_plain_adam(optimizer) and not all(optimizer.state.get(parameter) for parameter in compiled.trained):
             return None
         optimizer.zero_grad()
         with quiet_torch():
-            found = self._difference(compiled, pixels)
+            found = self._difference(compiled, raw)
         if found:
             raise Untraceable(f"{NOT_THE_SAME.format(found)}; {OR_EAGERLY}")
         return compiled
 
-    def _difference(self, graph: GradientGraph, pixels: Tensor) -> str | None:
+    def _difference(self, graph: GradientGraph, raw: Sequence[Tensor]) -> str | None:
         hooked = [name for name, parameter in self._trained().items() if has_gradient_hooks(parameter)]
         if hooked:
             return f"the gradient of {hooked[0]} has a hook, which would not be called"
@@ -165,13 +166,13 @@ class CompiledEngine:
             return difference(
                 self.eager.loss,
                 graph.precision,
-                pixels.numel(),
-                lambda: self._outcome(pixels),
-                lambda: graph.outcome(pixels),
+                sum(tensor.numel() for tensor in raw),
+                lambda: self._outcome(raw),
+                lambda: graph.outcome(*raw),
             )
 
-    def _outcome(self, pixels: Tensor) -> Outcome:
-        return outcome(self.eager.loss, (pixels,), self._trained(), self._buffers())
+    def _outcome(self, raw: Sequence[Tensor]) -> Outcome:
+        return outcome(self.eager.loss, tuple(raw), self._trained(), self._buffers())
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         """Return the parameters of the optimiser, by their names in the program."""
@@ -184,9 +185,9 @@ class CompiledEngine:
     def _buffers(self) -> dict[str, Tensor]:
         return dict(self.eager.module.named_buffers())
 
-    def _step(self, graph: GradientGraph, pixels: Tensor) -> Tensor:
+    def _step(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Tensor:
         """Step the optimiser and the schedule; return the loss, which is NaN if a gradient is not finite."""
-        loss, gradients, norm = graph(pixels)
+        loss, gradients, norm = graph(*raw)
         optimizer, clip = self.eager.optimizer, self.eager.clip
         if not is_plain_adam(optimizer):
             optimizer.zero_grad()
@@ -205,11 +206,11 @@ class CompiledEngine:
             self.eager.scheduler.step()
         return loss
 
-    def _add_gradient(self, graph: GradientGraph, pixels: Tensor) -> Tensor:
+    def _add_gradient(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Tensor:
         """Do by the graph what ``EagerEngine.add_gradient`` does."""
-        if pixels.shape != self.shape:
-            return self.eager.add_gradient(pixels)
-        loss, gradients, _ = graph(pixels)
+        if len(raw[0]) != self.rows:
+            return self.eager.add_gradient(*raw)
+        loss, gradients, _ = graph(*raw)
         for parameter, gradient in zip(graph.trained, gradients):
             parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
         return loss.clone()  # the graph may write its next result to the same memory

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vae.compiling.loss import ProgramLoss
-from pyro_vae.program import Program, observed
+from pyro_vae.observation import from_fields
+from pyro_vae.program import Program
 from pyro_vae.training import ranks
 
 
@@ -24,6 +25,7 @@ class EagerEngine:
         scheduler: a schedule that is stepped after each step.
         clip: the largest norm of all gradients together; longer ones are cut to it.
         accumulate: the number of parts of a batch whose gradients are computed one after the other, and summed.
+        fields: the names of the raw tensors of a batch.
 
     >>> from pyro.infer import Trace_ELBO
     >>> from pyro_vae.linear_gaussian import LinearGaussian
@@ -44,23 +46,24 @@ class EagerEngine:
         scheduler: LRScheduler | None = None,
         clip: float | None = None,
         accumulate: int = 1,
+        fields: Sequence[str] = ("images",),
     ):
         self.module = as_module(program)
-        self.loss = ProgramLoss(estimator, program.model, program.guide, partial(observed, program))
+        self.loss = ProgramLoss(estimator, program.model, program.guide, partial(from_fields, program, tuple(fields)))
         self.optimizer, self.scheduler = optimizer, scheduler
         self.clip, self.accumulate = clip, accumulate
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Take a step on a batch; return its loss, in nats."""
+    def __call__(self, *raw: Tensor) -> Tensor:
+        """Take a step on a batch, a tensor for each field; return its loss, in nats."""
         self.optimizer.zero_grad()
-        return self.update(total([self.add_gradient(part) for part in pixels.chunk(self.accumulate)]))
+        return self.update(total([self.add_gradient(*part) for part in chunks(raw, self.accumulate)]))
 
     def end_epoch(self) -> None:
         """Do nothing: nothing is compiled that could be compared."""
 
-    def add_gradient(self, pixels: Tensor) -> Tensor:
-        """Add the gradient of these images to those of the parameters; return their loss, detached."""
-        loss = self.loss(pixels)
+    def add_gradient(self, *raw: Tensor) -> Tensor:
+        """Add the gradient of these rows to those of the parameters; return their loss, detached."""
+        loss = self.loss(*raw)
         loss.backward()
         return loss.detach()
 
@@ -82,6 +85,11 @@ class EagerEngine:
         if self.scheduler is not None:
             self.scheduler.step()
         return loss
+
+
+def chunks(raw: Sequence[Tensor], parts: int) -> list[tuple[Tensor, ...]]:
+    """Return the parts of a batch, each with a tensor for each field."""
+    return list(zip(*(tensor.chunk(parts) for tensor in raw)))
 
 
 def total(losses: Sequence[Tensor]) -> Tensor:

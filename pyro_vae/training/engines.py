@@ -7,9 +7,9 @@ If the loss or its gradient is not finite, the eager and the compiled engine lea
 schedule, and return a loss that is not finite.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -56,8 +56,8 @@ class Engine(Protocol):
 
     name: str
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Take a step on a batch of pixels; return its loss in nats, detached, a tensor of shape ()."""
+    def __call__(self, *raw: Tensor) -> Tensor:
+        """Take a step on a batch, a tensor for each field; return its loss in nats, detached, a tensor of shape ()."""
         ...
 
     def end_epoch(self) -> None:
@@ -73,17 +73,18 @@ def engine(
     scheduler: LRScheduler | None = None,
     clip: float | None = None,
     steps: int = 0,
-    shape: torch.Size | None = None,
+    rows: int | None = None,
     accumulate: int = 1,
+    fields: Sequence[str] = ("images",),
 ) -> Engine:
     """Return the engine of that name; "auto" compiles ``WORTH_COMPILING`` steps or more on a CPU with a compiler.
 
-    Its ``name`` says which engine it is. ``shape`` is that of ``CompiledEngine``, the other arguments are those of
+    Its ``name`` says which engine it is. ``rows`` is that of ``CompiledEngine``, the other arguments are those of
     ``EagerEngine``. If nothing can be compiled on this machine, the engine is "eager": an ``EngineWarning`` says so.
 
     Raises ValueError for a name not among ``ENGINES``, and for what "svi" cannot do.
 
-    >>> engine("fast", torch.nn.Identity(), None, None)
+    >>> engine("fast", None, None, None)
     Traceback (most recent call last):
         ...
     ValueError: engine: wanted one of auto, eager, compiled, svi, got 'fast'
@@ -97,12 +98,12 @@ def engine(
             'engine="eager" or "compiled" and an estimator that has a differentiable_loss'
         )
     if name == "svi":
-        return SVIEngine(*arguments)
+        return SVIEngine(*arguments, fields=fields)
     on_cpu = next(program.parameters()).device.type == "cpu"
     missing = missing_compiler()
     wanted = name == "compiled" or (name == "auto" and steps >= WORTH_COMPILING and on_cpu)
     if wanted and missing:
         warn(f"training eagerly: {missing}", EngineWarning)
     if missing or not wanted:
-        return EagerEngine(*arguments, accumulate)
-    return CompiledEngine(*arguments, strict=name == "compiled", shape=shape, accumulate=accumulate)
+        return EagerEngine(*arguments, accumulate, fields)
+    return CompiledEngine(*arguments, strict=name == "compiled", rows=rows, accumulate=accumulate, fields=fields)

@@ -9,11 +9,12 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vae.data.mapped import take
-from pyro_vae.data.splits import batches
+from pyro_vae.data.order import shuffled, taken
+from pyro_vae.data.splits import Split
 from pyro_vae.errors import warn
 from pyro_vae.hardware import fast_matmul, warn_if_emulated
 from pyro_vae.networks import lowered_precision
+from pyro_vae.observation import Arguments, fields_of, from_fields
 from pyro_vae.random import set_random_state, torch_random_state
 from pyro_vae.training import ranks
 from pyro_vae.training.eager import as_module
@@ -54,8 +55,8 @@ class Epochs:
 
     Args:
         run: the state of the training, which is changed.
-        images: the training images (N, C, H, W).
-        held_out: x of "train" and "valid", on which each epoch is measured.
+        rows: the training rows.
+        held_out: the arguments made of "train" and "valid", on which each epoch is measured.
         objective: compares epochs by the quantity that is trained.
         given: the settings.
         saver: saves between steps, and after epochs.
@@ -65,16 +66,17 @@ class Epochs:
     def __init__(
         self,
         run: TrainingState,
-        images: Tensor,
-        held_out: Mapping[str, Tensor],
+        rows: Split,
+        held_out: Mapping[str, Arguments],
         objective: Objective,
         given: Settings,
         saver: Saver,
         progress: Progress,
     ):
-        self.run, self.images, self.held_out, self.objective = run, images, held_out, objective
+        self.run, self.rows, self.held_out, self.objective = run, rows, held_out, objective
+        self.fields = fields_of(run.program, rows)
         self.given, self.saver, self.progress = given, saver, progress
-        self.engine_before, self.engine = run.history.engine, _engine(run, objective, given, images)
+        self.engine_before, self.engine = run.history.engine, _engine(run, objective, given, rows)
 
     @property
     def over(self) -> bool:
@@ -114,7 +116,7 @@ class Epochs:
     @contextmanager
     def _computing(self) -> Iterator[None]:
         """Context manager with the settings of steps, such as precision; it draws the image order of a new epoch."""
-        run, images = self.run, self.images
+        run, fields = self.run, [self.rows.fields[name] for name in self.fields]
         run.unread.clear()
         if run.weights is None:
             run.weights = ranks.broadcast(self.objective.weights())
@@ -126,8 +128,8 @@ class Epochs:
         ):
             order = run.order
             if order is None:
-                order = ranks.broadcast(torch.cat(list(batches(len(images), self.given.batch_size, images.device))))
-            self.order = run.order = order.to(images.device)
+                order = ranks.broadcast(shuffled(fields))
+            self.order = run.order = order.to(fields[0].device)
             self.clock = time.perf_counter() - run.seconds
             yield
 
@@ -135,11 +137,15 @@ class Epochs:
         """Return the indices of the images of a step of the present epoch, counted from 0."""
         return self.order[number * self.given.batch_size : (number + 1) * self.given.batch_size]
 
+    def _raw(self, index: Tensor) -> list[Tensor]:
+        """Return the raw tensors of these rows, a tensor for each field that ``observe`` is given."""
+        return [taken(self.rows.fields[name], index).to(self.run.device) for name in self.fields]
+
     def _step(self) -> Tensor:
         """Take a step, and return the loss of its batch, in nats."""
         run, index = self.run, self._index(self.run.taken)
         run.unread.append((index, torch_random_state(run.device)))
-        loss = self.engine(take(self.images, ranks.share(index)).to(run.device))
+        loss = self.engine(*self._raw(ranks.share(index)))
         run.taken += 1
         run.seconds = time.perf_counter() - self.clock
         self.progress.step(len(index))
@@ -156,7 +162,7 @@ class Epochs:
             return
         index, numbers = unread[bad[0]]
         set_random_state(numbers, run.device)
-        where = culprit(run.program, estimator, take(self.images, index).to(run.device))
+        where = culprit(run.program, estimator, *from_fields(run.program, self.fields, *self._raw(index)))
         many = f" ({run.history.skipped} such steps, {skip} may be left out)" if skip else ""
         raise NonFiniteLoss(
             f"the loss or its gradient became {losses[bad[0]].item()} in epoch {run.epoch}, step "
@@ -170,7 +176,7 @@ class Epochs:
             self.engine.end_epoch()
         self._note_engine()
         weights = ranks.broadcast(self.objective.weights())
-        run.end_epoch(self._summaries(weights), weights, len(self.images))
+        run.end_epoch(self._summaries(weights), weights, len(self.rows))
         self.saver.end_epoch()
         self.progress.end_epoch(run.history.rows[-1])
         return run.history.rows[-1]
@@ -192,7 +198,7 @@ class Epochs:
         try:
             with pyro.validation_enabled(False):  # values that are not finite raise FloatingPointError
                 summaries = {
-                    name: shared_evaluation(self.run.program, x).summary() for name, x in self.held_out.items()
+                    name: shared_evaluation(self.run.program, args).summary() for name, args in self.held_out.items()
                 }
                 summaries["valid"]["objective"] = self.objective.value(summaries["valid"]["bound"], weights)
                 return summaries
@@ -201,10 +207,10 @@ class Epochs:
             raise NonFiniteLoss(f"after epoch {self.run.epoch} under {name}: {error}; {KEPT} {CURES}") from error
 
 
-def _engine(run: TrainingState, objective: Objective, given: Settings, images: Tensor) -> Engine:
+def _engine(run: TrainingState, objective: Objective, given: Settings, rows: Split) -> Engine:
     """Return the engine; the batches of a resumed run have the shape of its first one."""
     warn_if_emulated(given.precision, run.device)
-    shape = ranks.share(images[: given.batch_size]).chunk(given.accumulate)[0].shape if run.step else None
+    first = ranks.share(torch.arange(given.batch_size)).chunk(given.accumulate)[0]
     return engine(
         given.engine,
         run.program,
@@ -213,6 +219,7 @@ def _engine(run: TrainingState, objective: Objective, given: Settings, images: T
         run.scheduler_of_steps,
         given.clip,
         given.epochs * run.epoch_steps,
-        shape,
+        len(first) if run.step else None,
         given.accumulate,
+        fields_of(run.program, rows),
     )

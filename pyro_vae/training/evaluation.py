@@ -1,17 +1,20 @@
-"""Bound, rate and distortion of single images, by Monte Carlo."""
+"""Bound, rate and distortion of single rows, such as images, by Monte Carlo."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
+from pyro_vae.arguments import ProgramArguments, as_arguments
 from pyro_vae.checks import whole_number
 from pyro_vae.data.splits import Split
 from pyro_vae.errors import short_errors
 from pyro_vae.hardware import widest_float
-from pyro_vae.program import X_ALONE, Program, check_has, dtype_of, given_x_alone, observed
+from pyro_vae.observation import Arguments, fixed_x
+from pyro_vae.program import Program, check_has, dtype_of, given_all_arguments
 from pyro_vae.random import measurement, mode, seeded
+from pyro_vae.tracing.enumeration import Enumeration, row_terms
 from pyro_vae.tracing.traces import ProgramRuns, common_scale, per_image, proposal_sites, sample_sites
 from pyro_vae.training import ranks
 
@@ -46,12 +49,17 @@ class Evaluation:
 
 
 @measurement
-def evaluate(program: Program, x: Tensor, *, particles: int = 1, seed: int = 0, batch_size: int = 1000) -> Evaluation:
+def evaluate(
+    program: Program, x: Tensor | Arguments | Split, *, particles: int = 1, seed: int = 0, batch_size: int = 1000
+) -> Evaluation:
     """Return bound, rate and distortion of each image by Monte Carlo; no parameter is changed.
 
-    x: (images, C, H, W), see ``fixed_x``. Every image is measured, in batches of at most ``batch_size``. A weight of
-    single images, by ``poutine.scale``, is divided out. Raises ValueError for a program whose sites share no plate over
-    images or have different weights, FloatingPointError where a value is not finite.
+    x: (images, ...), or a tuple of all arguments of model and guide, x first; or a split, of which they are made by
+    ``fixed_x``. An image is a row of the data. Every image is measured, in batches of at most ``batch_size``, into
+    which each argument is cut that has an entry for each image; ``batch_size=len(x)`` cuts nothing. Sites that are
+    marked for enumeration are summed out exactly. A weight of single images, by ``poutine.scale``, is divided out.
+    Raises ValueError for a program whose sites share no plate over images or have different weights, FloatingPointError
+    where a value is not finite.
 
     >>> import pyro_vae as pv
     >>> vae = pv.VAE(
@@ -64,54 +72,58 @@ def evaluate(program: Program, x: Tensor, *, particles: int = 1, seed: int = 0, 
     """
     check_has(program, "model", "guide")
     particles, batch_size = whole_number("particles", particles), whole_number("batch_size", batch_size)
-    if not torch.is_tensor(x) or not x.dim() or not len(x):
-        got = f"a tensor of shape {tuple(x.shape)}" if torch.is_tensor(x) else type(x).__name__
-        cure = X_ALONE if isinstance(x, tuple) else "make it by training.fixed_x(program, pixels)"
-        raise ValueError(f"x: wanted a tensor (images, ...) with at least one image, got {got}; {cure}")
+    args = as_arguments(fixed_x(program, x) if isinstance(x, Split) else x)
+    if not args or not torch.is_tensor(args[0]) or not args[0].dim() or not len(args[0]):
+        got = f"a tensor of shape {tuple(args[0].shape)}" if args and torch.is_tensor(args[0]) else type(x).__name__
+        raise ValueError(
+            f"x: wanted a tensor (images, ...) with at least one image, got {got}; make it by "
+            "training.fixed_x(program, split), or give the split itself"
+        )
     dtype_of(program)
-    runs = ProgramRuns(particles)
-    with seeded(seed, x.device), mode(program, training=False), short_errors([x]), given_x_alone():
-        measured = [_rate_and_distortion(runs, program, batch) for batch in x.split(batch_size)]
+    runs, given = ProgramRuns(particles), ProgramArguments.of(args, rows=len(args[0]))
+    with seeded(seed, given.device), mode(program, training=False), short_errors(args), given_all_arguments():
+        enumeration = Enumeration.of(program.model, program.guide, args, particles=particles)
+        measured = [_rate_and_distortion(runs, program, batch.args, enumeration) for batch in given.batches(batch_size)]
     rate, distortion = (torch.cat(part) for part in zip(*measured))
     bad = (~(rate + distortion).isfinite()).nonzero().flatten()
     if len(bad):
         raise FloatingPointError(
-            f"the bound of {len(bad)} of {len(x)} images is not finite, the first being image {bad[0]}: rate "
+            f"the bound of {len(bad)} of {len(rate)} images is not finite, the first being image {bad[0]}: rate "
             f"{rate[bad[0]]}, distortion {distortion[bad[0]]}; the parameters or these images are damaged"
         )
     return Evaluation(rate, distortion)
 
 
-def shared_evaluation(program: Program, x: Tensor) -> Evaluation:
+def shared_evaluation(program: Program, args: Arguments) -> Evaluation:
     """Return ``evaluate`` with the images shared out over the ranks; every rank gets all values."""
-    part = evaluate(program, x.tensor_split(ranks.world_size())[ranks.rank()], seed=ranks.own_seed(0))
+    part = evaluate(program, own_part(args), seed=ranks.own_seed(0))
     return Evaluation(ranks.all_gather(part.rate), ranks.all_gather(part.distortion))
 
 
-def fixed_x(program: Program, pixels: Tensor, seed: int = 0) -> Tensor:
-    """Return x of validation or test images, drawn from the pixels by a seed of its own, in the program's dtype.
-
-    >>> from pyro_vae.likelihoods import Bernoulli
-    >>> likelihood, pixels = Bernoulli(torch.nn.Identity()), torch.full((1, 1, 8, 8), 100, dtype=torch.uint8)
-    >>> torch.equal(fixed_x(likelihood, pixels), fixed_x(likelihood, pixels))
-    True
-    """
-    check_has(program, "observe")
-    if isinstance(pixels, Split):
-        raise ValueError("pixels: wanted a uint8 tensor (N, C, H, W), got a Split; write split.images")
-    device = pixels.device if torch.is_tensor(pixels) else "cpu"
-    return observed(program, pixels, Generator(device).manual_seed(whole_number("seed", seed, least=None)))
+def own_part(args: Arguments) -> Arguments:
+    """Return the arguments of this rank's part of the rows."""
+    own = torch.arange(len(args[0])).tensor_split(ranks.world_size())[ranks.rank()].tolist()
+    return ProgramArguments.of(args, rows=len(args[0])).part(own[0], own[-1] + 1).args
 
 
-def _rate_and_distortion(runs: ProgramRuns, program: Program, x: Tensor) -> tuple[Tensor, Tensor]:
-    model_trace, guide_trace = traces = runs(program.model, program.guide, (x,))
-    plate = runs.plate(program.model, program.guide, (x,), {}, traces)
+def _rate_and_distortion(
+    runs: ProgramRuns, program: Program, args: Arguments, enumeration: Enumeration | None
+) -> tuple[Tensor, Tensor]:
+    if enumeration is not None:
+        found = [
+            row_terms(*traces, plate=runs.plate(program.model, program.guide, args, {}, traces))
+            for traces in enumeration.traces(args, particles=runs.particles)
+        ]
+        return torch.cat([of.rate for of in found]).mean(0), torch.cat([of.distortion for of in found]).mean(0)
+    model_trace, guide_trace = traces = runs(program.model, program.guide, args)
+    plate = runs.plate(program.model, program.guide, args, {}, traces)
     scale = common_scale(model_trace, guide_trace, plate=plate)
-    dtype = widest_float(x.device)
+    dtype = widest_float(args[0].device)
 
     def total(sites: dict[str, dict]) -> Tensor:
         terms = [per_image(site, plate).to(dtype).mean(0) for site in sites.values()]
-        return sum(terms, torch.zeros((), dtype=dtype, device=x.device)) / scale
+        return sum(terms, torch.zeros((), dtype=dtype, device=args[0].device)) / scale
 
     rate = total(proposal_sites(guide_trace, points_too=True)) - total(sample_sites(model_trace, observed=False))
-    return rate, -total(sample_sites(model_trace, observed=True))
+    rate, distortion = torch.broadcast_tensors(rate, -total(sample_sites(model_trace, observed=True)))
+    return rate, distortion  # of one shape also where a program has no latent variable

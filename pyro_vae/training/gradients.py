@@ -13,7 +13,7 @@ from pyro_vae.compiling.outcomes import Outcome, lowest_precision
 
 
 class GradientGraph:
-    """Loss, gradients and their norm from pixels, as one compiled graph on the memory of the parameters.
+    """Loss, gradients and their norm from raw rows, as one compiled graph on the memory of the parameters.
 
     It trains the parameters with a gradient in the eager ``outcome``, and updates the buffers that changed there.
 
@@ -39,9 +39,9 @@ class GradientGraph:
         self._known = [(f"{name}.requires_grad", p, p.requires_grad) for name, p in parameters.items()]
         self._compiled = _compiled(_step_of(graph, self.trained, self.buffers), self.values[0].device)
 
-    def __call__(self, pixels: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+    def __call__(self, *raw: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Return loss, gradients and their norm; the buffers are moved."""
-        loss, gradients, moved, norm = self._compiled(self.values, pixels)
+        loss, gradients, moved, norm = self._compiled(self.values, raw)
         for buffer, value in zip(self.buffers, moved):
             buffer.copy_(value)
         # Fused optimisers read memory in order, so gradient and parameter must have the same strides.
@@ -49,9 +49,9 @@ class GradientGraph:
         ordered = [g if same else torch.empty_like(p).copy_(g) for g, p, same in zip(gradients, self.values, alike)]
         return loss, ordered, norm
 
-    def outcome(self, pixels: Tensor) -> Outcome:
+    def outcome(self, *raw: Tensor) -> Outcome:
         """Return the outcome, to be compared with that of an eager run; no buffer is moved."""
-        loss, gradients, moved, _ = self._compiled(self.values, pixels)
+        loss, gradients, moved, _ = self._compiled(self.values, raw)
         gradients, moved = ([tensor.clone() for tensor in group] for group in (gradients, moved))
         return Outcome(loss.clone(), dict(zip(self.names, gradients)), dict(zip(self.moving, moved)))
 
@@ -61,17 +61,17 @@ class GradientGraph:
 
 
 def _step_of(graph: nn.Module, trained: Sequence[Tensor], buffers: Sequence[Tensor]) -> Callable[..., Any]:
-    """Return the function from values of parameters and pixels to loss, gradients, new buffers and the norm."""
+    """Return the function from values of parameters and raw rows to loss, gradients, new buffers and the norm."""
     places = {id(tensor): name for name, tensor in (*graph.named_parameters(), *graph.named_buffers())}
     inputs, others = ([places[id(tensor)] for tensor in group] for group in (trained, buffers))
     rest = {name: p.detach() for name, p in graph.named_parameters() if name not in inputs}
 
-    def value(values: Sequence[Tensor], pixels: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def value(values: Sequence[Tensor], raw: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         moved = [buffer.clone() for buffer in buffers]  # torch.func lets no other memory be changed in place
-        return functional_call(graph, rest | dict(zip([*inputs, *others], [*values, *moved])), (pixels,)), moved
+        return functional_call(graph, rest | dict(zip([*inputs, *others], [*values, *moved])), raw), moved
 
-    def step(values: Sequence[Tensor], pixels: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-        gradients, (loss, moved) = grad_and_value(value, has_aux=True)(values, pixels)
+    def step(values: Sequence[Tensor], raw: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+        gradients, (loss, moved) = grad_and_value(value, has_aux=True)(values, raw)
         norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
         return loss, gradients, moved, norm
 
@@ -82,7 +82,7 @@ def _compiled(step: Callable[..., Any], device: torch.device) -> Callable[..., A
     """Return the function compiled for the arguments of its first call.
 
     Later calls are not checked, since checks take longer than a small step: engines call it with the same tensors and
-    one shape of pixels. On a GPU it is one CUDA graph: its results are overwritten by the next call, and its random
+    one shape of rows. On a GPU it is one CUDA graph: its results are overwritten by the next call, and its random
     numbers go on with each replay. torch stores graphs by code object, so that each needs its own if nothing is
     checked.
     """

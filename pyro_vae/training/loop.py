@@ -13,17 +13,18 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.data.splits import Data
+from pyro_vae.data.splits import Data, in_memory
 from pyro_vae.errors import warn
 from pyro_vae.handlers import KLWeighted
 from pyro_vae.hardware import keep_freed_memory
+from pyro_vae.observation import fields_of, fixed_arguments, fixed_x
 from pyro_vae.program import Program, check_program
 from pyro_vae.random import RandomStream, default_dtype, deferred_interrupt, mode, without_autocast
 from pyro_vae.training import ranks, settings
 from pyro_vae.training.changes import check_still_trained, kinds_of
 from pyro_vae.training.checkpoint import Checkpoints
 from pyro_vae.training.epochs import Epochs, Step
-from pyro_vae.training.evaluation import Evaluation, evaluate, fixed_x
+from pyro_vae.training.evaluation import Evaluation, evaluate
 from pyro_vae.training.history import ROW, History, TrainingWarning
 from pyro_vae.training.nonfinite import NonFiniteLoss
 from pyro_vae.training.progress import Progress
@@ -225,19 +226,19 @@ class Training:
 
     def _prepare(self, data: Data, estimator: ELBO, given: Settings) -> None:
         """Try the program, resume the run that was saved, if any, and make what takes the steps."""
-        run, images, program = self._run, data.train.images, self.program
+        run, rows, program = self._run, data.train, self.program
         if run.device.type == "cpu":
             keep_freed_memory()
-        seen = images[: len(data.valid)].to(run.device)
-        held_out = {"train": fixed_x(program, seen), "valid": fixed_x(program, data.valid.images)}
+        seen = in_memory(rows[: len(data.valid)], run.device)
+        held_out = {"train": fixed_arguments(program, seen), "valid": fixed_arguments(program, data.valid)}
         self._default_dtype = torch.get_default_dtype()
         self._numbers = RandomStream(ranks.own_seed(given.seed), run.device)
         with self._surroundings():
-            objective = tried(run, images, held_out["valid"], estimator, given)
+            objective = tried(run, rows, held_out["valid"], estimator, given)
             run.history.keep, run.history.objective = given.keep, objective.name
-            self._saver.resume(given.to_be_the_same(estimator), images)
+            self._saver.resume(given.to_be_the_same(estimator), rows, fields_of(program, rows))
             self._follow_first(given.seed)
-            self._epochs = Epochs(run, images, held_out, objective, given, self._saver, self._progress)
+            self._epochs = Epochs(run, rows, held_out, objective, given, self._saver, self._progress)
 
     def _follow_first(self, seed: int) -> None:
         """Give every rank the state of rank 0, which may have resumed a run; the others get noise of their own."""

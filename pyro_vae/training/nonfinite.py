@@ -10,15 +10,16 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vae.program import Program, observed
+from pyro_vae.observation import Arguments
+from pyro_vae.program import Program
 
 
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient became NaN or infinite; the program has the last good parameters again."""
 
 
-def culprit(program: Program, estimator: ELBO, pixels: Tensor) -> str:
-    """Describe where a loss on these pixels becomes non-finite.
+def culprit(program: Program, estimator: ELBO, *args: Tensor) -> str:
+    """Describe where a loss at these arguments of model and guide, x first, becomes non-finite.
 
     It is x, the first site whose log-probability is not finite, or the parameters whose gradient is not. To find what a
     training step met, restore the random numbers that it started from.
@@ -26,26 +27,25 @@ def culprit(program: Program, estimator: ELBO, pixels: Tensor) -> str:
     >>> from pyro.infer import Trace_ELBO
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1))
-    >>> program.observe = lambda pixels: pixels
     >>> culprit(program, Trace_ELBO(), torch.tensor([[1.0, 2.0, torch.inf]]))
     'x itself holds 1 values that are not finite'
     """
     spoilt = [name for name, parameter in program.named_parameters() if not parameter.isfinite().all()]
     after = f"; {', '.join(spoilt[:3])} ({len(spoilt)} parameters in all) are not finite either" if spoilt else ""
-    return _culprit(program, estimator, pixels) + after
+    return _culprit(program, estimator, args) + after
 
 
-def _culprit(program: Program, estimator: ELBO, pixels: Tensor) -> str:
+def _culprit(program: Program, estimator: ELBO, args: Arguments) -> str:
     for parameter in program.parameters():
         parameter.grad = None
-    x = observed(program, pixels)
-    bad = int((~x.isfinite()).sum())
-    if bad:
-        return f"x itself holds {bad} values that are not finite"
+    for number, argument in enumerate(args):
+        bad = int((~argument.isfinite()).sum())
+        if bad:
+            return f"{f'argument {number}' if number else 'x itself'} holds {bad} values that are not finite"
     model, guide = _First("model"), _First("guide")
     with pyro.validation_enabled(False), torch.enable_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered NaN")  # this search looks for it
-        loss = _loss(estimator, model(program.model), guide(program.guide), x)
+        loss = _loss(estimator, model(program.model), guide(program.guide), args)
         if guide.site or model.site:
             return f"the log-probability that went first is that of {guide.site or model.site}"
         if not loss.isfinite():
@@ -58,11 +58,11 @@ def _culprit(program: Program, estimator: ELBO, pixels: Tensor) -> str:
     return "the same batch with the parameters as they are now gives finite numbers"
 
 
-def _loss(estimator: Any, model: Callable, guide: Callable, x: Tensor) -> Tensor:
+def _loss(estimator: Any, model: Callable, guide: Callable, args: Arguments) -> Tensor:
     """Return the loss; an estimator without ``differentiable_loss`` adds its gradient to that of the parameters."""
     if hasattr(estimator, "differentiable_loss"):
-        return estimator.differentiable_loss(model, guide, x)
-    return torch.as_tensor(estimator.loss_and_grads(model, guide, x)).sum()
+        return estimator.differentiable_loss(model, guide, *args)
+    return torch.as_tensor(estimator.loss_and_grads(model, guide, *args)).sum()
 
 
 class _First(Messenger):

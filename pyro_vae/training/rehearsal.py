@@ -9,8 +9,11 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor
 
+from pyro_vae.arguments import ProgramArguments, as_arguments
+from pyro_vae.data.splits import Split, in_memory
 from pyro_vae.estimation import check_analytic_kl, describe
-from pyro_vae.program import X_ALONE, Program, check_program, observed
+from pyro_vae.observation import Arguments, arguments
+from pyro_vae.program import Program, check_program
 from pyro_vae.random import random_state, set_random_state
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.training import ranks, settings
@@ -20,25 +23,23 @@ from pyro_vae.training.settings import Settings
 from pyro_vae.training.state import TrainingState
 
 
-def tried(run: TrainingState, images: Tensor, valid: Tensor, estimator: ELBO, given: Settings) -> Objective:
+def tried(run: TrainingState, rows: Split, valid: Arguments, estimator: ELBO, given: Settings) -> Objective:
     """Return the objective by which epochs are compared, after a trial of all that a training does.
 
     Raises ValueError for what would fail later, and for what would not be trained.
     """
     program = run.program
-    first = observed(program, images[: given.part_size].to(run.device))
-    if not torch.is_tensor(first):
-        raise ValueError(f"observe: wanted a tensor x, got a {type(first).__name__}; {X_ALONE}")
-    _check_parts(program, images, estimator, given)
+    first = arguments(program, _first(rows, given.part_size, run.device))
+    _check_parts(program, rows, estimator, given)
     check_program(program, first, estimator)
     if describe(estimator).closed_form_kl:
-        check_analytic_kl(program.model, program.guide, first)
+        check_analytic_kl(program.model, program.guide, *first)
     with left_as_it_was(program.model, program.guide):
         settings.check_all_trained(program, run.optimizer, first)
         numbers = random_state(run.device)
     set_random_state(numbers, run.device)  # the check's draws count, so that a seed trains as it did before
     objective = Objective(program, estimator, valid, first, given.part_size)
-    rehearse(objective, len(images), given)
+    rehearse(objective, len(rows), given)
     return objective
 
 
@@ -49,11 +50,15 @@ def rehearse(objective: Objective, images: int, given: Settings) -> None:
     loss = _loss(estimator)
     with left_as_it_was(program.model, program.guide), pyro.validation_enabled(False):
         last_batch(
-            lambda x: loss(program.model, program.guide, x), first, images, given.batch_size, parts=given.accumulate
+            lambda *args: loss(program.model, program.guide, *args),
+            first,
+            images,
+            given.batch_size,
+            parts=given.accumulate,
         )
         try:
             with suppress(FloatingPointError):  # the initial parameters may cause it
-                evaluate(program, objective.x[:1000])
+                evaluate(program, first_rows(objective.args, 1000))
         except ValueError as error:
             cure = ""
             if "scaled" in str(error) or "its scale" in str(error):
@@ -64,14 +69,16 @@ def rehearse(objective: Objective, images: int, given: Settings) -> None:
             ) from error
         weights = objective.weights()
         if not objective.is_the_bound(weights):
-            objective.loss(objective.x[: objective.batch_size], weights)
+            objective.loss(first_rows(objective.args, objective.batch_size), weights)
 
 
-def last_batch(loss: Callable[[Tensor], Any], x: Tensor, images: int, batch_size: int, parts: int = 1) -> None:
+def last_batch(
+    loss: Callable[..., Any], args: Tensor | Arguments, images: int, batch_size: int, parts: int = 1
+) -> None:
     """Raise ValueError if the last batch of an epoch is smaller than the others and cannot be trained on.
 
-    One cause is BatchNorm, which in training mode wants more than one image. ``x`` is a batch; ``loss`` takes one of
-    its ``parts`` at a time.
+    One cause is BatchNorm, which in training mode wants more than one image. ``args`` are those of a batch; ``loss``
+    takes one of its ``parts`` at a time.
 
     >>> layer = torch.nn.BatchNorm1d(3)
     >>> last_batch(layer, torch.zeros(4, 3), images=9, batch_size=4)
@@ -83,9 +90,9 @@ def last_batch(loss: Callable[[Tensor], Any], x: Tensor, images: int, batch_size
     if not last:
         return
     try:
-        loss(x[: _smallest_part(last // world_size, parts)])
+        loss(*first_rows(args, _smallest_part(last // world_size, parts)))
     except Exception as error:
-        loss(x[: batch_size // world_size])  # if a full batch fails too, that error is raised
+        loss(*first_rows(args, batch_size // world_size))  # if a full batch fails too, that error is raised
         others = [size for size in range(batch_size - 1, 1, -1) if not images % size or images % size > last]
         cure = f"such as batch_size={others[0]}" if others else f"or {last} images fewer"
         raise ValueError(
@@ -94,7 +101,7 @@ def last_batch(loss: Callable[[Tensor], Any], x: Tensor, images: int, batch_size
         ) from error
 
 
-def _check_parts(program: Program, images: Tensor, estimator: Any, given: Settings) -> None:
+def _check_parts(program: Program, rows: Split, estimator: Any, given: Settings) -> None:
     """Raise ValueError where a whole batch can be trained on, but not the smallest of the parts that it is cut into."""
     if given.accumulate == 1:
         return
@@ -103,13 +110,23 @@ def _check_parts(program: Program, images: Tensor, estimator: Any, given: Settin
     loss, device = _loss(estimator), next(program.parameters()).device
     with left_as_it_was(program.model, program.guide), pyro.validation_enabled(False):
         try:
-            loss(program.model, program.guide, observed(program, images[:smallest].to(device)))
+            loss(program.model, program.guide, *arguments(program, _first(rows, smallest, device)))
         except Exception as error:
-            loss(program.model, program.guide, observed(program, images[:share].to(device)))  # its own error goes first
+            loss(program.model, program.guide, *arguments(program, _first(rows, share, device)))  # its own error first
             raise ValueError(
                 f"accumulate: the smallest of the {given.accumulate} parts of a batch of {share} has {smallest}, on "
                 f"which the program cannot be trained ({_reason(error)}); give fewer parts"
             ) from error
+
+
+def first_rows(args: Tensor | Arguments, count: int) -> Arguments:
+    """Return the arguments of the first rows."""
+    args = as_arguments(args)
+    return ProgramArguments.of(args, rows=len(args[0])).part(0, count).args
+
+
+def _first(rows: Split, count: int, device: torch.device) -> Split:
+    return in_memory(rows[:count], device)
 
 
 def _loss(estimator: Any) -> Callable[..., Any]:

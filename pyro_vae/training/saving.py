@@ -2,7 +2,7 @@
 
 import platform
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.mapped import parts
+from pyro_vae.data.splits import Split
 from pyro_vae.errors import warn
 from pyro_vae.files import CheckpointError
 from pyro_vae.program import Program
@@ -31,29 +32,30 @@ class Saver:
     checkpoints: Checkpoints | None
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def resume(self, settings: Mapping[str, Any], images: Tensor) -> None:
+    def resume(self, settings: Mapping[str, Any], rows: Split, fields: Sequence[str]) -> None:
         """Continue the saved run, if there is one and it is to be resumed.
 
-        Raises ValueError if settings or images differ; more epochs are allowed. Raises CheckpointError if the run
-        cannot be saved, or the checkpoint does not fit it.
+        Raises ValueError if settings or the rows' ``fields`` differ; more epochs are allowed. Raises CheckpointError if
+        the run cannot be saved, or the checkpoint does not fit it.
         """
         if self.checkpoints is None:
             return
         self.checkpoints.check_free()
         self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-        self.settings = {**settings, **_kinds(self.run), "images": _fingerprint(images), **self.checkpoints.settings}
+        data = {name: _fingerprint(rows.fields[name]) for name in fields}
+        self.settings = {**settings, **_kinds(self.run), **data, **self.checkpoints.settings}
         encode({**self.run.state_dict(), "settings": self.settings})  # raises now where it could not be saved later
         saved = self.checkpoints.load()
         if saved is None:
             return
-        _check_same_run(saved, self.settings, settings["epochs"] * self.run.epoch_steps)
+        _check_same_run(saved, self.settings, settings["epochs"] * self.run.epoch_steps, data)
         _warn_of_other_versions(saved)
         try:
             if saved["settings"]["epochs"] == settings["epochs"]:
                 self.run.load_state_dict(saved)
             else:
                 self.run.extend(saved)
-            if self.run.order is not None and not _is_permutation(self.run.order, len(images)):
+            if self.run.order is not None and not _is_permutation(self.run.order, len(rows)):
                 raise ValueError("its order of the images is no permutation")
         except Exception as error:  # of any kind, since the content may be anything
             raise CheckpointError(
@@ -90,11 +92,14 @@ class Saver:
         return HistoryFile(checkpoints.folder / HISTORY)
 
 
-def _check_same_run(saved: Mapping[str, Any], settings: Mapping[str, Any], steps: int) -> None:
-    """Raise ValueError if a checkpoint belongs to another run, or has more than ``steps`` steps behind it."""
+def _check_same_run(saved: Mapping[str, Any], settings: Mapping[str, Any], steps: int, data: Mapping[str, str]) -> None:
+    """Raise ValueError if a checkpoint belongs to another run, or has more than ``steps`` steps behind it.
+
+    Older checkpoints say nothing of the fields of ``data`` other than the images.
+    """
     before = saved.get("settings")
     if isinstance(before, dict) and "epochs" in before:
-        before = {**LATER, **before, "epochs": settings["epochs"]}
+        before = {**LATER, **data, **before, "epochs": settings["epochs"]}
     check_same(before, settings)
     done = saved.get("step")
     if isinstance(done, int) and done > steps:
@@ -134,11 +139,11 @@ def _names_and_shapes(program: Program) -> str:
     return f"{len(shapes)} tensors, checksum of names and shapes {zlib.crc32(repr(shapes).encode())}"
 
 
-def _fingerprint(images: Tensor) -> str:
+def _fingerprint(rows: Tensor) -> str:
     checksum = 0
-    for part in parts(images):
-        checksum = zlib.crc32(part.cpu().numpy().data, checksum)
-    return f"{len(images)} images, checksum {checksum}"
+    for part in parts(rows):
+        checksum = zlib.crc32(part.cpu().contiguous().numpy().data, checksum)
+    return f"{len(rows)} {'images' if rows.dim() == 4 else 'rows'}, checksum {checksum}"
 
 
 def _versions() -> dict[str, Any]:

@@ -9,13 +9,15 @@ import torch
 from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor
 
+from pyro_vae.arguments import ProgramArguments
 from pyro_vae.estimation import describe
+from pyro_vae.observation import Arguments
 from pyro_vae.program import Program
 from pyro_vae.random import mode, seeded
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.training import ranks
+from pyro_vae.training.evaluation import own_part
 
 Weights = dict[str, list[float]]  # by site of model or guide, the factors of its log-probabilities
 
@@ -30,15 +32,15 @@ class Objective:
     Args:
         program: the program whose epochs are compared.
         estimator: the estimator that trains it.
-        x: the validation images.
-        batch: x of a first batch of training; the weights are those of its sites.
+        args: the arguments of model and guide that are made of the validation images, x first.
+        batch: those of a first batch of training; the weights are those of its sites.
         batch_size: the number of images measured at once; training uses the same number.
     """
 
-    def __init__(self, program: Program, estimator: ELBO, x: Tensor, batch: Tensor, batch_size: int):
+    def __init__(self, program: Program, estimator: ELBO, args: Arguments, batch: Arguments, batch_size: int):
         self.program: Any = program
         self.estimator: Any = estimator
-        self.x, self.batch, self.batch_size = x, batch, batch_size
+        self.args, self.batch, self.batch_size = args, batch, batch_size
 
     @property
     def name(self) -> str:
@@ -59,9 +61,9 @@ class Objective:
             mode(self.program, training),
         ):
             with _RecordedWeights("guide", found):
-                guide(self.batch)
+                guide(*self.batch)
             with _RecordedWeights("model", found):
-                model(self.batch)
+                model(*self.batch)
         return found
 
     def value(self, bound: float, weights: Weights) -> float:
@@ -71,8 +73,7 @@ class Objective:
         """
         if self.is_the_bound(weights):
             return bound
-        part = self.x.tensor_split(ranks.world_size())[ranks.rank()]
-        value = -ranks.all_reduce_sum(self.loss(part, weights)) / len(self.x)
+        value = -ranks.all_reduce_sum(self.loss(own_part(self.args), weights)) / len(self.args[0])
         if not math.isfinite(value):
             raise FloatingPointError(f"{self.name} on the validation images is {value}")
         return value
@@ -84,7 +85,7 @@ class Objective:
         return not described.is_bound or (plain and len({weight for each in weights.values() for weight in each}) == 1)
 
     @torch.no_grad()
-    def loss(self, x: Tensor, weights: Weights) -> float:
+    def loss(self, args: Arguments, weights: Weights) -> float:
         """Return the estimator's loss on these images, in nats, summed; the sites have the ``weights`` given."""
         own = self.weights(training=False)
         ratios = {
@@ -96,8 +97,9 @@ class Objective:
         model, guide = self.program.model, self.program.guide
         if any(ratio != 1 for ratio in ratios.values()):
             model, guide = _ScaledSites("model", ratios)(model), _ScaledSites("guide", ratios)(guide)
-        with seeded(ranks.own_seed(0), x.device), mode(self.program, training=False):
-            return sum(float(estimator.loss(model, guide, part)) for part in x.split(self.batch_size))
+        given = ProgramArguments.of(args, rows=len(args[0]))
+        with seeded(ranks.own_seed(0), given.device), mode(self.program, training=False):
+            return sum(float(estimator.loss(model, guide, *part.args)) for part in given.batches(self.batch_size))
 
 
 def alike(one: Mapping[str, list[float]], other: Mapping[str, list[float]]) -> bool:

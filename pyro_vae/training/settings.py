@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from pyro_vae.training.held import held_ids, trained_and_missing
 LR = 1e-3  # of Adam, where neither lr nor an optimiser is given
 ADAM = "optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3)"
 COSINE = "schedule=lambda optimizer, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)"
-DATA = 'Data("name", Split(train), Split(valid), Split(test)), each a uint8 tensor (N, C, H, W)'
+DATA = 'Data("name", Split(train), Split(valid), Split(test)), each a uint8 tensor (N, C, H, W), or Split(table=...)'
 
 
 @dataclass(frozen=True)
@@ -139,10 +139,13 @@ def checked_batch_size(batch_size: Any, images: int) -> int:
     >>> checked_batch_size(11, images=10)
     Traceback (most recent call last):
         ...
-    ValueError: batch_size: wanted 1 to 10 (the training images), got 11
+    ValueError: batch_size: wanted 1 to 10 (the training images), got 11; the whole training split is 10
     """
     if not is_whole(batch_size) or not 1 <= batch_size <= images:
-        raise ValueError(f"batch_size: wanted 1 to {images} (the training images), got {batch_size!r}")
+        raise ValueError(
+            f"batch_size: wanted 1 to {images} (the training images), got {batch_size!r}; "
+            f"the whole training split is {images}"
+        )
     return int(batch_size)
 
 
@@ -210,24 +213,24 @@ def made_optimizer(
     return optimizer
 
 
-def check_all_trained(program: Program, optimizer: Optimizer, x: Tensor) -> None:
+def check_all_trained(program: Program, optimizer: Optimizer, args: Sequence[Tensor]) -> None:
     """Run the program once; raise ValueError if it depends on a parameter that the optimiser does not hold.
 
     Such a parameter is one in Pyro's store, or one that a guide makes when it first runs.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1))
-    >>> check_all_trained(program, torch.optim.Adam(program.parameters()), torch.zeros(2, 3))
+    >>> check_all_trained(program, torch.optim.Adam(program.parameters()), [torch.zeros(2, 3)])
     """
     held = held_ids(optimizer)
-    found, *_ = find_parameters(program.model, program.guide, (x,))
+    found, *_ = find_parameters(program.model, program.guide, args, enumerated=True)  # or check_program had raised
     others = [name for name, leaf in (found.model | found.guide).items() if id(leaf) not in held]
     if others:
         raise ValueError(
             f"program: model and guide depend on {', '.join(others[:3])} ({len(others)} in all), which "
             "were no parameters of the program when fit began, and would stay as they are; register them "
             "as nn.Parameter, and run a guide that makes its parameters at its first call once before, "
-            "by program.guide(program.observe(pixels))"
+            "by program.guide(x), where x = pyro_vae.fixed_x(program, data.train[:2])"
         )
 
 

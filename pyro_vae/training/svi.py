@@ -1,5 +1,6 @@
 """The engine that steps ``pyro.infer.SVI``: the reference for the others."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.program import Program, observed
+from pyro_vae.observation import Arguments, from_fields
+from pyro_vae.program import Program
 from pyro_vae.random import forked_rng
 from pyro_vae.training import ranks
 from pyro_vae.training.eager import as_module
@@ -36,6 +38,7 @@ class SVIEngine:
         optimizer: Optimizer,
         scheduler: LRScheduler | None = None,
         clip: float | None = None,
+        fields: Sequence[str] = ("images",),
     ):
         others = 'write engine="eager" or "compiled"'
         if not hasattr(estimator, "differentiable_loss"):
@@ -44,19 +47,19 @@ class SVIEngine:
             raise ValueError(f'engine: "svi" trains in one process, and here are {ranks.world_size()}; {others}')
         if clip is not None:
             raise ValueError(f'clip: engine="svi" does not clip the norm of all gradients; {others}')
-        self.program, self.module = program, as_module(program)
+        self.program, self.module, self.fields = program, as_module(program), tuple(fields)
         self.scheduler, self.optimizer = scheduler, optimizer
         self.pyro_optimizer = PyroOptim(type(optimizer), {})
         self.svi = SVI(program.model, program.guide, self.pyro_optimizer, estimator)
         self.checked: set[int] = set()  # parameters known to have a param site
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Take a step on a batch; return its loss, in nats."""
-        x = observed(self.program, pixels)
-        self._check_sites(x)
+    def __call__(self, *raw: Tensor) -> Tensor:
+        """Take a step on a batch, a tensor for each field; return its loss, in nats."""
+        args = from_fields(self.program, self.fields, *raw)
+        self._check_sites(args)
         self._share_state()
         self.optimizer.zero_grad()
-        loss = self.svi.step(x)
+        loss = self.svi.step(*args)
         self.optimizer.zero_grad()
         self.optimizer.step()  # moves nothing without gradients, and lets schedules and hooks see a step
         if self.scheduler is not None:
@@ -78,14 +81,14 @@ class SVIEngine:
                 own.optim_objs[parameter].state[parameter] = self.optimizer.state[parameter]
                 own.optim_objs[parameter].param_groups[0].update(settings)
 
-    def _check_sites(self, x: Tensor) -> None:
+    def _check_sites(self, args: Arguments) -> None:
         """Check that each trained parameter has a param site: at the first step, and when another one is unfrozen."""
         trained = {id(p) for p in self.program.parameters() if p.requires_grad}
         if trained <= self.checked:
             return
-        with forked_rng(x.device), torch.no_grad():
+        with forked_rng(args[0].device), torch.no_grad():
             functions = self.program.guide, self.program.model
-            traces = [poutine.trace(function, param_only=True).get_trace(x) for function in functions]
+            traces = [poutine.trace(function, param_only=True).get_trace(*args) for function in functions]
         sites: list[Any] = [trace.nodes[name] for trace in traces for name in trace.param_nodes]
         self.checked |= {id(site["value"].unconstrained()) for site in sites}
         if not trained <= self.checked:

@@ -67,6 +67,17 @@ def test_another_list_of_equal_items_counts_where_the_items_are_too_many_to_be_w
     assert not watched.changes()
 
 
+def test_the_keys_of_a_dictionary_may_be_functions():
+    def key(value):
+        raise AssertionError("a key is not called")
+
+    holder = types.SimpleNamespace(kernels={key: 1, "rate": 2})
+    watched = WatchedConstants({"self": holder})
+    assert not watched.changes()
+    holder.kernels[key] = 3
+    assert [*watched.changes().values()] == [(1, 3)]
+
+
 def test_the_nearest_places_come_first_and_each_has_a_name_of_its_own():
     inner = types.SimpleNamespace(rate=0.5)
     names = [place.name for place in survey({"held": types.SimpleNamespace(one=inner, other=inner), "held.one": 3})]

@@ -42,7 +42,7 @@ def test_another_engine_goes_on_from_the_state_of_the_compiled_one(trained):
         program.load_state_dict(trained.program.state_dict())
         optimizer = adam(list(program.parameters()))
         optimizer.load_state_dict(copy.deepcopy(trained.optimizer.state_dict()))
-        step = kind(program, Trace_ELBO(), optimizer, **({"shape": BATCHES[0].shape} if kind is CompiledEngine else {}))
+        step = kind(program, Trace_ELBO(), optimizer, **({"rows": len(BATCHES[0])} if kind is CompiledEngine else {}))
         torch.manual_seed(2)
         step(BATCHES[0])
         assert kind is EagerEngine or step.graph is not None  # compiled from its first step on
@@ -103,7 +103,7 @@ def test_a_resumed_compiled_training_goes_on_to_the_same_bits():
     resumed.program.load_state_dict(whole.program.state_dict())
     resumed.optimizer.load_state_dict(copy.deepcopy(whole.optimizer.state_dict()))
     resumed.step = CompiledEngine(
-        resumed.program, Trace_ELBO(), resumed.optimizer, clip=60.0, shape=BATCHES[0].shape, strict=True
+        resumed.program, Trace_ELBO(), resumed.optimizer, clip=60.0, rows=len(BATCHES[0]), strict=True
     )
     for training in whole, resumed:
         torch.manual_seed(3)

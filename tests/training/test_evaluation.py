@@ -6,6 +6,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from enumerated_programs import LABELS, MixtureOfFactors, OfTheModel, X
 from programs import FEW, quick, small_vae
 from torch import nn
 
@@ -79,7 +80,7 @@ def test_numbers_that_evaluate_refuses(settings, message):
         evaluate(vae, fixed_x(vae, FEW.test.images), **settings)
 
 
-@pytest.mark.parametrize("x", [torch.zeros(0, 1, 8, 8), torch.tensor(0.5), np.zeros((3, 1, 8, 8)), FEW.test, None])
+@pytest.mark.parametrize("x", [torch.zeros(0, 1, 8, 8), torch.tensor(0.5), np.zeros((3, 1, 8, 8)), (), None])
 def test_images_that_evaluate_refuses(x):
     with pytest.raises(ValueError, match=r"x: wanted a tensor .* with at least one image, got"):
         evaluate(small_vae(), x)
@@ -117,3 +118,21 @@ def test_a_weight_of_single_images_is_trained_and_divided_out_of_the_bound():
     evaluation = evaluate(program.vae, x)
     assert kept["valid_bound"] == pytest.approx(evaluation.bound.mean().item())
     assert kept["valid_objective"] == pytest.approx((weight(x) * evaluation.bound).mean().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+def test_enumerated_sites_are_summed_out_exactly(particles):
+    program = MixtureOfFactors()
+    found = evaluate(program, (X, LABELS), particles=particles)
+    assert torch.allclose(found.bound, program.log_px(X, LABELS).detach())  # the guide is exact, so nothing varies
+    found = evaluate(MixtureOfFactors(off=0.3), (X, LABELS), particles=2000)
+    drawn = evaluate(MixtureOfFactors(off=0.3, mark=None), (X, LABELS), particles=20_000)
+    for one, other in ((found.rate, drawn.rate), (found.distortion, drawn.distortion)):
+        assert torch.allclose(one, other, atol=0.08)
+
+
+def test_a_site_of_the_model_alone_is_summed_out_in_batches():
+    x = torch.linspace(-2, 3, 7).double()
+    found = evaluate(OfTheModel(), x, particles=3, batch_size=4)
+    expected = evaluate(OfTheModel(mixture=True), x, particles=3, batch_size=4)
+    assert torch.allclose(found.rate, expected.rate) and torch.allclose(found.distortion, expected.distortion)

@@ -7,12 +7,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from enumerated_programs import LABELS, MixtureOfFactors, OfTheModel, X
 from programs import DIGITS, FEW, Breaks, quick, small_vae
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from small_trainings import rows
 from torch import nn
 
-from pyro_vae import evaluate, likelihoods, networks
+from pyro_vae import evaluate, fit, likelihoods, networks
+from pyro_vae.data import Data, Split
 from pyro_vae.training import check_program, fixed_x
 
 
@@ -184,3 +186,22 @@ def test_programs_without_parameters_or_methods_are_refused():
         quick(small_vae().requires_grad_(False))
     with pytest.raises(ValueError, match=r"wanted an nn\.Module with model, guide and observe, got Linear"):
         quick(nn.Linear(2, 2))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("kind", [MixtureOfFactors, OfTheModel])
+def test_sums_over_enumerated_sites_train(kind):
+    program, rows = kind(), Split(table=X.repeat(25, 1), labels=LABELS.repeat(25))
+    data, elbo = Data("rows", rows, rows[:8], rows[:8]), TraceEnum_ELBO(max_plate_nesting=1)
+    history = fit(program, data, elbo, epochs=5, batch_size=20, lr=0.05, engine="eager", progress=False).rows
+    assert history[-1]["train_bound"] > history[0]["train_bound"]
+    assert history[-1]["valid_objective"] == history[-1]["valid_bound"]
+    if kind is OfTheModel:
+        with pytest.raises(ValueError, match="TraceEnum_ELBO sum them out: take these"):
+            fit(program, data, Trace_ELBO(), epochs=1, batch_size=20, progress=False)
+
+
+def test_a_point_of_q_is_no_fault_of_an_enumerated_program():
+    program = MixtureOfFactors()
+    program.log_joint = lambda x: torch.tensor([0.0, -torch.inf, 0.0]).double().expand(len(x), 3)
+    check_program(program, (X, LABELS), TraceEnum_ELBO(max_plate_nesting=1))

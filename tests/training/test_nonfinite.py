@@ -13,6 +13,7 @@ from torch import nn
 
 from pyro_vae import parameter_sites
 from pyro_vae.estimators import ImportanceWeighted
+from pyro_vae.observation import arguments
 from pyro_vae.training import NonFiniteLoss
 from pyro_vae.training.nonfinite import culprit
 
@@ -66,7 +67,8 @@ def spoilt(**values):
 )
 @pytest.mark.parametrize("estimator", [Trace_ELBO(), ImportanceWeighted(3), RenyiELBO(num_particles=2)])
 def test_the_first_place_is_named(values, words, estimator):
-    said = culprit(spoilt(**values), estimator, PIXELS)
+    program = spoilt(**values)
+    said = culprit(program, estimator, *arguments(program, PIXELS))
     assert said.endswith(words)
 
 
@@ -82,7 +84,7 @@ def test_the_search_leaves_parameters_and_settings_as_they_are():
     program = spoilt(scale=math.nan)
     before = {name: value.clone() for name, value in program.state_dict().items()}
     with pyro.validation_enabled(True), torch.no_grad():
-        culprit(program, Trace_ELBO(), PIXELS)
+        culprit(program, Trace_ELBO(), *arguments(program, PIXELS))
         assert pyro.infer.util.is_validation_enabled() and not torch.is_grad_enabled()
     assert all(torch.equal(value, before[name]) for name, value in program.state_dict().items())
 
@@ -99,7 +101,7 @@ def test_the_numbers_that_a_step_met_are_met_again():
     program, found = Rare(), set()
     for seed in [*range(20)] * 2:
         torch.manual_seed(seed)
-        found.add((seed, "site 'x' of the model" in culprit(program, Trace_ELBO(), PIXELS)))
+        found.add((seed, "site 'x' of the model" in culprit(program, Trace_ELBO(), *arguments(program, PIXELS))))
     assert len(found) == 20 and {fails for _, fails in found} == {True, False}
 
 

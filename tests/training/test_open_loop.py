@@ -512,7 +512,7 @@ def test_a_part_that_is_frozen_rests_even_under_momentum_and_after_a_resume(engi
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_gradient_summed_over_parts_is_that_of_the_batch(engine, make, monkeypatch):
     """Without noise; the last batch of 20 images, too, and parts of unequal size."""
-    monkeypatch.setattr(epochs, "batches", lambda images, size, device: torch.arange(images).split(size))
+    monkeypatch.setattr(epochs, "shuffled", lambda fields: torch.arange(len(fields[0])))
     data = Data("some", DIGITS.train[:170], DIGITS.valid[:50], DIGITS.test[:50])
 
     def trained(accumulate):

@@ -170,19 +170,25 @@ class LabelledGuide(Observed):
 
 @pytest.mark.parametrize("make", [Labelled, LabelledByName, LabelledGuide, lambda: KLWeighted(LabelledGuide())])
 def test_a_program_that_wants_a_label_is_refused_in_our_words(make):
-    refused(make(), "program: fit and evaluate call model and guide with x alone; .*one more channel.* 'y'")
-    x = torch.zeros(5, 1, 8, 8)
+    refused(make(), r"program: observe must return all arguments of model and guide.*such as \(x, batch.labels\).* 'y'")
     for call in (evaluate, check_program):
-        with pytest.raises(ValueError, match="with x alone"):
-            call(make(), x)
-    with pytest.raises(ValueError, match=r"x: wanted a tensor .* got tuple; fit and evaluate call"):
-        evaluate(make(), (x, torch.zeros(5)))
+        with pytest.raises(ValueError, match="observe must return all arguments"):
+            call(make(), torch.zeros(5, 1, 8, 8))
 
 
-def test_a_tuple_of_observe_is_refused_in_our_words():
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ({"x": torch.zeros(5)}, "observe: wanted a tensor x, or a tuple of tensors, got a dict; return x, or a tuple"),
+        (("x", 3), "observe: wanted .*, got a tuple of str, int; return x"),
+        ((), "observe: wanted .*, got an empty tuple"),
+        ((torch.zeros(3), torch.zeros(5)), r"observe: wanted an x of \d+ rows, as many as the batch has, got shape"),
+    ],
+)
+def test_what_observe_may_not_return(made, message):
     program = Labelled()
-    program.observe = lambda pixels, generator=None: (pixels / 255, torch.zeros(len(pixels)))
-    refused(program, "observe: wanted a tensor x, got a tuple; fit and evaluate call model and guide with x alone")
+    program.observe = lambda batch, generator=None: made
+    refused(program, message)
 
 
 def test_a_label_in_one_more_channel_is_measured_as_one_that_is_an_argument():

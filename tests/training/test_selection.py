@@ -77,7 +77,7 @@ def test_the_objective_with_the_kl_in_closed_form():
     vae = small_vae()
     vae.likelihood.network.layers[-2].weight.data.zero_()  # x does not depend on z, so that the bound has no noise
     x = fixed_x(vae, FEW.valid.images)
-    objective = Objective(vae, TraceMeanField_ELBO(), x, x[:20], batch_size=30)
+    objective = Objective(vae, TraceMeanField_ELBO(), (x,), (x[:20],), batch_size=30)
     with torch.no_grad():
         q = vae.posterior(x)
         kl = torch.distributions.kl_divergence(q, vae.prior().expand(q.batch_shape))
@@ -345,7 +345,7 @@ def test_weights_are_noted_without_a_trace_and_as_training_has_them():
     program.vae.posterior.network.layers.append(nn.BatchNorm1d(16))
     before, state = copy_of(program), torch.get_rng_state()
     x = fixed_x(program, FEW.valid.images)
-    objective = Objective(program, Trace_ELBO(), x, x[:20], batch_size=50)
+    objective = Objective(program, Trace_ELBO(), (x,), (x[:20],), batch_size=50)
     assert objective.weights() == {"guide z": [0.25], "model z": [0.25], "model x": [1.0]}
     assert objective.weights(training=False) == {"guide z": [1.0], "model z": [1.0], "model x": [1.0]}
     assert same(program, before) and torch.equal(state, torch.get_rng_state()) and program.training
@@ -365,5 +365,5 @@ class Undescribed(estimators.StickingTheLanding):
 def test_the_bound_is_not_measured_again_where_the_estimator_says_that_it_is_its_objective(estimator, plain):
     vae = small_vae()
     x = fixed_x(vae, FEW.valid.images)
-    objective = Objective(vae, estimator, x, x[:20], batch_size=50)
+    objective = Objective(vae, estimator, (x,), (x[:20],), batch_size=50)
     assert objective.is_the_bound(objective.weights()) == plain

@@ -10,8 +10,8 @@ import pytest
 import torch
 from evidence_programs import EAGER, X, exact, proposed, scaled
 
+from pyro_vae.arguments import checked_arguments
 from pyro_vae.evidence import annealed_evidence, bidirectional, log_evidence
-from pyro_vae.evidence.arguments import checked_arguments
 
 SHIFTS = torch.arange(7.0)
 

@@ -1,4 +1,4 @@
-"""The arguments of a program, and how they are cut into batches of rows."""
+"""The arguments of a program: how they are made from a batch of a data set, and cut into batches of rows."""
 
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -57,9 +57,13 @@ class ProgramArguments(NamedTuple):
             yield self
             return
         for start in range(0, self.rows, size):
-            cut = partial(self._cut, part=slice(start, start + size))
-            kwargs = {name: cut(value) for name, value in self.kwargs.items()}
-            yield ProgramArguments(tuple(map(cut, self.args)), kwargs, min(size, self.rows - start))
+            yield self.part(start, min(start + size, self.rows))
+
+    def part(self, start: int, stop: int) -> "ProgramArguments":
+        """Return the arguments of the rows from ``start`` to ``stop``."""
+        cut = partial(self._cut, part=slice(start, stop))
+        kwargs = {name: cut(value) for name, value in self.kwargs.items()}
+        return ProgramArguments(tuple(map(cut, self.args)), kwargs, stop - start)
 
     @property
     def only_tensors(self) -> bool:
@@ -77,6 +81,15 @@ class ProgramArguments(NamedTuple):
         return tree_map(lambda value: value[part] if self._of_rows(value) else value, argument, is_leaf=self._of_rows)
 
 
+def as_arguments(x: Any) -> tuple[Any, ...]:
+    """Return x alone, or a tuple of all arguments of a program, as a tuple.
+
+    >>> as_arguments(3), as_arguments((3, 4))
+    ((3,), (3, 4))
+    """
+    return x if isinstance(x, tuple) else (x,)
+
+
 def checked_arguments(x: Any, kwargs: Mapping[str, Any] | None = None) -> ProgramArguments:
     """Return the arguments of a program from x, or from a tuple of all positional arguments, and keywords.
 
@@ -86,7 +99,7 @@ def checked_arguments(x: Any, kwargs: Mapping[str, Any] | None = None) -> Progra
     >>> checked_arguments((torch.zeros(3, 2), "any", torch.zeros(3))).rows
     3
     """
-    args = x if isinstance(x, tuple) else (x,)
+    args = as_arguments(x)
     if args and isinstance(args[0], np.ndarray):
         cast = ".float()" if args[0].dtype == np.float64 else ""
         raise ValueError(f"x: wanted a torch tensor (rows, ...), got a NumPy array; write torch.from_numpy(x){cast}")
@@ -94,7 +107,7 @@ def checked_arguments(x: Any, kwargs: Mapping[str, Any] | None = None) -> Progra
         got = f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(
             f"x: wanted a tensor (rows, ...), or a tuple of the program's arguments, got {got}; of a split, write "
-            "fixed_x(program, split.images)"
+            "fixed_x(program, split), or give program and split"
         )
     found = ProgramArguments.of(args, kwargs)
     if found.rows == 0:
