@@ -13,8 +13,9 @@ Each of these names may change in any release. The names below are those in torc
   slower.
 - ``FakeTensor``, known by the name of its class: such a tensor counts as any other, and its address as 0.
 - ``ParamStoreDict._params`` of Pyro: the whole parameter store is watched, which is slower.
-- ``torch_item``, ``warn_if_nan`` of Pyro's ``trace_elbo`` and ``trace_mean_field_elbo``: the name is not replaced. If
-  the ELBO reads a value by another one, the program cannot be traced, and ``Untraceable`` says so.
+- ``torch_item``, ``warn_if_nan`` of Pyro's ``trace_elbo``, ``trace_mean_field_elbo`` and ``traceenum_elbo``, and
+  ``Dice.compute_expectation`` with ``_get_log_factors``: the name is not replaced. If the ELBO reads a value by another
+  one, the program cannot be traced, and ``Untraceable`` says so.
 
 Other modules use private parts that belong to the code around them: ``torch.utils._pytree`` (arguments of any shape),
 ``torch._C._get_tracing_state`` (``torch.jit.trace``), ``_PYRO_STACK`` (particles), ``_call``, ``_inv_call``,
@@ -26,7 +27,8 @@ handlers and distributions.
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from operator import attrgetter
@@ -35,11 +37,14 @@ from unittest import mock
 
 import pyro
 import torch
-from pyro.infer import trace_elbo, trace_mean_field_elbo
+from pyro.infer import trace_elbo, trace_mean_field_elbo, traceenum_elbo
+from pyro.infer.util import Dice
+from pyro.ops import packed
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pyro_vae.compiling.untraceable import OR_EAGERLY, Untraceable
+from pyro_vae.tracing.enumeration import LogSums
 
 VERSION = "_version"
 GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
@@ -53,6 +58,7 @@ CONTIGUOUS = "contiguous.default"
 FAKE = "FakeTensor"
 STORE = "_params"
 READS = ("torch_item", "warn_if_nan")
+FACTORS, EXPECTATION = "_get_log_factors", "compute_expectation"  # of Dice
 
 
 def in_place_changes(tensor: Tensor) -> int:
@@ -140,11 +146,32 @@ def tensors_only() -> Iterator[None]:
     1.0
     """
     with ExitStack() as stack:
-        for module in (trace_elbo, trace_mean_field_elbo):
+        for module in (trace_elbo, trace_mean_field_elbo, traceenum_elbo):
             for name, replacement in zip(READS, (_detached, _unread)):
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, replacement))
+        if hasattr(Dice, FACTORS) and hasattr(Dice, EXPECTATION):
+            stack.enter_context(mock.patch.object(Dice, EXPECTATION, expectation))
         yield
+
+
+def expectation(dice: Any, costs: Mapping[frozenset[str], list[Any]]) -> Any:
+    """Return the sum of costs under the weights of ``Dice``; those of weight 0 count for nothing, whatever they are.
+
+    Pyro's own method selects the others, in a number that depends on the values of tensors.
+    """
+    total: Any = 0.0
+    for plates, terms in costs.items():
+        factors = getattr(dice, FACTORS)(plates)
+        weights: list[Any] = [factor for factor in factors if torch.is_tensor(factor)]
+        scale = math.exp(sum(factor for factor in factors if not torch.is_tensor(factor)))
+        for cost in terms:
+            if weights:
+                others = {dim for weight in weights for dim in weight._pyro_dims} - plates - set(cost._pyro_dims)
+                weight, cost = packed.broadcast_all(LogSums().sumproduct(weights, others), cost)
+                cost = weight.exp() * torch.where(weight > -math.inf, cost, 0.0)
+            total = total + scale * cost.sum()
+    return total
 
 
 def _member(module: str, name: str) -> Any:

@@ -95,7 +95,7 @@ OF_PYRO: Mapping[type[ELBO], Description | Callable[[Any], Description]] = {
     Trace_ELBO: Description.unbiased("ELBO", plain=True),
     TraceGraph_ELBO: Description.unbiased("ELBO", plain=True),
     TraceMeanField_ELBO: Description.unbiased("ELBO", closed_form_kl=True),
-    TraceEnum_ELBO: Description.unbiased("ELBO", enumerates=True),
+    TraceEnum_ELBO: Description.unbiased("ELBO", plain=True, enumerates=True),
     JitTrace_ELBO: Description.unbiased("ELBO"),
     JitTraceGraph_ELBO: Description.unbiased("ELBO"),
     JitTraceMeanField_ELBO: Description.unbiased("ELBO", closed_form_kl=True),

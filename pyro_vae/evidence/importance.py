@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from typing_extensions import Unpack
 
+from pyro_vae.arguments import ProgramArguments, checked_arguments
 from pyro_vae.checks import whole_number
-from pyro_vae.compiling import Graphs, owners, traced
-from pyro_vae.evidence.arguments import ProgramArguments, checked_arguments
+from pyro_vae.compiling import Graphs, Untraceable, owners, traced
 from pyro_vae.evidence.measuring import Engine, chunk_size, measuring, progress_bar, takes_program, whether_compiled
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.evidence.results import Evidence, as_array, joined, warn_untrusted, weight_statistics
 from pyro_vae.program import Program
+from pyro_vae.tracing.enumeration import Enumeration, row_terms
 from pyro_vae.tracing.traces import (
     check_sites,
     common_scale,
@@ -94,6 +95,9 @@ def log_evidence(
     If a latent variable lies outside the plate over images, for example one that they share, a single image has no
     weight. The result is then one estimate, of log p of all images together (``joint`` is True).
 
+    Sites that are marked for enumeration, in the guide or in the model alone, are summed out exactly: one weight is
+    Σ_y p(x, y, z_y) / q(z_y | x, y), z_y ~ q(z | x, y).
+
     Write ``log_evidence(vae, x, 100)`` or ``log_evidence(model, guide, x, 100)``. Images are the rows of the data: the
     plate that all sites share. Modules run in evaluation mode, without gradients. Warns by ``UntrustedEvidence`` of
     images with k̂ > 0.7.
@@ -136,9 +140,14 @@ def log_evidence(
         whole_number("batch_size", batch_size)
     with measuring(model, guide, given, seed, options.get("precision")):
         most = min(max(DRAWN_AT_ONCE // particles, 1), MOST_IMAGES)
-        plan = MeasurementPlan.of(model, guide, given, batch_size, most)
+        enumeration = Enumeration.of(model, guide, given.args, given.kwargs, particles)
+        held = model if enumeration is None else enumeration.held
+        plan = MeasurementPlan.of(held, guide, given, batch_size, most)
         total = plan.weights * particles
-        sampler = ImportanceSampler(model, guide, plan, chunk, plan.graphs(compiled, total // chunk))
+        if enumeration is None:
+            sampler = ImportanceSampler(model, guide, plan, chunk, plan.graphs(compiled, total // chunk))
+        else:
+            sampler = EnumeratedSampler(enumeration, plan, chunk, compiled)
         columns = []
         with progress_bar(total, "particle", progress) as bar:
             for batch in plan.batches():
@@ -218,6 +227,31 @@ class ImportanceSampler:
         joint, example = JointDensity(self.model, names, plate, self.plan.layout.nesting, batch), tensors(part)
         graph = self.graphs.get(lambda: traced(joint, example), example)
         return None if graph is None else lambda part: graph(*tensors(part))
+
+
+class EnumeratedSampler:
+    """Log weights, (K, B), of a program whose enumerated sites are summed out: log Σ_y p(x, y, z_y) / q(z_y | x, y).
+
+    Guide and model run on a few particles at a time, each with all values of the sites, eagerly.
+    """
+
+    def __init__(self, enumeration: Enumeration, plan: MeasurementPlan, chunk: int, compiled: bool | None):
+        self.enumeration, self.plan, self.chunk = enumeration, plan, chunk
+        if compiled:
+            raise Untraceable('engine="compiled": sites of the program are summed out, eagerly; write engine="eager"')
+
+    def __call__(self, batch: ProgramArguments, K: int, bar: tqdm) -> Tensor:
+        """Return log weights (K, B). Pyro validates the first run."""
+        at_once = max(1, self.chunk // ((batch.rows or 1) * self.enumeration.values))
+        log_w = []
+        for start in range(0, K, at_once):
+            with pyro.validation_enabled(start == 0):
+                for traces in self.enumeration.traces(batch.args, batch.kwargs, min(at_once, K - start)):
+                    proposal_sites(traces[1])  # raises if a draw has no density
+                    plate = self.plan.plate(self.enumeration.held, self.enumeration.guide, batch, traces)
+                    log_w.append(row_terms(*traces, plate=plate).log_w)
+                    bar.update(log_w[-1].numel())
+        return torch.cat(log_w)
 
 
 class JointDensity(nn.Module):

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-FEWEST = 5  # different weights that a tail must have for an estimate of its shape
+FEWEST = 5  # different weights that a tail must have for an estimate of its shape; equal ones that end it
 VANISHED = math.log(1e-290)  # log ratio to the largest weight, below which differences of two weights underflow
 
 
@@ -16,7 +16,7 @@ def pareto_k(log_w: np.ndarray, rounding: float | np.ndarray = 0.0) -> np.ndarra
 
     It is a number, or
 
-    - −inf if the largest weights are equal: there is no tail;
+    - −inf if the five largest weights are equal, as a latent variable with few values makes them: there is no tail;
     - +inf if some weights of the tail vanish beside the largest: a few weights dominate all others;
     - NaN if there are too few weights: K ≤ 20, or fewer than five that differ from the smallest of the tail.
 
@@ -38,6 +38,8 @@ def _tail_shape(top: np.ndarray, rounding: float) -> float:
     """Return k̂ of log weights in descending order; the tail begins at the last of them."""
     if top[top > -math.inf][-1] - top[0] < VANISHED:
         return math.inf
+    if top[0] - top[FEWEST - 1] <= rounding:
+        return -math.inf
     w = np.exp(top - top[0])
     excess = w[:-1] - w[-1]
     excess = excess[excess > rounding * w[-1]]  # without ties with the smallest of the tail

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
+from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs, owners, traced
-from pyro_vae.evidence.arguments import ProgramArguments
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.tracing.traces import check_sites, common_scale, per_image, proposal_sites, sample_sites
 
@@ -201,9 +201,10 @@ def _to_support(name: str, site: Mapping[str, Any]) -> Transform:
     try:
         return biject_to(support)
     except NotImplementedError:
+        is_discrete = "is discrete, with" if getattr(support, "is_discrete", False) else "has"
         enumerated = " and is to be enumerated" if site["infer"].get("enumerate") else ""
         raise ValueError(
-            f"site {name!r} has the support {site['fn'].support}{enumerated}, but Hamiltonian Monte Carlo moves z over "
+            f"site {name!r} {is_discrete} the support {support}{enumerated}, but Hamiltonian Monte Carlo moves z over "
             "real numbers, or over supports that Pyro's biject_to maps to them; sum a discrete variable out in the "
             "model (Pyro's MixtureSameFamily), or take log_evidence with a guide that draws it"
         ) from None

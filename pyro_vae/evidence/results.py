@@ -33,8 +33,8 @@ class Evidence:
         standard_error: of log p̂, by the delta method: sd(w) / (mean(w) √K). NaN for K = 1.
         ess: effective sample size (Σ w)² / Σ w², from 1 to K (Kong 1992).
         pareto_k: k̂, the shape of the tail of w (Vehtari et al. 2024). The variance of w is infinite for k > ½. For
-            k̂ > 0.7 neither the estimate nor its error can be trusted. −inf if the largest weights are equal, +inf if a
-            few weights dominate all others, NaN if there are too few different weights, as for any K ≤ 20.
+            k̂ > 0.7 neither the estimate nor its error can be trusted. −inf if the five largest weights are equal,
+            +inf if a few dominate all others, NaN if there are too few different weights, as for any K ≤ 20.
         num_particles: K, the number of weights for each image.
         seed: of the random numbers; None if the caller's generator was used.
         joint: whether the one estimate is of all images together.

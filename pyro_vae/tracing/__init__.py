@@ -6,6 +6,7 @@
 - ``runs``: how a program's particles are drawn and which plate is over its rows.
 - ``rows``: the weight of each row, log p(x, z) − log q(z | x).
 - ``independence``: checks that the rows of a batch are independent.
+- ``enumeration``: programs with sites that are summed out, and the weights of their rows.
 - ``trials``: a program scored at given values of its latent sites.
 - ``paths``: draws of a guide with and without a path to its parameters.
 - ``leaves``: the parameters of a program, found in its autograd graph.

@@ -14,7 +14,11 @@ from pyro_vae.tracing.rows import count_rows, per_image
 from pyro_vae.tracing.runs import ProgramRuns
 from pyro_vae.tracing.trials import TRIED, agree, cut_rows, replayed
 
-ALONE = "keep the rows apart: sum and normalise over event dimensions only, and do not squeeze batch dimensions"
+ALONE = (
+    "keep the rows apart: sum and normalise over event dimensions only, and do not squeeze batch dimensions; an "
+    "argument that has as many entries as the batch by chance is cut, too: keep it in the program, or take another "
+    "batch size"
+)
 
 
 def check_rows(model: Callable, guide: Callable, args: Sequence = (), kwargs: Mapping | None = None) -> None:

@@ -53,12 +53,7 @@ def find_parameters(
     kwargs = kwargs or {}
     with pyro.validation_enabled(False), torch.enable_grad():
         model_trace, guide_trace = run(model, guide, args, kwargs)
-        if enumerated:
-            latent = [name for name, site in sample_sites(model_trace).items() if site["infer"].get("enumerate")]
-            for name in latent:
-                if name not in guide_trace:
-                    model_trace.nodes[name]["is_observed"] = True
-        check_sites(model_trace, guide_trace, scales=False)
+        check_sites(model_trace, guide_trace, scales=False, enumerated=enumerated)
         score(model_trace)
         score(guide_trace)
     codes = [site["value"] for site in sample_sites(guide_trace, observed=False).values()]

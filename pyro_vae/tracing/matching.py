@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from pyro import distributions as dist
-from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -22,7 +22,7 @@ Site = Any  # a message of Pyro, whose TypedDict declares every entry optional
 WHY = "so that no mean of log p(x, z) − log q(z | x) is a bound"
 
 
-def sample_sites(trace: poutine.Trace, observed: bool | None = None) -> dict[str, Site]:
+def sample_sites(trace: Trace, observed: bool | None = None) -> dict[str, Site]:
     """Return the sample sites of a trace by name: all of them, only the observed, or only the latent ones.
 
     ``pyro.deterministic`` records a value and a plate its indices; neither has a density, so both are left out.
@@ -31,7 +31,7 @@ def sample_sites(trace: poutine.Trace, observed: bool | None = None) -> dict[str
     >>> def model():
     ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
     ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
-    >>> list(sample_sites(poutine.trace(model).get_trace(), observed=False))
+    >>> list(sample_sites(pyro.poutine.trace(model).get_trace(), observed=False))
     ['z']
     """
     nodes = cast(Mapping[str, Site], trace.nodes)
@@ -55,22 +55,23 @@ def dim_of(plate: CondIndepStackFrame) -> int:
     return cast(int, plate.dim)
 
 
-def check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace, scales: bool = True) -> None:
+def check_sites(model_trace: Trace, guide_trace: Trace, scales: bool = True, enumerated: bool = False) -> None:
     """Raise ValueError unless the guide proposes exactly the sites that the model leaves latent.
 
     The latent sites must have the same name in both, one shape, one mask, the same plates, supports that differ by
     single points at most, and, unless ``scales`` is False, one scale. A guide may draw further sites that are marked
-    auxiliary, and points (``Delta``).
+    auxiliary, and points (``Delta``). If sites are ``enumerated``, it may leave out those that are marked for it.
 
     >>> import pyro
-    >>> run = lambda name: poutine.trace(lambda: pyro.sample(name, dist.Normal(0.0, 1.0))).get_trace()
+    >>> run = lambda name: pyro.poutine.trace(lambda: pyro.sample(name, dist.Normal(0.0, 1.0))).get_trace()
     >>> check_sites(run("z"), run("Z"))
     Traceback (most recent call last):
         ...
     ValueError: the latent sites of model and guide differ: only in the model: ['z'], only in the guide: ['Z']; ...
     """
-    latent, drawn = sample_sites(model_trace, observed=False), sample_sites(guide_trace, observed=False)
+    latent, drawn = (sample_sites(trace, observed=False) for trace in (model_trace, guide_trace))
     proposed = {name for name, site in drawn.items() if not site["infer"].get("is_auxiliary")}
+    latent = {n: s for n, s in latent.items() if not enumerated or n in proposed or not s["infer"].get("enumerate")}
     if latent.keys() != proposed:
         raise ValueError(_other_names(latent, proposed))
     if not latent and not sample_sites(model_trace):
@@ -81,11 +82,12 @@ def check_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace, scales: 
             raise ValueError(f"site {name!r}: {problem}")
 
 
-def check_order(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
+def check_order(model_trace: Trace, guide_trace: Trace) -> None:
     """Raise ValueError unless model and guide draw their sites in one order, in which KLs of single sites add up.
 
     >>> import pyro
-    >>> run = lambda *names: poutine.trace(lambda: [pyro.sample(n, dist.Normal(0.0, 1.0)) for n in names]).get_trace()
+    >>> drawn = lambda names: [pyro.sample(name, dist.Normal(0.0, 1.0)) for name in names]
+    >>> run = lambda *names: pyro.poutine.trace(drawn).get_trace(names)
     >>> check_order(run("z1", "z2"), run("z2", "z1"))
     Traceback (most recent call last):
         ...
@@ -105,7 +107,7 @@ def masks(site: Site) -> list[Tensor]:
 
     >>> import pyro
     >>> half = dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor([True, False])).to_event(1)
-    >>> masks(poutine.trace(lambda: pyro.sample("z", half)).get_trace().nodes["z"])
+    >>> masks(pyro.poutine.trace(lambda: pyro.sample("z", half)).get_trace().nodes["z"])
     [tensor([ True, False])]
     """
     if "masks" in site:  # a slice of the particles
@@ -162,8 +164,9 @@ def _other_names(latent: Mapping[str, Site], proposed: set[str]) -> str:
     if enumerated:
         return (
             f"the latent sites of model and guide differ: {enumerated} are meant for enumeration "
-            "(infer={'enumerate': ...}), and the guide does not draw them; only Pyro's TraceEnum_ELBO sums them out: "
-            "train by it under pyro.infer.SVI, or have the guide draw them and take ScoreFunction(K, 'leave-one-out')"
+            "(infer={'enumerate': ...}), and the guide does not draw them; evaluate, log_evidence and Pyro's "
+            "TraceEnum_ELBO sum them out: take these, or have the guide draw them for "
+            "ScoreFunction(K, 'leave-one-out')"
         )
     discrete = [name for name in names if getattr(latent[name]["fn"], "has_enumerate_support", False)]
     hint = f"; to enumerate {discrete} takes Pyro's TraceEnum_ELBO" if discrete else ""

@@ -60,7 +60,7 @@ def particle_trace(
     kwargs = kwargs or {}
     if vectorized:
         program = program if replayed is None else Replay(replayed)(program)
-        trace = trace_of(_plate(particles, nesting)(program), args, kwargs)
+        trace = trace_of(particle_plate(particles, nesting)(program), args, kwargs)
         score(trace)
         return trace
     traces: list[poutine.Trace] = []
@@ -134,8 +134,10 @@ def stacked(traces: Sequence[poutine.Trace], nesting: int) -> poutine.Trace:
     return result
 
 
-def score(trace: poutine.Trace) -> None:
+def score(trace: poutine.Trace, nesting: float = math.inf) -> None:
     """Compute the log-probability of each sample site, scaled and masked; shapes are checked under validation.
+
+    Dimensions to the left of the ``nesting`` last ones are those of enumerated sites, and may have any size.
 
     Raises ValueError for a distribution of 16 bits, in which a sum of log-probabilities over pixels is off by nats.
 
@@ -158,7 +160,7 @@ def score(trace: poutine.Trace) -> None:
     trace.compute_log_prob(lambda name, site: not site_is_subsample(site))
     if is_validation_enabled():
         for site in sample_sites(trace).values():
-            check_site_shape(site, math.inf)  # pyright: ignore[reportArgumentType]  # Pyro passes it, too
+            check_site_shape(site, nesting)  # pyright: ignore[reportArgumentType]  # Pyro passes it, too
 
 
 def log_prob(trace: poutine.Trace) -> Tensor:
@@ -279,7 +281,7 @@ def run_particles(
 ) -> Traces:
     """Return the ``paired_traces`` of K particles in a given layout."""
     if layout.vectorized:
-        plate = _plate(particles, layout.nesting)
+        plate = particle_plate(particles, layout.nesting)
         model, guide = plate(model), plate(guide)
     guide = guide if handler is None else handler(guide)
     if layout.vectorized:
@@ -298,7 +300,12 @@ def nesting_of(*traces: poutine.Trace) -> int:
     return max((-frame.dim for frame in frames if frame.vectorized), default=0)
 
 
-def _plate(particles: int, nesting: int) -> pyro.plate:
+def particle_plate(particles: int, nesting: int) -> pyro.plate:
+    """Return the plate of particles of a program whose plates take ``nesting`` dimensions.
+
+    >>> particle_plate(5, nesting=1).dim
+    -2
+    """
     return pyro.plate(PARTICLES, particles, dim=-nesting - 1)
 
 

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from comparing import compare, oracle, pictures
+from enumerated_programs import LABELS, MixtureOfFactors, OfTheModel, X
 from programs import SHAPE, small_vae
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoNormal
@@ -304,3 +305,33 @@ def test_estimators_of_no_bound_are_marked():
     result = compare(program, x, estimators=estimators, draws=5)
     assert not result.estimators["RWS"].is_bound and result.estimators["L^A"].is_bound
     assert "* minus the loss of an estimator that has no bound" in str(result)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_sum_over_classes_beside_estimators_that_draw_them():
+    program = MixtureOfFactors(off=0.3)
+    estimators = {
+        "sum": TraceEnum_ELBO(max_plate_nesting=1),
+        "draw": Trace_ELBO(),
+        "score": ScoreFunction(8, "leave-one-out"),
+    }
+    compared = compare_estimators(program, X, LABELS, estimators=estimators, draws=200, progress=False)
+    assert compared.images == 4 and not compared.disagreements()
+    bounds = [statistics.bound for statistics in compared.estimators.values()]
+    for bound in bounds[1:]:
+        error = math.hypot(bound.standard_error, bounds[0].standard_error)
+        assert abs(bound.mean - bounds[0].mean) < 5 * error
+    assert bounds[1].variance > 1.5 * bounds[0].variance
+    variances = [statistics.guide.variance.value for statistics in compared.estimators.values()]
+    assert variances[0] < variances[1] / 2
+
+
+def test_a_site_of_the_model_alone_needs_estimators_that_sum_it_out():
+    x = torch.linspace(-2, 3, 5).double()
+    sums = {"sum": TraceEnum_ELBO(max_plate_nesting=1)}
+    ours = compare_estimators(OfTheModel(), x, estimators=sums, draws=200, progress=False).estimators["sum"].bound
+    mixture = compare_estimators(OfTheModel(True), x, estimators={"L^A": Trace_ELBO()}, draws=200, progress=False)
+    expected = mixture.estimators["L^A"].bound
+    assert abs(ours.mean - expected.mean) < 5 * math.hypot(ours.standard_error, expected.standard_error)
+    with pytest.raises(ValueError, match="evaluate, log_evidence and Pyro's TraceEnum_ELBO sum them out"):
+        compare_estimators(OfTheModel(), x, estimators={**sums, "L^A": Trace_ELBO()}, draws=2, progress=False)

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from enumerated_programs import LABELS, MixtureOfFactors, OfTheModel, X
 from programs import conv_vae, small_vae
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from traced_losses import PIXELS, assert_same, loss_of
 
 from pyro_vae import guides, handlers, likelihoods, priors
 from pyro_vae.compiling import traced
+from pyro_vae.compiling.loss import ProgramLoss
 from pyro_vae.estimators import ImportanceWeighted, ScoreFunction, StickingTheLanding, WakeSleep
 from pyro_vae.networks import lowered_precision
 
@@ -97,3 +99,19 @@ def test_the_random_numbers_go_on_as_if_nothing_had_been_traced():
     loss, state = loss_of(small_vae()), torch.get_rng_state()
     traced(loss, (PIXELS,))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("program", "args"), [(MixtureOfFactors(0.3), (X, LABELS)), (OfTheModel(), (X[:, 0].clone(),))]
+)
+def test_sums_over_enumerated_sites(program, args):
+    loss = ProgramLoss(TraceEnum_ELBO(max_plate_nesting=1), program.model, program.guide)
+    graph = traced(loss, args)
+    results = []
+    for function in (loss, graph):
+        torch.manual_seed(3)
+        value = function(*args)
+        results.append((value, *torch.autograd.grad(value, list(function.parameters()))))
+    for eager, other in zip(*results):
+        assert torch.allclose(eager, other)

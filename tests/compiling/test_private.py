@@ -2,14 +2,16 @@
 
 import ast
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from enumerated_programs import LABELS, MixtureOfFactors, OfTheModel, X
 from programs import needs_compiler
-from pyro.infer import Trace_ELBO, trace_elbo
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO, trace_elbo
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from traced_losses import originals
@@ -157,6 +159,26 @@ def test_without_the_functions_by_which_pyro_reads_nothing_is_put_in_their_place
     monkeypatch.setattr(private, "READS", ("gone", "gone"))
     with pytest.raises(Untraceable):
         traced(ProgramLoss(Trace_ELBO(), program.model, program.guide), (x,))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("point", [False, True])
+@pytest.mark.parametrize(("kind", "args"), [(MixtureOfFactors, (X, LABELS)), (OfTheModel, (X[:, 0].clone(),))])
+def test_a_sum_that_reads_no_value_has_the_loss_and_gradient_of_pyros(kind, args, point):
+    """Also where q has no mass at a value that the model gives none either, at which log q − log p is not a number."""
+    program, results = kind(), []
+    if point and kind is MixtureOfFactors:
+        allowed = torch.tensor([0.0, -torch.inf, 0.0])
+        inner = program.log_joint
+        program.log_joint = lambda x: inner(x) + allowed
+    elsewhere = TraceEnum_ELBO(max_plate_nesting=1)
+    for reading in (nullcontext(), tensors_only()):
+        torch.manual_seed(1)
+        with reading:
+            loss = elsewhere.differentiable_loss(program.model, program.guide, *args)
+        results.append((loss, *torch.autograd.grad(loss, list(program.parameters()), allow_unused=True)))
+    for theirs, ours in zip(*results):
+        assert torch.allclose(theirs, ours) and theirs.isfinite().all()
 
 
 def names_of(tree):

@@ -92,7 +92,17 @@ def test_differences_of_rounding_are_ties():
     noise = 1e-7 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
     log_w = torch.where(torch.arange(1000) % 50 == 0, 0.0, -1.0 + noise).unsqueeze(1)
     assert from_log_weights(log_w).pareto_k.item() < 0
+    log_w[log_w == 0.0] += 1e-4 * torch.rand(20)  # no largest one: what is left is a tail
     assert from_log_weights(log_w.double()).pareto_k.item() > 0.7  # in float64 the noise is the tail's
+
+
+def test_a_largest_weight_that_is_drawn_again_and_again_ends_the_tail():
+    """Weights of six values: the two smallest of the tail are close together, and a fit to the gaps would find 3.1."""
+    values = {0.0: 9, -0.2: 25, -0.59: 8, -0.74: 16, -2.28: 31, -2.3: 7, -3.0: 904}
+    log_w = torch.tensor([value for value, count in values.items() for _ in range(count)]).double().unsqueeze(1)
+    assert from_log_weights(log_w).pareto_k.item() == -math.inf
+    log_w[: 9 - 4] = -3.0  # seen four times it may be the beginning of more
+    assert math.isfinite(from_log_weights(log_w).pareto_k.item())
 
 
 @pytest.mark.parametrize("k", [0.2, 0.5, 0.8, 1.2])

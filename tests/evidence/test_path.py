@@ -59,7 +59,7 @@ def test_discrete_latents_are_refused(infer):
             z = pyro.sample("z", dist.Bernoulli(0.3), infer=infer)
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    words = r"'z' has the support Boolean\(\)" + (" and is to be enumerated" if infer else "")
+    words = r"'z' is discrete, with the support Boolean\(\)" + (" and is to be enumerated" if infer else "")
     with pytest.raises(ValueError, match=words + ", but Hamiltonian .* sum a discrete variable out"):
         annealed_evidence(model, None, COUNTS, **SETTING)
 

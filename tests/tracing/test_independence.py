@@ -92,3 +92,19 @@ def test_a_program_whose_guide_is_a_point_can_be_trained_and_one_with_a_factor_c
     for call in (lambda: check_program(program, x), lambda: evaluate(program, x)):
         with pytest.raises(ValueError, match=r"the factors \['f'\] of the guide"):
             call()
+
+
+def test_an_argument_that_is_as_long_as_the_batch_by_chance_is_named_as_a_cause():
+    class Offsets(Rows):
+        def model(self, x, offsets):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+                pyro.sample("x", dist.Normal(z.sum(-1) + offsets[1], 1.0), obs=x)
+
+        def guide(self, x, offsets):
+            super().guide(x)
+
+    program = Offsets(None)
+    check_program(program, (torch.randn(5), torch.ones(4)))
+    with pytest.raises(ValueError, match="an argument that has as many entries as the batch by chance is cut, too"):
+        check_program(program, (torch.randn(5), torch.ones(5)))
