@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyro_vae.conditional import Conditional
 from pyro_vae.config import (
     GUIDES,
     LIKELIHOODS,
@@ -32,7 +33,7 @@ FORMAT = 3  # of a run's folder; 2 had no checksum of the model; 1 named no mode
 LARGEST_JSON = 1 << 24  # bytes
 
 
-def describe_model(vae: VAE, settings: Any, shape: Shape) -> tuple[dict[str, Any], bytes]:
+def describe_model(vae: nn.Module, settings: Any, shape: Shape) -> tuple[dict[str, Any], bytes]:
     """Return what ``load_vae`` needs: entries for metrics.json, and the bytes of parameters.pt, a state dict.
 
     >>> settings = PartSettings(net="mlp", hidden=(16,))
@@ -48,9 +49,10 @@ def describe_model(vae: VAE, settings: Any, shape: Shape) -> tuple[dict[str, Any
     return {"format": FORMAT, "model": {**model, "sha256": checksum(model)}}, file.getvalue()
 
 
-def load_vae(folder: Path | str, device: torch.device | str = "cpu") -> VAE:
+def load_vae(folder: Path | str, device: torch.device | str = "cpu") -> VAE | Conditional:
     """Load the trained program in the folder of a run, as ``run.py`` wrote it, onto a device.
 
+    It is a ``Conditional`` where ``--conditional`` has trained it.
     Reads folders of earlier versions too. Settings choose from the tables of ``config``, the parameters can run no
     code, and neither can claim more memory than the files have. Raises CheckpointError for a folder that is not that of
     a finished run, is damaged, or is of a later version.
@@ -149,6 +151,7 @@ def _check_memory(settings: PartSettings, shape: Shape, state: Mapping[str, Any]
         *PRIORS[settings.prior].parameter_shapes(settings, settings.latent, None, _images(shape)),
         *GUIDES[settings.guide].parameter_shapes(settings, encoder, settings.latent),
         *LIKELIHOODS[settings.lik].parameter_shapes(settings, decoders(settings, shape)),
+        *([(shape[1] * shape[2], settings.classes)] if settings.classes else []),
     ]
     lacking = Counter(needed) - Counter(tuple(value.shape) for value in state.values())
     if lacking:

@@ -1,6 +1,7 @@
 """Runs of commands: a VAE is trained, measured and drawn into a folder, reported, and resumed if it was stopped.
 
 - ``train``: the main job, from its options to its folder.
+- ``training``: its training by these options: KL weight, optimiser, averaged weights, early stopping.
 - ``arguments``: the options of the main job, recipes, and defaults that suit the images.
 - ``options``: options that several commands have.
 - ``page``: a page of all parts and their options.
@@ -19,7 +20,7 @@ from pyro_vae.runs.folders import beside, make_folder, results_folder, run_folde
 from pyro_vae.runs.measurement import has_closed_kl
 from pyro_vae.runs.origins import describe, provenance
 from pyro_vae.runs.reporting import estimate, report
-from pyro_vae.runs.sweeps import is_done, mean, run_once, single_runs, trained
+from pyro_vae.runs.sweeps import is_done, mean, over_images, run_once, single_runs, trained
 from pyro_vae.runs.train import main, run
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "main",
     "make_folder",
     "mean",
+    "over_images",
     "provenance",
     "reason",
     "report",

@@ -4,22 +4,28 @@ import argparse
 from dataclasses import replace
 from typing import Any
 
-from pyro_vae.config import ACTIVATION, ESTIMATOR, NETWORK, PARTICLES, SLOTS, hidden
+from pyro_vae.config import ACTIVATION, ESTIMATOR, FREE_BITS, NETWORK, PARTICLES, SLOTS, hidden
 from pyro_vae.data import Data
 from pyro_vae.data import sets as data
 from pyro_vae.data.folders import LAYOUTS
 from pyro_vae.records import flag, taken_by
 from pyro_vae.runs.options import (
     BATCH,
+    BETA,
     DATA_DIR,
     DATASET,
     DEVICE,
+    EMA,
     ENGINE,
     EPOCHS,
     LR,
+    OPTIMIZER,
+    PATIENCE,
     PRECISION,
     SCHEDULE,
     SEED,
+    WARM_UP,
+    WEIGHT_DECAY,
     add_options,
     add_part_options,
     given,
@@ -64,6 +70,11 @@ def parse_arguments(argv: list[str] | None = None, description: str | None = Non
         f"such as digits, unless --net or --channels is given: {words_of('small')}",
     )
     add_part_options(parser)
+    parser.add_argument(
+        "--conditional",
+        action="store_true",
+        help="train p(x | z, y) on images with labels y (Sohn et al. 2015); guide and decoder are given the class",
+    )
     add_own_training_options(parser.add_argument_group("training"))
     group = parser.add_argument_group("measurement")
     group.add_argument(
@@ -73,9 +84,14 @@ def parse_arguments(argv: list[str] | None = None, description: str | None = Non
         metavar="K",
         help="particles of the importance sampling of log p(x) on all test images; 0: none",
     )
-    add_data_and_results_options(parser.add_argument_group("data and results"))
-    if not given(parser, argv) & {"net", "channels"}:
+    group = parser.add_argument_group("data and results")
+    add_data_options(group)
+    add_result_options(group)
+    words = given(parser, argv)
+    if not words & {"net", "channels"}:
         parser.set_defaults(net=None, activation=None)
+    if "free_bits" in words:
+        parser.set_defaults(estimator="free-bits")
     parser.set_defaults(**RECIPES.get(parser.parse_args(argv).recipe, {}))
     return parsed(parser, argv, OPTIONS_TAKEN_BY)
 
@@ -85,7 +101,9 @@ def add_own_training_options(group: argparse._ArgumentGroup) -> None:
     epochs = f"{EPOCHS.help} ({EPOCHS.default}; {FEW_IMAGES['epochs']} for at most {FEW} training images)"
     batch = f"{BATCH.help} ({BATCH.default}, or all training images if they are fewer)"
     open_ones = replace(EPOCHS, default=None, help=epochs), replace(BATCH, default=None, help=batch)
-    add_options(group, [ESTIMATOR, PARTICLES, *open_ones, LR, SCHEDULE, PRECISION, ENGINE])
+    add_options(group, [ESTIMATOR, PARTICLES, FREE_BITS], OPTIONS_TAKEN_BY)
+    add_options(group, [BETA, WARM_UP, *open_ones, OPTIMIZER, LR, WEIGHT_DECAY, SCHEDULE, EMA, PATIENCE])
+    add_options(group, [PRECISION, ENGINE])
     group.add_argument(
         "--clip",
         type=float,
@@ -103,14 +121,14 @@ def add_own_training_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def add_data_and_results_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options of where the data lie and of what becomes of the results."""
+def add_data_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of where the data lie, and how they are read."""
     group.add_argument(
         "--dataset",
         default=DATASET.default,
         metavar="NAME",
-        help=f"of: {', '.join(data.SETS)}; or a folder with train.npy, valid.npy and test.npy, uint8 "
-        f"(N, C, H, W), which are mapped from disk; {DATASET.help}",
+        help=f"of: {', '.join(data.SETS)}; or a folder of pictures, a class a folder; or a folder with train.npy, "
+        f"valid.npy and test.npy, uint8 (N, C, H, W), which are mapped from disk; {DATASET.help}",
     )
     group.add_argument(
         "--layout",
@@ -118,7 +136,19 @@ def add_data_and_results_options(group: argparse._ArgumentGroup) -> None:
         default=None,
         help="of the axes in a folder's arrays, if their shape leaves open which holds the channels",
     )
+    group.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        default=None,
+        metavar="PIXELS",
+        help="side, or height and width, to which a folder's pictures are cut and scaled (default: as they are)",
+    )
     add_options(group, [DATA_DIR])
+
+
+def add_result_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of what becomes of the results."""
     group.add_argument(
         "--out",
         type=home_path,
@@ -141,6 +171,17 @@ def add_data_and_results_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--quiet", action="store_true", help="no plan and no progress bar")
 
 
+def size_of(args: argparse.Namespace) -> int | tuple[int, int] | None:
+    """Return ``--size`` as ``load`` takes it. Raises ValueError for more than two numbers.
+
+    >>> size_of(argparse.Namespace(size=[28])), size_of(argparse.Namespace(size=[28, 20]))
+    (28, (28, 20))
+    """
+    if args.size is not None and len(args.size) > 2:
+        raise ValueError(f"--size: wanted a side, or height and width, got {' '.join(map(str, args.size))}")
+    return args.size[0] if args.size and len(args.size) == 1 else tuple(args.size) if args.size else None
+
+
 def words_of(recipe: str) -> str:
     """Return the options that a recipe stands for, as one would write them."""
     options = {name: value if isinstance(value, list) else [value] for name, value in RECIPES[recipe].items()}
@@ -156,6 +197,26 @@ def fill_in(args: argparse.Namespace, images: Data) -> None:
         if getattr(args, name) is None:
             setattr(args, name, value)
     args.hidden = list(hidden(args))
+    args.classes = number_of_classes(images) if args.conditional else None
+
+
+def number_of_classes(images: Data) -> int:
+    """Return the number of classes. Raises ValueError unless every image has one, and the training images have two."""
+    known = {name: getattr(images, name).labels for name in ("train", "valid", "test")}
+    lacking = [name for name, labels in known.items() if labels is None or bool((labels < 0).any())]
+    if lacking:
+        raise ValueError(
+            f"--conditional: wanted a label of each image, and {', '.join(lacking)} of {images.name} lack some; give "
+            "labels, a folder for each class, or leave --conditional out"
+        )
+    numbers = {name: 1 + int(labels.max()) for name, labels in known.items()}
+    classes = len(images.classes) or max(numbers.values())
+    if len(known["train"].unique()) < 2 or numbers["train"] < max(numbers.values()):
+        raise ValueError(
+            f"--conditional: wanted training images of at least two classes, and of the last of {classes} classes, got "
+            f"labels {sorted(known['train'].unique().tolist())[:20]}; number the classes from 0, or leave it out"
+        )
+    return classes
 
 
 def interval(text: str) -> dict[str, Any]:

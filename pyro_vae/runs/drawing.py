@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from functools import cache
 
+import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import VAE, analysis, plots
+from pyro_vae.conditional import Conditional
 from pyro_vae.data import Data
+from pyro_vae.random import mode, seeded
 from pyro_vae.runs.folders import png
 from pyro_vae.runs.measurement import SHOWN
 from pyro_vae.training import History, fixed_x
@@ -17,17 +21,46 @@ PICTURES = (
     "samples",
     "aggregate_posterior",
     "interpolation",
-    "learning_curves",
     "manifold",
+    "learning_curves",
 )
 
 
-def pictures(vae: VAE, images: Data, history: History) -> dict[str, Callable[[], bytes]]:
+def pictures(vae: VAE | Conditional, images: Data, history: History) -> dict[str, Callable[[], bytes]]:
     """Return the functions that draw each picture, by the name of its file."""
+    figures = pictures_of_codes(vae, images) if isinstance(vae, VAE) else pictures_of_classes(vae, images)
+    figures["learning_curves"] = lambda: plots.learning_curves(history.rows)
+    return {f"{name}.png": lambda figure=figure: png(figure()) for name, figure in figures.items()}
+
+
+def pictures_of_classes(program: Conditional, images: Data) -> dict[str, Callable[[], Figure]]:
+    """Return the functions that draw samples, ten of each class with the same ten z, and reconstructions."""
+
+    def decoded(z: Tensor, y: Tensor) -> Tensor:
+        with torch.no_grad(), mode(program, training=False):
+            return program.likelihood(torch.cat([z, program.one_hot(y, z)], -1)).mean
+
+    def samples() -> Figure:
+        y = torch.arange(program.classes, device=images.test.labels.device).repeat_interleave(10)
+        with seeded(0, y.device):
+            z = program.prior().sample((10,)).repeat(program.classes, 1)
+        return plots.samples(decoded(z, y))
+
+    def reconstructions() -> Figure:
+        x, y = fixed_x(program, images.test[:20])
+        with torch.no_grad(), mode(program, training=False):
+            q = program.q(x, y)
+        return plots.reconstructions(x, decoded(q.mean, y))
+
+    return {"samples": samples, "reconstructions": reconstructions}
+
+
+def pictures_of_codes(vae: VAE, images: Data) -> dict[str, Callable[[], Figure]]:
+    """Return the functions that draw the pictures of a VAE and its codes."""
     labels = None if images.test.labels is None else images.test.labels[:SHOWN]
     x = cache(lambda: fixed_x(vae, images.test.images[:SHOWN]))
     named = {"labels": labels, "legend": "digit" if images.name in ("mnist", "digits") else "label"}
-    figures = {
+    figures: dict[str, Callable[[], Figure]] = {
         "latent_plane": lambda: plots.latent_plane(analysis.codes(vae, x()), **named),
         "reconstructions": lambda: plots.reconstructions(x()[:20], analysis.reconstruct(vae, x()[:20])),
         "samples": lambda: plots.samples(analysis.sample_prior(vae, 100)),
@@ -35,11 +68,10 @@ def pictures(vae: VAE, images: Data, history: History) -> dict[str, Callable[[],
             analysis.draw_posterior(vae, x()), analysis.draw_prior(vae, SHOWN), **named
         ),
         "interpolation": lambda: plots.interpolation(analysis.interpolate(vae, *first_two(x()), steps=10)),
-        "learning_curves": lambda: plots.learning_curves(history.rows),
     }
     if vae.prior().event_shape == (2,):
         figures["manifold"] = lambda: plots.manifold(analysis.manifold(vae, side=20))
-    return {f"{name}.png": lambda figure=figure: png(figure()) for name, figure in figures.items()}
+    return figures
 
 
 def first_two(x: Tensor) -> tuple[Tensor, Tensor]:

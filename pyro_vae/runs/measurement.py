@@ -13,41 +13,56 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_vae import VAE, analysis
+from pyro_vae.arguments import ProgramArguments
 from pyro_vae.data import Data
 from pyro_vae.data.mapped import parts
 from pyro_vae.distributions.divergences import has_closed_form_kl
 from pyro_vae.evidence import Evidence, UntrustedEvidence, log_evidence
 from pyro_vae.likelihoods import bits_per_dim
+from pyro_vae.observation import Arguments, fixed_arguments
+from pyro_vae.program import Program
 from pyro_vae.random import seeded
 from pyro_vae.runs.commands import attempted
-from pyro_vae.training import evaluate, fixed_x, ranks
+from pyro_vae.training import evaluate, ranks
+from pyro_vae.training.evaluation import own_part
 
 SHOWN = 1000  # test images whose codes are drawn, or whose scales are counted
 NEIGHBOURS = 15  # nearest training images; the majority of their labels is compared with a test image's label
 REPEATS = 10  # draws of each estimator on the test set
 
 
-def measure(vae: VAE, images: Data, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+def measure(vae: Program, images: Data, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """Return the functions that measure each entry of metrics.json on the test images."""
-    x = cache(lambda: fixed_x(vae, images.test.images))
-    codes = cache(lambda: analysis.codes(vae, x()))
+    x = cache(lambda: fixed_arguments(vae, images.test))
     closed = cache(lambda: has_closed_kl(vae, images))
     elbos = cache(lambda: (Trace_ELBO(), TraceMeanField_ELBO()) if closed() else (Trace_ELBO(),))
     works: dict[str, Callable[[], Any]] = {"test": lambda: tested(vae, x(), args.seed)}
     if args.evidence:  # early, as the other ranks wait
         works["evidence"] = lambda: scored(vae, shared_evidence(vae, images, args), x())
+    works |= {
+        "kl_in_closed_form": closed,
+        "estimators": lambda: {type(elbo).__name__: repeated_bound(vae, x(), elbo, REPEATS) for elbo in elbos()},
+    }
+    if isinstance(vae, VAE):
+        works |= measure_codes(vae, images, cache(lambda: x()[0]), closed)
+    return {name: lambda work=work: strict(work()) for name, work in works.items()}
+
+
+def measure_codes(
+    vae: VAE, images: Data, x: Callable[[], Tensor], closed: Callable[[], bool]
+) -> dict[str, Callable[[], Any]]:
+    """Return the functions that measure the entries about the codes of the test images."""
+    codes = cache(lambda: analysis.codes(vae, x()))
+    works: dict[str, Callable[[], Any]] = {}
     if images.train.labels is not None or images.test.labels is not None:
         works["knn_accuracy"] = lambda: nearest(vae, images, codes())
     share_at_bound = getattr(vae.likelihood, "share_at_bound", None)
     if share_at_bound is not None:
         works["share_of_scales_at_bound"] = lambda: share_at_bound(codes()[:SHOWN].to(x().device))
-    works |= {
+    return works | {
         "active_units": lambda: int(analysis.active_units(codes()).sum()),
-        "kl_in_closed_form": closed,
         "rate_per_dimension": lambda: analysis.rate_per_dimension(vae, x()).tolist() if closed() else None,
-        "estimators": lambda: {type(elbo).__name__: repeated_bound(vae, x(), elbo, REPEATS) for elbo in elbos()},
     }
-    return {name: lambda work=work: strict(work()) for name, work in works.items()}
 
 
 def strict(value: Any) -> Any:
@@ -56,17 +71,17 @@ def strict(value: Any) -> Any:
     return value
 
 
-def tested(vae: VAE, x: Tensor, seed: int) -> dict[str, Any]:
+def tested(vae: Program, x: Arguments, seed: int) -> dict[str, Any]:
     """Return bound, rate and distortion of the test images, in nats per image."""
     test = evaluate(vae, x, seed=seed)
     summary = test.summary()
-    error = summary["standard_error"] if len(x) > 1 else None
-    return {**summary, "standard_error": error, **grey_scale(vae, test.bound, x), "particles": 1, "seed": seed}
+    error = summary["standard_error"] if len(x[0]) > 1 else None
+    return {**summary, "standard_error": error, **grey_scale(vae, test.bound, x[0]), "particles": 1, "seed": seed}
 
 
-def scored(vae: VAE, evidence: Evidence, x: Tensor) -> dict[str, Any]:
+def scored(vae: Program, evidence: Evidence, x: Arguments) -> dict[str, Any]:
     """Return the summary of log p(x) of the test images."""
-    return {**evidence.to_dict(), **grey_scale(vae, evidence.log_px, x)}
+    return {**evidence.to_dict(), **grey_scale(vae, evidence.log_px, x[0])}
 
 
 def nearest(vae: VAE, images: Data, codes: Tensor) -> float:
@@ -85,14 +100,14 @@ def codes_of_many(vae: VAE, pixels: Tensor, device: torch.device) -> Tensor:
     return torch.cat([analysis.codes(vae, vae.observe(part.to(device), generator)) for part in parts(pixels)])
 
 
-def shared_evidence(vae: VAE, images: Data, args: argparse.Namespace) -> Evidence:
+def shared_evidence(vae: Program, images: Data, args: argparse.Namespace) -> Evidence:
     """Return log p(x) of the test images, each rank measuring a share; all ranks must call it.
 
     It raises ValueError on all ranks or on none.
     """
 
     def of_share() -> Evidence:
-        x = fixed_x(vae, images.test.images).tensor_split(ranks.world_size())[ranks.rank()]
+        x = own_part(fixed_arguments(vae, images.test))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UntrustedEvidence)  # the report holds the share of these images
             return log_evidence(
@@ -113,12 +128,13 @@ def shared_evidence(vae: VAE, images: Data, args: argparse.Namespace) -> Evidenc
 
 
 @torch.no_grad()
-def has_closed_kl(vae: VAE, images: Data) -> bool:
+def has_closed_kl(vae: Any, images: Data) -> bool:
     """Return whether ``TraceMeanField_ELBO`` computes KL(q(z | x) ‖ p(z)) exactly."""
-    return has_closed_form_kl(vae.posterior(fixed_x(vae, images.valid.images[:2])), vae.prior())
+    q = vae.posterior if isinstance(vae, VAE) else vae.q
+    return has_closed_form_kl(q(*fixed_arguments(vae, images.valid[:2])), vae.prior())
 
 
-def grey_scale(vae: VAE, log_px: Tensor, x: Tensor) -> dict[str, float | None]:
+def grey_scale(vae: Any, log_px: Tensor, x: Tensor) -> dict[str, float | None]:
     """Return bits/dim and its standard error from nats per image (images,); nothing if x is black and white."""
     width: Any = vae.likelihood.level_width
     if width is None:
@@ -129,10 +145,11 @@ def grey_scale(vae: VAE, log_px: Tensor, x: Tensor) -> dict[str, float | None]:
 
 
 @torch.no_grad()
-def repeated_bound(vae: VAE, x: Tensor, elbo: Trace_ELBO, repeats: int) -> dict[str, float]:
+def repeated_bound(vae: Program, x: Arguments, elbo: Trace_ELBO, repeats: int) -> dict[str, float]:
     """Return mean and standard deviation over repeated draws of an estimate of the bound on x, in nats per image."""
-    with seeded(0, x.device):
+    batches, rows = [part.args for part in ProgramArguments.of(x, rows=len(x[0])).batches(1000)], len(x[0])
+    with seeded(0, x[0].device):
         bounds = torch.tensor(
-            [-sum(elbo.loss(vae.model, vae.guide, batch) for batch in x.split(1000)) / len(x) for _ in range(repeats)]
+            [-sum(elbo.loss(vae.model, vae.guide, *batch) for batch in batches) / rows for _ in range(repeats)]
         )
     return {"bound": bounds.mean().item(), "sd_over_draws": bounds.std().item(), "draws": repeats}

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,12 +27,41 @@ def home_path(text: str) -> Path:
 TakenBy = Mapping[str, Mapping[str, Sequence[str]]]
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
 SCHEDULES = {"warm-cosine": warm_cosine, "constant": None}
+OPTIMIZERS = {  # function(parameters, lr=, weight_decay=)
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "adamax": torch.optim.Adamax,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "rmsprop": torch.optim.RMSprop,
+    "sgd": partial(torch.optim.SGD, momentum=0.9),
+}
 DEVICES = ("auto", "cpu", "cuda")
 
 # The defaults of every command that does not say its own.
 EPOCHS = Option("epochs", int, 10, "passes over the training images")
 BATCH = Option("batch", int, 256, "images of a step")
-LR = Option("lr", float, 5e-3, "largest step of Adam")
+LR = Option("lr", float, 5e-3, "largest step of the optimiser")
+OPTIMIZER = Option("optimizer", str, "adam", "of torch.optim; sgd has a momentum of 0.9", OPTIMIZERS)
+WEIGHT_DECAY = Option(
+    "weight_decay", float, 0.0, "of the optimiser: added to the gradient, and decoupled from it in adamw"
+)
+BETA = Option("beta", float, 1.0, "weight of the KL in training; bounds are reported without it")
+WARM_UP = Option("warm_up", float, 0.0, "the weight of the KL grows to --beta over so many epochs", metavar="EPOCHS")
+EMA = Option(
+    "ema",
+    float,
+    None,
+    "measure and keep the exponential moving average of the weights, such as 0.999 (default: the weights)",
+    metavar="DECAY",
+)
+PATIENCE = Option(
+    "patience",
+    int,
+    None,
+    "stop after so many epochs without a better one on the validation images (default: train all epochs)",
+    metavar="EPOCHS",
+)
 SCHEDULE = Option(
     "schedule",
     str,

@@ -13,8 +13,8 @@ PACKAGES = ("torch", "torchvision", "pyro-ppl", "numpy", "scikit-learn", "matplo
 
 
 def describe(images: Data) -> dict[str, Any]:
-    """Return name, image shape, note and sizes of a data set."""
-    splits = {split: len(getattr(images, split).images) for split in ("train", "valid", "test")}
+    """Return name, shape of a row, note and sizes of a data set."""
+    splits = {split: len(getattr(images, split)) for split in ("train", "valid", "test")}
     return {"name": images.name, "shape": list(images.shape), "note": images.note, **splits}
 
 

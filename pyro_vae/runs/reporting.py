@@ -8,15 +8,17 @@ from typing import Any
 from pyro.infer import ELBO
 
 from pyro_vae import VAE, analysis
+from pyro_vae.conditional import Conditional
 from pyro_vae.data import Data
 from pyro_vae.runs.measurement import NEIGHBOURS, has_closed_kl
+from pyro_vae.runs.options import OPTIMIZERS
 from pyro_vae.runs.origins import describe
 
 UNUSED = 0.05  # nats: a latent dimension with a smaller rate says nothing about x
 LISTED = 5  # latent dimensions up to which the rate of each is listed, and an unused one is a warning
 
 
-def plan(args: argparse.Namespace, images: Data, vae: VAE, estimator: ELBO, out: Path) -> str:
+def plan(args: argparse.Namespace, images: Data, vae: VAE | Conditional, estimator: ELBO, out: Path) -> str:
     """Return what the command is about to do."""
     sizes = describe(images)
     parameters = sum(parameter.numel() for parameter in vae.parameters())
@@ -26,11 +28,24 @@ def plan(args: argparse.Namespace, images: Data, vae: VAE, estimator: ELBO, out:
         f"program     {type(vae.prior).__name__} prior, {type(vae.likelihood).__name__} likelihood, "
         f"{type(vae.posterior).__name__} guide, {args.latent} latent dimensions, {parameters:,} parameters",
         f"KL          {'in closed form' if has_closed_kl(vae, images) else 'by Monte Carlo: it has no closed form'}",
-        f"training    {args.epochs} epochs, batches of {args.batch}, {type(estimator).__name__}, Adam "
+        f"training    {args.epochs} epochs, batches of {args.batch}, {type(estimator).__name__}, {optimiser(args)} "
         f"{args.lr:g} ({args.schedule}), {args.precision}, seed {args.seed}, {next(vae.parameters()).device}",
         f"results     {out}",
     ]
     return "\n".join([f"NOTE: {images.note}", *lines] if images.note else lines)
+
+
+def optimiser(args: argparse.Namespace) -> str:
+    """Return the name of the optimiser, and what changes the objective or the weights, where something does."""
+    words = {
+        f"KL weight {args.beta:g}": args.beta != 1,
+        f"warm-up {args.warm_up:g}": args.warm_up,
+        f"weight decay {args.weight_decay:g}": args.weight_decay,
+        f"average of weights {args.ema}": args.ema is not None,
+        f"patience {args.patience}": args.patience is not None,
+    }
+    made: Any = OPTIMIZERS[args.optimizer]
+    return ", ".join([*(word for word, said in words.items() if said), getattr(made, "func", made).__name__])
 
 
 def report(metrics: dict[str, Any], out: Path) -> str:
@@ -40,6 +55,9 @@ def report(metrics: dict[str, Any], out: Path) -> str:
         return "\n".join([*note, f"interrupted: what was trained so far is saved in {out}"])
     rows = list(measured_rows(metrics))
     rows += [("left out", f"{name}: {why}") for name, why in metrics.get("left_out", {}).items()]
+    if metrics.get("stopped_early"):
+        patience, epochs = metrics["settings"]["patience"], metrics["settings"]["epochs"]
+        rows.append(("stopped early", f"no better epoch in {patience}, before all {epochs}"))
     if metrics.get("kept_epoch"):  # older runs have none
         rows.append(("parameters", f"of epoch {metrics['kept_epoch']}: {metrics['kept_because']}"))
     seconds = metrics["seconds"]

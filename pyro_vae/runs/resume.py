@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from pyro_vae.config import FREE_BITS
 from pyro_vae.files import CheckpointError, unfinished, write_whole
 from pyro_vae.runs.drawing import PICTURES
 from pyro_vae.runs.folders import write_json
@@ -32,6 +33,30 @@ FREE = (  # options that may differ when a run is resumed
     "engine",
     "recipe",
 )
+
+
+SINCE: dict[str, Any] = {  # options that earlier versions lacked, and what these did
+    "conditional": False,
+    "classes": None,
+    "beta": 1.0,
+    "warm_up": 0.0,
+    "free_bits": FREE_BITS.default,
+    "optimizer": "adam",
+    "weight_decay": 0.0,
+    "ema": None,
+    "patience": None,
+    "size": None,
+}
+
+
+def compared(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that must not differ when a run is resumed, except for those that say what they always did.
+
+    >>> compared({"lr": 0.1, "beta": 1.0, "ema": 0.9, "epochs": 3})
+    {'lr': 0.1, 'ema': 0.9}
+    """
+    usual = {name for name, value in SINCE.items() if options.get(name) == value}
+    return {name: value for name, value in options.items() if name not in FREE and name not in usual}
 
 
 def claim(out: Path, checkpoints: Checkpoints, args: argparse.Namespace, same: dict[str, Any]) -> dict[str, Any] | None:
@@ -81,7 +106,7 @@ def goes_on(metrics: dict[str, Any], out: Path, checkpoints: Checkpoints, epochs
     Raises ValueError if the run has other settings or more epochs, CheckpointError if it cannot go on.
     """
     try:
-        check_same({name: value for name, value in metrics["settings"].items() if name not in FREE}, same)
+        check_same(compared(metrics["settings"]), same)
         before = metrics["settings"]["epochs"]
         if before == epochs:
             return False

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro.infer import ELBO
+from torch import Tensor
 
 from pyro_vae.config import build_estimator
 from pyro_vae.data import Data
@@ -20,14 +21,16 @@ from pyro_vae.handlers import KLWeighted, LinearWarmUp
 from pyro_vae.runs.folders import write_json
 from pyro_vae.runs.options import PRECISIONS, SCHEDULES
 from pyro_vae.runs.origins import provenance
-from pyro_vae.training import History, Training, fit
+from pyro_vae.training import Checkpoints, History, Training, fit
 
 
-def trained(program: Any, images: Data, seed: int, args: argparse.Namespace) -> History:
+def trained(
+    program: Any, images: Data, seed: int, args: argparse.Namespace, checkpoints: Checkpoints | None = None
+) -> History:
     """Train a program by the options of ``add_training_options``; KeyboardInterrupt if that is interrupted.
 
     With ``--warm-up`` the weight of the KL grows from 0 to 1 over so many epochs. ``--precision`` is float32 for a
-    command without that option.
+    command without that option. Where ``checkpoints`` are resumed, a training that has ended is read from there.
     """
     warm_up = getattr(args, "warm_up", 0.0)
     if warm_up > args.epochs:
@@ -41,6 +44,7 @@ def trained(program: Any, images: Data, seed: int, args: argparse.Namespace) -> 
         "precision": PRECISIONS[getattr(args, "precision", "float32")],
         "engine": args.engine,
         "progress": not args.quiet,
+        "checkpoints": checkpoints,
     }
     steps, estimator = warm_up * len(images.train) / args.batch, build_estimator(args, particles=1)
     train = partial(_warmed_up, steps=steps) if steps else fit
@@ -116,3 +120,14 @@ def mean(values: Sequence[float]) -> dict[str, Any] | None:
         return None
     error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "standard_error": error, "values": list(values)}
+
+
+def over_images(values: Tensor) -> dict[str, Any]:
+    """Return the mean over images (n,), its standard error and n.
+
+    >>> over_images(Tensor([1.0, 3.0]))
+    {'mean': 2.0, 'standard_error': 1.0, 'n': 2}
+    """
+    values = values.double()
+    error = (values.std() / len(values) ** 0.5).item() if len(values) > 1 else None
+    return {"mean": values.mean().item(), "standard_error": error, "n": len(values)}

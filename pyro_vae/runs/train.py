@@ -15,19 +15,20 @@ import torch
 from pyro.infer import ELBO
 
 from pyro_vae import VAE
+from pyro_vae.conditional import Conditional
 from pyro_vae.config import build_estimator, build_vae
 from pyro_vae.data import Data, load
-from pyro_vae.runs.arguments import fill_in, parse_arguments
+from pyro_vae.runs.arguments import fill_in, parse_arguments, size_of
 from pyro_vae.runs.commands import ERRORS, attempted, begin, choose_device, launched, reason, terminable
 from pyro_vae.runs.drawing import pictures
 from pyro_vae.runs.folders import run_folder
 from pyro_vae.runs.measurement import measure, shared_evidence
-from pyro_vae.runs.options import PRECISIONS, SCHEDULES
 from pyro_vae.runs.origins import describe, provenance
 from pyro_vae.runs.reporting import plan, report
-from pyro_vae.runs.resume import FREE, HISTORY, claim, end_training, publish
+from pyro_vae.runs.resume import HISTORY, claim, compared, end_training, publish
+from pyro_vae.runs.training import check_training, train_by
 from pyro_vae.saved import PARAMETERS, describe_model
-from pyro_vae.training import Checkpoints, History, fit, ranks
+from pyro_vae.training import Checkpoints, History, ranks
 from pyro_vae.training.history import csv_of
 
 
@@ -37,7 +38,7 @@ class Job:
 
     args: argparse.Namespace
     images: Data
-    vae: VAE
+    vae: VAE | Conditional
     estimator: ELBO
     out: Path
 
@@ -47,9 +48,10 @@ class Job:
         if args.evidence < 0:
             raise ValueError(f"--evidence: wanted a number of particles, or 0 for no log p(x), got {args.evidence}")
         device = choose_device(args.device)
-        images = load(args.dataset, root=args.data_dir, layout=args.layout).to(device)
+        images = load(args.dataset, root=args.data_dir, layout=args.layout, size=size_of(args)).to(device)
         ranks.check_held_out(len(images.test), "data.test")
         fill_in(args, images)
+        check_training(args, len(images.train))
         torch.manual_seed(args.seed)
         vae, estimator = build_vae(args, images.train.images.cpu()).to(device), build_estimator(args)
         out = args.out or Path("figures") / f"{images.name}-{args.lik}-z{args.latent}-seed{args.seed}"
@@ -58,27 +60,11 @@ class Job:
     @property
     def same(self) -> dict[str, Any]:
         """The options that must not differ when the run is resumed, as JSON holds them."""
-        options = json.loads(json.dumps(vars(self.args), default=str))
-        return {name: value for name, value in options.items() if name not in FREE}
+        return compared(json.loads(json.dumps(vars(self.args), default=str)))
 
     def fit(self, **options: Any) -> History:
-        """Train the VAE; ``options`` are those of ``fit`` that the command line does not set."""
-        args = self.args
-        return fit(
-            self.vae,
-            self.images,
-            self.estimator,
-            epochs=args.epochs,
-            batch_size=args.batch,
-            lr=args.lr,
-            seed=args.seed,
-            schedule=SCHEDULES[args.schedule],
-            precision=PRECISIONS[args.precision],
-            engine=args.engine,
-            clip=args.clip,
-            skip_non_finite=args.skip_non_finite,
-            **options,
-        )
+        """Train the program; ``options`` are those of ``fit`` that the command line does not set."""
+        return train_by(self.args, self.images, self.vae, self.estimator, **options)
 
 
 def main(argv: list[str] | None, description: str, script: str) -> int:
@@ -171,6 +157,7 @@ def results(job: Job, history: History) -> tuple[dict[str, Any], dict[str, bytes
         "dataset": describe(job.images),
         "versions": provenance(),
         "interrupted": history.interrupted,
+        "stopped_early": not history.interrupted and len(history.rows) < job.args.epochs,
         "best_epoch": history.best_epoch,
         "kept_epoch": history.kept_epoch,
         "kept_because": history.reason,

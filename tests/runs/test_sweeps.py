@@ -9,7 +9,7 @@ import torch
 from programs import FEW, copy_of, same, small_vae
 from pyro.infer import Trace_ELBO
 
-from pyro_vae import fit
+from pyro_vae import Checkpoints, fit
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
 from pyro_vae.runs import sweeps
 
@@ -81,3 +81,18 @@ def test_means_have_the_standard_errors_of_scipy():
     assert found["mean"] == pytest.approx(1.125) and found["values"] == values
     assert found["standard_error"] == pytest.approx(scipy.stats.sem(values))
     assert sweeps.mean([2.0]) == {"mean": 2.0, "standard_error": None, "values": [2.0]} and sweeps.mean([]) is None
+
+
+def test_the_mean_over_images_has_the_standard_error_of_scipy():
+    values = torch.tensor([1.0, 4.0, 2.5, -3.0])
+    found = sweeps.over_images(values)
+    assert found["mean"] == pytest.approx(1.125) and found["n"] == 4
+    assert found["standard_error"] == pytest.approx(scipy.stats.sem(values.numpy()), rel=1e-6)
+    assert sweeps.over_images(values[:1])["standard_error"] is None
+
+
+def test_a_training_that_has_ended_is_read_from_its_checkpoint(tmp_path):
+    whole, again = small_vae(), small_vae()
+    first = sweeps.trained(whole, FEW, 0, options(), Checkpoints(tmp_path, resume=True))
+    second = sweeps.trained(again, FEW, 0, options(), Checkpoints(tmp_path, resume=True))
+    assert same(again, copy_of(whole)) and second.rows == first.rows

@@ -250,7 +250,7 @@ def test_an_error_is_one_line(tmp_path, capsys, monkeypatch):
     def fails(*args, **kwargs):
         raise ValueError("found invalid values:\ntensor([[[nan, nan],\n" + "         [nan, nan]]])\n" * 1000)
 
-    monkeypatch.setattr(train, "fit", fails)
+    monkeypatch.setattr(train, "train_by", fails)
     assert command(tmp_path) == 1
     said = capsys.readouterr().err
     assert said.startswith("error: found invalid values: tensor([[[nan, nan], [nan") and said.count("\n") == 1

@@ -1,26 +1,16 @@
-"""Programs from words: the tables of the parts that a command line or saved settings name.
-
-A part is added by its class and by one record here, which says its word, what builds it and its options. Command lines,
-``--help``, saved settings, checks, error messages and ``runs.page.parts_page`` follow. Strings choose mathematics in
-this file only, and from these tables only: nothing that a file says is evaluated or imported.
-"""
+"""The tables of the parts of a program: likelihoods, priors, guides and networks by their words."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
-from pyro_vae import estimators, guides, likelihoods, networks, priors
-from pyro_vae._lazy import lazy
+from pyro_vae import guides, likelihoods, networks, priors
 from pyro_vae.distributions.transforms import default_width
 from pyro_vae.networks import Shape
 from pyro_vae.records import Option, Part, options_of, shapes_of, table, taken_by
-from pyro_vae.vae import VAE
 
 BINARIZE = {
     "dynamic": likelihoods.dynamic,
@@ -41,6 +31,7 @@ BINARIZATION = Option(
     BINARIZE,
 )
 BINS = Option("bins", int, 16, "number of bins, 2 to 256")
+LOGISTICS = Option("logistics", int, 5, "number of logistic distributions in the mixture", metavar="K")
 SCALE = Option(
     "scale", str, "pixel", "'pixel' (learned, one for each), 'shared' (learned, one for all) or a fixed number"
 )
@@ -55,6 +46,7 @@ FLOW_WIDTH = Option(
     metavar="UNITS",
 )
 LATENT = Option("latent", int, 2, "dimensions of z", metavar="D")
+CLASSES = Option("classes", int, None, "number of classes y of p(x | z, y); None for p(x | z)")
 CHANNELS = Option(
     "channels",
     int,
@@ -73,7 +65,6 @@ HIDDEN = Option(
     metavar="UNITS",
     nargs="*",
 )
-PARTICLES = Option("particles", int, 1, "draws of z per image", metavar="K")
 
 
 def _normal(decoder: Callable[[int], nn.Module], scale: str) -> nn.Module:
@@ -111,10 +102,12 @@ LIKELIHOODS = table(
         "equal bins of the grey levels",
         (BINS,),
     ),
+    Part("logistic", lambda decoder: likelihoods.DiscretizedLogistic(decoder(2)), "a rounded logistic distribution"),
     Part(
-        "logistic",
-        lambda decoder: likelihoods.DiscretizedLogistic(decoder(2)),
-        "the mass of each grey level under a logistic distribution",
+        "logistic-mixture",
+        lambda decoder, logistics: likelihoods.DiscretizedLogisticMixture(decoder(3 * logistics), logistics),
+        "a mixture of rounded logistic distributions",
+        (LOGISTICS,),
     ),
 )
 
@@ -185,11 +178,14 @@ GUIDES = table(
 
 
 class Networks(NamedTuple):
-    """Encoder and decoder of one kind, and the widths of the encoder's dense layers."""
+    """Encoder and decoder of one kind, and the widths of the encoder's dense layers.
+
+    The encoder is made for the shape of images, the decoder for a number of inputs, a shape and a number of maps.
+    """
 
     hidden: tuple[int, ...]
     encoder: Callable[[Shape], nn.Module]
-    decoder: Callable[[Shape, int], nn.Module]
+    decoder: Callable[[int, Shape, int], nn.Module]
 
 
 def _conv(
@@ -200,7 +196,7 @@ def _conv(
     return Networks(
         widths,
         lambda shape: networks.ConvEncoder(shape, maps, widths, activation),
-        lambda shape, out: networks.ConvDecoder(latent, shape, out, maps[::-1], widths[::-1], activation),
+        lambda inputs, shape, out: networks.ConvDecoder(inputs, shape, out, maps[::-1], widths[::-1], activation),
     )
 
 
@@ -209,7 +205,7 @@ def _mlp(latent: int, activation: networks.Activation, hidden: Iterable[int] | N
     return Networks(
         widths,
         lambda shape: networks.MLPEncoder(shape, widths, activation),
-        lambda shape, out: networks.MLPDecoder(latent, shape, out, widths[::-1], activation),
+        lambda inputs, shape, out: networks.MLPDecoder(inputs, shape, out, widths[::-1], activation),
     )
 
 
@@ -220,127 +216,12 @@ NETWORKS = table(
 )
 
 
-def _of_pyro(elbo: type[ELBO]) -> Callable[[int], ELBO]:
-    """Return a builder of an estimator of Pyro's; its particles lie in a plate of their own at dim −2."""
-    return lambda particles: elbo(particles, vectorize_particles=particles > 1, max_plate_nesting=1)
-
-
-def _estimator(word: str, elbo: Callable[[int], ELBO], help: str) -> Part:
-    return Part(word, lambda particles: elbo(particles), help, (PARTICLES,))
-
-
-# build(**options)
-ESTIMATORS = table(
-    _estimator("trace", _of_pyro(Trace_ELBO), "L^A, Monte Carlo for every term"),
-    _estimator("meanfield", _of_pyro(TraceMeanField_ELBO), "L^B, the KL in closed form"),
-    _estimator("sticking-the-landing", estimators.StickingTheLanding, "L^A without the score of the guide"),
-    _estimator("importance-weighted", estimators.ImportanceWeighted, "L_K"),
-    _estimator("doubly-reparameterized", estimators.DoublyReparameterized, "L_K by a gradient of lower variance"),
-    _estimator("score-function", estimators.ScoreFunction, "L^A by the log-derivative trick"),
-    _estimator(
-        "score-function-baseline",
-        partial(estimators.ScoreFunction, baseline="leave-one-out"),
-        "the same with a leave-one-out baseline",
-    ),
-    Part("wake-sleep", estimators.WakeSleep, "wake phase for the model, sleep phase for the guide; no bound"),
-)
-
 LIKELIHOOD = Option("lik", str, "bernoulli", "family of p(x | z)", LIKELIHOODS)
 PRIOR = Option("prior", str, "standard", "p(z)", PRIORS)
 GUIDE = Option("guide", str, "meanfield", "q(z | x)", GUIDES)
 NETWORK = Option("net", str, "conv", "encoder and decoder", NETWORKS)
-ESTIMATOR = Option("estimator", str, "trace", "of the bound and its gradient", ESTIMATORS)
 SLOTS = (LIKELIHOOD, PRIOR, GUIDE, NETWORK)
 SETTINGS: Mapping[str, Option] = {
     option.name: option for slot in SLOTS for option in (slot, *options_of(slot).values())
-} | {LATENT.name: LATENT}
+} | {LATENT.name: LATENT, CLASSES.name: CLASSES}
 TAKEN_BY = taken_by(*SLOTS)
-
-
-class PartSettings(SimpleNamespace):
-    """The settings of a program's parts: those of ``SETTINGS``, each checked, with its default where none is given.
-
-    >>> PartSettings(lik="poisson")
-    Traceback (most recent call last):
-        ...
-    ValueError: lik: wanted one of bernoulli, ..., got 'poisson'
-    """
-
-    def __init__(self, **settings: Any) -> None:
-        if unknown := sorted(set(settings) - set(SETTINGS)):
-            raise ValueError(f"settings: wanted some of {', '.join(SETTINGS)}, got {', '.join(unknown)}")
-        super().__init__(**{name: settings.get(name, option.default) for name, option in SETTINGS.items()})
-        for name, value in vars(self).items():
-            SETTINGS[name].check(value)
-
-    @classmethod
-    def of(cls, options: Any) -> "PartSettings":
-        """Return the settings among the attributes of ``options``, with the dense layers written out."""
-        values = {name: getattr(options, name) for name in SETTINGS} | {"hidden": hidden(options)}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
-
-
-def build_vae(settings: Any, images: Tensor) -> VAE:
-    """Return the program that the settings describe, for the images that train it, uint8 (N, C, H, W).
-
-    ``settings``: PartSettings, or anything with its attributes, such as the options of a command line. The parameters
-    are drawn from torch's generator.
-
-    >>> vae = build_vae(PartSettings(net="mlp", hidden=(16,)), torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
-    >>> vae.prior().event_shape
-    torch.Size([2])
-    """
-    channels, height, width = images.shape[1:]
-    shape = (channels, height, width)
-    guide = build_guide(settings, shape)
-    return VAE(build_prior(settings, guide, images), build_likelihood(settings, shape), guide)
-
-
-def build_prior(settings: Any, guide: nn.Module, images: Tensor) -> nn.Module:
-    """Return the prior; Vamp's pseudo-inputs start as some of the images."""
-    return PRIORS[settings.prior](settings, settings.latent, guide, images)
-
-
-def build_guide(settings: Any, shape: Shape) -> nn.Module:
-    """Return the guide with its encoder, for images of shape (C, H, W)."""
-    return GUIDES[settings.guide](settings, build_encoder(settings, shape), settings.latent)
-
-
-def build_likelihood(settings: Any, shape: Shape) -> nn.Module:
-    """Return the likelihood with its decoder, for images of shape (C, H, W)."""
-    return LIKELIHOODS[settings.lik](settings, decoders(settings, shape))
-
-
-def build_encoder(settings: Any, shape: Shape) -> nn.Module:
-    """Return the network of the guide."""
-    return build_networks(settings).encoder(shape)
-
-
-def decoders(settings: Any, shape: Shape) -> Callable[[int], nn.Module]:
-    """Return a function from the number of maps for each channel to the network of the likelihood."""
-    return lambda maps: build_networks(settings).decoder(shape, shape[0] * maps)
-
-
-def build_networks(settings: Any) -> Networks:
-    """Return the encoder and the decoder that the settings describe."""
-    return NETWORKS[settings.net](settings, settings.latent)
-
-
-def build_estimator(settings: Any, particles: int | None = None) -> ELBO:
-    """Return the estimator; ``particles`` replaces the number of particles in the settings."""
-    values = vars(settings) if particles is None else {**vars(settings), "particles": particles}
-    if values["particles"] < 1:
-        raise ValueError(f"--particles: wanted at least 1, got {values['particles']}")
-    return ESTIMATORS[settings.estimator](SimpleNamespace(**values))
-
-
-def hidden(settings: Any) -> tuple[int, ...]:
-    """Return the widths of the encoder's dense layers; the decoder has them in reverse."""
-    return build_networks(settings).hidden
-
-
-# Names of this module in 0.1. They are imported when used, since ``saved`` imports this module.
-__getattr__, _ = lazy(
-    __name__,
-    dict.fromkeys(("METRICS", "PARAMETERS", "describe_model", "load_vae", "read_metrics"), "pyro_vae.saved"),
-)
