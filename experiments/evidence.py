@@ -34,6 +34,7 @@ from pyro_vae.runs import (
     save_figure,
     write_json,
 )
+from pyro_vae.runs.arguments import size_of
 from pyro_vae.runs.options import home_path
 from pyro_vae.runs.resume import EVIDENCE
 from pyro_vae.saved import METRICS, PARAMETERS, load_vae, read_metrics
@@ -111,11 +112,17 @@ def load_run(folder: Path, device: torch.device, data_dir: Path | None = None) -
     if not (folder / METRICS).is_file() or not (folder / PARAMETERS).is_file():
         raise FileNotFoundError(f"{folder} holds no trained model; train one by run.py --latent 20 --out {folder}")
     vae, metrics = load_vae(folder, device), read_metrics(folder / METRICS)
+    if not isinstance(vae, VAE):
+        raise ValueError(
+            f"{folder} holds p(x | z, y), trained with --conditional; write log_evidence(load_vae({str(folder)!r}), "
+            "data.test, particles=5000) for its log p(x | y), or train one without"
+        )
     asked, found = metrics["settings"].get("dataset", "auto"), metrics["dataset"]["name"]
     images = load(
         found if asked == "auto" else asked,
         root=data_dir or metrics["settings"].get("data_dir"),
         layout=metrics["settings"].get("layout"),
+        size=size_of(argparse.Namespace(size=metrics["settings"].get("size"))),
     )
     return vae, images.test.images.to(device), metrics
 

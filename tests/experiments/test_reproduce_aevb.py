@@ -23,13 +23,13 @@ BOUNDS = {Trace_ELBO: algorithms.bound_a, TraceMeanField_ELBO: algorithms.bound_
 @pytest.fixture
 def first_order(monkeypatch):
     """The state of torch's generator where ``fit`` first shuffles the images."""
-    states, original = [], epochs.batches
+    states, original = [], epochs.shuffled
 
-    def batches(*args):
+    def shuffled(*args):
         states.append(torch.get_rng_state())
         return original(*args)
 
-    monkeypatch.setattr(epochs, "batches", batches)
+    monkeypatch.setattr(epochs, "shuffled", shuffled)
     return states
 
 
@@ -87,7 +87,7 @@ def test_a_small_training_set_is_repeated_until_the_samples_are_seen(monkeypatch
     monkeypatch.setattr(algorithms, "EPOCH", 450)
     seen, pixels, vae = [], [], small()
     observe = vae.observe
-    vae.observe = lambda batch, generator=None: pixels.append(batch) or observe(batch, generator)
+    vae.observe = lambda batch, generator=None: pixels.append(batch.images) or observe(batch, generator)
     images = replace(DIGITS, train=DIGITS.train[:200])
     algorithms.trained(vae, images, Trace_ELBO(), step=0.01, samples=900, after=seen.append, engine="eager")
     assert seen == [100, 200, 300, 400, 450, 550, 650, 750, 850, 900]

@@ -1,0 +1,1 @@
+"""Programs of sequences, and simulated sequences whose log p(x) is known by other means."""
