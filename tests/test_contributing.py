@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 PLACES = {  # heading: file of the class, file and first line of the table
-    "Add a likelihood, step by step": ("likelihoods.py", "config.py", "LIKELIHOODS = table(\n"),
-    "Add an estimator": ("estimators.py", "config.py", "ESTIMATORS = table(\n"),
+    "Add a likelihood, step by step": ("likelihoods/pictures.py", "config/parts.py", "LIKELIHOODS = table(\n"),
+    "Add an estimator": ("estimators.py", "config/estimators.py", "ESTIMATORS = table(\n"),
     "Add a data set": ("data/sets.py", "data/sets.py", "_SETS = (\n"),
 }
 
@@ -40,8 +40,11 @@ def clone(tmp_path_factory):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "setup.cfg", folder)
     for heading, (module, tables, table) in PLACES.items():
-        part, record = blocks(heading, "python")
+        part, *export, record = blocks(heading, "python")
         path = folder / "pyro_vae" / module
+        for line in export:
+            with path.with_name("__init__.py").open("a") as file:
+                file.write(line)
         before, at, after = path.read_text().partition(table)  # at the end where the table is in another file
         path.write_text(f"{before}\n\n{part}\n\n{at}{after}")
         path = folder / "pyro_vae" / tables

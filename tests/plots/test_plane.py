@@ -65,6 +65,7 @@ def test_any_labels_have_a_colour_each_and_are_explained(labels, dims):
 
 
 def test_a_legend_of_many_labels_lies_beside_the_points_and_in_the_figure():
+    torch.manual_seed(0)
     for count in (26, 60):
         figure = plots.latent_plane(torch.randn(count, 2), torch.arange(count))
         figure.draw_without_rendering()
