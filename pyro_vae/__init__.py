@@ -15,17 +15,23 @@ if TYPE_CHECKING:
     from pyro_vae import evidence as evidence
     from pyro_vae import guides as guides
     from pyro_vae import handlers as handlers
+    from pyro_vae import imputation as imputation
     from pyro_vae import likelihoods as likelihoods
     from pyro_vae import linear_gaussian as linear_gaussian
+    from pyro_vae import missing as missing
     from pyro_vae import networks as networks
     from pyro_vae import plots as plots
     from pyro_vae import priors as priors
+    from pyro_vae import tables as tables
     from pyro_vae import tracing as tracing
     from pyro_vae import training as training
+    from pyro_vae.augmentation import Augmented as Augmented
+    from pyro_vae.averaging import Averaged as Averaged
     from pyro_vae.comparison import Comparison as Comparison
     from pyro_vae.comparison import compare_estimators as compare_estimators
     from pyro_vae.compiling import Untraceable as Untraceable
     from pyro_vae.compiling import compiled as compiled
+    from pyro_vae.conditional import Conditional as Conditional
     from pyro_vae.data import Data as Data
     from pyro_vae.data import DataError as DataError
     from pyro_vae.data import DataWarning as DataWarning
@@ -41,6 +47,11 @@ if TYPE_CHECKING:
     from pyro_vae.evidence import bidirectional as bidirectional
     from pyro_vae.evidence import log_evidence as log_evidence
     from pyro_vae.files import CheckpointError as CheckpointError
+    from pyro_vae.imputation import UntrustedImputation as UntrustedImputation
+    from pyro_vae.imputation import impute as impute
+    from pyro_vae.labels import one_hot as one_hot
+    from pyro_vae.missing import Masked as Masked
+    from pyro_vae.observation import fixed_x as fixed_x
     from pyro_vae.program import Program as Program
     from pyro_vae.saved import load_vae as load_vae
     from pyro_vae.sites import parameter_sites as parameter_sites
@@ -55,15 +66,17 @@ if TYPE_CHECKING:
     from pyro_vae.training import check_program as check_program
     from pyro_vae.training import evaluate as evaluate
     from pyro_vae.training import fit as fit
-    from pyro_vae.training import fixed_x as fixed_x
     from pyro_vae.training import warm_cosine as warm_cosine
     from pyro_vae.vae import VAE as VAE
 
 _HOMES = {
     "AnnealedEvidence": "pyro_vae.evidence",
+    "Augmented": "pyro_vae.augmentation",
+    "Averaged": "pyro_vae.averaging",
     "CheckpointError": "pyro_vae.files",
     "Checkpoints": "pyro_vae.training",
     "Comparison": "pyro_vae.comparison",
+    "Conditional": "pyro_vae.conditional",
     "Data": "pyro_vae.data",
     "DataError": "pyro_vae.data",
     "DataWarning": "pyro_vae.data",
@@ -71,6 +84,7 @@ _HOMES = {
     "Evaluation": "pyro_vae.training",
     "Evidence": "pyro_vae.evidence",
     "History": "pyro_vae.training",
+    "Masked": "pyro_vae.missing",
     "MissingData": "pyro_vae.data",
     "NonFiniteLoss": "pyro_vae.training",
     "Program": "pyro_vae.program",
@@ -82,6 +96,7 @@ _HOMES = {
     "TrainingWarning": "pyro_vae.training",
     "Untraceable": "pyro_vae.compiling",
     "UntrustedEvidence": "pyro_vae.evidence",
+    "UntrustedImputation": "pyro_vae.imputation",
     "VAE": "pyro_vae.vae",
     "analysis": "pyro_vae.analysis",
     "annealed_evidence": "pyro_vae.evidence",
@@ -98,18 +113,23 @@ _HOMES = {
     "evaluate": "pyro_vae.training",
     "evidence": "pyro_vae.evidence",
     "fit": "pyro_vae.training",
-    "fixed_x": "pyro_vae.training",
+    "fixed_x": "pyro_vae.observation",
     "guides": "pyro_vae.guides",
     "handlers": "pyro_vae.handlers",
+    "imputation": "pyro_vae.imputation",
+    "impute": "pyro_vae.imputation",
     "likelihoods": "pyro_vae.likelihoods",
     "linear_gaussian": "pyro_vae.linear_gaussian",
     "load": "pyro_vae.data",
     "load_vae": "pyro_vae.saved",
     "log_evidence": "pyro_vae.evidence",
+    "missing": "pyro_vae.missing",
     "networks": "pyro_vae.networks",
+    "one_hot": "pyro_vae.labels",
     "parameter_sites": "pyro_vae.sites",
     "plots": "pyro_vae.plots",
     "priors": "pyro_vae.priors",
+    "tables": "pyro_vae.tables",
     "tracing": "pyro_vae.tracing",
     "training": "pyro_vae.training",
     "warm_cosine": "pyro_vae.training",
@@ -139,9 +159,12 @@ _MOVED = {
 __all__ = [
     "VAE",
     "AnnealedEvidence",
+    "Augmented",
+    "Averaged",
     "CheckpointError",
     "Checkpoints",
     "Comparison",
+    "Conditional",
     "Data",
     "DataError",
     "DataWarning",
@@ -149,6 +172,7 @@ __all__ = [
     "Evaluation",
     "Evidence",
     "History",
+    "Masked",
     "MissingData",
     "NonFiniteLoss",
     "Program",
@@ -160,6 +184,7 @@ __all__ = [
     "TrainingWarning",
     "Untraceable",
     "UntrustedEvidence",
+    "UntrustedImputation",
     "__version__",
     "analysis",
     "annealed_evidence",
@@ -179,15 +204,20 @@ __all__ = [
     "fixed_x",
     "guides",
     "handlers",
+    "imputation",
+    "impute",
     "likelihoods",
     "linear_gaussian",
     "load",
     "load_vae",
     "log_evidence",
+    "missing",
     "networks",
+    "one_hot",
     "parameter_sites",
     "plots",
     "priors",
+    "tables",
     "tracing",
     "training",
     "warm_cosine",

@@ -32,8 +32,9 @@ def short_errors(args: Sequence, kwargs: Mapping[str, Any] | None = None) -> Ite
     ...     raise ValueError("the value is not real, but found invalid values:\ntensor([[0.5], [nan]])")
     Traceback (most recent call last):
         ...
-    ValueError: x: 1 of its values are NaN or infinite, in the rows 1; take these rows out, or, where the model masks
-    such values, put any number in their place, as in x.nan_to_num(0, 0, 0) (the program said: ...
+    ValueError: x: 1 of its values are NaN or infinite, in the rows 1; take these rows out, or score what was seen
+    by pyro_vae.Masked(program); where the model masks such values, put any number in their place, as in
+    x.nan_to_num(0, 0, 0) (the program said: ...
     """
     try:
         yield
@@ -42,8 +43,9 @@ def short_errors(args: Sequence, kwargs: Mapping[str, Any] | None = None) -> Ite
         bad = _not_finite(args, kwargs or {}) if OF_VALUES.search(words) else ""
         if bad:
             words = (
-                f"{bad}; take these rows out, or, where the model masks such values, put any number in their "
-                f"place, as in x.nan_to_num(0, 0, 0) (the program said: {words.splitlines()[0][:100]})"
+                f"{bad}; take these rows out, or score what was seen by pyro_vae.Masked(program); where the model "
+                "masks such values, put any number in their place, as in x.nan_to_num(0, 0, 0) (the program said: "
+                f"{words.splitlines()[0][:100]})"
             )
         if type(error) is not ValueError or words == str(error):
             raise

@@ -104,7 +104,7 @@ def _canvas(blocks: Tensor, cell: float = 0.62, gap: int = 2, names: Iterable[st
     count, rows, columns, _, height, width = blocks.shape
     channels = _channels(blocks[0])
     ticks = _ticks(list(names), rows, channels)
-    beside, high = (0.3 if not ticks else 1.2 if channels == 1 else 2.0), channels * rows * cell + 0.2
+    beside, high = (0.4 + 0.1 * max(8, *map(len, ticks)) if ticks else 0.3), channels * rows * cell + 0.2
     size = (columns * cell * width / max(height, width) + beside, count * high + 0.2)
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     for axes, images in zip(figure.subplots(count, 1, squeeze=False)[:, 0], blocks):
