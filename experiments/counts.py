@@ -33,23 +33,22 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pyro.infer import TraceMeanField_ELBO
-from torch import nn
 
 from experiments.cells.program import CountProgram
 from experiments.cells.recovery import by_components, codes, of_program
 from experiments.cells.simulation import LABS, World, simulated
 from pyro_vae.data import Data
-from pyro_vae.handlers import KLWeighted, LinearWarmUp
 from pyro_vae.plots import COLOURS, DPI, GREY
 from pyro_vae.runs import (
     beside,
     describe,
-    exit_status,
     make_folder,
     mean,
     run_once,
     save_figure,
     single_runs,
+    sweep_status,
+    warmed_up,
     write_json,
 )
 from pyro_vae.runs.options import home_path, parsed
@@ -92,15 +91,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    done = "the runs that had ended are in {out}; the same command goes on"
-    return exit_status(lambda: parse_arguments(argv), measure, done)
-
-
-def measure(args: argparse.Namespace) -> None:
-    """Do the runs and print the table."""
-    if not args.report:
-        run(args)
-    print(gather(args.out))
+    return sweep_status(lambda: parse_arguments(argv), run, gather)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -138,23 +129,17 @@ def trained(labs: int, cells: Data, world: World, seed: int, args: argparse.Name
     torch.manual_seed(seed)
     program = CountProgram(args.genes, labs, args.latent, args.width)
     before = peak_memory()
-    weighted = KLWeighted(program)
-    steps = args.warm_up * math.ceil(len(cells.train) / args.batch)
-
-    def optimizer(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        adam = torch.optim.Adam(parameters, lr=args.lr, fused=True)
-        return weighted.anneal(adam, LinearWarmUp(steps)) if steps else adam
-
+    weighted, by = warmed_up(program, args.lr, args.warm_up * math.ceil(len(cells.train) / args.batch))
     history = fit(
         weighted,
         cells,
         TraceMeanField_ELBO(),
         epochs=args.epochs,
         batch_size=args.batch,
-        optimizer=optimizer,
         seed=seed,
         engine=args.engine,
         progress=not args.quiet,
+        **by,
     )
     if history.interrupted:
         raise KeyboardInterrupt

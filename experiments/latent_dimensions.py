@@ -31,7 +31,6 @@ from pyro_vae.runs import (
     beside,
     describe,
     estimate,
-    exit_status,
     has_closed_kl,
     load_data,
     make_folder,
@@ -39,6 +38,7 @@ from pyro_vae.runs import (
     run_once,
     save_figure,
     single_runs,
+    sweep_status,
     trained,
     write_json,
 )
@@ -69,15 +69,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    done = "the runs that had ended are in {out}; the same command goes on"
-    return exit_status(lambda: parse_arguments(argv), measure, done)
-
-
-def measure(args: argparse.Namespace) -> None:
-    """Do the runs and print the table."""
-    if not args.report:
-        run(args)
-    print(gather(args.out))
+    return sweep_status(lambda: parse_arguments(argv), run, gather)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -39,12 +39,12 @@ from pyro_vae.random import mode
 from pyro_vae.runs import (
     beside,
     describe,
-    exit_status,
     load_data,
     make_folder,
     run_once,
     save_figure,
     single_runs,
+    sweep_status,
     write_json,
 )
 from pyro_vae.runs.options import DEVICE, ENGINE, PRECISION, PRECISIONS, add_data_options, add_options, parsed
@@ -91,15 +91,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    done = "the runs that had ended are in {out}; the same command goes on"
-    return exit_status(lambda: parse_arguments(argv), measure, done)
-
-
-def measure(args: argparse.Namespace) -> None:
-    """Do the runs and print the table."""
-    if not args.report:
-        run(args)
-    print(gather(args.out))
+    return sweep_status(lambda: parse_arguments(argv), run, gather)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -20,7 +20,16 @@ from pyro_vae.runs.folders import beside, make_folder, results_folder, run_folde
 from pyro_vae.runs.measurement import has_closed_kl
 from pyro_vae.runs.origins import describe, provenance
 from pyro_vae.runs.reporting import estimate, report
-from pyro_vae.runs.sweeps import is_done, mean, over_images, run_once, single_runs, trained
+from pyro_vae.runs.sweeps import (
+    is_done,
+    mean,
+    over_images,
+    run_once,
+    single_runs,
+    sweep_status,
+    trained,
+    warmed_up,
+)
 from pyro_vae.runs.train import main, run
 
 __all__ = [
@@ -46,6 +55,8 @@ __all__ = [
     "run_once",
     "save_figure",
     "single_runs",
+    "sweep_status",
     "trained",
+    "warmed_up",
     "write_json",
 ]

@@ -8,20 +8,20 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyro.infer import ELBO
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from pyro_vae.config import build_estimator
 from pyro_vae.data import Data
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
+from pyro_vae.runs.commands import exit_status
 from pyro_vae.runs.folders import write_json
 from pyro_vae.runs.options import PRECISIONS, SCHEDULES
 from pyro_vae.runs.origins import provenance
-from pyro_vae.training import Checkpoints, History, Training, fit
+from pyro_vae.training import Checkpoints, History, fit
 
 
 def trained(
@@ -35,32 +35,57 @@ def trained(
     warm_up = getattr(args, "warm_up", 0.0)
     if warm_up > args.epochs:
         raise ValueError(f"--warm-up: wanted at most the {args.epochs} epochs of the training, got {warm_up:g}")
-    options: dict[str, Any] = {
-        "epochs": args.epochs,
-        "batch_size": args.batch,
-        "lr": args.lr,
-        "seed": seed,
-        "schedule": SCHEDULES[args.schedule],
-        "precision": PRECISIONS[getattr(args, "precision", "float32")],
-        "engine": args.engine,
-        "progress": not args.quiet,
-        "checkpoints": checkpoints,
-    }
-    steps, estimator = warm_up * len(images.train) / args.batch, build_estimator(args, particles=1)
-    train = partial(_warmed_up, steps=steps) if steps else fit
-    history = train(program, images, estimator, **options)
+    program, by = warmed_up(program, args.lr, warm_up * len(images.train) / args.batch)
+    history = fit(
+        program,
+        images,
+        build_estimator(args, particles=1),
+        epochs=args.epochs,
+        batch_size=args.batch,
+        seed=seed,
+        schedule=SCHEDULES[args.schedule],
+        precision=PRECISIONS[getattr(args, "precision", "float32")],
+        engine=args.engine,
+        progress=not args.quiet,
+        checkpoints=checkpoints,
+        **by,
+    )
     if history.interrupted:
         raise KeyboardInterrupt
     return history
 
 
-def _warmed_up(program: Any, images: Data, estimator: ELBO, steps: float, **options: Any) -> History:
-    """Train with a weight of the KL that grows from 0 to 1 in so many steps."""
-    weighted, beta = KLWeighted(program, beta=0.0), LinearWarmUp(steps)
-    training = Training(weighted, images, estimator, **options)
-    for step in training.steps():
-        weighted.set_beta(beta(step.number))
-    return training.history
+def warmed_up(program: Any, lr: float, steps: float) -> tuple[Any, dict[str, Any]]:
+    """Return the program to be trained, and the options of ``fit`` for Adam.
+
+    The weight of its KL grows from 0 to 1 in so many steps; without steps it is the program as it is.
+    """
+    if not steps:
+        return program, {"lr": lr}
+    weighted = KLWeighted(program)
+
+    def annealing(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return weighted.anneal(torch.optim.Adam(parameters, lr=lr, fused=True), LinearWarmUp(steps))
+
+    return weighted, {"optimizer": annealing}
+
+
+def sweep_status(
+    parse: Callable[[], argparse.Namespace],
+    run: Callable[[argparse.Namespace], None],
+    gather: Callable[[Path], str],
+) -> int:
+    """Do the single runs of a command, print the table of all in its folder, and return the exit status.
+
+    With ``--report`` nothing is run.
+    """
+
+    def work(args: argparse.Namespace) -> None:
+        if not args.report:
+            run(args)
+        print(gather(args.out))
+
+    return exit_status(parse, work, "the runs that had ended are in {out}; the same command goes on")
 
 
 def run_once(

@@ -96,3 +96,16 @@ def test_a_training_that_has_ended_is_read_from_its_checkpoint(tmp_path):
     first = sweeps.trained(whole, FEW, 0, options(), Checkpoints(tmp_path, resume=True))
     second = sweeps.trained(again, FEW, 0, options(), Checkpoints(tmp_path, resume=True))
     assert same(again, copy_of(whole)) and second.rows == first.rows
+
+
+def test_a_report_runs_nothing(tmp_path, capsys):
+    done = []
+
+    def status(**options):
+        args = argparse.Namespace(out=tmp_path, **options)
+        return sweeps.sweep_status(
+            lambda: args, lambda args: done.append(args.out), lambda out: f"table of {len(done)}"
+        )
+
+    assert (status(report=True), status(report=False)) == (0, 0) and done == [tmp_path]
+    assert capsys.readouterr().out == "table of 0\ntable of 1\n"
