@@ -6,6 +6,8 @@ from importlib import import_module
 from importlib.abc import MetaPathFinder
 from typing import Any
 
+EXTRAS = {"matplotlib": "plots"}  # optional packages that whole modules need, and the extra that installs them
+
 
 def lazy(
     package: str, homes: Mapping[str, str], eager: Iterable[str] = ()
@@ -23,7 +25,14 @@ def lazy(
     def find(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = import_module(homes[name])
+        try:
+            module = import_module(homes[name])
+        except ModuleNotFoundError as error:
+            extra = EXTRAS.get(str(error.name).partition(".")[0])
+            if extra is None:
+                raise
+            words = f"{package}.{name} needs {error.name}; install it by pip install 'pyro_vae[{extra}]'"
+            raise ModuleNotFoundError(words, name=error.name) from error
         return module if homes[name].rpartition(".")[2] == name else getattr(module, name, module)
 
     return find, lambda: sorted([*homes, *eager])

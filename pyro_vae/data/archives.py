@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import scipy.io
 import torch
-from PIL import Image
 from torch import Tensor
 
 from pyro_vae.data.formats import opened, readable
+from pyro_vae.data.pictures import imported
 from pyro_vae.data.raw import DataError
 
 SVHN_BYTES = 4_000_000_000  # unpacked; the training images have 226 MB
@@ -68,13 +68,14 @@ def read_omniglot(path: Path, side: int = 28) -> tuple[Tensor, Tensor]:
 
     Each character of each alphabet is a class, in the order of their names. A pixel is the mean of its area.
     """
+    pillow = imported()
     pictures, labels, characters = [], [], {}
     with readable(path):
         for name, content in _pictures(path):
             *_, alphabet, character, _ = name.split("/")
             labels.append(characters.setdefault((alphabet, character), len(characters)))
-            with Image.open(io.BytesIO(content)) as picture:
-                drawn = picture.convert("L").resize((side, side), Image.Resampling.BOX)
+            with pillow.open(io.BytesIO(content)) as picture:
+                drawn = picture.convert("L").resize((side, side), pillow.Resampling.BOX)
             pictures.append(255 - np.asarray(drawn))
     return torch.from_numpy(np.stack(pictures)[:, None]), torch.tensor(labels)
 

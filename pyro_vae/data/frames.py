@@ -1,11 +1,12 @@
 """Data frames of pandas as numeric tables: numbers as they are, categories as codes, NaN where a value is missing."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from pyro_vae.data.raw import DataError
+from pyro_vae.optional import optional
 from pyro_vae.printing import listed
 
 WHOLE = 2**53  # below it float64 holds every whole number
@@ -72,11 +73,16 @@ def labelled(frame: Any, labels: Hashable | None = None) -> Table:
 
 def imported() -> Any:
     """Return pandas; raise ImportError that says how to install it."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError("data frames need pandas; install it by pip install 'pyro_vae[data]'") from error
-    return pandas
+    return optional("pandas", "data frames")
+
+
+def framed(columns: Mapping[str, Any], index: str) -> Any:
+    """Return the pandas frame of columns by their names, one of which becomes its index.
+
+    >>> framed({"epoch": [1, 2], "bound": [-9.0, -8.0]}, index="epoch").bound.to_dict()
+    {1: -9.0, 2: -8.0}
+    """
+    return imported().DataFrame(dict(columns)).set_index(index)
 
 
 def _column(column: Any, name: Hashable, pandas: Any) -> tuple[np.ndarray, tuple | None]:

@@ -1,14 +1,14 @@
 """The items of a torch data set as rows: one array for each field, all of one shape."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from pyro_vae.data.levels import recognised, rounded, say_rounded
-from pyro_vae.data.pictures import PictureReader
+from pyro_vae.data.pictures import PictureReader, imported
 from pyro_vae.data.raw import DataError, kind
 
 Row = dict[str, np.ndarray]
@@ -54,7 +54,7 @@ class ItemReader:
 
     def _image(self, part: Any, number: int) -> np.ndarray:
         """Return grey levels (C, H, W)."""
-        if isinstance(part, Image.Image):
+        if "PIL.Image" in sys.modules and isinstance(part, imported().Image):
             levels = self._pictures.levels(part)
             return levels[None] if levels.ndim == 2 else np.moveaxis(levels, -1, 0)
         array = _array(part)

@@ -2,11 +2,15 @@
 
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from pyro_vae.data.levels import rounded
+from pyro_vae.optional import optional
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # EPS would run another program; the others are no pictures, or known to Pillow by their name alone.
 UNREAD = {"EPS", "BUFR", "GRIB", "HDF5", "WMF", "MPEG", "IPTC"}
@@ -19,9 +23,15 @@ def suffixes() -> frozenset[str]:
     >>> {".png", ".jpg", ".tif", ".webp"} <= suffixes(), ".txt" in suffixes()
     (True, False)
     """
-    Image.init()
-    known = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, name in known if name in Image.OPEN and name not in UNREAD)
+    pillow = imported()
+    pillow.init()
+    known = pillow.registered_extensions().items()
+    return frozenset(suffix for suffix, name in known if name in pillow.OPEN and name not in UNREAD)
+
+
+def imported() -> Any:
+    """Return Pillow's module of images; raise ImportError that says how to install it."""
+    return optional("PIL.Image", "pictures")
 
 
 class PictureReader:
@@ -41,32 +51,34 @@ class PictureReader:
 
     def read(self, path: Path) -> np.ndarray:
         """Return the picture of a file, see ``levels``; Pillow raises many kinds of errors."""
-        with Image.open(path) as picture:
+        with imported().open(path) as picture:
             if picture.format in UNREAD:
                 raise ValueError(f"pictures in the format {picture.format} are not read")
             return self.levels(picture)
 
-    def levels(self, picture: Image.Image) -> np.ndarray:
+    def levels(self, picture: "Image") -> np.ndarray:
         """Return grey levels (H, W), or colours (H, W, 3), of a picture that stands upright.
 
         Pictures with 16 bits lose the lower 8. Raises ValueError for floating-point numbers outside [0, 1].
         """
-        picture = ImageOps.exif_transpose(picture)
+        picture = optional("PIL.ImageOps", "pictures").exif_transpose(picture)
         if picture.mode.startswith("I") or picture.mode == "F":
-            picture = Image.fromarray(self._in_8_bits(np.asarray(picture)))
+            picture = imported().fromarray(self._in_8_bits(np.asarray(picture)))
         elif "transparency" in picture.info or picture.getbands()[-1].lower() == "a":
             picture = self._opaque(picture.convert("RGBA"))
         elif picture.mode not in ("L", "RGB"):
             picture = picture.convert("L" if picture.mode == "1" else "RGB")
         if self.size is not None and picture.size != self.size[::-1]:
             height, width = self.size
-            picture = ImageOps.fit(picture, (width, height), method=Image.Resampling.LANCZOS)
+            fit, method = optional("PIL.ImageOps", "pictures").fit, imported().Resampling.LANCZOS
+            picture = fit(picture, (width, height), method=method)
         return np.asarray(picture)
 
-    def _opaque(self, picture: Image.Image) -> Image.Image:
+    def _opaque(self, picture: "Image") -> "Image":
         self.transparent += bool(np.asarray(picture.getchannel("A")).min() < 255)
-        ground = Image.new("RGBA", picture.size, (*[self.background] * 3, 255))
-        return Image.alpha_composite(ground, picture).convert("RGB")
+        pillow = imported()
+        ground = pillow.new("RGBA", picture.size, (*[self.background] * 3, 255))
+        return pillow.alpha_composite(ground, picture).convert("RGB")
 
     def _in_8_bits(self, values: np.ndarray) -> np.ndarray:
         low, high = values.min(), values.max()

@@ -10,10 +10,8 @@ from string import ascii_letters, ascii_lowercase, digits
 from typing import Any
 
 import numpy as np
-import sklearn.datasets
 import torch
-import torchvision
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from pyro_vae.checks import whole_number
 from pyro_vae.data.archives import read_binary, read_cifar, read_omniglot, read_svhn, read_usps
@@ -26,6 +24,7 @@ from pyro_vae.data.shares import divided
 from pyro_vae.data.splits import Data, Split, batches
 from pyro_vae.errors import warn
 from pyro_vae.files import expanded
+from pyro_vae.optional import optional
 
 __all__ = ["ENVIRONMENT", "Data", "DataError", "MissingData", "Split", "batches", "load"]
 
@@ -34,6 +33,8 @@ FREY_URL = "https://cs.nyu.edu/~roweis/data/frey_rawface.mat"
 BINARY_URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/"
 BINARY_FILES = tuple(f"BinarizedMNIST/binarized_mnist_{split}.amat" for split in ("train", "valid", "test"))
 DIGITS = tuple(digits)
+CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")  # those of KMNIST
 # EMNIST joins the two cases of the letters that look alike in both.
 BALANCED = "".join(sorted(set(digits + ascii_letters) - set("cijklmopsuvwxyz")))
 
@@ -117,6 +118,8 @@ def _check_arguments(name: Any, valid_size: Any, seed: Any, layout: Any) -> None
             f"name: wanted the name of a data set or of a folder, got {kind(name)}; build "
             "Data(name, Split(images), ...) of images in memory"
         )
+    if not str(name):
+        raise ValueError("name: wanted the name of a data set or of a folder, got nothing; write '.' for this folder")
     if valid_size is not None:
         whole_number("valid_size", valid_size, least=None)
     whole_number("seed", seed, least=0, most=2**32 - 1)
@@ -207,17 +210,25 @@ def _omniglot(background: Path, evaluation: Path) -> tuple[Split, Split]:
 
 
 def _digits() -> tuple[Split, None]:
-    found: Any = sklearn.datasets.load_digits()
+    found = optional("sklearn.datasets", "the bundled digits").load_digits()
     pixels = np.round(found.images * (255 / 16)).astype(np.uint8)
     return Split(torch.from_numpy(pixels)[:, None], torch.from_numpy(found.target).long()), None
 
 
 def _torchvision(name: str, *arguments: dict[str, Any]) -> Callable[[Path], object]:
     """Return what downloads a data set of torchvision, once with each of the arguments."""
-    return lambda root: [getattr(torchvision.datasets, name)(root, download=True, **given) for given in arguments]
+
+    def fetch(root: Path) -> None:
+        datasets = optional("torchvision.datasets", "downloads")
+        for given in arguments:
+            getattr(datasets, name)(root, download=True, **given)
+
+    return fetch
 
 
-def _idx_set(word: str, folder: str, help: str, first_labels: tuple[int, ...] = ()) -> KnownSet:
+def _idx_set(
+    word: str, folder: str, help: str, classes: tuple[str, ...], first_labels: tuple[int, ...] = ()
+) -> KnownSet:
     """Return the record of a data set in the files of MNIST, by the name of torchvision's class and folder."""
     kinds = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
     return KnownSet(
@@ -228,7 +239,7 @@ def _idx_set(word: str, folder: str, help: str, first_labels: tuple[int, ...] = 
         files=tuple(f"{folder}/raw/{kind}-ubyte" for kind in kinds),
         fetch=_torchvision(folder, {}),
         first_labels=first_labels,
-        classes=DIGITS if word == "mnist" else tuple(getattr(torchvision.datasets, folder).classes),
+        classes=classes,
     )
 
 
@@ -249,9 +260,9 @@ def _emnist_set(part: str, help: str, classes: str, rows: tuple[int, int], first
 
 
 _SETS = (
-    _idx_set("mnist", "MNIST", "handwritten digits", (5, 0, 4, 1, 9, 2, 1, 3, 1, 4)),
-    _idx_set("fashion", "FashionMNIST", "clothes", (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)),
-    _idx_set("kmnist", "KMNIST", "Japanese characters"),
+    _idx_set("mnist", "MNIST", "handwritten digits", DIGITS, (5, 0, 4, 1, 9, 2, 1, 3, 1, 4)),
+    _idx_set("fashion", "FashionMNIST", "clothes", CLOTHES, (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)),
+    _idx_set("kmnist", "KMNIST", "Japanese characters", KANA),
     KnownSet(
         "qmnist",
         "MNIST's digits, with 60,000 for test, 28 × 28",
