@@ -49,6 +49,10 @@ class Step:
     loss: float
     row: dict[str, float] | None = None
 
+    def __repr__(self) -> str:
+        end = ", the last of its epoch" * (self.row is not None)
+        return f"Step({self.number}, epoch {self.epoch}, loss {self.loss:.4g} nats per image{end})"
+
 
 class Epochs:
     """Takes steps and measures epochs, one at a time; ``Training`` sets random numbers and modes around them.
@@ -120,7 +124,7 @@ class Epochs:
         run.unread.clear()
         if run.weights is None:
             run.weights = ranks.broadcast(self.objective.weights())
-        self.progress.begin(run.history.rows, run.taken * self.given.batch_size)
+        self.progress.begin(run.history, run.taken * self.given.batch_size)
         with (
             lowered_precision(as_module(run.program), self.given.precision),
             fast_matmul(run.device),
@@ -178,7 +182,7 @@ class Epochs:
         weights = ranks.broadcast(self.objective.weights())
         run.end_epoch(self._summaries(weights), weights, len(self.rows))
         self.saver.end_epoch()
-        self.progress.end_epoch(run.history.rows[-1])
+        self.progress.end_epoch(run.history)
         return run.history.rows[-1]
 
     def _note_engine(self) -> None:

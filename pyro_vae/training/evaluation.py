@@ -2,18 +2,21 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_vae.arguments import ProgramArguments, as_arguments
 from pyro_vae.checks import whole_number
+from pyro_vae.data.frames import framed
 from pyro_vae.data.splits import Split
 from pyro_vae.errors import short_errors
 from pyro_vae.hardware import widest_float
 from pyro_vae.observation import Arguments, fixed_x
 from pyro_vae.program import Program, check_has, dtype_of, given_all_arguments
 from pyro_vae.random import measurement, mode, seeded
+from pyro_vae.showing import Shown, on_one_line
 from pyro_vae.tracing.enumeration import Enumeration, row_terms
 from pyro_vae.tracing.traces import ProgramRuns, common_scale, per_image, proposal_sites, sample_sites
 from pyro_vae.training import ranks
@@ -46,6 +49,31 @@ class Evaluation:
         error = self.bound.to(widest_float(self.bound.device)).std().item() / math.sqrt(n) if n > 1 else math.nan
         values = {name: getattr(self, name).mean().item() for name in ("bound", "rate", "distortion")}
         return {"bound": values.pop("bound"), "standard_error": error, **values, "images": n}
+
+    def to_frame(self) -> Any:
+        """Return a pandas frame with a row for each image: bound, rate, distortion. Raises ImportError without it."""
+        values = {name: getattr(self, name).detach().cpu().numpy() for name in ("bound", "rate", "distortion")}
+        return framed({"image": range(len(self.rate)), **values}, "image")
+
+    def _shown(self) -> Shown:
+        """Return what ``print`` and notebooks show."""
+        rows = [(name, self._value(name)) for name in ("bound", "rate", "distortion")]
+        return Shown(f"bound, rate and distortion in nats per image (n = {len(self.rate)})", rows)
+
+    def __str__(self) -> str:
+        return str(self._shown())
+
+    def __repr__(self) -> str:
+        words = ", ".join(f"{name} {self._value(name)}" for name in ("bound", "rate", "distortion"))
+        return on_one_line(f"Evaluation({words} nats per image, n = {len(self.rate)})")
+
+    def _repr_html_(self) -> str:
+        return self._shown().html()
+
+    def _value(self, name: str) -> str:
+        values = getattr(self, name).to(widest_float(self.rate.device))
+        error = f" ± {values.std().item() / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
+        return f"{values.mean().item():.3f}{error}"
 
 
 @measurement

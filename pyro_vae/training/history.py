@@ -2,12 +2,15 @@
 
 import csv
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pyro_vae.data.frames import framed
 from pyro_vae.files import CURES, CheckpointError, write_whole
+from pyro_vae.showing import Shown, on_one_line
 
 # Columns of a history row.
 ROW = (
@@ -17,6 +20,18 @@ ROW = (
     "images_per_second",
     "valid_objective",
 )
+
+SHOWN = {  # columns of the table that ``print`` shows, and their headings
+    "epoch": "epoch",
+    "train_bound": "training bound",
+    "valid_bound": "validation bound",
+    "valid_rate": "rate",
+    "valid_distortion": "distortion",
+    "valid_objective": "objective",
+    "seconds": "seconds",
+    "images_per_second": "images a second",
+}
+LAST = 5  # epochs in that table
 
 
 class TrainingWarning(UserWarning):
@@ -82,8 +97,54 @@ class History:
             return 'the last epoch, as keep="last" asks'
         if first == last > 1:
             return "the last epoch: the weights of the sites, such as a KL weight, changed in it, so no other compares"
-        since = f", since the weights of the sites changed in epoch {first}" if first > 1 else ""
+        since = f", since the weights of the sites, such as a KL weight, changed in epoch {first}" if first > 1 else ""
         return f"the best of epochs {first} to {last} on the validation images by {self.objective}{since}"
+
+    def to_frame(self) -> Any:
+        """Return the rows as a pandas frame, whose index is the epoch. Raises ImportError without pandas.
+
+        >>> History([dict.fromkeys(ROW, 1.0)]).to_frame().loc[1, "train_bound"].item()
+        1.0
+        """
+        names = dict.fromkeys(name for row in self.rows for name in row) or ROW
+        columns = {name: [row.get(name) for row in self.rows] for name in names}
+        return framed({**columns, "epoch": [int(row["epoch"]) for row in self.rows]}, "epoch")
+
+    def _shown(self) -> Shown:
+        """Return what ``print`` and notebooks show: the last epochs, and which one is kept for what reason."""
+        columns = [name for name in SHOWN if any(name in row for row in self.rows[-LAST:])]
+        rows = [[_cell(name, row.get(name)) for name in columns] for row in self.rows[-LAST:]]
+        kept = f"kept: epoch {self.kept_epoch}, " if self.kept_epoch else ""
+        notes = [f"{kept}{self.reason}"]
+        if self.skipped:
+            notes.append(f"{self.skipped} steps left out, as their loss or gradient was not finite")
+        if self.interrupted:
+            notes.append(f"ended early by signal {self.signal}")
+        last = f", of which the last {LAST}" if len(self.rows) > LAST else ""
+        return Shown(f"{self._epochs()}{last}; in nats per image", rows, [SHOWN[name] for name in columns], notes)
+
+    def __str__(self) -> str:
+        return str(self._shown())
+
+    def __repr__(self) -> str:
+        words, kept = [self._epochs()], self.kept_epoch
+        if kept:
+            objective = self.rows[kept - 1].get("valid_objective", math.nan)
+            words.append(f"epoch {kept} is kept, valid_objective {objective:.2f} nats per image")
+        return on_one_line(f"History({', '.join([*words, *[f'{self.engine} engine'] * bool(self.engine)])})")
+
+    def _repr_html_(self) -> str:
+        return self._shown().html()
+
+    def _epochs(self) -> str:
+        return f"{len(self.rows)} epoch{'s' * (len(self.rows) != 1)}"
+
+
+def _cell(name: str, value: float | None) -> str:
+    """Return a number of a row: whole epochs and rates of work, all else with two decimals."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if name in ("epoch", "images_per_second") else f"{value:.2f}"
 
 
 def history_row(

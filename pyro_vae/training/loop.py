@@ -82,7 +82,7 @@ class Training:
         data: ``data.train`` is trained on, ``data.valid`` chooses the epoch.
         estimator: any ``pyro.infer.ELBO``; ``Trace_ELBO()`` if not given.
         epochs: the number of passes over the training images.
-        batch_size: the number of images in a step.
+        batch_size: the number of images in a step; None: 256, or all training images if they are fewer.
         accumulate: the number of parts in which the gradient of a batch is computed, one after the other, and summed,
             so that a large batch fits into memory. Not for engine="svi".
         lr: step of Adam, 1e-3 if not given; an ``optimizer`` has its own.
@@ -148,7 +148,7 @@ class Training:
         estimator: ELBO | None = None,
         *,
         epochs: int = 10,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         accumulate: int = 1,
         lr: float | None = None,
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
@@ -166,9 +166,10 @@ class Training:
         settings.check_program_and_data(program, data)
         settings.check_estimator(estimator)
         settings.check_checkpoints(checkpoints)
+        batch_size = settings.checked_batch_size(batch_size, len(data.train))
         given = Settings(
             epochs, batch_size, accumulate, lr, seed, precision, engine, clip, skip_non_finite, keep
-        ).checked(program, data, estimator)
+        ).checked(program, estimator)
         ranks.check_batches(len(data.train), given.batch_size)
         ranks.check_held_out(len(data.valid))
         self._program, self._optimizer = program, settings.made_optimizer(optimizer, program, given.lr)

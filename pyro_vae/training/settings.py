@@ -20,6 +20,7 @@ from pyro_vae.tracing.leaves import find_parameters
 from pyro_vae.training.checkpoint import Checkpoints
 from pyro_vae.training.held import held_ids, trained_and_missing
 
+BATCH_SIZE = 256  # or all training images, if they are fewer
 LR = 1e-3  # of Adam, where neither lr nor an optimiser is given
 ADAM = "optimizer=lambda parameters: torch.optim.Adam(parameters, lr=1e-3)"
 COSINE = "schedule=lambda optimizer, steps: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)"
@@ -41,11 +42,11 @@ class Settings:
     skip_non_finite: int
     keep: Literal["best", "last"]
 
-    def checked(self, program: Program, data: Data, estimator: ELBO) -> "Settings":
+    def checked(self, program: Program, estimator: ELBO) -> "Settings":
         """Return the settings as plain numbers, with an engine for the estimator. Raises ValueError for bad ones."""
         return Settings(
             epochs=whole_number("epochs", self.epochs),
-            batch_size=checked_batch_size(self.batch_size, len(data.train)),
+            batch_size=self.batch_size,
             accumulate=whole_number("accumulate", self.accumulate),
             lr=None if self.lr is None else positive_number("lr", self.lr),
             seed=whole_number("seed", self.seed, least=None),
@@ -134,13 +135,17 @@ def chosen_engine(engine: str, estimator: ELBO) -> str:
 
 
 def checked_batch_size(batch_size: Any, images: int) -> int:
-    """Return the batch size as an int. Raises ValueError unless it is from 1 to the number of training images.
+    """Return the batch size as an int, 256 or all of fewer images for None. Raises ValueError unless from 1 to all.
 
+    >>> checked_batch_size(None, images=10), checked_batch_size(None, images=50_000)
+    (10, 256)
     >>> checked_batch_size(11, images=10)
     Traceback (most recent call last):
         ...
     ValueError: batch_size: wanted 1 to 10 (the training images), got 11; the whole training split is 10
     """
+    if batch_size is None:
+        return min(BATCH_SIZE, images)
     if not is_whole(batch_size) or not 1 <= batch_size <= images:
         raise ValueError(
             f"batch_size: wanted 1 to {images} (the training images), got {batch_size!r}; "

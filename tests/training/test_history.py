@@ -64,7 +64,12 @@ def history_of(*objectives, **settings):
         (history_of(), None, None, "no epoch has ended"),
         (history_of(-9.0, -7.0, -8.0), 2, 2, "the best of epochs 1 to 3 .* by the bound with one particle$"),
         (history_of(-9.0, -7.0, -8.0, keep="last"), 2, 3, "the last epoch, as keep="),
-        (history_of(-1.0, -8.0, -9.0, comparable_from=2), 2, 2, "epochs 2 to 3 .*, since the weights .* in epoch 2$"),
+        (
+            history_of(-1.0, -8.0, -9.0, comparable_from=2),
+            2,
+            2,
+            "2 to 3 .*, since .* KL weight, changed in epoch 2$",
+        ),
         (history_of(-1.0, -8.0, comparable_from=2), 2, 2, "the last epoch: .* changed in it, so no other compares"),
     ],
 )

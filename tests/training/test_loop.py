@@ -205,3 +205,11 @@ def test_a_point_of_q_is_no_fault_of_an_enumerated_program():
     program = MixtureOfFactors()
     program.log_joint = lambda x: torch.tensor([0.0, -torch.inf, 0.0]).double().expand(len(x), 3)
     check_program(program, (X, LABELS), TraceEnum_ELBO(max_plate_nesting=1))
+
+
+def test_by_default_a_step_takes_all_training_images_if_they_are_few():
+    """The same bits as with that batch size given."""
+    given, default = small_vae(), small_vae()
+    quick(given, batch_size=len(FEW.train))
+    fit(default, FEW, epochs=2, lr=1e-2, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(given.parameters(), default.parameters()))

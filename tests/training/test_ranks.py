@@ -90,7 +90,7 @@ def test_one_rank_reports_what_both_have_trained(tmp_path):
     settings = "--dataset=digits", "--net=mlp", "--hidden=16", "--epochs=2"
     done = torchrun(*settings, f"--out={tmp_path / 'run'}", script=RUN)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("test bound") == 1
+    assert done.stdout.count("\ntest bound ") == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     vae, test = load_vae(tmp_path / "run"), DIGITS.test
     parts = fixed_x(vae, test.images).tensor_split(2)

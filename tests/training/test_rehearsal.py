@@ -319,7 +319,7 @@ class WithoutPlate(Observed):
         (AlwaysWeighted, "scaled differently.*handlers.KLWeighted"),
         (
             lambda: WithoutPlate(lambda pixels: pixels / 255),
-            "do not share a plate.*SVI, and measure by log_evidence(?!.*KL)",
+            "do not share a plate.*SVI, .*and measure by log_evidence(?!.*KL)",
         ),
     ],
 )
