@@ -21,9 +21,9 @@ from pyro_vae.evidence.results import TRUSTED, Evidence, as_array, joined, weigh
 from pyro_vae.hardware import widest_float
 from pyro_vae.missing import Masked, check_mask, innermost
 from pyro_vae.observation import fixed_x
-from pyro_vae.printing import printable
 from pyro_vae.program import Program, check_has
 from pyro_vae.random import measurement
+from pyro_vae.showing import Shown, on_one_line
 from pyro_vae.tracing.matching import Site, sample_sites
 from pyro_vae.tracing.traces import log_weights, paired_traces
 
@@ -65,14 +65,25 @@ class Imputation:
         gaps = ~self.mask.flatten(1).all(1)
         return gaps & ((self.evidence.pareto_k > TRUSTED) | (self.evidence.ess < FEWEST))
 
-    def __str__(self) -> str:
+    def _shown(self) -> Shown:
+        """Return what ``print`` and notebooks show."""
         missing, ess = ~self.mask, self.evidence.ess
-        return printable(
-            f"{int(missing.sum())} of {missing.numel()} values imputed, their standard deviation "
-            f"{self.standard_deviation[missing].mean():.3g} and Monte Carlo error "
-            f"{self.standard_error[missing].mean():.2g} on average; effective sample size {ess.median():.0f} of "
-            f"{self.evidence.num_particles} (median); {int(self.untrusted.sum())} of {len(ess)} rows cannot be trusted"
+        rows = (
+            ("standard deviation", f"{self.standard_deviation[missing].mean():.3g} on average"),
+            ("Monte Carlo error", f"{self.standard_error[missing].mean():.2g} on average"),
+            ("effective sample size", f"{ess.median():.0f} of {self.evidence.num_particles} (median)"),
+            ("rows", f"{int(self.untrusted.sum())} of {len(ess)} rows cannot be trusted"),
         )
+        return Shown(f"{int(missing.sum())} of {missing.numel()} values imputed", rows)
+
+    def __str__(self) -> str:
+        return str(self._shown())
+
+    def __repr__(self) -> str:
+        return on_one_line(f"Imputation({self._shown().title}, {self._shown().rows[-1][1]})")
+
+    def _repr_html_(self) -> str:
+        return self._shown().html()
 
 
 @measurement
@@ -177,6 +188,8 @@ def moments_of(fn: Distribution) -> tuple[Tensor, Tensor]:
 
 
 def _arguments(program: Program, data: Any, seed: int) -> tuple[Any, ...]:
+    if isinstance(data, Split) and not len(data):
+        raise ValueError(f"data: wanted at least one row, got {data}")
     data = fixed_x(program, data, seed) if isinstance(data, Split) else data
     args = data if isinstance(data, tuple) else (data,)
     x = next(iter(args), None)

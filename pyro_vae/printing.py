@@ -49,13 +49,25 @@ def printable(text: str, encoding: str | None = None) -> str:
     return text.encode(known, HANDLER).decode(known)
 
 
-def listed(index: Sequence[int], most: int = 10) -> str:
-    """Join whole numbers by commas, and only the first ``most`` of them.
+def listed(index: Sequence[object], most: int = 10) -> str:
+    """Join numbers or names by commas, and only the first ``most`` of them.
 
     >>> listed([3, 7]), listed(range(100), most=2)
     ('3, 7', '0, 1, …')
     """
     return ", ".join(map(str, index[:most])) + (", …" if len(index) > most else "")
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words, to about a percent.
+
+    >>> duration(3.2), duration(600), duration(9000)
+    ('3 s', '10 min', '2 h 30 min')
+    """
+    minutes = round(seconds / 60)
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def spell_out() -> None:

@@ -9,7 +9,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from pyro_vae.checks import is_whole, whole_number
 from pyro_vae.comparison.agreement import agreements

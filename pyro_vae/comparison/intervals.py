@@ -33,6 +33,9 @@ class Estimate:
         """Whether a few draws determine the interval's width."""
         return self.freedom < FEW
 
+    def __repr__(self) -> str:
+        return f"Estimate({self})"
+
     def __str__(self) -> str:
         return f"{short(self.value)} [{short(self.low)}, {short(self.high)}]{'?' * self.doubtful}"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pyro
 from pyro.infer import ELBO
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from pyro_vae.comparison.drawing import Drawer
 from pyro_vae.comparison.moments import PROJECTIONS, Mean, Moments
@@ -102,7 +102,7 @@ class ScalarMoments:
     >>> moments.add(1.0), moments.add(3.0), moments.end_batch()
     (None, None, None)
     >>> moments.statistics()
-    BoundStatistics(mean=2.0, standard_error=1.0, variance=2.0, minibatch_variance=None)
+    BoundStatistics(2.0000 ± 1.0000, variance 2)
     """
 
     def __init__(self) -> None:

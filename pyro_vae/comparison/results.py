@@ -1,21 +1,20 @@
 """The result of ``compare_estimators``: its numbers, and the table that ``print`` shows."""
 
-import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from pyro_vae import plots
 from pyro_vae.comparison.intervals import Estimate, short
-from pyro_vae.printing import printable
+from pyro_vae.comparison.report import GROUPS, report
+from pyro_vae.data.frames import framed
+from pyro_vae.showing import on_one_line
 
-GROUPS = ("guide", "model")
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 DOUBT = 0.01  # chance of a false alarm over all pairs that should agree
-MANY = 6  # estimators, above which the table shows only the pairs that should agree
-WIDTH = 24  # characters of a name in the table, at most
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,9 @@ class BoundStatistics:
     standard_error: float
     variance: float
     minibatch_variance: float | None
+
+    def __repr__(self) -> str:
+        return f"BoundStatistics({self.mean:.4f} ± {self.standard_error:.4f}, variance {short(self.variance)})"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class GradientStatistics:
     norm_ratio: Estimate
     minibatch_variance: float | None
 
+    def __repr__(self) -> str:
+        values = f"variance {self.variance}, snr {self.snr}, norm_ratio {self.norm_ratio}"
+        return on_one_line(f"GradientStatistics({self.parameters:,} parameters, {values})")
+
 
 @dataclass(frozen=True)
 class EstimatorStatistics:
@@ -66,6 +72,13 @@ class EstimatorStatistics:
     guide: GradientStatistics | None
     model: GradientStatistics | None
     seconds: float
+
+    def __repr__(self) -> str:
+        variances = [
+            f"{group} {short(getattr(self, group).variance.value)}" for group in GROUPS if getattr(self, group)
+        ]
+        bound = f"bound {self.bound.mean:.4f} ± {self.bound.standard_error:.4f}"
+        return on_one_line(f"EstimatorStatistics({self.kind}, {bound}, gradient variances {', '.join(variances)})")
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,10 @@ class Agreement:
     parameter: str
     p_value: float
     expected: bool
+
+    def __repr__(self) -> str:
+        test = f"largest z {short(self.largest_z)} (median {self.typical_largest_z:.1f}), p {short(self.p_value)}"
+        return on_one_line(f"Agreement({self.first} – {self.second}, {self.group}: {test})")
 
 
 @dataclass(frozen=True)
@@ -120,16 +137,44 @@ class Comparison:
                     entry[group]["cost"] = self.cost(name, group)
         return _plain(result)
 
-    def figure(self) -> Figure:
+    def figure(self) -> "Figure":
         """Plot the gradient's variance by estimator, for guide and model apart; see ``plots.estimator_variance``."""
-        return plots.estimator_variance({"": self.to_dict()})
+        return plots.estimator_variance(self)
+
+    def to_frame(self) -> Any:
+        """Return a pandas frame with a row for each estimator. Raises ImportError without pandas.
+
+        Columns are ``bound``, its ``standard_error`` and ``variance``, ``seconds``, and for guide and model, where they
+        have parameters, such as ``guide_variance`` with the ends of its interval, ``guide_variance_low`` and ``_high``.
+        """
+        rows = [_row(name, entry) for name, entry in self.estimators.items()]
+        return framed({column: [row[column] for row in rows] for column in rows[0]}, "estimator")
 
     def __str__(self) -> str:
-        return printable("\n".join(_report(self)))
+        return "\n\n".join(map(str, report(self)))
+
+    def __repr__(self) -> str:
+        at = f"{self.batches} batch{'es' * (self.batches > 1)}{f' of {self.images} images' if self.images else ''}"
+        count = f"{len(self.estimators)} estimators, {self.draws} draws each at {at}"
+        return on_one_line(f"Comparison({count}: {', '.join(self.estimators)})")
+
+    def _repr_html_(self) -> str:
+        return "".join(table.html() for table in report(self))
 
     def _variance_times_seconds(self, name: str, group: str) -> float:
         numbers = getattr(self.estimators[name], group)
         return numbers.variance.value * self.estimators[name].seconds if numbers else math.nan
+
+
+def _row(name: str, entry: EstimatorStatistics) -> dict[str, Any]:
+    bound = {"bound": entry.bound.mean, "standard_error": entry.bound.standard_error, "variance": entry.bound.variance}
+    row = {"estimator": name, "particles": entry.particles, **bound, "seconds": entry.seconds}
+    for group, numbers in (("guide", entry.guide), ("model", entry.model)):
+        for quantity in ("variance", "snr", "norm_ratio") if numbers else ():
+            estimate = getattr(numbers, quantity)
+            row[f"{group}_{quantity}"] = estimate.value
+            row |= {f"{group}_{quantity}_{end}": getattr(estimate, end) for end in ("low", "high")}
+    return row
 
 
 def _plain(value: Any) -> Any:
@@ -138,95 +183,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _report(comparison: Comparison) -> Iterator[str]:
-    """Yield the lines of the table, of at most 110 characters."""
-    width = min(WIDTH, max(map(len, comparison.estimators)))
-    where = f"{comparison.batches} batches" if comparison.batches > 1 else "one batch"
-    unit = f" of {comparison.images} images; nats per image" if comparison.images else "; nats for all data"
-    settings = f"{comparison.draws} draws each, seed {comparison.seed}, at {where}"
-    yield f"{len(comparison.estimators)} estimators, {settings}{unit}"
-    yield f"{'':{width + 48}}variance between batches" if comparison.batches > 1 else ""
-    heading = f"   {'bound':>9} {'guide':>9} {'model':>9}" if comparison.batches > 1 else ""
-    yield f"{'':{width}}  {'bound':>22}  {'variance':>9}  {'seconds':>8}{heading}"
-    for name, entry in comparison.estimators.items():
-        bound = f"{entry.bound.mean:.4f} ± {entry.bound.standard_error:.4f}{' ' if entry.is_bound else '*'}"
-        numbers = f"{bound:>22}  {short(entry.bound.variance):>9}  {short(entry.seconds):>8}"
-        yield f"{name[:width]:{width}}  {numbers}" + _batch_numbers(comparison, entry)
-    for group in GROUPS:
-        yield from _gradient_report(comparison, group, width)
-    yield from _agreement_report(comparison)
-    yield from _notes(comparison)
-
-
-def _batch_numbers(comparison: Comparison, entry: EstimatorStatistics) -> str:
-    if comparison.batches == 1:
-        return ""
-    found = [part.minibatch_variance if part else None for part in (entry.bound, entry.guide, entry.model)]
-    parts = [math.nan if part is None else part for part in found]
-    return "   " + " ".join(f"{short(part):>9}" for part in parts)
-
-
-def _gradient_report(comparison: Comparison, group: str, width: int) -> Iterator[str]:
-    first = getattr(next(iter(comparison.estimators.values())), group)
-    if first is None:
-        return
-    yield ""
-    yield f"gradient of the {group}'s {first.parameters:,} parameters, with 95 % intervals"
-    yield f"{'':{width}}  {'(a) variance':<27}{'(b) |mean| / sd':<25}{'(c) ‖mean‖ / ‖sd‖':<24}   cost"
-    for name, entry in comparison.estimators.items():
-        numbers = getattr(entry, group)
-        cells = f"{numbers.variance!s:<26} {numbers.snr!s:<24} {numbers.norm_ratio!s:<23}"
-        yield f"{name[:width]:{width}}  {cells} {short(comparison.cost(name, group)):>7}"
-
-
-def _agreement_report(comparison: Comparison) -> Iterator[str]:
-    pairs = [pair for pair in comparison.agreements if pair.expected or len(comparison.estimators) <= MANY]
-    if not pairs:
-        return
-    yield ""
-    yield "mean gradients: = should agree, ! and do not; the largest z (median if equal), p of a global test"
-    for (first, second), entries in itertools.groupby(pairs, key=lambda pair: (pair.first, pair.second)):
-        entries = list(entries)
-        mark = "!" if any(entry in comparison.disagreements() for entry in entries) else ""
-        mark = mark or ("=" if any(entry.expected for entry in entries) else " ")
-        cells = [
-            f"{entry.group} {short(entry.largest_z):>4} ({entry.typical_largest_z:.1f}), p {short(entry.p_value):<7}"
-            for entry in entries
-        ]
-        yield f"{mark} {f'{first[:21]} – {second[:21]}':<45} {'  '.join(cells)}".rstrip()
-
-
-def _notes(comparison: Comparison) -> Iterator[str]:
-    yield ""
-    floor, reference = math.sqrt(2 / (math.pi * comparison.draws * comparison.batches)), comparison.reference[:WIDTH]
-    yield f"(b) is about {floor:.2g} where the mean is zero. Cost: variance (a) × seconds, {reference} = 1."
-    if any(estimate.doubtful for estimate in _estimates(comparison)):
-        yield "? a few draws make the width of the interval: such tails may be too heavy for any; give more draws"
-    if any(not entry.is_bound for entry in comparison.estimators.values()):
-        yield "* minus the loss of an estimator that has no bound"
-    silent = _undescribed(comparison)
-    if silent:
-        yield f"no gradient is known to agree with that of {', '.join(silent[:2])}{', …' * (len(silent) > 2)}:"
-        yield "  give agree=[(name, name), ...], or the class a description (pyro_vae.estimators.Description)"
-    if comparison.shared:
-        yield f"shared by model and guide, counted as the guide's: {len(comparison.shared)} tensors"
-    if len(comparison.estimators) > MANY:
-        yield "pairs that need not agree are in to_dict()"
-
-
-def _undescribed(comparison: Comparison) -> list[str]:
-    """Return the bounds that no test compares, because nothing is known of what they estimate."""
-    known = {name for pair in comparison.agreements if pair.expected for name in (pair.first, pair.second)}
-    return [
-        name[:WIDTH]
-        for name, entry in comparison.estimators.items()
-        if entry.is_bound and not entry.estimates and name not in known and len(comparison.estimators) > 1
-    ]
-
-
-def _estimates(comparison: Comparison) -> Iterator[Estimate]:
-    for entry in comparison.estimators.values():
-        for numbers in filter(None, (entry.guide, entry.model)):
-            yield from (numbers.variance, numbers.snr, numbers.norm_ratio)

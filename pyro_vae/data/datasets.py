@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from pyro_vae.checks import positive_number
 from pyro_vae.data.arrays import Fields, checked_splits

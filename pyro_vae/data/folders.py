@@ -117,7 +117,7 @@ def _check_layout(arrays: Mapping[str, np.ndarray], paths: Mapping[str, Path], l
     if layout is None and len(first) == 4 and may_be_channels_last(first[1:]):
         raise DataError(
             f'{paths["train"]}: {layout_question(first[1:])} Set it by load(..., layout="NCHW") or "NHWC", or by '
-            f"run.py --layout; or, if the channels are last, write {_last_axis_moved(paths.values(), 1)}"
+            f"pyro-vae train --layout; or, if the channels are last, write {_last_axis_moved(paths.values(), 1)}"
         )
     wanted = _channels_first(first[1:], layout)
     for split, array in arrays.items():
@@ -178,7 +178,7 @@ def _made_of(path: Path) -> str:
     folder, train = path.parent, path.parent / "train.npy"
     if path != train and train.is_file() and len(np.atleast_1d(_opened(train))) > 1:
         return f"to take a tenth of the training images, write {_held_out(train, path)}"
-    known = {*READERS, *SUFFIXES} - {".npy"}
+    known = {*READERS, *SUFFIXES, ".csv"} - {".npy"}
     readable = next((file for file in sorted(folder.iterdir()) if file.suffix.lower() in known), None)
     return how_to_read(readable) if readable else "write it by numpy.save"
 

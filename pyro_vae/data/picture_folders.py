@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from pyro_vae.checks import whole_number
 from pyro_vae.data.arrays import Fields, fields_of_splits
@@ -168,7 +168,8 @@ def _read(
         if picture.shape[:2] != images.shape[2:]:
             raise DataError(
                 f"{folder}: wanted pictures of one size, got {_size(images[0, 0])} in {first.relative_to(folder)} and "
-                f"{_size(picture)} in {path.relative_to(folder)}; set one: Data.from_folder({str(folder)!r}, size=64)"
+                f"{_size(picture)} in {path.relative_to(folder)}; set one: Data.from_folder({str(folder)!r}, size=64), "
+                "or --size 64 on the command line"
             )
         if channels is None and images.shape[1] == 1 and is_coloured(picture):
             images = images.repeat(3, 1)

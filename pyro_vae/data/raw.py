@@ -188,7 +188,7 @@ def _scale(low: float, high: float) -> tuple[float, float]:
         return (-white if low < 0 else 0.0), white
     if low < 0:
         return low, high
-    return 0.0, float(max(255, 2 ** round(high).bit_length() - 1))
+    return 0.0, high if high <= DARK else float(max(255, 2 ** round(high).bit_length() - 1))
 
 
 def _from_0_to_1(low: float, high: float) -> bool:

@@ -13,7 +13,10 @@ from pyro_vae.data.fields import checked_fields
 from pyro_vae.data.mapped import is_mapped, take
 from pyro_vae.data.raw import DataWarning, check_levels, kind, layout_question, may_be_channels_last
 from pyro_vae.data.sources import Sources
+from pyro_vae.data.thumbnails import thumbnails
 from pyro_vae.errors import warn
+from pyro_vae.printing import listed
+from pyro_vae.showing import Shown, on_one_line
 
 
 class Split:
@@ -70,7 +73,14 @@ class Split:
         shapes = {name: " × ".join(map(str, rows.shape)) for name, rows in self.fields.items()}
         if "images" in shapes:
             shapes = {"images": shapes.pop("images"), "labels": shapes.pop("labels", "none"), **shapes}
-        return f"Split({', '.join(f'{name}: {shape}' for name, shape in shapes.items())})"
+        return on_one_line(f"Split({', '.join(f'{name}: {shape}' for name, shape in shapes.items())})")
+
+    def __str__(self) -> str:
+        return repr(self)
+
+    def _repr_html_(self) -> str:
+        title = f"{len(self):,} rows"
+        return Shown(title, _rows_of(self), ["field", "shape of a row", "type"], pictures=_pictures(self)).html()
 
     def __len__(self) -> int:
         """Return N, the number of rows."""
@@ -132,6 +142,28 @@ class Data(Sources):
                     DataWarning,
                 )
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{count:,} {name}" for name, count in self._sizes())
+        fields = ", ".join(f"{row[0]} {row[1]}".removesuffix(" a number") for row in _rows_of(self.train))
+        classes = f"; {len(self.classes)} classes" if self.classes else ""
+        return on_one_line(f"Data({self.name!r}: {sizes}; {fields}{classes})")
+
+    def __str__(self) -> str:
+        return str(self._shown())
+
+    def _repr_html_(self) -> str:
+        return replace(self._shown(), pictures=_pictures(self.train)).html()
+
+    def _shown(self) -> Shown:
+        sizes = [f"{count:,} {name}" for name, count in self._sizes()]
+        named = f"{len(self.classes)} classes: {listed(self.classes, most=20)}" if self.classes else ""
+        columns = ["field", "shape of a row", "type"]
+        notes = [note for note in (named, self.note) if note]
+        return Shown(f"{self.name}: {', '.join(sizes)}", _rows_of(self.train), columns, notes)
+
+    def _sizes(self) -> list[tuple[str, int]]:
+        return [(name, len(getattr(self, name))) for name in ("train", "valid", "test")]
+
     @classmethod
     def of_fields(cls, name: str, parts: Mapping[str, Fields], classes: Sequence[str] = ()) -> "Data":
         """Return the data set of the fields of train, valid and test, whose grey levels were checked before."""
@@ -180,6 +212,18 @@ def batches(
 def in_memory(split: Split, device: torch.device | str = "cpu") -> Split:
     """Return the split on a device, also what was mapped from disk."""
     return Split.of_fields({name: field.to(device) for name, field in split.fields.items()})
+
+
+def _rows_of(split: Split) -> list[tuple[str, str, str]]:
+    """Return the name, the shape of a row and the type of each field."""
+    return [
+        (name, " × ".join(map(str, field.shape[1:])) or "a number", str(field.dtype).removeprefix("torch."))
+        for name, field in split.fields.items()
+    ]
+
+
+def _pictures(split: Split) -> str:
+    return "" if split.images is None else thumbnails(split.images)
 
 
 def _check_classes(splits: Mapping[str, Split], classes: Sequence[str]) -> None:

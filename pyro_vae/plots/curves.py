@@ -3,90 +3,158 @@
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullLocator
 
-from pyro_vae.plots.style import COLOURS, DPI, GREY, TRAIN, VALID
+from pyro_vae.plots.figures import Figure, figure_of, panels
+from pyro_vae.plots.style import COLOURS, GREY, TRAIN, VALID
 
+if TYPE_CHECKING:
+    from pyro_vae.comparison import Comparison
+    from pyro_vae.training import History
+
+    Rows = History | Iterable[Mapping[str, float]]
+    Stages = Comparison | Mapping[str, Comparison | Mapping[str, Any]]
+
+QUANTITIES = {"bound": "bound (higher is better)", "rate": "rate", "distortion": "distortion"}
+SPLITS = {"train": (TRAIN, "training"), "valid": (VALID, "validation")}
 WEIGHTED: dict[str, Any] = {"IWAE": "o-", "DReG": "s--"}  # marker and line
 
 
-def learning_curves(history: Iterable[Mapping[str, float]], title: str = "") -> Figure:
+@overload
+def learning_curves(history: "Rows", title: str = ..., *, axes: None = ...) -> Figure: ...
+@overload
+def learning_curves(history: "Rows", title: str = ..., *, axes: Sequence[Axes]) -> list[Axes]: ...
+def learning_curves(history: "Rows", title: str = "", *, axes: Sequence[Axes] | None = None) -> Figure | list[Axes]:
     """Draw bound, rate and distortion against the epoch, for training and validation images, in nats per image.
 
-    A row of the history is one epoch: ``epoch``, ``train_bound``, ``train_rate``, ``train_distortion`` and the same
-    with ``valid_``. ``fit(...).rows`` is such a history.
+    Args:
+        history: what ``fit`` returns, or its rows: ``epoch``, ``train_bound``, ``train_rate``, ``train_distortion`` and
+            the same with ``valid_``. Of a ``History`` the epoch that is kept is marked.
+        title: of the figure.
+        axes: three axes to draw in, which are returned; by default a new figure is made and returned.
 
     >>> row = {"train_bound": -150.0, "train_rate": 6.0, "train_distortion": 144.0,
     ...        "valid_bound": -152.0, "valid_rate": 6.0, "valid_distortion": 146.0}
     >>> figure = learning_curves([{"epoch": 1, **row}, {"epoch": 2, **row}])
-    >>> [axes.get_title() for axes in figure.axes]
+    >>> [ax.get_title() for ax in figure.axes]
     ['bound (higher is better)', 'rate', 'distortion']
     """
-    history = list(history)
-    if not history:
-        raise ValueError("history: wanted a row an epoch, got none; train for at least one epoch")
-    epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(10.4, 3.4), dpi=DPI, layout="constrained")
-    names = {"bound": "bound (higher is better)", "rate": "rate", "distortion": "distortion"}
-    for axes, (quantity, name) in zip(figure.subplots(1, 3), names.items()):
-        for split, colour, label in (("train", TRAIN, "training"), ("valid", VALID, "validation")):
-            values = [row[f"{split}_{quantity}"] for row in history]
-            axes.plot(epochs, values, color=colour, label=label, marker="o", markersize=3)
-        axes.set(title=name, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-    figure.axes[0].set_ylabel("nats per image")
-    figure.axes[0].legend(frameon=False)
-    figure.suptitle(title)
-    return figure
+    rows = _rows(history)
+    drawn = panels(axes, 3, 10.4, 3.4)
+    epochs, kept = [row["epoch"] for row in rows], getattr(history, "kept_epoch", None)
+    for ax, (quantity, name) in zip(drawn, QUANTITIES.items()):
+        for split, (colour, label) in SPLITS.items():
+            values = [row[f"{split}_{quantity}"] for row in rows]
+            ax.plot(epochs, values, color=colour, label=label, marker="o", markersize=3 if len(rows) < 50 else 0)
+        if kept:
+            ax.axvline(kept, color=GREY, linestyle=":", zorder=0, label=f"epoch {kept}, which is kept")
+        ax.set(title=name, xlabel="epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.grid(alpha=0.3)
+    drawn[0].set_ylabel("nats per image")
+    drawn[0].legend(frameon=False)
+    return _titled(drawn, axes, title)
 
 
-def estimator_variance(stages: Mapping[str, Mapping[str, Any]], title: str = "") -> Figure:
+@overload
+def estimator_variance(stages: "Stages", title: str = ..., *, axes: None = ...) -> Figure: ...
+@overload
+def estimator_variance(stages: "Stages", title: str = ..., *, axes: Sequence[Axes]) -> list[Axes]: ...
+def estimator_variance(stages: "Stages", title: str = "", *, axes: Sequence[Axes] | None = None) -> Figure | list[Axes]:
     """Draw the variance of the gradient of each estimator, for guide and model, at one or more stages of training.
 
-    ``stages`` are results of ``compare_estimators`` by name, each as its ``to_dict()``. The variance is the trace of
-    the covariance of one draw, in nats². If an importance-weighted estimator has several numbers of particles, a
-    further panel shows the guide's signal-to-noise ratio, mean of |mean| / sd, against them. Lines through points are
-    95 % intervals. The dotted line is the ratio below which it cannot be distinguished from zero with this number of
-    draws.
+    The variance is the trace of the covariance of one draw, in nats². If an importance-weighted estimator has several
+    numbers of particles, a further panel shows the guide's signal-to-noise ratio, mean of |mean| / sd, against them.
+    Lines through points are 95 % intervals. The dotted line is the ratio below which it cannot be distinguished from
+    zero with this number of draws.
+
+    Args:
+        stages: a result of ``compare_estimators``; or several by name, each also as its ``to_dict()``.
+        title: of the figure.
+        axes: as many axes as there are panels, which are returned; by default a new figure is made and returned.
 
     >>> numbers = {"value": 2.0, "low": 1.5, "high": 2.5}
     >>> entry = {"kind": "Trace_ELBO", "particles": 1, "guide": {"variance": numbers, "snr": numbers}, "model": None}
     >>> figure = estimator_variance({"": {"estimators": {"L^A": entry}, "draws": 100, "batches": 1}})
-    >>> [axes.get_xlabel() for axes in figure.axes]
+    >>> [ax.get_xlabel() for ax in figure.axes]
     ["variance of the guide's gradient (nats²)"]
     """
-    if not stages:
-        raise ValueError("stages: wanted at least one result of compare_estimators by name, got none")
-    first = next(iter(stages.values()))
+    results = _results(stages)
+    first = next(iter(results.values()))
     names = list(first["estimators"])
     groups = [group for group in ("guide", "model") if any(entry[group] for entry in first["estimators"].values())]
     weighted = _weighted(first)
-    size = (1.6 + 3.4 * len(groups) + 3.4 * bool(weighted), 1.4 + 0.3 * len(names))
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    panels = figure.subplots(1, len(groups) + bool(weighted), squeeze=False)[0]
+    number = len(groups) + bool(weighted)
+    drawn = panels(axes, number, 1.6 + 3.4 * number, max(3.0, 1.4 + 0.3 * len(names)))
     shades = [COLOURS[i] for i in (0, 6, 4, 3)]
-    for axes, group in zip(panels, groups):
-        for number, (stage, colour) in enumerate(zip(stages, itertools.cycle(shades))):
-            places = np.arange(len(names)) + 0.22 * (number - (len(stages) - 1) / 2)
-            entries = [stages[stage]["estimators"][name][group]["variance"] for name in names]
-            _intervals(axes, entries, places, colour, stage, upright=False)
-        axes.set(xscale="log", xlabel=f"variance of the {group}'s gradient (nats²)", ylim=(len(names) - 0.5, -0.5))
-        axes.set_yticks(range(len(names)), names if axes is panels[0] else [""] * len(names))
-        axes.grid(alpha=0.3)
+    for ax, group in zip(drawn, groups):
+        _variances(ax, results, names, group, shades)
+        ax.set_yticks(range(len(names)), names if ax is drawn[0] else [""] * len(names))
     if weighted:
-        _ratio_against_particles(panels[-1], stages, shades)
-    if any(stages):
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower left", ncols=len(stages), frameon=False)
-    figure.suptitle(title, fontsize="medium")
-    return figure
+        _ratio_against_particles(drawn[-1], results, shades)
+    if any(results):
+        _legend(drawn, own=axes is None, columns=len(results))
+    return _titled(drawn, axes, title)
+
+
+def _rows(history: Any) -> list[Mapping[str, float]]:
+    rows = list(getattr(history, "rows", history))
+    if not rows:
+        raise ValueError("history: wanted a row an epoch, got none; train for at least one epoch")
+    wanted = ["epoch", *(f"{split}_{quantity}" for split in SPLITS for quantity in QUANTITIES)]
+    for row in rows:
+        missing = [name for name in wanted if name not in row] if isinstance(row, Mapping) else wanted
+        if missing:
+            got = f"a row without {', '.join(missing)}" if isinstance(row, Mapping) else f"a {type(row).__name__}"
+            raise ValueError(f"history: wanted the History of a training, or its rows, got {got}; write fit(...)")
+    return rows
+
+
+def _results(stages: Any) -> dict[str, Mapping[str, Any]]:
+    """Return results of ``compare_estimators`` as dictionaries, by the name of the stage."""
+    named = {"": stages} if hasattr(stages, "to_dict") else stages
+    if not isinstance(named, Mapping) or not named:
+        got = "none" if isinstance(named, Mapping) else f"a {type(named).__name__}"
+        raise ValueError(
+            f"stages: wanted at least one result of compare_estimators by name, got {got}; "
+            'write {"after training": compare_estimators(...)}'
+        )
+    return {name: result.to_dict() if hasattr(result, "to_dict") else result for name, result in named.items()}
+
+
+def _titled(drawn: list[Axes], given: Sequence[Axes] | None, title: str) -> Figure | list[Axes]:
+    """Set the title, of the figure if it is ours, otherwise of the first axes; return what the caller shall have."""
+    if given is None:
+        figure = figure_of(drawn[0])
+        figure.suptitle(title, fontsize="medium")
+        return figure
+    if title:
+        drawn[0].set_title("\n".join(filter(None, (title, drawn[0].get_title()))))
+    return drawn
+
+
+def _legend(drawn: list[Axes], own: bool, columns: int) -> None:
+    handles, labels = drawn[0].get_legend_handles_labels()
+    if own:
+        figure_of(drawn[0]).legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False)
+    else:
+        drawn[0].legend(handles, labels, fontsize="small")
+
+
+def _variances(
+    ax: Axes, results: Mapping[str, Mapping[str, Any]], names: Sequence[str], group: str, shades: Sequence[str]
+) -> None:
+    for number, (stage, colour) in enumerate(zip(results, itertools.cycle(shades))):
+        places = np.arange(len(names)) + 0.22 * (number - (len(results) - 1) / 2)
+        entries = [results[stage]["estimators"][name][group]["variance"] for name in names]
+        _intervals(ax, entries, places, colour, stage, upright=False)
+    ax.set(xscale="log", xlabel=f"variance of the {group}'s gradient (nats²)", ylim=(len(names) - 0.5, -0.5))
+    ax.grid(alpha=0.3)
 
 
 def _weighted(result: Mapping[str, Any]) -> dict[str, list[tuple[int, str]]]:
@@ -99,27 +167,27 @@ def _weighted(result: Mapping[str, Any]) -> dict[str, list[tuple[int, str]]]:
     return {label: names for label, names in found.items() if len(names) > 1}
 
 
-def _ratio_against_particles(axes: Axes, stages: Mapping[str, Mapping[str, Any]], shades: Sequence[str]) -> None:
+def _ratio_against_particles(ax: Axes, stages: Mapping[str, Mapping[str, Any]], shades: Sequence[str]) -> None:
     results = list(stages.values())
     first, last = results[0], results[-1]
     for result, colour in zip(results, itertools.cycle(shades)):
         for label, names in _weighted(result).items():
             particles = [number for number, _ in names]
             entries = [result["estimators"][name]["guide"]["snr"] for _, name in names]
-            _intervals(axes, entries, particles, colour, label, upright=True, style=WEIGHTED[label])
-    axes.axhline(math.sqrt(2 / (math.pi * last["draws"] * last["batches"])), color=GREY, linestyle=":")
-    axes.set(xscale="log", yscale="log", xlabel="particles K", ylabel="signal to noise of the guide's gradient")
+            _intervals(ax, entries, particles, colour, label, upright=True, style=WEIGHTED[label])
+    ax.axhline(math.sqrt(2 / (math.pi * last["draws"] * last["batches"])), color=GREY, linestyle=":")
+    ax.set(xscale="log", yscale="log", xlabel="particles K", ylabel="signal to noise\nof the guide's gradient")
     ticks = [number for number, _ in [*_weighted(first).values()][-1]]
-    axes.set_xticks(ticks, [str(number) for number in ticks])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.grid(alpha=0.3)
+    ax.set_xticks(ticks, [str(number) for number in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.grid(alpha=0.3)
     styles = {label: WEIGHTED[label] for label in _weighted(first)}
     lines = [Line2D([], [], color=GREY, marker=style[0], linestyle=style[1:]) for style in styles.values()]
-    axes.legend(lines, list(styles), frameon=False, fontsize="small")
+    ax.legend(lines, list(styles), frameon=False, fontsize="small")
 
 
 def _intervals(
-    axes: Axes,
+    ax: Axes,
     entries: Sequence[Mapping[str, float]],
     places: Iterable[float],
     colour: str,
@@ -134,4 +202,4 @@ def _intervals(
     spread = np.abs(np.array(ends).reshape(-1, 2).T - values)
     where = np.array([place for place, _ in kept], dtype=float)
     given = {"x": where, "y": values, "yerr": spread} if upright else {"x": values, "y": where, "xerr": spread}
-    axes.errorbar(**given, fmt=style, color=colour, label=label, markersize=4, linewidth=1.2)
+    ax.errorbar(**given, fmt=style, color=colour, label=label, markersize=4, linewidth=1.2)

@@ -111,6 +111,7 @@ BAD = {
         {"train": GREY.astype(np.float32)},
         "with numbers from 0 to 255; if 0 is black and 255 white, write",
     ),
+    "sixteen levels": ({"train": GREY / GREY.max() * 16}, "from 0 to 16; if 0 is black and 16 white, write .* 16"),
     "float below 0": ({"train": GREY / 127.5 - 1}, "with numbers from -1 to 1; if -1 is black and 1 white, write"),
     "NaN": ({"train": np.where(GREY > 250, np.nan, GREY / 255)}, "some pixels are not finite; .* write"),
     "whole numbers": ({"train": GREY.astype(int)}, "got int64 of shape .* in train; if .* write"),

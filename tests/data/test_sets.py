@@ -451,3 +451,8 @@ def test_binarized_mnist_is_downloaded(tmp_path, monkeypatch):
     of_size(monkeypatch, "binarized-mnist", rows=(1, 1, 1))
     assert len(D.load("binarized-mnist", tmp_path).train) == 1
     assert [url.rsplit("_", 1)[1] for url in asked] == ["train.amat", "valid.amat", "test.amat"]
+
+
+def test_no_name_is_not_this_folder():
+    with pytest.raises(ValueError, match="name: wanted the name of a data set or of a folder, got nothing"):
+        D.load("")

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import scipy.stats
+from matplotlib.figure import Figure
 
 from pyro_vae import plots
+from pyro_vae.training.history import ROW, History
 
 
 def test_learning_curves_have_both_splits_units_and_the_values_of_the_history():
@@ -62,5 +64,31 @@ def test_variances_of_estimators_are_drawn_with_their_intervals_beside_the_ratio
 def test_nothing_to_draw():
     with pytest.raises(ValueError, match="history: wanted a row an epoch, got none"):
         plots.learning_curves([])
-    with pytest.raises(ValueError, match="stages: wanted at least one result"):
-        plots.estimator_variance({})
+    for wrong in ([{"epoch": 1, "train_bound": 0.0}], [1.0]):
+        with pytest.raises(ValueError, match="history: wanted the History of a training, or its rows, got a"):
+            plots.learning_curves(wrong)
+    for wrong in ({}, [1.0]):
+        with pytest.raises(ValueError, match="stages: wanted at least one result of compare_estimators by name, got"):
+            plots.estimator_variance(wrong)
+
+
+def test_a_history_is_drawn_with_the_epoch_that_is_kept():
+    history = History([dict.fromkeys(ROW, -5.0 * (epoch - 2) ** 2) | {"epoch": epoch} for epoch in (1, 2, 3)])
+    for axes in plots.learning_curves(history).axes:
+        (kept,) = (line for line in axes.lines if line.get_linestyle() == ":")
+        assert kept.get_xdata()[0] == history.kept_epoch == 2
+    (first, *_) = plots.learning_curves(history).axes
+    assert first.get_legend().get_texts()[-1].get_text() == "epoch 2, which is kept"
+
+
+def test_curves_are_drawn_into_axes_that_are_given():
+    drawn = Figure().subplots(1, 3).tolist()
+    history = History([dict.fromkeys(ROW, 1.0)])
+    assert plots.learning_curves(history, "title", axes=drawn) == drawn
+    assert drawn[0].get_title() == "title\nbound (higher is better)"
+    one = entry("Trace_ELBO", 1, interval(2.0, 1.5, 2.5), interval(0.3, 0.2, 0.4))
+    stages = {"first": {"estimators": {"A": one}, "draws": 50, "batches": 4}}
+    (ax,) = Figure().subplots(1, 1, squeeze=False)[0]
+    assert plots.estimator_variance(stages, axes=[ax]) == [ax] and ax.get_legend()
+    with pytest.raises(ValueError, match="axes: wanted 1 axes of matplotlib"):
+        plots.estimator_variance(stages, axes=drawn)

@@ -71,7 +71,73 @@ def test_manifold_and_interpolation_are_figures_that_can_be_saved(tmp_path):
 
 
 def test_what_is_no_image():
-    with pytest.raises(ValueError, match="wanted float images"):
-        plots.samples(torch.zeros(3, 1, 8, 8, dtype=torch.uint8))
+    with pytest.raises(
+        ValueError, match=r"images: wanted float images in \[0, 1\] or uint8, \(N, C, H, W\), got int64"
+    ):
+        plots.samples(torch.zeros(3, 1, 8, 8, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"got float32 of shape \(3, 8, 8\); give images\[:, None\]"):
+        plots.samples(torch.zeros(3, 8, 8))
+    with pytest.raises(ValueError, match=r"got whole numbers to 255; write images / 255"):
+        plots.samples(255 * torch.eye(8).expand(3, 1, 8, 8))
+    with pytest.raises(ValueError, match="wanted finite values, got 192 that are not"):
+        plots.samples(torch.full((3, 1, 8, 8), torch.nan))
+    with pytest.raises(
+        ValueError, match=r"originals: wanted two, .* \(2, 1, 8, 8\), got \(3, 1, 8, 8\) and \(2, 1, 8, 8\)"
+    ):
+        plots.interpolation(torch.rand(2, 5, 1, 8, 8), (torch.rand(3, 1, 8, 8), torch.rand(2, 1, 8, 8)))
+    with pytest.raises(ValueError, match="rows: wanted images of one shape in every row, got no rows"):
+        plots.image_rows({})
     with pytest.raises(ValueError, match="rows: wanted images of one shape in every row"):
         plots.image_rows({"a": torch.rand(3, 1, 8, 8), "b": torch.rand(2, 1, 8, 8)})
+
+
+def test_grey_levels_and_arrays_are_drawn_as_what_they_mean():
+    levels = torch.randint(256, (4, 1, 8, 8), dtype=torch.uint8)
+    for images in (levels, levels.numpy(), levels / 255, (levels / 255).double().numpy()):
+        shown = np.asarray(plots.samples(images).axes[0].images[0].get_array())
+        assert np.allclose(shown[:, :8], levels[0, 0] / 255)
+
+
+def test_both_ends_of_paths_are_framed_and_originals_stand_beside_them():
+    first, last, paths = torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 8), torch.rand(2, 7, 1, 8, 8)
+    (axes,) = plots.interpolation(paths, (first, last)).axes
+    shown = np.asarray(axes.images[0].get_array())
+    frames = [(round(frame.get_x() + 1), round(frame.get_y() + 1)) for frame in axes.patches]
+    framed = [shown[y : y + 8, x : x + 8] for x, y in frames]
+    assert np.allclose(framed, torch.cat([first, last])[:, 0])
+    names = [label.get_text() for label in axes.get_xticklabels()]
+    assert names == ["original", "7 steps between their codes", "original"]
+    (axes,) = plots.interpolation(paths[0]).axes
+    shown = np.asarray(axes.images[0].get_array())
+    frames = [(round(frame.get_x() + 1), round(frame.get_y() + 1)) for frame in axes.patches]
+    assert np.allclose([shown[y : y + 8, x : x + 8] for x, y in frames], paths[0, [0, -1], 0])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["first", "last"]
+    one = plots.interpolation(paths[0], (first[0], last[0]))  # as analysis.interpolate takes and returns single images
+    assert len(one.axes[0].patches) == 2
+
+
+def test_images_are_drawn_into_axes_that_are_given():
+    figure, images = Figure(), torch.rand(6, 1, 8, 8)
+    drawn = figure.subplots(2, 2).ravel().tolist()
+    assert plots.samples(images, ax=drawn[0]) is drawn[0]
+    assert plots.reconstructions(images, images, 3, "title", ax=drawn[1]) is drawn[1]
+    assert plots.interpolation(images, ax=drawn[2]) is drawn[2]
+    assert plots.manifold(images.reshape(2, 3, 1, 8, 8), ax=drawn[3]) is drawn[3]
+    assert all(len(ax.images) == 1 for ax in drawn) and drawn[1].get_title() == "title"
+    assert len(drawn[1].get_yticklabels()) == 4  # two blocks of an original and its reconstruction
+
+
+def test_names_of_rows_lie_in_the_figure():
+    rows = {"a row of a rather long name": torch.rand(12, 1, 8, 8), "b": torch.rand(12, 1, 8, 8)}
+    for columns in (3, 12):
+        figure = plots.image_rows(rows, columns)
+        figure.draw_without_rendering()
+        boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+        assert min(box.x0 for box in boxes) >= 0
+        assert max(box.x1 for box in boxes) <= figure.axes[0].get_window_extent().x0
+
+
+@pytest.mark.parametrize("columns", [0, -1])
+def test_rows_of_no_images(columns):
+    with pytest.raises(ValueError, match="columns: wanted a whole number of at least 1"):
+        plots.samples(torch.rand(4, 1, 8, 8), columns=columns)
