@@ -5,6 +5,7 @@ that maps the features to the parameters of q. The heads start small, so that tr
 with such a call is a guide; no base class is needed.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.checks import whole_number
+from pyro_vae.construction import Constructed
 from pyro_vae.distributions import divergences  # noqa: F401  registers the KL of FullRank and LowRank
 from pyro_vae.distributions.families import LowRankMultivariateNormal, MultivariateNormal
 from pyro_vae.distributions.transforms import (
@@ -25,12 +27,12 @@ from pyro_vae.distributions.transforms import (
     made,
 )
 from pyro_vae.networks import Network, applied, start_near_zero
-from pyro_vae.random import without_autocast
+from pyro_vae.random import forked_rng, without_autocast
 
 LOG_SCALE_BOUND = 10.0
 
 
-class NetworkGuide(nn.Module, ABC):
+class NetworkGuide(Constructed, ABC):
     """Abstract class of the guides here: a network, a linear head, and a distribution from the head's outputs.
 
     The network may take a single batch dimension, as ``nn.Conv2d`` does (see ``networks.applied``); x then is an image
@@ -104,6 +106,23 @@ class FullRank(NetworkGuide):
         rows, columns = torch.tril_indices(latent, latent, offset=-1)
         self.register_buffer("lower", rows * latent + columns, persistent=False)
 
+    @classmethod
+    def started_at(cls, guide: MeanField) -> "FullRank":
+        """Return a guide that is the same distribution as a mean-field one at first; it has a network of its own.
+
+        >>> mean_field = MeanField(nn.Flatten(-3), latent=3, features=784)
+        >>> x = torch.rand(5, 1, 28, 28)
+        >>> torch.equal(FullRank.started_at(mean_field)(x).mean, mean_field(x).mean)
+        True
+        """
+        with forked_rng("cpu"):  # what the new head draws is overwritten
+            started = cls(copy.deepcopy(guide.network), guide.latent, guide.head.in_features).to(guide.head.weight)
+        with torch.no_grad():
+            for new, old in zip(started.head.parameters(), guide.head.parameters()):
+                new.zero_()
+                new[: len(old)] = old
+        return started
+
     def distribution(self, outputs: Tensor) -> dist.MultivariateNormal:
         """Return N(loc, L Lᵀ) from outputs (..., D (D + 3) / 2)."""
         D = self.latent
@@ -141,7 +160,7 @@ class LowRank(NetworkGuide):
         return LowRankMultivariateNormal(loc, scale.unsqueeze(-1) * entries.unflatten(-1, (D, r)), scale.pow(2))
 
 
-class InverseAutoregressiveStep(nn.Module):
+class InverseAutoregressiveStep(Constructed):
     """y_d = σ_d(z_{<d}, h) z_d + μ_d(z_{<d}, h) (Kingma et al. 2016).
 
     >>> step = InverseAutoregressiveStep(latent=2, context=3, width=8)
@@ -170,7 +189,7 @@ class Conditioned:
         return self.network(z, context=self.h)
 
 
-class PlanarStep(nn.Module):
+class PlanarStep(Constructed):
     """y = z + û tanh(w·z + b) with b, u and w from h (Rezende & Mohamed 2015); it starts near the identity.
 
     >>> step = PlanarStep(latent=2, context=3)

@@ -134,7 +134,7 @@ def annealed_evidence(
         log_px, error, ess, k_hat, settings.chains, seed, plan.joint,
         acceptance=acceptance, step_size=step, num_temperatures=settings.num_temperatures,
     )  # fmt: skip
-    warn_untrusted(evidence, "more temperatures or chains may help")
+    warn_untrusted(evidence)
     return evidence
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyro
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from pyro_vae.checks import positive_number, whole_number
 from pyro_vae.evidence.path import AnnealingPath, ChainState

@@ -12,7 +12,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 from typing_extensions import Unpack
 
 from pyro_vae.arguments import ProgramArguments, checked_arguments
@@ -155,7 +155,7 @@ def log_evidence(
                 columns.append(weight_statistics(log_w, first=sum(len(column[0]) for column in columns)))
     log_px, error, ess, k_hat = joined(columns)
     evidence = Evidence(log_px, error, ess, k_hat, particles, seed, plan.joint)
-    warn_untrusted(evidence, "more particles, a better guide or annealed_evidence may help")
+    warn_untrusted(evidence)
     return evidence
 
 

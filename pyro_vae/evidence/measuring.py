@@ -7,7 +7,7 @@ from functools import wraps
 from typing import Any, Literal, TypeVar
 
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.checks import whole_number

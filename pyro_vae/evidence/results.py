@@ -2,22 +2,27 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae.data.frames import framed
 from pyro_vae.errors import warn
 from pyro_vae.evidence.pareto import pareto_k
-from pyro_vae.printing import listed, printable
+from pyro_vae.printing import listed
+from pyro_vae.showing import Shown, on_one_line
 
 TRUSTED = 0.7  # the largest Pareto k̂ at which importance sampling can be trusted (Vehtari et al. 2024)
 
 
 class UntrustedEvidence(UserWarning):
-    """Pareto k̂ is above 0.7 for some images: neither their log p(x) nor its standard error can be trusted."""
+    """Pareto k̂ is above 0.7 for some images: neither their log p(x) nor its standard error can be trusted.
+
+    log p(x) is still a lower bound in expectation, but may be far below.
+    """
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,14 @@ class Evidence:
     >>> torch.allclose(evidence.log_px[1].exp() * 2, torch.tensor([-1.0, -3.0]).double().exp().sum())
     True
     """
+
+    # What helps where k̂ is above 0.7: in every warning and table.
+    ADVICE: ClassVar[str] = (
+        "more particles do not cure it, since the guide hardly ever draws the z that count most; annealed_evidence "
+        "does, which moves the guide's draws to where the posterior is, and refit_guide, which trains a richer guide "
+        "for this model, helps; as it stands, log p(x) is a lower bound in expectation"
+    )
+    COLUMNS: ClassVar[tuple[str, ...]] = ("log_px", "standard_error", "ess", "pareto_k")
 
     log_px: Tensor
     standard_error: Tensor
@@ -100,29 +113,58 @@ class Evidence:
         }
         return {name: _finite_or_none(value) for name, value in values.items()}
 
+    def to_frame(self) -> Any:
+        """Return a pandas frame with a row for each image (a single row if ``joint``). Raises ImportError without it.
+
+        >>> list(from_log_weights(torch.zeros(30, 2)).to_frame())
+        ['log_px', 'standard_error', 'ess', 'pareto_k']
+        """
+        return framed(_numbered({name: getattr(self, name) for name in self.COLUMNS}), "image")
+
+    def _shown(self) -> Shown:
+        """Return what ``print`` and notebooks show."""
+        unit = "of all images together" if self.joint else "per image"
+        count = "" if self.joint else f"n = {len(self.log_px)}, "
+        trusted = f"{self.pareto_k.median():.2f} (median), {self.pareto_k.max():.2f} (largest)"
+        unknown, untrusted = math.isnan(self.untrusted), f"k̂ > {TRUSTED} for {self.untrusted:.1%} of the images"
+        rows = (
+            ("Monte Carlo error", f"{self.monte_carlo_error:.4f} nats"),
+            ("effective sample size", f"{self.ess.median():.0f} (median), {self.ess.min():.1f} (least)"),
+            ("Pareto k̂", "too few particles for k̂" if unknown else trusted),
+        )
+        doubt = f"{untrusted}: neither their log p(x) nor its error can be trusted; {self.ADVICE}"
+        title = f"log p(x) ≥ {self._value(3)} nats {unit} ({count}K = {self.num_particles}, seed {self.seed})"
+        return Shown(title, rows, notes=[doubt] if self.untrusted > 0 else [])
+
     def __str__(self) -> str:
-        value = (
-            f"log p ≥ {self.mean:.3f} nats of all images together ("
-            if self.joint
-            else f"log p(x) ≥ {self.mean:.3f} ± {self.mean_standard_error:.3f} nats per image (n = {len(self.log_px)}, "
-        )
-        k_hat = f"k̂ > {TRUSTED} for {self.untrusted:.1%} of the images"
-        return printable(
-            f"{value}K = {self.num_particles}, seed {self.seed}), Monte Carlo error {self.monte_carlo_error:.4f}; "
-            f"effective sample size {self.ess.median():.0f} (median), {self.ess.min():.1f} (least); "
-            + ("too few particles for k̂" if math.isnan(self.untrusted) else k_hat)
-        )
+        return str(self._shown())
+
+    def __repr__(self) -> str:
+        unit = "of all images together" if self.joint else f"per image, n = {len(self.log_px)}"
+        k_hat = "" if math.isnan(self.untrusted) else f", k̂ > {TRUSTED} for {self.untrusted:.1%}"
+        name, value = type(self).__name__, self._value(2)
+        return on_one_line(f"{name}(log p(x) ≥ {value} nats {unit}, K = {self.num_particles}{k_hat})")
+
+    def _repr_html_(self) -> str:
+        return self._shown().html()
+
+    def _value(self, digits: int) -> str:
+        error = self.mean_standard_error
+        return f"{self.mean:.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AnnealedEvidence(Evidence):
     """``Evidence`` whose weights are those of ``num_particles`` annealed chains for each image.
 
     Attributes:
         acceptance: mean acceptance probability of the chains' proposals, (images,).
         step_size: at the last transition, (images,), in standard deviations of the starting density.
-        num_temperatures: T.
+        num_temperatures: their number, T.
     """
+
+    ADVICE: ClassVar[str] = "more temperatures (num_temperatures) help, more chains do not"
+    COLUMNS: ClassVar[tuple[str, ...]] = (*Evidence.COLUMNS, "acceptance", "step_size")
 
     acceptance: Tensor
     step_size: Tensor
@@ -136,8 +178,10 @@ class AnnealedEvidence(Evidence):
             "step_size": self.step_size.mean().item(),
         }
 
-    def __str__(self) -> str:
-        return f"{super().__str__()}; {self.num_temperatures} temperatures, acceptance {self.acceptance.mean():.2f}"
+    def _shown(self) -> Shown:
+        """Return what ``print`` and notebooks show."""
+        shown, acceptance = super()._shown(), f"{self.acceptance.mean():.2f}"
+        return replace(shown, rows=(*shown.rows, ("temperatures", self.num_temperatures), ("acceptance", acceptance)))
 
 
 @dataclass(frozen=True)
@@ -182,14 +226,35 @@ class Sandwich:
         values = {**means, **settings, "seed": self.seed, "acceptance": self.acceptance.mean().item()}
         return {name: _finite_or_none(value) for name, value in values.items()}
 
-    def __str__(self) -> str:
-        values = self.to_dict()
+    def to_frame(self) -> Any:
+        """Return a pandas frame with a row for each image: lower, upper, gap. Raises ImportError without pandas."""
+        return framed(_numbered({name: getattr(self, name) for name in ("lower", "upper", "gap")}), "image")
+
+    def _shown(self) -> Shown:
+        """Return what ``print`` and notebooks show."""
         images = "of all images together" if self.joint else f"per image on {len(self.lower)} simulated images"
-        return printable(
-            f"{values['lower']:.3f} ≤ log p(x) ≤ {values['upper']:.3f} nats {images}, gap {values['gap']:.3f} ± "
-            f"{_standard_error(self.gap):.3f} ({self.chains} chains, {self.num_temperatures} temperatures, acceptance "
-            f"{values['acceptance']:.2f}, seed {self.seed})"
+        rows = [
+            (name, f"{values.mean():.3f}" + (f" ± {_standard_error(values):.3f}" if len(values) > 1 else ""))
+            for name, values in (("lower bound", self.lower), ("upper bound", self.upper), ("gap", self.gap))
+        ]
+        settings = f"{self.chains} chains, {self.num_temperatures} temperatures, seed {self.seed}"
+        lower, upper, gap = (values.mean().item() for values in (self.lower, self.upper, self.gap))
+        between = f"{lower:.3f} ≤ log p(x) ≤ {upper:.3f}" if gap >= 0 else f"log p(x) of {lower:.3f} to {upper:.3f}"
+        crossed = "in expectation the upper bound is the higher one: here chance has crossed them"
+        return Shown(
+            f"{between} nats {images}, gap {gap:.3f}",
+            [*rows, ("acceptance", f"{self.acceptance.mean():.2f}"), ("settings", settings)],
+            notes=[crossed] if gap < 0 else [],
         )
+
+    def __str__(self) -> str:
+        return str(self._shown())
+
+    def __repr__(self) -> str:
+        return on_one_line(f"Sandwich({self._shown().title})")
+
+    def _repr_html_(self) -> str:
+        return self._shown().html()
 
 
 def from_log_weights(log_w: Tensor, seed: int | None = None) -> Evidence:
@@ -239,13 +304,13 @@ def joined(batches: Iterable[Sequence[np.ndarray]]) -> Iterator[Tensor]:
     return (torch.from_dlpack(np.concatenate(values)) for values in zip(*batches))
 
 
-def warn_untrusted(evidence: Evidence, advice: str) -> None:
-    """Warn the caller of an evidence function of images with k̂ > 0.7, by ``UntrustedEvidence``."""
+def warn_untrusted(evidence: Evidence) -> None:
+    """Warn the caller of an evidence function of images with k̂ > 0.7, by ``UntrustedEvidence``, and give advice."""
     count = int((evidence.pareto_k > TRUSTED).sum())
     if count:
         warn(
             f"Pareto k̂ > {TRUSTED} for {count} of {len(evidence.pareto_k)} images ({evidence.untrusted:.1%}): neither "
-            f"their log p(x) nor its standard error can be trusted; {advice}",
+            f"their log p(x) nor its standard error can be trusted; {evidence.ADVICE}",
             UntrustedEvidence,  # the caller of a function under takes_program
         )
 
@@ -267,6 +332,12 @@ def _check_weights(log_w: np.ndarray, peak: np.ndarray, first: int) -> None:
 
 def _standard_error(values: Tensor) -> float:
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def _numbered(columns: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    """Return columns as arrays, and the number of each image."""
+    arrays = {name: as_array(values) for name, values in columns.items()}
+    return {"image": np.arange(len(next(iter(arrays.values())))), **arrays}
 
 
 def _finite_or_none(value: Any) -> Any:
