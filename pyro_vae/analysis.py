@@ -17,14 +17,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from pyro_vae.checks import whole_number
+from pyro_vae.distributions.rows import Row
+from pyro_vae.optional import optional
 from pyro_vae.random import mode, seeded
 
 BATCH = 256
@@ -79,14 +77,25 @@ def draw_prior(vae: nn.Module, n: int, *, seed: int = 0) -> Tensor:
 
 
 def decode(vae: nn.Module, z: Tensor, *, batch_size: int = BATCH) -> Tensor:
-    """Return the means of p(x | z) for z (..., D): images of shape (..., C, H, W).
+    """Return the means of p(x | z) for z (..., D): images of shape (..., C, H, W), or rows (..., D).
+
+    In a table's columns of levels it is the most probable level.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> decode(LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), torch.zeros(5, 2)).shape
     torch.Size([5, 1, 4, 4])
     """
     with _evaluating(vae) as program:
-        return _batched(vae, lambda z: program.likelihood(z).mean, z, 1, batch_size)
+        return _batched(vae, lambda z: point(program.likelihood(z)), z, 1, batch_size)
+
+
+def point(p: Distribution) -> Tensor:
+    """Return one value for p(x | z), (*batch, *event): its mean; of a row of a table, its ``point``.
+
+    >>> point(torch.distributions.Normal(torch.tensor([1.0, 2.0]), 1.0))
+    tensor([1., 2.])
+    """
+    return p.point if isinstance(p, Row) else p.mean
 
 
 def reconstruct(vae: nn.Module, x: Tensor, *, batch_size: int = BATCH, samples: int = 256, seed: int = 0) -> Tensor:
@@ -194,7 +203,8 @@ def knn_accuracy(
         raise ValueError(f"neighbours: wanted 1 to {len(train[0])} (the training codes), got {neighbours}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The number of unique classes is greater than")  # labels are classes
-        return float(KNeighborsClassifier(neighbours).fit(*train).score(*test))
+        classifier = optional("sklearn.neighbors", "probes of codes").KNeighborsClassifier(neighbours)
+        return float(classifier.fit(*train).score(*test))
 
 
 def linear_probe_accuracy(
@@ -207,7 +217,9 @@ def linear_probe_accuracy(
     1.0
     """
     train, test = _labelled("train", train_codes, train_labels), _labelled("test", test_codes, test_labels)
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=max_iter))
+    scaler = optional("sklearn.preprocessing", "probes of codes").StandardScaler()
+    regression = optional("sklearn.linear_model", "probes of codes").LogisticRegression(max_iter=max_iter)
+    probe = optional("sklearn.pipeline", "probes of codes").make_pipeline(scaler, regression)
     return float(probe.fit(*train).score(*test))
 
 

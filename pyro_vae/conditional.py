@@ -3,20 +3,26 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Generator, Tensor, nn
 
+from pyro_vae import analysis
+from pyro_vae.analysis import BATCH
+from pyro_vae.construction import Constructed
 from pyro_vae.data.fields import check_unmasked
 from pyro_vae.data.splits import Split
+from pyro_vae.imputation import Imputation, impute
 from pyro_vae.labels import one_hot
-from pyro_vae.observation import observed
+from pyro_vae.missing import Masked
+from pyro_vae.observation import fixed_x, observed
 from pyro_vae.sites import parameter_sites
 from pyro_vae.tracing.matching import is_tracing
 
 
-class Conditional(nn.Module):
+class Conditional(Constructed):
     """p(z) p(x | z, y) with the guide q(z | x, y): images x given their class y (Sohn et al. 2015).
 
     The class is one-hot beside z, and one more channel of the image, learned, for the guide. ``model(None, y)`` draws
@@ -76,12 +82,44 @@ class Conditional(nn.Module):
             raise ValueError(f"batch: wanted images, got {batch}; write Split(images, labels)")
         check_unmasked(batch.fields, "images")
         if labels is None or not (is_tracing() or bool(((labels >= 0) & (labels < self.classes)).all())):
-            got = "none" if labels is None else f"{int(labels.min())} to {int(labels.max())}"
-            raise ValueError(
-                f"labels: wanted a class of each image, 0 to {self.classes - 1}, got {got}; leave out the rows whose "
-                "class is unknown, split[split.labels >= 0]"
-            )
+            got, cure = "none", "give them with the images, as in Data.from_arrays(images, labels=labels)"
+            if labels is not None:
+                got = f"{int(labels.min())} to {int(labels.max())}"
+                cure = "leave out the rows whose class is unknown, split[split.labels >= 0]"
+                if int(labels.max()) >= self.classes:
+                    cure = f"make the program with classes={int(labels.max()) + 1}, or leave out the other classes"
+            raise ValueError(f"labels: wanted a class of each image, 0 to {self.classes - 1}, got {got}; {cure}")
         return observed(self.likelihood, batch.images, generator), labels
+
+    def encode(self, batch: Split, *, batch_size: int = BATCH, samples: int = 256, seed: int = 0) -> Tensor:
+        """Return the codes of images with labels, the means of q(z | x, y): (N, D), as ``VAE.encode`` does."""
+        x, y = fixed_x(self, batch, seed)
+        return analysis.codes(self, self._with_channel(x, y), batch_size=batch_size, samples=samples, seed=seed)
+
+    def decode(self, z: Tensor | np.ndarray, labels: Tensor | np.ndarray, *, batch_size: int = BATCH) -> Tensor:
+        """Return the means of p(x | z, y) for z (N, D) and classes (N,): images (N, C, H, W), on the CPU."""
+        z, y = torch.as_tensor(z), torch.as_tensor(labels)
+        if y.shape != z.shape[:1]:
+            raise ValueError(f"labels: wanted a class for each z, {tuple(z.shape[:1])}, got shape {tuple(y.shape)}")
+        return analysis.decode(self, torch.cat([z, self.one_hot(y.to(z.device), z)], -1), batch_size=batch_size)
+
+    def reconstruct(self, batch: Split, *, batch_size: int = BATCH, samples: int = 256, seed: int = 0) -> Tensor:
+        """Return the decoded codes of images with labels, each decoded as its own class: (N, C, H, W), on the CPU."""
+        z = self.encode(batch, batch_size=batch_size, samples=samples, seed=seed)
+        return self.decode(z, batch.labels.cpu(), batch_size=batch_size)
+
+    def impute(
+        self, batch: Split, particles: int = 1000, *, batch_size: int | None = None, seed: int = 0
+    ) -> Imputation:
+        """Fill in the pixels that are False in the field ``mask``, given the others and the class: ``VAE.impute``."""
+        return impute(Masked(self), batch, particles, batch_size=batch_size, seed=seed)
+
+    @torch.no_grad()
+    def _with_channel(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return the images with the channel of their classes, (N, C + 1, H, W), as the posterior takes them."""
+        weight = next(self.channel.parameters())
+        channel = self.channel(self.one_hot(y.to(weight.device), weight.new_zeros(len(y), 1)))
+        return torch.cat([x, channel.to(x)], -3)
 
     def one_hot(self, y: Tensor, like: Tensor) -> Tensor:
         """Return y (B,) as (..., B, classes), with the batch and dtype of ``like`` (..., B, D)."""

@@ -86,7 +86,8 @@ class KLWeighted(nn.Module):
 
         It is for loops of your own, and for ``fit``; the body of ``Training.steps()`` may call ``set_beta`` instead.
         ``schedule`` is a function of the step alone. ``fit`` warns where it does not reach its end. Raises ValueError
-        for what is no optimiser of torch or no function, and for an optimiser that anneals a weight already.
+        for what is no optimiser of torch or no function, for an optimiser that anneals a weight already, and for a
+        schedule that neither begins nor ends at the β that the program was given.
 
         >>> from pyro_vae.linear_gaussian import LinearGaussian
         >>> weighted = KLWeighted(LinearGaussian(torch.ones(3, 1)))
@@ -105,6 +106,7 @@ class KLWeighted(nn.Module):
             )
         if hasattr(optimizer, "annealing"):
             raise ValueError("anneal: this optimiser anneals a KL weight already; make another one")
+        self._check_schedule(schedule)
         optimizer.annealing = schedule  # pyright: ignore[reportAttributeAccessIssue]
         optimizer.param_groups[0]["annealed"] = 0
 
@@ -117,6 +119,14 @@ class KLWeighted(nn.Module):
         optimizer.register_step_post_hook(anneal)
         optimizer.register_load_state_dict_post_hook(lambda loaded: anneal(loaded, steps=0))
         return optimizer
+
+    def _check_schedule(self, schedule: Callable[[int], float]) -> None:
+        given, start, end = float(self.beta), float(schedule(0)), _end(schedule)
+        if end is not None and given not in (1.0, start, end):
+            raise ValueError(
+                f"beta: the program was given {given:g}, and the schedule goes from {start:g} to {end:g}; write "
+                f"LinearWarmUp(steps, end={given:g}), or KLWeighted(program) without beta"
+            )
 
     @staticmethod
     def check_annealing(optimizer: torch.optim.Optimizer, steps: int) -> None:
@@ -139,12 +149,9 @@ class KLWeighted(nn.Module):
         if schedule is None:
             return
         betas = [float(_checked_beta(schedule(step))) for step in sorted({n * steps // 1000 for n in range(1001)})]
-        try:
-            end = float(schedule(1_000_000 * steps))
-        except Exception:  # a schedule that ends with the training, such as a list
-            return
-        left = [abs(end - beta) for beta in betas]
-        if min(left) > max(left) / 100:
+        end = _end(schedule)
+        left = [abs(end - beta) for beta in betas if end is not None]
+        if left and min(left) > max(left) / 100:
             warn(
                 f"beta: its schedule goes on to {end:g}, and is at {betas[-1]:g} after the {steps} steps of "
                 "this training; train for more epochs, or warm up in fewer steps, as by "
@@ -166,6 +173,14 @@ class KLWeighted(nn.Module):
 
     def _weighted(self, fn: Callable) -> Callable:
         return KLWeight(self.beta)(fn) if self.training else fn
+
+
+def _end(schedule: Callable[[int], float]) -> float | None:
+    """Return β after very many steps; None for a schedule that ends with the training, such as a list."""
+    try:
+        return float(schedule(10**12))
+    except Exception:
+        return None
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from torch import Generator, Tensor, nn
 from torch.distributions import Distribution, Independent, biject_to
 
 from pyro_vae.augmentation import Augmented
+from pyro_vae.construction import Constructed
 from pyro_vae.data import Split
 from pyro_vae.data.fields import MASKED
 from pyro_vae.observation import arguments
 
 
-class Masked(nn.Module):
+class Masked(Constructed):
     """A program of (x, mask), of which only the seen elements count: ``model(x, mask)`` and ``guide(x, mask)``.
 
     ``mask`` is bool and of the shape of x, True where a value was seen. What x holds elsewhere, NaN included, changes

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pyro_vae.checks import whole_number
 from pyro_vae.compiling.convolutions import Conv2d, ConvTranspose2d
+from pyro_vae.construction import Constructed
 
 Shape = tuple[int, int, int]
 Activation = Callable[[], nn.Module]
@@ -26,7 +27,7 @@ HALF = (torch.bfloat16, torch.float16)
 ROWS = 256  # rows of a batch that a network computes at once on a CPU
 
 
-class Network(nn.Module):
+class Network(Constructed):
     """Abstract class of networks of inputs (..., *event), whose ``layers`` take a single batch dimension.
 
     With ``dtype=None`` the layers compute in the dtype of their parameters. With ``torch.bfloat16`` they compute in it
@@ -249,7 +250,7 @@ class MLPDecoder(Network):
         start_near_zero(last)
 
 
-class Log1p(nn.Module):
+class Log1p(Constructed):
     """ln(1 + x), which brings counts of any size to one scale; it has no parameters.
 
     >>> Log1p()(torch.tensor([0.0, 1e6]))

@@ -13,6 +13,7 @@ from pyro.distributions.transforms import SplineAutoregressive
 from torch import Tensor, nn
 
 from pyro_vae.checks import whole_number
+from pyro_vae.construction import Constructed
 from pyro_vae.distributions.transforms import (
     AffineAutoregressive,
     Backward,
@@ -22,7 +23,7 @@ from pyro_vae.distributions.transforms import (
 )
 
 
-class StandardNormal(nn.Module):
+class StandardNormal(Constructed):
     """p(z) = N(0, I).
 
     >>> prior = StandardNormal(latent=2)
@@ -44,7 +45,7 @@ class StandardNormal(nn.Module):
         return dist.Normal(self.loc, self.scale).to_event(1)
 
 
-class DiagonalNormal(nn.Module):
+class DiagonalNormal(Constructed):
     """p(z) = N(loc, diag(scale²)), both learned; it starts as the standard normal.
 
     >>> DiagonalNormal(latent=2)().mean.detach()
@@ -75,7 +76,7 @@ class SharedMixture(dist.MixtureSameFamily):
     expand = TorchDistributionMixin.expand
 
 
-class Mixture(nn.Module):
+class Mixture(Constructed):
     """p(z) = Σ_k π_k N(loc_k, diag(scale_k²)); all parameters are learned.
 
     The components start apart, at loc_k ~ N(0, ¼ I) with variance ¾, so that together they have about unit variance.
@@ -99,7 +100,7 @@ class Mixture(nn.Module):
         return SharedMixture(dist.Categorical(logits=self.logits), components)
 
 
-class Vamp(nn.Module):
+class Vamp(Constructed):
     """p(z) = 1/K Σ_k q(z | u_k), the aggregate posterior of K learned pseudo-inputs u (Tomczak & Welling 2018).
 
     ``posterior`` is the guide of the same program and not a copy. Training either trains both, ``copy.deepcopy`` keeps
@@ -153,7 +154,7 @@ class Vamp(nn.Module):
         return SharedMixture(weights, self.posterior(self.pseudo_inputs))
 
 
-class AutoregressiveStep(nn.Module):
+class AutoregressiveStep(Constructed):
     """y_d = σ_d(z_{<d}) z_d + μ_d(z_{<d}) (Papamakarios et al. 2017).
 
     >>> AutoregressiveStep(latent=2, width=8)()(torch.zeros(5, 2)).shape
@@ -169,7 +170,7 @@ class AutoregressiveStep(nn.Module):
         return AffineAutoregressive(self.network)
 
 
-class SplineStep(nn.Module):
+class SplineStep(Constructed):
     """y_d = g(z_d; θ_d(z_{<d})), a monotone rational linear spline of ``bins`` pieces in [−bound, bound].
 
     It is the identity beyond (Durkan et al. 2019; Dolatabadi et al. 2020).
@@ -213,7 +214,7 @@ def spline(latent: int, depth: int, width: int, bins: int = 8, bound: float = 5.
     return [SplineStep(latent, width, bool(t % 2), bins, bound) for t in range(depth)]
 
 
-class Flow(nn.Module):
+class Flow(Constructed):
     """p(z): a flow f maps z to a standard normal, log p(z) = log N(f(z); 0, I) + log |det ∂f|.
 
     Scoring takes one pass, as training needs; a sample takes D passes. ``steps(latent, depth, width)`` returns the
@@ -261,13 +262,14 @@ def _check_pseudo_inputs(posterior: Callable[[Tensor], dist.TorchDistribution], 
         )
     try:
         with torch.no_grad():
-            q = posterior(pseudo_inputs)
+            q = posterior(pseudo_inputs[:2])
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"posterior: it does not take pseudo_inputs of shape {shape}: {error}") from error
     if not isinstance(q, TorchDistributionMixin):
         raise ValueError(f"posterior: wanted a distribution of pyro.distributions, got {type(q).__name__}")
-    if tuple(q.batch_shape) != shape[:1] or len(q.event_shape) != 1:
+    batch = (min(2, shape[0]),)
+    if tuple(q.batch_shape) != batch or len(q.event_shape) != 1:
         raise ValueError(
-            f"posterior(pseudo_inputs): wanted batch shape {shape[:1]} and event shape (D,), "
+            f"posterior(pseudo_inputs[:2]): wanted batch shape {batch} and event shape (D,), "
             f"got {tuple(q.batch_shape)} and {tuple(q.event_shape)}"
         )

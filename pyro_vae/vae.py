@@ -11,18 +11,24 @@ from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer.util import is_validation_enabled
 from torch import Generator, Tensor, nn
 
+from pyro_vae import analysis
+from pyro_vae.analysis import BATCH
+from pyro_vae.construction import Constructed
 from pyro_vae.data.fields import check_unmasked, masked_field
 from pyro_vae.data.pixels import checked_pixels, observed_by
 from pyro_vae.data.splits import Split
 from pyro_vae.guides import NetworkGuide
+from pyro_vae.imputation import Imputation, impute
 from pyro_vae.likelihoods import Likelihood
 from pyro_vae.likelihoods.base import as_rows
+from pyro_vae.missing import Masked
 from pyro_vae.networks import HALF
+from pyro_vae.observation import fixed_x
 from pyro_vae.random import mode, without_autocast
 from pyro_vae.sites import parameter_sites
 
 
-class VAE(nn.Module):
+class VAE(Constructed):
     """p(z) p(x | z) with the guide q(z | x) (Kingma & Welling 2013; Rezende et al. 2014).
 
     Args:
@@ -35,8 +41,8 @@ class VAE(nn.Module):
     what else the likelihood scores, such as a row (D,) of counts. Raises ValueError if a part returns anything else
     and, while Pyro's validation is on, if x lies outside the likelihood's support, or an image outside [0, 1].
 
-    The parameters are those of the module: save them with ``torch.save(vae.state_dict(), path)``. Under ``SVI`` each of
-    them appears as a param site of this instance. Nothing enters Pyro's global store, so that no VAE can train the
+    The parameters are those of the module: ``save_vae(vae, folder)`` saves it whole. Under ``SVI`` each of them appears
+    as a param site of this instance. Nothing enters Pyro's global store, so that no VAE can train the
     parameters of another one or stay in memory after its last use; ``pyro.get_param_store().save`` raises ValueError
     where it would write an empty file. Pyro's optimisers know the parameters by the names that ``pyro.module`` would
     give to the three parts, so that ``svi.optim.save`` and settings by a function of the name work.
@@ -113,10 +119,72 @@ class VAE(nn.Module):
         observe = getattr(self.likelihood, "observe", None) or self._observe
         return observe(self._raw(batch), generator).to(self._like().dtype)
 
+    def encode(
+        self, batch: Split | Tensor | np.ndarray, *, batch_size: int = BATCH, samples: int = 256, seed: int = 0
+    ) -> Tensor:
+        """Return the codes of rows, the means of q(z | x): (N, D), on the CPU.
+
+        This method and the next three run in evaluation mode, without gradients, and leave torch's random numbers
+        and the training mode as they are. The same seed, batch size and machine give the same result.
+
+        Args:
+            batch: a split or raw rows, a tensor or an array: uint8 (N, C, H, W), or what ``observe`` takes. For x that
+                was observed already there is ``analysis.codes(vae, x)``.
+            batch_size: rows at once.
+            samples: draws whose average is the mean, for a guide without one in closed form (a flow).
+            seed: of what ``observe`` draws, such as binary pixels, and of these draws.
+
+        >>> from pyro_vae import guides, likelihoods, networks, priors
+        >>> likelihood = likelihoods.Bernoulli(networks.MLPDecoder(2, (1, 8, 8), maps=1))
+        >>> vae = VAE(priors.StandardNormal(2), likelihood, guides.MeanField(networks.MLPEncoder((1, 8, 8)), 2))
+        >>> pixels = torch.randint(256, (5, 1, 8, 8), dtype=torch.uint8)
+        >>> vae.encode(pixels).shape, vae.decode(vae.encode(pixels)).shape, vae.reconstruct(pixels).shape
+        (torch.Size([5, 2]), torch.Size([5, 1, 8, 8]), torch.Size([5, 1, 8, 8]))
+        """
+        return analysis.codes(self, fixed_x(self, batch, seed), batch_size=batch_size, samples=samples, seed=seed)
+
+    def decode(self, z: Tensor | np.ndarray, *, batch_size: int = BATCH) -> Tensor:
+        """Return the means of p(x | z) for z (N, D): images (N, C, H, W), or rows, on the CPU.
+
+        In a table's columns of levels it is the most probable level: ``schema.frame(vae.decode(z))`` is a frame.
+        """
+        return analysis.decode(self, torch.as_tensor(z), batch_size=batch_size)
+
+    def reconstruct(
+        self, batch: Split | Tensor | np.ndarray, *, batch_size: int = BATCH, samples: int = 256, seed: int = 0
+    ) -> Tensor:
+        """Return the decoded codes of rows, of the shape of x, on the CPU; the arguments are those of ``encode``."""
+        x = fixed_x(self, batch, seed)
+        return analysis.reconstruct(self, x, batch_size=batch_size, samples=samples, seed=seed)
+
+    def impute(
+        self,
+        batch: Split | Tensor | np.ndarray,
+        particles: int = 1000,
+        *,
+        batch_size: int | None = None,
+        seed: int = 0,
+    ) -> Imputation:
+        """Fill in the missing values of rows: those that are False in the field ``mask``, and NaN in a table.
+
+        Args, result and warnings are those of ``pyro_vae.impute``, which also takes a program that was trained as
+        ``Masked(vae, mask_as_input=True)``. Raises ValueError if nothing is missing.
+
+        >>> from pyro_vae import guides, likelihoods, networks, priors
+        >>> likelihood = likelihoods.RealNormal(networks.MLPDecoder(2, (3,), maps=3), log_scale=0.0)
+        >>> vae = VAE(priors.StandardNormal(2), likelihood, guides.MeanField(networks.MLPEncoder((3,)), 2))
+        >>> found = vae.impute(np.array([[0.5, np.nan, 2.0]]), particles=100)
+        >>> found.x.isfinite().all().item(), found.mask
+        (True, tensor([[ True, False,  True]]))
+        """
+        batch = batch if isinstance(batch, Split) else Split(**{self._field(): batch})
+        program = self if getattr(self.likelihood, "takes_nan", False) else Masked(self)
+        return impute(program, batch, particles, batch_size=batch_size, seed=seed)
+
     def _raw(self, batch: Split | Tensor | np.ndarray) -> Tensor | np.ndarray:
-        if not isinstance(batch, Split):
-            return batch
         field = self._field()
+        if not isinstance(batch, Split):
+            return Split(counts=batch).counts if field == "counts" else batch  # a split checks that they are counts
         if field not in batch.fields:
             raise ValueError(
                 f"batch: wanted the field {field}, which {type(self.likelihood).__name__} scores, got {batch}; write "

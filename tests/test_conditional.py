@@ -89,12 +89,17 @@ def test_estimators_are_compared():
     assert str(found)
 
 
-@pytest.mark.parametrize("labels, got", [(None, "none"), ([3] * 99 + [-1], "-1 to 3"), ([10] + [0] * 99, "0 to 10")])
+@pytest.mark.parametrize(
+    "labels, got",
+    [
+        (None, "none; give them with the images"),
+        ([3] * 99 + [-1], "-1 to 3; leave out the rows"),
+        ([10] + [0] * 99, "0 to 10; make the program with classes=11"),
+    ],
+)
 def test_a_class_that_is_missing_or_unknown_is_refused(labels, got):
     split = Split(FEW.valid.images, labels)
-    with pytest.raises(
-        ValueError, match=f"labels: wanted a class of each image, 0 to 9, got {got}; leave out the rows"
-    ):
+    with pytest.raises(ValueError, match=f"labels: wanted a class of each image, 0 to 9, got {got}"):
         fit(small(), Data("wrong", split, split, split), **SETTINGS)
 
 

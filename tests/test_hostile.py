@@ -16,12 +16,14 @@ from hypothesis import HealthCheck, example, given, settings
 from saved_programs import FIXTURE
 from torch import nn
 
-from pyro_vae import load_vae
+from pyro_vae import VAE, guides, likelihoods, load_vae, networks, priors
 from pyro_vae.config import LIKELIHOODS, SETTINGS, PartSettings
 from pyro_vae.data import formats
 from pyro_vae.data import sets as D
 from pyro_vae.files import CheckpointError
-from pyro_vae.saved import PARAMETERS
+from pyro_vae.saved import contents
+from pyro_vae.saved.old_runs import OLD_PARAMETERS as PARAMETERS
+from pyro_vae.saved.programs import encoded_program
 from pyro_vae.training.checkpoint import decode, encode
 
 CHECKPOINT = encode({"step": 3, "loc": torch.arange(5.0), "rows": [{"bound": -1.0}]})
@@ -263,3 +265,51 @@ def test_any_logits_and_pixels_give_finite_numbers(family):
         assert log_prob.isfinite() and gradient.isfinite().all() and p.mean.isfinite().all()
 
     check()
+
+
+SAVED = encoded_program(
+    VAE(
+        priors.StandardNormal(2),
+        likelihoods.Bernoulli(networks.MLPDecoder(2, (1, 4, 4), 1, hidden=(3,))),
+        guides.MeanField(networks.MLPEncoder((1, 4, 4), hidden=(3,)), 2),
+    )
+)
+
+
+@QUICK
+@given(damaged(SAVED) | st.binary(max_size=200))
+def test_a_saved_program_with_any_change_is_refused(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_vae(tmp_path)
+
+
+VALUES = st.sampled_from(
+    [
+        *(10**9, -1, 2**16, True, "vae.VAE", "builtins.eval", [10**9], [1] * 1000, {"part": "program"}, {"partial": 1}),
+        *({"name": name} for name in ("nn.ReLU", "os.system", "priors.spline", "networks.lowered_precision")),
+        *({"part": f"program.{slot}"} for slot in ("prior", "likelihood", "posterior", "likelihood.network")),
+        *({kind: [10**9], "dtype": "float32"} for kind in ("tensor", "parameter")),
+        {"partial": {"name": "networks.MLPDecoder"}, "args": [10**6, [10**6], 1], "keywords": {"pairs": []}},
+    ]
+)
+
+
+@QUICK
+@given(st.data())
+def test_any_description_with_a_right_checksum_is_a_program_of_these_parameters_or_refused(tmp_path, data):
+    header, tensors = contents.decode(SAVED, "it")
+    part = data.draw(st.sampled_from(sorted(header["parts"])))
+    argument = data.draw(st.sampled_from(["class", *header["parts"][part]["arguments"]]))
+    value = data.draw(JSON | VALUES)
+    place = header["parts"][part] if argument == "class" else header["parts"][part]["arguments"]
+    place[argument] = value
+    for key in data.draw(st.lists(st.sampled_from(["training", "frozen", "in the other mode", "format"]), max_size=1)):
+        header[key] = data.draw(JSON)
+    (tmp_path / "model.safetensors").write_bytes(contents.encode(header, tensors))
+    try:
+        program = load_vae(tmp_path)
+    except CheckpointError as error:
+        assert str(tmp_path) in str(error)
+    else:
+        assert all(torch.equal(value, tensors[name]) for name, value in contents.own_tensors(program).items())

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from saved_programs import change, saved
+from saved_programs import change, saved_in_format_3
 
 from pyro_vae import config, load_vae
 from pyro_vae.config import LIKELIHOODS, SETTINGS
@@ -30,7 +30,7 @@ def test_one_record_is_enough(monkeypatch, tmp_path):
         parsed(parser, ["--lik", "beta", "--power", "2"], taken_by(own))
     monkeypatch.setitem(LIKELIHOODS, "own", part)
     monkeypatch.setitem(SETTINGS, "power", power)
-    vae = saved(tmp_path, lik="own", power=2.0)
+    vae = saved_in_format_3(tmp_path, lik="own", power=2.0)
     assert "power" in (tmp_path / METRICS).read_text() and type(vae.likelihood).__name__ == "Beta"
     assert all(map(torch.equal, load_vae(tmp_path).parameters(), vae.parameters()))
     for value in (math.inf, "2", True):

@@ -39,7 +39,7 @@ OF_A_USER = (
 )  # objects of libraries that hold what a user gave them
 CLOSED = LIBRARIES - {"pyro", "pyro_vae"}  # the attributes of their other objects are not watched
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
-INTERNAL = set(vars(nn.Module())) - {"training"}
+INTERNAL = set(vars(nn.Module())) - {"training"} | {"_arguments"}
 SETTING_UP = {"__init__", "__setstate__", "__repr__", "extra_repr", "reset_parameters"}  # methods that do not compute
 ABSENT = "absent"
 WHOLE = (len, frozenset, np.ndarray.tobytes)  # keys that read a whole holder

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Generator, Tensor, nn
 
+from pyro_vae.construction import Constructed
 from pyro_vae.data.pixels import LEVELS, checked_pixels, dequantize
 from pyro_vae.data.raw import kind
 from pyro_vae.networks import applied
@@ -31,7 +32,7 @@ def bits_per_dim(log_px: Tensor, pixels: int, level_width: float) -> Tensor:
     return -(log_px / pixels + math.log(level_width)) / math.log(2)
 
 
-class Likelihood(nn.Module, ABC):
+class Likelihood(Constructed, ABC):
     """A decoder network and the family of its parameters: z (..., D) -> p(x | z), batch (...), event of x.
 
     The network may take a single batch dimension (see ``networks.applied``). Class attributes say what x is; unless a

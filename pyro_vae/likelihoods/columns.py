@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_vae.construction import Constructed
 from pyro_vae.distributions.counts import NegativeBinomialCounts, PoissonCounts
 from pyro_vae.distributions.rows import Levels
 from pyro_vae.likelihoods.base import soft_minimum
@@ -26,7 +27,7 @@ LOG_RATE = 15.0  # a mean is within e^±15 of the column's
 LOG_DISPERSION = (-6.0, 6.0)
 
 
-class Family(nn.Module, ABC):
+class Family(Constructed, ABC):
     """Abstract class of the families of columns.
 
     ``kinds``: the kinds of columns that it scores. ``outputs``: the number of outputs of the network that it takes.

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from pyro_vae.construction import Constructed
 from pyro_vae.distributions.rows import Row
 from pyro_vae.likelihoods.columns import FAMILIES, Family
 from pyro_vae.networks import applied, start_near_zero
@@ -13,7 +14,7 @@ from pyro_vae.random import without_autocast
 from pyro_vae.tables import Column, Schema
 
 
-class Mixed(nn.Module):
+class Mixed(Constructed):
     """p(x | z) = Π_d p_d(x_d | z) over the D columns of a table, each with the family of its kind.
 
     x holds a number a column, as ``schema.encode(frame)`` gives it. NaN is a missing cell, which scores nothing: log
@@ -45,6 +46,7 @@ class Mixed(nn.Module):
 
     field = "table"
     event_dim = 1
+    takes_nan = True
     order: Tensor
     typical: Tensor
 

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyro_vae.construction import Constructed
 from pyro_vae.distributions.families import LowRankMultivariateNormal, MultivariateNormal
 from pyro_vae.random import without_autocast
 from pyro_vae.sites import parameter_sites
 
 
-class LinearGaussian(nn.Module):
+class LinearGaussian(Constructed):
     """Probabilistic PCA as a Pyro program: sites "z" and "x" in the plate "images" at dim −1.
 
     Args:
@@ -149,7 +150,7 @@ class LinearGaussian(nn.Module):
         return x.reshape(*x.shape[: x.dim() - len(self.shape)], -1)
 
 
-class LinearPosterior(nn.Module):
+class LinearPosterior(Constructed):
     """q(z | x) = N(z; A x + c, S), with S = diag(exp(2 log_scale)) or S = L Lᵀ.
 
     Args:
@@ -182,7 +183,7 @@ class LinearPosterior(nn.Module):
     @without_autocast()
     def forward(self, x: Tensor) -> dist.TorchDistribution:
         """Return q(z | x) for x of shape (B, *shape): batch (B,), event (D,)."""
-        loc = x.reshape(len(x), -1) @ self.loc_weight.T + self.loc_bias
+        loc = x.reshape(x.shape[0], -1) @ self.loc_weight.T + self.loc_bias
         if self.diagonal:
             return dist.Normal(loc, self.log_scale.exp()).to_event(1)
         return MultivariateNormal(loc, scale_tril=self.scale_tril.tril())

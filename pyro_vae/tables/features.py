@@ -1,13 +1,14 @@
 """The numbers that an encoder reads of a row: standardised values, one-hot levels, and which cells are seen."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pyro_vae.construction import Constructed
 from pyro_vae.distributions.rows import near_level
 from pyro_vae.tables.schema import Schema
 
 
-class Features(nn.Module):
+class Features(Constructed):
     """Rows x (..., D) to numbers of order one (..., out_features), the first layer of an encoder.
 
     A number is standardised: x (real), ln x (positive), ln(1 + x) (counts); K levels give K zeros and ones.

@@ -42,8 +42,8 @@ def shared_plates(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> lis
         raise ValueError(
             f"the sample sites do not share a plate over images, so no image has a weight of its own: {plates}; "
             'put every site into one plate, as in `with pyro.plate("images", len(x)):`, or train by Trace_ELBO, '
-            "StickingTheLanding or ScoreFunction under pyro.infer.SVI, and measure by log_evidence, which weighs all "
-            "images together"
+            "StickingTheLanding or ScoreFunction under pyro.infer.SVI, with pyro_vae.parameter_sites(self) in model "
+            "and guide, and measure by log_evidence, which weighs all images together"
         )
     return sorted(shared, key=dim_of, reverse=True)
 

@@ -26,7 +26,7 @@ from pyro_vae.training.adam import is_plain_adam
 from pyro_vae.training.engines import CompiledEngine, EagerEngine, EngineWarning
 
 ROOT = Path(pyro_vae.__file__).parent
-ELSEWHERE = {"torch.utils._pytree", "torch._C", "pyro.poutine.runtime._PYRO_STACK"}
+ELSEWHERE = {"torch.utils._pytree", "torch.utils._python_dispatch", "torch._C", "pyro.poutine.runtime._PYRO_STACK"}
 
 
 @pytest.fixture(autouse=True)

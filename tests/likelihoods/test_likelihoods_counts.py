@@ -145,8 +145,13 @@ def test_counts_that_are_no_counts():
                 ValueError, match=rf"outside the support of NegativeBinomialCounts: .*{message}.*raw counts"
             ):
                 vae.model(bad)
-    for raw in (torch.zeros(3), torch.zeros(2, 3, 4), torch.zeros(2, 3) > 0, np.array([["1"]]), [[1, 2, 3]]):
-        with pytest.raises(ValueError, match=r"counts: wanted numbers in a tensor or a NumPy array of 2 dimensions"):
+    for raw, message in (
+        (torch.zeros(3), "in a tensor or a NumPy array of 2 dimensions"),
+        (torch.zeros(2, 3, 4), "in a tensor or a NumPy array of 2 dimensions"),
+        (np.array([["1"]]), "one entry for each row, got <U1"),
+        (torch.zeros(2, 3) > 0, r"from 0, got torch.bool; write counts.long\(\)"),
+    ):
+        with pytest.raises(ValueError, match=f"counts: wanted .*numbers.*{message}"):
             vae.observe(raw)
     with pytest.raises(ValueError, match=r"wanted a network whose output is \(..., D × 2\)"):
         L.NegativeBinomial(nn.Identity())(torch.zeros(5, 3))

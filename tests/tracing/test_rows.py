@@ -64,7 +64,7 @@ def test_sites_without_a_common_plate_have_no_weight_for_each_image():
             pyro.sample("x", dist.Normal(w, 1.0), obs=x)
 
     traces = paired_traces(without, lambda x: pyro.sample("w", dist.Normal(0.0, 1.0)), (torch.zeros(B),))
-    with pytest.raises(ValueError, match=r"do not share a plate over images.*'w': \[\]"):
+    with pytest.raises(ValueError, match=r"do not share a plate over images.*'w': \[\].*parameter_sites\(self\)"):
         log_weights(*traces)
 
 

@@ -1,4 +1,4 @@
-"""Trained programs on disk: settings and checksums in metrics.json, a state dict in parameters.pt."""
+"""Folders of runs of formats 1 to 3: settings and checksums in metrics.json, a state dict in parameters.pt."""
 
 import hashlib
 import io
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_vae.conditional import Conditional
 from pyro_vae.config import (
@@ -22,54 +22,35 @@ from pyro_vae.config import (
     build_vae,
     decoders,
 )
-from pyro_vae.files import CheckpointError, expanded, load_tree, read_bytes
+from pyro_vae.files import CheckpointError, load_tree, read_bytes
 from pyro_vae.networks import Shape
 from pyro_vae.random import seeded
 from pyro_vae.records import LARGEST_SIZE, check_size
 from pyro_vae.vae import VAE
 
-METRICS, PARAMETERS = "metrics.json", "parameters.pt"
-FORMAT = 3  # of a run's folder; 2 had no checksum of the model; 1 named no model, only all options of the command line
+METRICS, OLD_PARAMETERS = "metrics.json", "parameters.pt"
+NEWEST = 3  # of these formats; 2 had no checksum of the model; 1 named no model, only all options of the command line
 LARGEST_JSON = 1 << 24  # bytes
 
 
-def describe_model(vae: nn.Module, settings: Any, shape: Shape) -> tuple[dict[str, Any], bytes]:
-    """Return what ``load_vae`` needs: entries for metrics.json, and the bytes of parameters.pt, a state dict.
+def load_old(folder: Path) -> VAE | Conditional:
+    """Load the trained program in the folder of a run of formats 1 to 3, onto the CPU.
 
-    >>> settings = PartSettings(net="mlp", hidden=(16,))
-    >>> vae = build_vae(settings, torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
-    >>> entries, _ = describe_model(vae, settings, (1, 8, 8))
-    >>> entries["model"]["shape"], entries["model"]["parts"]["hidden"]
-    ([1, 8, 8], (16,))
-    """
-    file = io.BytesIO()
-    torch.save(dict(vae.state_dict()), file)
-    digest = hashlib.sha256(file.getbuffer()).hexdigest()
-    model = {"shape": list(shape), "parts": vars(PartSettings.of(settings)), "parameters_sha256": digest}
-    return {"format": FORMAT, "model": {**model, "sha256": checksum(model)}}, file.getvalue()
+    Settings choose from the tables of ``config``, the parameters can run no code, and neither can claim more memory
+    than the files have. Raises CheckpointError for a folder that is not that of a finished run, or is damaged.
 
-
-def load_vae(folder: Path | str, device: torch.device | str = "cpu") -> VAE | Conditional:
-    """Load the trained program in the folder of a run, as ``run.py`` wrote it, onto a device.
-
-    It is a ``Conditional`` where ``--conditional`` has trained it.
-    Reads folders of earlier versions too. Settings choose from the tables of ``config``, the parameters can run no
-    code, and neither can claim more memory than the files have. Raises CheckpointError for a folder that is not that of
-    a finished run, is damaged, or is of a later version.
-
-    >>> load_vae("nowhere")
+    >>> load_old(Path("nowhere"))
     Traceback (most recent call last):
         ...
     pyro_vae.files.CheckpointError: nowhere/metrics.json cannot be read (No such file or directory)
     """
-    folder = expanded(folder)
     metrics = read_metrics(folder / METRICS)
-    data = read_bytes(folder / PARAMETERS)
+    data = read_bytes(folder / OLD_PARAMETERS)
     try:
         settings, shape, digest = _model(metrics)
         if digest is not None and hashlib.sha256(data).hexdigest() != digest:
-            raise ValueError(f"{PARAMETERS} is damaged: it does not have the checksum in {METRICS}")
-        state = load_tree(io.BytesIO(data), folder / PARAMETERS)
+            raise ValueError(f"{OLD_PARAMETERS} is damaged: it does not have the checksum in {METRICS}")
+        state = load_tree(io.BytesIO(data), folder / OLD_PARAMETERS)
         _check_memory(settings, shape, state)
         with seeded(0):
             vae = build_vae(settings, _images(shape))
@@ -79,7 +60,7 @@ def load_vae(folder: Path | str, device: torch.device | str = "cpu") -> VAE | Co
     except Exception as error:  # of any kind, since the settings may be anything
         reason = " ".join(str(error).split())[:500]
         raise CheckpointError(f"{folder} holds no model that can be loaded: {reason}") from error
-    return vae.to(device)
+    return vae
 
 
 def read_metrics(path: Path) -> dict[str, Any]:
@@ -102,11 +83,11 @@ def checksum(model: Mapping[str, Any]) -> str:
 def _model(metrics: Mapping[str, Any]) -> tuple[PartSettings, Shape, str | None]:
     """Return settings of the parts, shape of the images and SHA-256 of the parameters, from any format."""
     version = metrics.get("format", 1)
-    if version in (2, FORMAT):
+    if version in (2, NEWEST):
         model = _object(metrics, "model")
         parts, shape, digest = _object(model, "parts"), model.get("shape"), str(model.get("parameters_sha256"))
         described = {name: value for name, value in model.items() if name != "sha256"}
-        if version == FORMAT and model.get("sha256") != checksum(described):
+        if version == NEWEST and model.get("sha256") != checksum(described):
             raise ValueError(f"the model in {METRICS} is damaged: it does not have the checksum that it names")
         if unknown := sorted(set(parts) - set(SETTINGS)):
             raise ValueError(f"unknown settings {unknown}; a later version wrote them")
@@ -115,7 +96,9 @@ def _model(metrics: Mapping[str, Any]) -> tuple[PartSettings, Shape, str | None]
         parts, digest = {name: settings[name] for name in SETTINGS if name in settings}, None
         shape = _object(metrics, "dataset").get("shape")
     else:
-        raise ValueError(f"format {version!r}, where this version of pyro_vae reads 1 to {FORMAT}")
+        raise ValueError(
+            f"format {version!r}, where this version of pyro_vae reads 1 to {NEWEST} beside a file {OLD_PARAMETERS}"
+        )
     parts = {name: tuple(value) if isinstance(value, list) else value for name, value in parts.items()}
     return PartSettings(**parts), _shape(shape), digest
 
@@ -144,7 +127,7 @@ def _images(shape: Shape) -> Tensor:
 def _check_memory(settings: PartSettings, shape: Shape, state: Mapping[str, Any]) -> None:
     """Raise ValueError, before any memory is taken, if the settings need tensors that the file does not hold."""
     if not all(torch.is_tensor(value) and value.is_contiguous() for value in state.values()):
-        raise ValueError(f"{PARAMETERS} holds something else than plain tensors")
+        raise ValueError(f"{OLD_PARAMETERS} holds something else than plain tensors")
     with torch.device("meta"):
         encoder = build_encoder(settings, shape)
     needed = [
@@ -155,4 +138,4 @@ def _check_memory(settings: PartSettings, shape: Shape, state: Mapping[str, Any]
     ]
     lacking = Counter(needed) - Counter(tuple(value.shape) for value in state.values())
     if lacking:
-        raise ValueError(f"the settings ask for tensors of shapes {list(lacking)[:3]}, and {PARAMETERS} has none")
+        raise ValueError(f"the settings ask for tensors of shapes {list(lacking)[:3]}, and {OLD_PARAMETERS} has none")

@@ -1,4 +1,4 @@
-"""Programs from the folders of runs: what is loaded is what was saved, and nothing else is."""
+"""Folders of runs of earlier versions: what is loaded is what was saved, and nothing else is."""
 
 import hashlib
 import json
@@ -7,12 +7,11 @@ import shutil
 
 import pytest
 import torch
-from saved_programs import CHOSEN, FIXTURE, PIXELS, change, saved
+from saved_programs import CHOSEN, FIXTURE, PIXELS, change, saved_in_format_3
 
 from pyro_vae import evaluate, load, load_vae
-from pyro_vae.config import PartSettings, build_vae
 from pyro_vae.files import CheckpointError
-from pyro_vae.saved import METRICS, PARAMETERS, describe_model
+from pyro_vae.saved.old_runs import METRICS, OLD_PARAMETERS, load_old
 from pyro_vae.training import fixed_x
 
 VARIED = [("scale", "shared"), ("scale", "0.3"), ("binarize", "intensity"), ("activation", "silu")]
@@ -21,31 +20,12 @@ VARIED = [("scale", "shared"), ("scale", "0.3"), ("binarize", "intensity"), ("ac
 @pytest.mark.parametrize(("slot", "name"), CHOSEN + VARIED)
 def test_what_was_saved_is_loaded(tmp_path, slot, name):
     settings = {slot: name} | ({"lik": "normal"} if slot == "scale" else {})
-    vae, state = saved(tmp_path, **settings), torch.get_rng_state()
+    vae, state = saved_in_format_3(tmp_path, **settings), torch.get_rng_state()
     again = load_vae(tmp_path)
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in vae.state_dict().items())
     x = fixed_x(vae, PIXELS)
     assert torch.equal(evaluate(vae, x).bound, evaluate(again, fixed_x(again, PIXELS)).bound)
-
-
-@pytest.mark.parametrize("layers", [{}, {"channels": (2, 6), "activation": "tanh"}])
-def test_conv_networks_with_their_layers(tmp_path, layers):
-    settings = PartSettings(latent=7, **layers)
-    vae = build_vae(settings, PIXELS)
-    metrics, parameters = describe_model(vae, settings, (1, 8, 8))
-    (tmp_path / PARAMETERS).write_bytes(parameters)
-    (tmp_path / METRICS).write_text(json.dumps(metrics))
-    assert metrics["model"]["parts"]["hidden"] == (400,)
-    maps = [layer.out_channels for layer in vae.posterior.network.layers if isinstance(layer, torch.nn.Conv2d)]
-    back = [layer.in_channels for layer in vae.likelihood.network.layers if isinstance(layer, torch.nn.ConvTranspose2d)]
-    assert tuple(maps) == tuple(back[::-1]) == layers.get("channels", (32, 64))
-    kinds = {type(layer).__name__ for network in (vae.posterior, vae.likelihood) for layer in network.network.layers}
-    assert kinds & {"ReLU", "Tanh", "SiLU"} == {"Tanh" if layers else "ReLU"}
-    assert torch.equal(
-        load_vae(tmp_path).state_dict()["likelihood.network.layers.0.weight"],
-        vae.state_dict()["likelihood.network.layers.0.weight"],
-    )
 
 
 def test_a_folder_of_the_first_format_gives_the_model_that_was_measured():
@@ -60,7 +40,7 @@ def test_it_is_loaded_onto_a_device():
 
 
 def test_settings_that_changed_by_accident_are_refused(tmp_path):
-    saved(tmp_path)
+    saved_in_format_3(tmp_path)
     text = (tmp_path / METRICS).read_text()
     (tmp_path / METRICS).write_text(text.replace('"bernoulli"', '"continuous-bernoulli"'))  # of the same networks
     with pytest.raises(CheckpointError, match=r"the model in metrics\.json is damaged"):
@@ -68,7 +48,7 @@ def test_settings_that_changed_by_accident_are_refused(tmp_path):
 
 
 def test_a_folder_of_the_format_before_is_read(tmp_path):
-    vae = saved(tmp_path)
+    vae = saved_in_format_3(tmp_path)
     metrics = json.loads((tmp_path / METRICS).read_text())
     del metrics["model"]["sha256"]
     (tmp_path / METRICS).write_text(json.dumps({**metrics, "format": 2}))
@@ -92,17 +72,17 @@ def test_a_folder_of_the_format_before_is_read(tmp_path):
     ],
 )
 def test_what_is_not_known_is_refused(tmp_path, path, value, message):
-    saved(tmp_path)
+    saved_in_format_3(tmp_path)
     change(tmp_path, *path, value=value)
     with pytest.raises(CheckpointError, match=f"holds no model that can be loaded: .*{message}"):
         load_vae(tmp_path)
 
 
 def test_every_changed_byte_of_the_parameters_is_noticed(tmp_path):
-    saved(tmp_path)
-    data = bytearray((tmp_path / PARAMETERS).read_bytes())
+    saved_in_format_3(tmp_path)
+    data = bytearray((tmp_path / OLD_PARAMETERS).read_bytes())
     data[len(data) // 2] ^= 1
-    (tmp_path / PARAMETERS).write_bytes(data)
+    (tmp_path / OLD_PARAMETERS).write_bytes(data)
     with pytest.raises(CheckpointError, match="is damaged"):
         load_vae(tmp_path)
 
@@ -113,12 +93,12 @@ def test_malicious_parameters_run_no_code(tmp_path):
             return os.mkdir, (str(tmp_path / "victim"),)
 
     shutil.copytree(FIXTURE, tmp_path / "run")
-    torch.save({"prior.loc": Payload()}, tmp_path / "run" / PARAMETERS)
+    torch.save({"prior.loc": Payload()}, tmp_path / "run" / OLD_PARAMETERS)
     with pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
         load_vae(tmp_path / "run")
-    saved(tmp_path)
-    torch.save({"prior.loc": Payload()}, tmp_path / PARAMETERS)
-    digest = hashlib.sha256((tmp_path / PARAMETERS).read_bytes()).hexdigest()
+    saved_in_format_3(tmp_path)
+    torch.save({"prior.loc": Payload()}, tmp_path / OLD_PARAMETERS)
+    digest = hashlib.sha256((tmp_path / OLD_PARAMETERS).read_bytes()).hexdigest()
     change(tmp_path, "model", "parameters_sha256", value=digest)
     with pytest.raises(CheckpointError, match=r"holds posix\.mkdir"):
         load_vae(tmp_path)
@@ -127,17 +107,17 @@ def test_malicious_parameters_run_no_code(tmp_path):
 
 def test_a_tensor_may_not_claim_more_memory_than_the_file_has(tmp_path):
     shutil.copytree(FIXTURE, tmp_path / "run")
-    state = torch.load(FIXTURE / PARAMETERS, weights_only=True)
+    state = torch.load(FIXTURE / OLD_PARAMETERS, weights_only=True)
     state["prior.loc"] = torch.zeros(1).expand(10**12)
-    torch.save(state, tmp_path / "run" / PARAMETERS)
+    torch.save(state, tmp_path / "run" / OLD_PARAMETERS)
     with pytest.raises(CheckpointError, match="something else than plain tensors"):
         load_vae(tmp_path / "run")
 
 
 def test_metrics_that_are_no_json_or_none_at_all(tmp_path):
     with pytest.raises(CheckpointError, match=r"metrics\.json cannot be read \(No such file"):
-        load_vae(tmp_path)
+        load_old(tmp_path)
     for content in ("[]", "{", "[" * 100_000):
         (tmp_path / METRICS).write_text(content)
         with pytest.raises(CheckpointError, match=r"metrics\.json"):
-            load_vae(tmp_path)
+            load_old(tmp_path)
