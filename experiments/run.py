@@ -1,11 +1,9 @@
 #!/usr/bin/env python
-"""Train one VAE and measure it: pictures, metrics and parameters in one folder.
+"""Train one VAE and measure it: pictures, metrics and parameters in one folder. The same as ``pyro-vae train``.
 
     python experiments/run.py --lik bernoulli
     python experiments/run.py --lik categorical --bins 32 --latent 32 --epochs 20
     python experiments/run.py --recipe fast
-
-The data lie in --data-dir, in $PYRO_VAE_DATA or in the user's cache folder; else they are downloaded.
 
 Several processes, or machines, train one VAE together, each on its share of every batch:
 

@@ -10,7 +10,7 @@ UNTESTED = {"plots/style.py"}  # nothing but constants
 
 def own_files(module):
     """Return the test files of a module; where names clash, the room is part of the name."""
-    names = f"test_{module.stem.removeprefix('_')}.py", f"test_{module.parent.name}_{module.stem}.py"
+    names = f"test_{module.stem.strip('_')}.py", f"test_{module.parent.name}_{module.stem}.py"
     return [path for path in (TESTS / module.parent / name for name in names) if path.is_file()]
 
 

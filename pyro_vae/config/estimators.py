@@ -28,10 +28,10 @@ def _estimator(word: str, elbo: Callable[[int], ELBO], help: str) -> Part:
 
 # build(**options)
 ESTIMATORS = table(
-    _estimator("trace", _of_pyro(Trace_ELBO), "L^A, Monte Carlo for every term"),
+    _estimator("trace", _of_pyro(Trace_ELBO), "L^A, every term from a draw of z"),
     _estimator("meanfield", _of_pyro(TraceMeanField_ELBO), "L^B, the KL in closed form"),
     _estimator("sticking-the-landing", estimators.StickingTheLanding, "L^A without the score of the guide"),
-    _estimator("importance-weighted", estimators.ImportanceWeighted, "L_K"),
+    _estimator("importance-weighted", estimators.ImportanceWeighted, "L_K, tighter the more draws"),
     _estimator("doubly-reparameterized", estimators.DoublyReparameterized, "L_K by a gradient of lower variance"),
     _estimator("score-function", estimators.ScoreFunction, "L^A by the log-derivative trick"),
     _estimator(
@@ -39,16 +39,16 @@ ESTIMATORS = table(
         partial(estimators.ScoreFunction, baseline="leave-one-out"),
         "the same with a leave-one-out baseline",
     ),
-    Part("wake-sleep", estimators.WakeSleep, "wake phase for the model, sleep phase for the guide; no bound"),
+    Part("wake-sleep", estimators.WakeSleep, "wake phase for the model, sleep phase for the guide, no bound"),
     Part(
         "free-bits",
         lambda particles, free_bits: FreeBits(free_bits, particles),
-        "the ELBO in which part of the KL costs nothing, chosen by --free-bits alone",
+        "L^A in which the first nats of the KL cost nothing, chosen by --free-bits alone",
         (PARTICLES, FREE_BITS),
     ),
 )
 
-ESTIMATOR = Option("estimator", str, "trace", "of the bound and its gradient", ESTIMATORS)
+ESTIMATOR = Option("estimator", str, "trace", "the bound that is maximised, and how its gradient is drawn", ESTIMATORS)
 
 
 def build_estimator(settings: Any, particles: int | None = None) -> ELBO:

@@ -27,25 +27,29 @@ BINARIZATION = Option(
     "binarize",
     str,
     "dynamic",
-    "drawn anew for each batch, grey level > 127, or the grey level as a probability",
+    "how pixels become black or white: dynamic, drawn anew for each batch; threshold, white above 127; intensity, the "
+    "grey level itself as a probability",
     BINARIZE,
 )
-BINS = Option("bins", int, 16, "number of bins, 2 to 256")
+BINS = Option("bins", int, 16, "number of bins, 2 to 256", metavar="N")
 LOGISTICS = Option("logistics", int, 5, "number of logistic distributions in the mixture", metavar="K")
 SCALE = Option(
-    "scale", str, "pixel", "'pixel' (learned, one for each), 'shared' (learned, one for all) or a fixed number"
+    "scale",
+    str,
+    "pixel",
+    "standard deviation: pixel, learned for each pixel; shared, one learned for all; or a fixed number",
 )
-COMPONENTS = Option("components", int, 100, "number of Gaussians or of pseudo-inputs", metavar="K")
-RANK = Option("rank", int, 1, "rank beside the diagonal")
+COMPONENTS = Option("components", int, 100, "number of Gaussians, or of pseudo-inputs", metavar="K")
+RANK = Option("rank", int, 1, "rank beside the diagonal", metavar="R")
 FLOW_DEPTH = Option("flow_depth", int, 2, "steps of the flow", metavar="STEPS", largest=1000)
 FLOW_WIDTH = Option(
     "flow_width",
     int,
     None,
-    "width of the hidden layers of the flow's steps (twice the latent dimensions, at least 64)",
+    "width of the hidden layers of the flow's steps (default: twice the latent dimensions, at least 64)",
     metavar="UNITS",
 )
-LATENT = Option("latent", int, 2, "dimensions of z", metavar="D")
+LATENT = Option("latent", int, 2, "dimensions of the code z", metavar="D")
 CLASSES = Option("classes", int, None, "number of classes y of p(x | z, y); None for p(x | z)")
 CHANNELS = Option(
     "channels",
@@ -55,13 +59,13 @@ CHANNELS = Option(
     metavar="MAPS",
     nargs="+",
 )
-ACTIVATION = Option("activation", str, "relu", "after each layer", ACTIVATIONS)
+ACTIVATION = Option("activation", str, "relu", "what follows each layer", ACTIVATIONS)
 HIDDEN = Option(
     "hidden",
     int,
     None,
-    f"widths of the dense layers, in the decoder reversed; without a number there are none ({WIDTH}; for conv with up "
-    f"to {FEW} latent dimensions {' '.join(map(str, WIDTHS_OF_FEW))})",
+    f"widths of the dense layers, in the decoder reversed; without a number there are none (default: {WIDTH}; conv "
+    f"with up to {FEW} latent dimensions: {' '.join(map(str, WIDTHS_OF_FEW))})",
     metavar="UNITS",
     nargs="*",
 )

@@ -1,15 +1,17 @@
 """The options of a run, with defaults that suit the images, and recipes."""
 
 import argparse
+import textwrap
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from pyro_vae.config import ACTIVATION, ESTIMATOR, FREE_BITS, NETWORK, PARTICLES, SLOTS, hidden
 from pyro_vae.data import Data
-from pyro_vae.data import sets as data
 from pyro_vae.data.folders import LAYOUTS
 from pyro_vae.records import flag, taken_by
 from pyro_vae.runs.options import (
+    AUTO,
     BATCH,
     BETA,
     DATA_DIR,
@@ -32,9 +34,31 @@ from pyro_vae.runs.options import (
     home_path,
     parsed,
 )
+from pyro_vae.runs.parser import Parser
 
+DESCRIPTION = """\
+Train one VAE and measure it: pictures, metrics and parameters in one folder.
+
+    pyro-vae train --dataset digits
+    pyro-vae train --lik categorical --bins 32 --latent 32 --epochs 20
+    pyro-vae train --dataset my/pictures --size 32
+    pyro-vae train --recipe fast
+
+Several processes, or machines, train one VAE together, each on its share of every batch:
+
+    torchrun --nproc-per-node=2 -m pyro_vae train --lik bernoulli
+
+A run that was stopped, by Ctrl-C, a signal or a loss of power, goes on where it stood with the same command and
+--resume. So does one that has ended, with --resume and more --epochs.
+"""
+BOUNDS = """\
+It maximises a lower bound on log p(x), in nats per image: L^A = log p(x, z) - log q(z | x) for a z of the guide, or
+L^B, with the KL (the Kullback-Leibler divergence) of guide and prior in closed form, or L_K, the log of the mean of K
+weights p(x, z) / q(z | x).
+"""
 # Of options that the command line leaves open.
 DEFAULTS = {option.name: option.default for option in (NETWORK, ACTIVATION, EPOCHS, BATCH)}
+EVIDENCE = 50  # draws of z for log p(x)
 FEW, FEW_IMAGES = 5000, {"epochs": 100}  # training images up to which ten epochs are too few steps
 OPTIONS_TAKEN_BY = taken_by(*SLOTS, ESTIMATOR)
 RECIPES = {  # options in a word; what the command line says beside it holds
@@ -58,35 +82,37 @@ RECIPES = {  # options in a word; what the command line says beside it holds
 SMALL = 16  # pixels a side below which that recipe is the default
 
 
-def parse_arguments(argv: list[str] | None = None, description: str | None = None) -> argparse.Namespace:
-    """Return the options of the command line; None for those that ``fill_in`` fits to the images."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--recipe",
-        choices=RECIPES,
-        default=None,
-        help="other defaults; fast: a high log p(x) after two minutes on a CPU, by "
-        f"{words_of('fast')}; small, the default for images of fewer than {SMALL} pixels a side, "
-        f"such as digits, unless --net or --channels is given: {words_of('small')}",
-    )
+def parse_arguments(
+    argv: list[str] | None = None, description: str | None = None, script: str = ""
+) -> argparse.Namespace:
+    """Return the options of the command line; None for those that ``fill_in`` fits to the images.
+
+    ``script``, ``description``: a file whose command this is, in the place of ``pyro-vae train``.
+    """
+    prog = Path(script).name or "pyro-vae train"
+    parser = Parser(prog=prog, description=description or DESCRIPTION, epilog=recipes_page())
+    parser.add_argument("--recipe", choices=RECIPES, default=None, help="defaults for a purpose, listed at the end")
+    add_data_options(parser.add_argument_group("data"))
+    add_result_options(parser.add_argument_group("results"))
     add_part_options(parser)
-    parser.add_argument(
-        "--conditional",
-        action="store_true",
-        help="train p(x | z, y) on images with labels y (Sohn et al. 2015); guide and decoder are given the class",
-    )
-    add_own_training_options(parser.add_argument_group("training"))
-    group = parser.add_argument_group("measurement")
+    add_own_training_options(parser.add_argument_group("training", BOUNDS))
+    group = parser.add_argument_group("measurement", "of the test images, after the training")
     group.add_argument(
         "--evidence",
         type=int,
-        default=50,
+        default=None,
         metavar="K",
-        help="particles of the importance sampling of log p(x) on all test images; 0: none",
+        help="draws of z per test image by which importance sampling estimates log p(x); 0: no estimate (default: "
+        f"{EVIDENCE})",
     )
-    group = parser.add_argument_group("data and results")
-    add_data_options(group)
-    add_result_options(group)
+    group.add_argument(
+        "--measure",
+        choices=("short", "full", "none"),
+        default=None,
+        help="short: log p(x) on as many test images as take, with all other numbers, about half as long as the "
+        "training, by its number of steps; full: on all test images; none: measure nothing, and only draw (default: "
+        "short, or full if --evidence gives K)",
+    )
     words = given(parser, argv)
     if not words & {"net", "channels"}:
         parser.set_defaults(net=None, activation=None)
@@ -98,20 +124,19 @@ def parse_arguments(argv: list[str] | None = None, description: str | None = Non
 
 def add_own_training_options(group: argparse._ArgumentGroup) -> None:
     """Add the options of the training; the numbers of epochs and of images a step are fitted to the images."""
-    epochs = f"{EPOCHS.help} ({EPOCHS.default}; {FEW_IMAGES['epochs']} for at most {FEW} training images)"
-    batch = f"{BATCH.help} ({BATCH.default}, or all training images if they are fewer)"
+    epochs = f"{EPOCHS.help} (default: {EPOCHS.default}; {FEW_IMAGES['epochs']} for at most {FEW:,} training images)"
+    batch = f"{BATCH.help} (default: {BATCH.default}, or all training images if they are fewer)"
     open_ones = replace(EPOCHS, default=None, help=epochs), replace(BATCH, default=None, help=batch)
+    add_options(group, [*open_ones, LR, SEED, DEVICE, PATIENCE, BETA, WARM_UP])
     add_options(group, [ESTIMATOR, PARTICLES, FREE_BITS], OPTIONS_TAKEN_BY)
-    add_options(group, [BETA, WARM_UP, *open_ones, OPTIMIZER, LR, WEIGHT_DECAY, SCHEDULE, EMA, PATIENCE])
-    add_options(group, [PRECISION, ENGINE])
+    add_options(group, [OPTIMIZER, WEIGHT_DECAY, SCHEDULE, EMA, PRECISION, ENGINE])
     group.add_argument(
         "--clip",
         type=float,
         default=None,
         metavar="NORM",
-        help="cut the gradient to this norm, that of all parameters together",
+        help="largest norm of the gradient, that of all parameters together (default: any)",
     )
-    add_options(group, [SEED, DEVICE])
     group.add_argument(
         "--skip-non-finite",
         type=int,
@@ -127,14 +152,9 @@ def add_data_options(group: argparse._ArgumentGroup) -> None:
         "--dataset",
         default=DATASET.default,
         metavar="NAME",
-        help=f"of: {', '.join(data.SETS)}; or a folder of pictures, a class a folder; or a folder with train.npy, "
-        f"valid.npy and test.npy, uint8 (N, C, H, W), which are mapped from disk; {DATASET.help}",
-    )
-    group.add_argument(
-        "--layout",
-        choices=LAYOUTS[1:],
-        default=None,
-        help="of the axes in a folder's arrays, if their shape leaves open which holds the channels",
+        help="a data set by its name, such as mnist, fashion or digits (pyro-vae data lists all); a folder of "
+        "pictures, a class a folder; a folder or file of arrays, such as train.npy, valid.npy and test.npy, uint8 "
+        f"(N, C, H, W); {AUTO}",
     )
     group.add_argument(
         "--size",
@@ -143,6 +163,17 @@ def add_data_options(group: argparse._ArgumentGroup) -> None:
         default=None,
         metavar="PIXELS",
         help="side, or height and width, to which a folder's pictures are cut and scaled (default: as they are)",
+    )
+    group.add_argument(
+        "--layout",
+        choices=LAYOUTS[1:],
+        default=None,
+        help="order of the axes of a folder's arrays, where their shape does not show which one is C, the channels",
+    )
+    group.add_argument(
+        "--conditional",
+        action="store_true",
+        help="train p(x | z, y) on images with classes y (Sohn et al. 2015): guide and decoder are given the class",
     )
     add_options(group, [DATA_DIR])
 
@@ -153,7 +184,8 @@ def add_result_options(group: argparse._ArgumentGroup) -> None:
         "--out",
         type=home_path,
         default=None,
-        help="folder of the results (default: figures/<dataset>-<lik>-z<latent>-seed<seed>)",
+        metavar="FOLDER",
+        help="of the results (default: figures/<dataset>-<lik>-z<latent>-seed<seed>)",
     )
     group.add_argument("--overwrite", action="store_true", help="replace the results of another run in --out")
     group.add_argument(
@@ -166,9 +198,20 @@ def add_result_options(group: argparse._ArgumentGroup) -> None:
         type=interval,
         default="60s",
         metavar="STEPS",
-        help="save the run after this many steps or, as in 30s, seconds (default: 60s)",
+        help="save the run after so many steps or, as in 30s, seconds",
     )
     group.add_argument("--quiet", action="store_true", help="no plan and no progress bar")
+
+
+def recipes_page() -> str:
+    """Return what the page of help says about recipes, at its end."""
+    purposes = {
+        "fast": "a high log p(x) after two minutes on a CPU",
+        "small": f"the default below {SMALL} pixels a side, as for digits, unless --net or --channels is given",
+    }
+    indented = {"initial_indent": "  ", "subsequent_indent": "  ", "width": 76, "break_on_hyphens": False}
+    recipes = [textwrap.fill(f"{name}: {purposes[name]}: {words_of(name)}", **indented) for name in RECIPES]
+    return "\n\n".join(["recipes, which options beside them change:", *recipes])
 
 
 def size_of(args: argparse.Namespace) -> int | tuple[int, int] | None:
@@ -196,6 +239,8 @@ def fill_in(args: argparse.Namespace, images: Data) -> None:
     for name, value in (values | {"batch": min(values["batch"], len(images.train))}).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    args.measure = args.measure or ("full" if args.evidence else "short")
+    args.evidence = EVIDENCE if args.evidence is None else args.evidence
     args.hidden = list(hidden(args))
     args.classes = number_of_classes(images) if args.conditional else None
 

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +16,13 @@ import torch
 
 from pyro_vae.data import Data, DataError, load
 from pyro_vae.files import CheckpointError
+from pyro_vae.optional import MissingPackage
 from pyro_vae.printing import spell_out
 from pyro_vae.random import interrupt
 from pyro_vae.runs.origins import commit_at_start
 from pyro_vae.training import NonFiniteLoss
 
+PROGRAM = "pyro-vae"
 INTERRUPTED = 130  # exit status after Ctrl-C, as in a shell
 ERRORS = (  # their messages say what to do
     ValueError,
@@ -28,6 +31,7 @@ ERRORS = (  # their messages say what to do
     NonFiniteLoss,
     DataError,
     CheckpointError,
+    MissingPackage,
     subprocess.CalledProcessError,
 )
 LONGEST, TENSOR = 1000, 60  # characters of an error that are printed, and of a tensor in it
@@ -92,12 +96,25 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def launched() -> list[str]:
-    """Return the words that started this process, up to its options: interpreter or torchrun, then script or module."""
+def launched(command: str = "") -> list[str]:
+    """Return the words that started this process, up to its options: interpreter or torchrun, then script or module.
+
+    ``command``: the one of ``pyro-vae`` that runs; called from Python, it is as if a shell had started it.
+    """
     local = os.environ.get("LOCAL_WORLD_SIZE")
-    launcher = ["torchrun", f"--nproc-per-node={local}"] if local else [Path(sys.executable).name]
+    torchrun = ["torchrun", f"--nproc-per-node={local}"] if local else []
     spec = sys.modules["__main__"].__spec__
-    return [*launcher, *(["-m", spec.name] if spec else [sys.argv[0]])]
+    module = spec.name.removesuffix(".__main__") if spec else ""
+    if command and module != "pyro_vae":
+        return [*torchrun, *(["--no-python"] if torchrun else []), _console_script(), command]
+    started = ["-m", module] if module else [sys.argv[0]]
+    return [*(torchrun or [Path(sys.executable).name]), *started, *([command] if command else [])]
+
+
+def _console_script() -> str:
+    """Return what a shell calls ``pyro-vae``: its path, if it was started by one that the shell does not search."""
+    script = sys.argv[0]
+    return script if Path(script).stem == PROGRAM and shutil.which(PROGRAM) != script else PROGRAM
 
 
 def choose_device(name: str) -> torch.device:

@@ -2,18 +2,22 @@
 
 from collections.abc import Callable
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_vae import VAE, analysis, plots
 from pyro_vae.conditional import Conditional
 from pyro_vae.data import Data
+from pyro_vae.plots.classes import plain
 from pyro_vae.random import mode, seeded
 from pyro_vae.runs.folders import png
 from pyro_vae.runs.measurement import SHOWN
 from pyro_vae.training import History, fixed_x
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PICTURES = (
     "latent_plane",
@@ -24,29 +28,31 @@ PICTURES = (
     "manifold",
     "learning_curves",
 )
+PATHS = 4  # in the picture of interpolations
 
 
 def pictures(vae: VAE | Conditional, images: Data, history: History) -> dict[str, Callable[[], bytes]]:
     """Return the functions that draw each picture, by the name of its file."""
     figures = pictures_of_codes(vae, images) if isinstance(vae, VAE) else pictures_of_classes(vae, images)
-    figures["learning_curves"] = lambda: plots.learning_curves(history.rows)
+    figures["learning_curves"] = lambda: plots.learning_curves(history)
     return {f"{name}.png": lambda figure=figure: png(figure()) for name, figure in figures.items()}
 
 
-def pictures_of_classes(program: Conditional, images: Data) -> dict[str, Callable[[], Figure]]:
+def pictures_of_classes(program: Conditional, images: Data) -> dict[str, Callable[[], "Figure"]]:
     """Return the functions that draw samples, ten of each class with the same ten z, and reconstructions."""
 
     def decoded(z: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad(), mode(program, training=False):
             return program.likelihood(torch.cat([z, program.one_hot(y, z)], -1)).mean
 
-    def samples() -> Figure:
+    def samples() -> "Figure":
         y = torch.arange(program.classes, device=images.test.labels.device).repeat_interleave(10)
         with seeded(0, y.device):
             z = program.prior().sample((10,)).repeat(program.classes, 1)
-        return plots.samples(decoded(z, y))
+        names = [plain(name) for name in images.classes] or [str(label) for label in range(program.classes)]
+        return plots.image_rows(dict(zip(names, decoded(z, y).split(10))))
 
-    def reconstructions() -> Figure:
+    def reconstructions() -> "Figure":
         x, y = fixed_x(program, images.test[:20])
         with torch.no_grad(), mode(program, training=False):
             q = program.q(x, y)
@@ -55,11 +61,12 @@ def pictures_of_classes(program: Conditional, images: Data) -> dict[str, Callabl
     return {"samples": samples, "reconstructions": reconstructions}
 
 
-def pictures_of_codes(vae: VAE, images: Data) -> dict[str, Callable[[], Figure]]:
+def pictures_of_codes(vae: VAE, images: Data) -> dict[str, Callable[[], "Figure"]]:
     """Return the functions that draw the pictures of a VAE and its codes."""
     labels = None if images.test.labels is None else images.test.labels[:SHOWN]
     x = cache(lambda: fixed_x(vae, images.test.images[:SHOWN]))
-    named = {"labels": labels, "legend": "digit" if images.name in ("mnist", "digits") else "label"}
+    legend = "digit" if images.name in ("mnist", "digits") else "class"
+    named = {"labels": labels, "legend": legend, "classes": images.classes}
     figures: dict[str, Callable[[], Figure]] = {
         "latent_plane": lambda: plots.latent_plane(analysis.codes(vae, x()), **named),
         "reconstructions": lambda: plots.reconstructions(x()[:20], analysis.reconstruct(vae, x()[:20])),
@@ -67,15 +74,17 @@ def pictures_of_codes(vae: VAE, images: Data) -> dict[str, Callable[[], Figure]]
         "aggregate_posterior": lambda: plots.aggregate_posterior(
             analysis.draw_posterior(vae, x()), analysis.draw_prior(vae, SHOWN), **named
         ),
-        "interpolation": lambda: plots.interpolation(analysis.interpolate(vae, *first_two(x()), steps=10)),
+        "interpolation": lambda: interpolation(vae, x()),
     }
     if vae.prior().event_shape == (2,):
         figures["manifold"] = lambda: plots.manifold(analysis.manifold(vae, side=20))
     return figures
 
 
-def first_two(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first two images, each as a batch of one."""
+def interpolation(vae: VAE, x: Tensor) -> "Figure":
+    """Draw paths between pairs of images, the first and the second, the third and the fourth, and so on."""
     if len(x) < 2:
         raise ValueError("it needs two test images, got one")
-    return x[0:1], x[1:2]
+    pairs = min(PATHS, len(x) // 2)
+    ends = x[0 : 2 * pairs : 2], x[1 : 2 * pairs : 2]
+    return plots.interpolation(analysis.interpolate(vae, *ends, steps=10), ends)

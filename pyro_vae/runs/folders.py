@@ -8,12 +8,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from pyro_vae.files import locked, write_whole
 from pyro_vae.saved import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def make_folder(out: Path) -> None:
@@ -72,12 +73,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, text.encode())
 
 
-def save_figure(path: Path, figure: Figure) -> None:
+def save_figure(path: Path, figure: "Figure") -> None:
     """Write the figure as a PNG file."""
     write_whole(path, png(figure))
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: "Figure") -> bytes:
     """Return the figure as the bytes of a PNG file."""
     file = io.BytesIO()
     figure.savefig(file, format="png")

@@ -8,9 +8,10 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import pyro
 import torch
-from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
+from torch.distributions import kl_divergence
 
 from pyro_vae import VAE, analysis
 from pyro_vae.arguments import ProgramArguments
@@ -18,34 +19,53 @@ from pyro_vae.data import Data
 from pyro_vae.data.mapped import parts
 from pyro_vae.distributions.divergences import has_closed_form_kl
 from pyro_vae.evidence import Evidence, UntrustedEvidence, log_evidence
+from pyro_vae.hardware import widest_float
 from pyro_vae.likelihoods import bits_per_dim
 from pyro_vae.observation import Arguments, fixed_arguments
 from pyro_vae.program import Program
-from pyro_vae.random import seeded
+from pyro_vae.random import mode, seeded
 from pyro_vae.runs.commands import attempted
+from pyro_vae.runs.effort import REPEATS
+from pyro_vae.tracing.traces import ProgramRuns, log_weights, per_image, sample_sites
 from pyro_vae.training import evaluate, ranks
 from pyro_vae.training.evaluation import own_part
 
 SHOWN = 1000  # test images whose codes are drawn, or whose scales are counted
 NEIGHBOURS = 15  # nearest training images; the majority of their labels is compared with a test image's label
-REPEATS = 10  # draws of each estimator on the test set
+AT_ONCE = 1000  # z decoded at once
 
 
-def measure(vae: Program, images: Data, args: argparse.Namespace) -> dict[str, Callable[[], Any]]:
-    """Return the functions that measure each entry of metrics.json on the test images."""
+def measure(vae: Program, images: Data, args: argparse.Namespace, number: int) -> dict[str, Callable[[], Any]]:
+    """Return the functions that measure each entry of metrics.json on the test images.
+
+    ``number``: that of the test images on which log p(x) and the repeated bounds are measured, which take longest.
+    """
+    if args.measure == "none":
+        return {}
     x = cache(lambda: fixed_arguments(vae, images.test))
+    some = cache(lambda: spread(x(), number))
     closed = cache(lambda: has_closed_kl(vae, images))
-    elbos = cache(lambda: (Trace_ELBO(), TraceMeanField_ELBO()) if closed() else (Trace_ELBO(),))
     works: dict[str, Callable[[], Any]] = {"test": lambda: tested(vae, x(), args.seed)}
     if args.evidence:  # early, as the other ranks wait
-        works["evidence"] = lambda: scored(vae, shared_evidence(vae, images, args), x())
+        works["evidence"] = lambda: scored(vae, shared_evidence(vae, images, args, number), some())
     works |= {
         "kl_in_closed_form": closed,
-        "estimators": lambda: {type(elbo).__name__: repeated_bound(vae, x(), elbo, REPEATS) for elbo in elbos()},
+        "estimators": lambda: repeated_bounds(vae, some(), closed(), REPEATS),
     }
     if isinstance(vae, VAE):
         works |= measure_codes(vae, images, cache(lambda: x()[0]), closed)
     return {name: lambda work=work: strict(work()) for name, work in works.items()}
+
+
+def spread(x: Arguments, number: int) -> Arguments:
+    """Return so many rows of the arguments, evenly spread; the first ones of a sorted file would be of one kind.
+
+    >>> spread((torch.arange(10), torch.arange(10)), 4)[0]
+    tensor([0, 2, 5, 7])
+    """
+    rows = len(x[0])
+    index = torch.arange(number, device=x[0].device) * rows // number
+    return x if number == rows else tuple(argument[index] for argument in x)
 
 
 def measure_codes(
@@ -100,14 +120,14 @@ def codes_of_many(vae: VAE, pixels: Tensor, device: torch.device) -> Tensor:
     return torch.cat([analysis.codes(vae, vae.observe(part.to(device), generator)) for part in parts(pixels)])
 
 
-def shared_evidence(vae: Program, images: Data, args: argparse.Namespace) -> Evidence:
-    """Return log p(x) of the test images, each rank measuring a share; all ranks must call it.
+def shared_evidence(vae: Program, images: Data, args: argparse.Namespace, number: int) -> Evidence:
+    """Return log p(x) of so many test images, each rank measuring a share; all ranks must call it.
 
     It raises ValueError on all ranks or on none.
     """
 
     def of_share() -> Evidence:
-        x = own_part(fixed_arguments(vae, images.test))
+        x = own_part(spread(fixed_arguments(vae, images.test), number))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UntrustedEvidence)  # the report holds the share of these images
             return log_evidence(
@@ -145,11 +165,34 @@ def grey_scale(vae: Any, log_px: Tensor, x: Tensor) -> dict[str, float | None]:
 
 
 @torch.no_grad()
-def repeated_bound(vae: Program, x: Arguments, elbo: Trace_ELBO, repeats: int) -> dict[str, float]:
-    """Return mean and standard deviation over repeated draws of an estimate of the bound on x, in nats per image."""
-    batches, rows = [part.args for part in ProgramArguments.of(x, rows=len(x[0])).batches(1000)], len(x[0])
-    with seeded(0, x[0].device):
-        bounds = torch.tensor(
-            [-sum(elbo.loss(vae.model, vae.guide, *batch) for batch in batches) / rows for _ in range(repeats)]
-        )
-    return {"bound": bounds.mean().item(), "sd_over_draws": bounds.std().item(), "draws": repeats}
+def repeated_bounds(vae: Program, x: Arguments, closed: bool, draws: int) -> dict[str, dict[str, Any]]:
+    """Return mean and standard deviation over repeated draws of the bound on x, in nats per image, by estimator.
+
+    The estimators share the draws, so that x is encoded once and each z decoded once.
+    """
+    runs, rows = ProgramRuns(draws), len(x[0])
+    batches = ProgramArguments.of(x, rows=rows).batches(max(1, AT_ONCE // draws))
+    with seeded(0, x[0].device), mode(vae, training=False), pyro.validation_enabled(False):
+        sums = [sums_of_bounds(runs, vae, batch.args, closed) for batch in batches]
+    bounds = {name: torch.stack([part[name] for part in sums]).sum(0) / rows for name in sums[0]}
+    return {
+        name: {"bound": bound.mean().item(), "sd_over_draws": bound.std().item(), "draws": draws, "images": rows}
+        for name, bound in bounds.items()
+    }
+
+
+def sums_of_bounds(runs: ProgramRuns, vae: Program, x: Arguments, closed: bool) -> dict[str, Tensor]:
+    """Return the bound on x by each estimator, in nats, summed over the images: (draws,), float64 where there is one.
+
+    If KL(q ‖ p(z)) has a closed form, ``TraceMeanField_ELBO`` takes it in place of log q(z | x) − log p(z).
+    """
+    model_trace, guide_trace = traces = runs(vae.model, vae.guide, x)
+    plate = runs.plate(vae.model, vae.guide, x, {}, traces)
+    bounds: dict[str, Any] = {"Trace_ELBO": log_weights(*traces, plate=plate)}
+    if closed:
+        latent: dict[str, Any] = sample_sites(guide_trace, observed=False)
+        prior: dict[str, Any] = sample_sites(model_trace, observed=False)
+        kl = sum(kl_divergence(site["fn"], prior[name]["fn"]) for name, site in latent.items())
+        log_likelihood = sum(per_image(site, plate) for site in sample_sites(model_trace, observed=True).values())
+        bounds["TraceMeanField_ELBO"] = log_likelihood - kl
+    return {name: bound.to(widest_float(x[0].device)).sum(-1) for name, bound in bounds.items()}

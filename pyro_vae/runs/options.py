@@ -5,11 +5,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from pyro_vae.config import ESTIMATOR, GUIDE, LATENT, LIKELIHOOD, NETWORK, PRIOR, TAKEN_BY
-from pyro_vae.data import sets
+from pyro_vae.config import ESTIMATOR, GUIDE, LATENT, LIKELIHOOD, NETWORK, PRIOR, SLOTS, TAKEN_BY
 from pyro_vae.files import expanded
 from pyro_vae.records import Option, flag, options_of
 from pyro_vae.training import warm_cosine
@@ -37,62 +37,78 @@ OPTIMIZERS = {  # function(parameters, lr=, weight_decay=)
     "sgd": partial(torch.optim.SGD, momentum=0.9),
 }
 DEVICES = ("auto", "cpu", "cuda")
+PARTS = {slot.name: [part.word for part in slot.parts()] for slot in (*SLOTS, ESTIMATOR)}
 
 # The defaults of every command that does not say its own.
-EPOCHS = Option("epochs", int, 10, "passes over the training images")
-BATCH = Option("batch", int, 256, "images of a step")
-LR = Option("lr", float, 5e-3, "largest step of the optimiser")
-OPTIMIZER = Option("optimizer", str, "adam", "of torch.optim; sgd has a momentum of 0.9", OPTIMIZERS)
-WEIGHT_DECAY = Option(
-    "weight_decay", float, 0.0, "of the optimiser: added to the gradient, and decoupled from it in adamw"
+EPOCHS = Option("epochs", int, 10, "passes over the training images", metavar="N")
+BATCH = Option("batch", int, 256, "images of a step", metavar="N")
+LR = Option("lr", float, 5e-3, "learning rate: the largest step of the optimiser")
+OPTIMIZER = Option(
+    "optimizer", str, "adam", f"of torch.optim: {', '.join(OPTIMIZERS)}; sgd has a momentum of 0.9", OPTIMIZERS
 )
-BETA = Option("beta", float, 1.0, "weight of the KL in training; bounds are reported without it")
-WARM_UP = Option("warm_up", float, 0.0, "the weight of the KL grows to --beta over so many epochs", metavar="EPOCHS")
+WEIGHT_DECAY = Option(
+    "weight_decay",
+    float,
+    0.0,
+    "how strongly the optimiser pulls the weights to zero, by the gradient, or in adamw beside it",
+    metavar="W",
+)
+BETA = Option("beta", float, 1.0, "weight of the KL in training; bounds are reported without it", metavar="W")
+WARM_UP = Option("warm_up", float, 0.0, "epochs in which the weight of the KL grows from 0 to --beta", metavar="EPOCHS")
 EMA = Option(
     "ema",
     float,
     None,
-    "measure and keep the exponential moving average of the weights, such as 0.999 (default: the weights)",
+    "measure and keep an exponential moving average of the weights, such as 0.999 (default: the last weights)",
     metavar="DECAY",
 )
 PATIENCE = Option(
     "patience",
     int,
     None,
-    "stop after so many epochs without a better one on the validation images (default: train all epochs)",
+    "stop after so many epochs without a better validation bound (default: train all epochs)",
     metavar="EPOCHS",
 )
 SCHEDULE = Option(
     "schedule",
     str,
     "warm-cosine",
-    "the step grows over a tenth of the training and falls to zero as a cosine, or is constant",
+    "of the learning rate: warm-cosine, it grows over a tenth of the training and falls to zero as a cosine; constant",
     SCHEDULES,
 )
-PRECISION = Option("precision", str, "float32", "of the networks in training", PRECISIONS)
+PRECISION = Option("precision", str, "float32", "of the numbers in the networks, in training", PRECISIONS)
 ENGINE = Option(
     "engine",
     str,
     "auto",
-    "what takes the steps; all train alike, and auto compiles where the training is long enough to earn it back",
+    "what takes the steps; all train alike: eager, Python; compiled, torch.compile; svi, Pyro's SVI; auto, compiled "
+    "where the training is long enough to earn it back",
     ENGINES,
 )
 SEED = Option("seed", int, 0, "of parameters, batches and draws")
-DEVICE = Option("device", str, "auto", "auto: a GPU where there is one", DEVICES)
+DEVICE = Option("device", str, "auto", "that computes; auto, a GPU where there is one", DEVICES)
+AUTO = "auto, MNIST where it is found or can be downloaded, else the bundled digits"
 DATASET = Option(
     "dataset",
     str,
     "auto",
-    "auto: MNIST where it is found or can be downloaded, else the bundled digits",
-    ("auto", *sets.SETS),
+    "a data set by its name, such as mnist, fashion or digits (pyro-vae data lists all), or a folder of pictures or "
+    f"arrays; {AUTO}",
+    metavar="NAME",
 )
-DATA_DIR = Option("data_dir", home_path, None, "folder in which the data lie")
+DATA_DIR = Option(
+    "data_dir",
+    home_path,
+    None,
+    "where the files of data sets lie (default: $PYRO_VAE_DATA, then the cache folder)",
+    metavar="FOLDER",
+)
 
 
 def add_options(group: argparse._ActionsContainer, options: Iterable[Option], takers: TakenBy | None = None) -> None:
     """Add options to a parser or to a group of one; ``takers`` as ``taken_by`` returns them, for the help."""
     for option in options:
-        words = [word for taking in (takers or {}).get(option.name, {}).values() for word in taking]
+        words = _short((takers or {}).get(option.name, {}))
         default = list(option.default) if isinstance(option.default, tuple) else option.default
         words_of_default = " ".join(map(str, default)) if isinstance(default, list) else "%(default)s"
         shown = "" if default is None else f" (default: {words_of_default})"
@@ -104,6 +120,19 @@ def add_options(group: argparse._ActionsContainer, options: Iterable[Option], ta
             help=option.described(words) + shown,
             **{name: value for name, value in extra.items() if value is not None},
         )
+
+
+def _short(taking: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the words of the parts that take an option; where most of a slot's parts do, those that do not.
+
+    >>> _short({"prior": ["vamp"]}), _short({"estimator": [word for word in PARTS["estimator"] if word != "trace"]})
+    (['vamp'], ['all but trace'])
+    """
+    words = []
+    for slot, names in taking.items():
+        others = [name for name in PARTS[slot] if name not in names]
+        words += [f"all but {' and '.join(others)}"] if len(others) < len(names) / 4 else names
+    return words
 
 
 def parsed(
@@ -140,9 +169,11 @@ def check_taken(options: Iterable[str], chosen: Mapping[str, Sequence[str]], tak
 
 def add_part_options(parser: argparse.ArgumentParser, latent: int | None = LATENT.default) -> None:
     """Add the options that choose prior, likelihood, guide and networks; ``latent`` as in ``add_network_options``."""
-    group = parser.add_argument_group("likelihood")
+    group = parser.add_argument_group("likelihood", "p(x | z): an image x given its code z")
     add_options(group, [LIKELIHOOD, *options_of(LIKELIHOOD).values()], TAKEN_BY)
-    group = parser.add_argument_group("prior and guide")
+    group = parser.add_argument_group(
+        "prior and guide", "p(z): the codes before an image is seen; q(z | x): the guide, which codes an image x"
+    )
     add_options(group, [PRIOR, GUIDE])
     add_settings_of_priors_and_guides(group)
     add_network_options(parser, latent)
@@ -155,9 +186,18 @@ def add_settings_of_priors_and_guides(group: argparse._ArgumentGroup) -> None:
 
 def add_network_options(parser: argparse.ArgumentParser, latent: int | None) -> None:
     """Add the options of the networks; ``latent``: the default of --latent, None where a script sets it itself."""
-    group = parser.add_argument_group("networks")
+    group = parser.add_argument_group("networks", "the encoder of the guide and the decoder of the likelihood")
     add_options(group, [NETWORK, *([] if latent is None else [replace(LATENT, default=latent)])])
     add_options(group, options_of(NETWORK).values(), TAKEN_BY)
+
+
+def add_quick(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, defaults: Mapping[str, Any], help: str
+) -> None:
+    """Add ``--quick``, which gives other options these defaults; call it after they were added."""
+    parser.add_argument("--quick", action="store_true", help=help)
+    if parser.parse_args(argv).quick:
+        parser.set_defaults(**defaults)
 
 
 def add_training_options(parser: argparse.ArgumentParser, epochs: int, lr: float) -> argparse._ArgumentGroup:
@@ -177,6 +217,6 @@ def add_data_options(
     """
     group = parser.add_argument_group("data and results")
     add_options(group, [DATASET, DATA_DIR])
-    group.add_argument("--out", type=home_path, default=out, help=results)
+    group.add_argument("--out", type=home_path, default=out, metavar="FOLDER", help=results)
     group.add_argument("--quiet", action="store_true", help=quiet)
     return group

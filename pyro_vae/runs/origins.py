@@ -1,21 +1,42 @@
 """Where numbers come from: the data, the versions of the packages, the commit of the code."""
 
+import hashlib
 import platform
 import subprocess
-from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.data import Data
+from pyro_vae.data import Data, Split
 
 PACKAGES = ("torch", "torchvision", "pyro-ppl", "numpy", "scikit-learn", "matplotlib")
+_STARTED: list[str | None] = []  # the commit at the start, once it is noted
 
 
 def describe(images: Data) -> dict[str, Any]:
-    """Return name, shape of a row, note and sizes of a data set."""
+    """Return name, shape of a row, note and sizes of a data set, and a digest that tells its test rows from others."""
     splits = {split: len(getattr(images, split)) for split in ("train", "valid", "test")}
-    return {"name": images.name, "shape": list(images.shape), "note": images.note, **splits}
+    return {
+        "name": images.name,
+        "shape": list(images.shape),
+        "note": images.note,
+        **splits,
+        "test_digest": digest(images.test),
+    }
+
+
+def digest(rows: Split) -> str:
+    """Return twelve digits that depend on all fields of these rows.
+
+    >>> from pyro_vae.data import load
+    >>> digest(load("digits").test)
+    '4d78c1f43b86'
+    """
+    found = hashlib.sha256()
+    for name, field in rows.fields.items():
+        array = field.to("cpu").contiguous().numpy()
+        found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return found.hexdigest()[:12]
 
 
 def provenance() -> dict[str, Any]:
@@ -42,10 +63,16 @@ def installed(package: str) -> str | None:
         return None
 
 
-@cache
 def commit_at_start() -> str | None:
-    """Return the commit at the first call in this process."""
-    return git_commit()
+    """Return the commit at the first call in this process, or that of ``started_at``."""
+    if not _STARTED:
+        started_at(git_commit())
+    return _STARTED[0]
+
+
+def started_at(commit: str | None) -> None:
+    """Take over the commit that was noted by the command for which this process works."""
+    _STARTED[:] = [commit]
 
 
 def git_commit() -> str | None:

@@ -9,16 +9,19 @@ from typing import Any
 
 from pyro_vae.config import FREE_BITS
 from pyro_vae.files import CheckpointError, unfinished, write_whole
+from pyro_vae.records import flag
 from pyro_vae.runs.drawing import PICTURES
 from pyro_vae.runs.folders import write_json
 from pyro_vae.saved import METRICS, PARAMETERS, read_metrics
+from pyro_vae.saved.old_runs import OLD_PARAMETERS
 from pyro_vae.training import Checkpoints
 from pyro_vae.training.checkpoint import check_same
 from pyro_vae.training.saving import HISTORY
 
 EVIDENCE = "evidence"
 TRAINING = "training.pt"  # the last checkpoint of a run that has ended, from which a longer one goes on
-WRITTEN = (METRICS, PARAMETERS, HISTORY, TRAINING, *(f"{name}.png" for name in PICTURES))  # all files of a run
+# All files of a run, earlier versions included.
+WRITTEN = (METRICS, PARAMETERS, OLD_PARAMETERS, HISTORY, TRAINING, *(f"{name}.png" for name in PICTURES))
 FREE = (  # options that may differ when a run is resumed
     "epochs",
     "out",
@@ -30,6 +33,7 @@ FREE = (  # options that may differ when a run is resumed
     "checkpoint_every",
     "skip_non_finite",
     "evidence",
+    "measure",
     "engine",
     "recipe",
 )
@@ -93,11 +97,26 @@ def _claim_results(
     if args.resume:
         metrics = read_metrics(out / METRICS)
         if not metrics.get("interrupted"):
-            return None if goes_on(metrics, out, checkpoints, args.epochs, same) else metrics
+            if goes_on(metrics, out, checkpoints, args.epochs, same):
+                return None
+            note_measured(metrics["settings"], args, out)
+            return metrics
         print(f"NOTE: the run in {out} was stopped before it was saved; it begins anew", flush=True)
     elif not args.overwrite:
         raise FileExistsError(f"{out} holds another run's results; give another --out, or --overwrite")
     return None
+
+
+def note_measured(settings: dict[str, Any], args: argparse.Namespace, out: Path) -> None:
+    """Print a note if a run that has ended was measured by other options than these, since it is not measured again."""
+    names = [name for name in ("measure", "evidence") if settings.get(name, getattr(args, name)) != getattr(args, name)]
+    if names:
+        before = " ".join(f"{flag(name)} {settings[name]}" for name in names)
+        print(
+            f"NOTE: this run has ended, and was measured by {before}, as it stays; pyro-vae evidence --run {out} "
+            "measures log p(x), and --overwrite in the place of --resume trains and measures anew",
+            flush=True,
+        )
 
 
 def goes_on(metrics: dict[str, Any], out: Path, checkpoints: Checkpoints, epochs: int, same: dict[str, Any]) -> bool:
@@ -122,7 +141,14 @@ def goes_on(metrics: dict[str, Any], out: Path, checkpoints: Checkpoints, epochs
             "another --out, or begin anew by --overwrite in the place of --resume"
         )
     write_whole(checkpoints.paths[0], (out / TRAINING).read_bytes())
-    print(f"the run in {out} has ended after {before} epochs; it goes on to {epochs}", flush=True)
+    if metrics.get("stopped_early"):
+        print(
+            f"NOTE: the run in {out} stopped before its {before} epochs, and --patience {same.get('patience')} stops "
+            "it there again; for a longer one give a larger --patience and another --out, or --overwrite for --resume",
+            flush=True,
+        )
+    else:
+        print(f"the run in {out} has ended after {before} epochs; it goes on to {epochs}", flush=True)
     return True
 
 

@@ -1,13 +1,14 @@
-"""Experiments of many trainings: each leaves its own file, and several commands can share the work.
+"""Experiments of many trainings: each leaves its own file, and joblib does several at a time.
 
 A single run is a file ``<name>-seed<seed>.json`` in the folder of the experiment. A run that is there, with the same
-settings, is not done again.
+settings, is not done again. With the same number of threads its numbers are the same whatever the number of jobs.
 """
 
 import argparse
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pyro_vae.runs.commands import exit_status
 from pyro_vae.runs.folders import write_json
 from pyro_vae.runs.options import PRECISIONS, SCHEDULES
 from pyro_vae.runs.origins import provenance
+from pyro_vae.runs.together import at_a_time, run_together
 from pyro_vae.training import Checkpoints, History, fit
 
 
@@ -72,20 +74,73 @@ def warmed_up(program: Any, lr: float, steps: float) -> tuple[Any, dict[str, Any
 
 def sweep_status(
     parse: Callable[[], argparse.Namespace],
-    run: Callable[[argparse.Namespace], None],
-    gather: Callable[[Path], str],
+    run: Callable[[argparse.Namespace], int],
+    gather: Callable[[argparse.Namespace], str],
 ) -> int:
-    """Do the single runs of a command, print the table of all in its folder, and return the exit status.
+    """Do the single runs of a command, print the table of all, and return the exit status.
 
-    With ``--report`` nothing is run.
+    ``run`` returns how many of them failed: then the status is 1. With ``--report`` nothing is run.
     """
 
-    def work(args: argparse.Namespace) -> None:
-        if not args.report:
-            run(args)
-        print(gather(args.out))
+    def work(args: argparse.Namespace) -> int:
+        args.quiet = getattr(args, "quiet", False) or at_a_time(args.jobs) > 1  # the bars of several runs would mix
+        failed = 0 if args.report else run(args)
+        print(gather(args))
+        return 1 if failed else 0
 
     return exit_status(parse, work, "the runs that had ended are in {out}; the same command goes on")
+
+
+def add_jobs_option(group: argparse._ActionsContainer) -> None:
+    """Add the option of how many single runs go at a time."""
+    group.add_argument(
+        "--jobs",
+        type=int,
+        default=None,
+        metavar="N",
+        help="runs at a time, each in a process with one thread; -1: as many as there are cores (default: 1, in this "
+        "process)",
+    )
+
+
+@dataclass(frozen=True)
+class SingleRun:
+    """A run that leaves one file; calling it does the run and returns a line about it.
+
+    Attributes:
+        path: the file.
+        label: what the run is called in the lines that are printed.
+        entries: of the file beside the results; "settings" are those that all runs of a table share.
+        work: returns the results.
+        summary: returns the line about the content of the file.
+    """
+
+    path: Path
+    label: str
+    entries: dict[str, Any]
+    work: Callable[[], dict[str, Any]]
+    summary: Callable[[dict[str, Any]], str]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the file is there; ValueError if it has other settings."""
+        return is_done(self.path, self.entries["settings"])
+
+    def __call__(self) -> str:
+        """Do the run, write its file and return a line about it."""
+        if self.is_done:
+            return "another command has done it"
+        result = {**self.entries, "versions": provenance(), **self.work()}
+        write_json(self.path, result)
+        return self.summary(result)
+
+
+def run_missing(runs: Sequence[SingleRun], jobs: int | None = None) -> int:
+    """Do the runs whose files are not there yet, and return how many of them failed; see ``run_together``.
+
+    ValueError, before any of them, if there is a file with other settings.
+    """
+    return run_together({run.label: run for run in runs if not run.is_done}, jobs)
 
 
 def run_once(
@@ -95,17 +150,11 @@ def run_once(
     work: Callable[[], dict[str, Any]],
     summary: Callable[[dict[str, Any]], str],
 ) -> None:
-    """Do a single run and write ``entries``, versions and results to its file, unless the file is there already.
-
-    ``entries`` holds the settings of the run; ValueError if the file has other settings. ``summary`` makes the line
-    that is printed at the end.
-    """
-    if is_done(path, entries["settings"]):
-        return
-    print(label, flush=True)
-    result = {**entries, "versions": provenance(), **work()}
-    write_json(path, result)
-    print(f"{label}: {summary(result)}", flush=True)
+    """Do the ``SingleRun`` of these in this process, unless its file is there; its failure is that of the command."""
+    run = SingleRun(path, label, entries, work, summary)
+    if not run.is_done:
+        print(label, flush=True)
+        print(f"{label}: {run()}", flush=True)
 
 
 def single_runs(out: Path) -> dict[Path, dict[str, Any]]:

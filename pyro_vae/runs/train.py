@@ -21,6 +21,7 @@ from pyro_vae.data import Data, load
 from pyro_vae.runs.arguments import fill_in, parse_arguments, size_of
 from pyro_vae.runs.commands import ERRORS, attempted, begin, choose_device, launched, reason, terminable
 from pyro_vae.runs.drawing import pictures
+from pyro_vae.runs.effort import Effort
 from pyro_vae.runs.folders import run_folder
 from pyro_vae.runs.measurement import measure, shared_evidence
 from pyro_vae.runs.origins import describe, provenance
@@ -45,7 +46,7 @@ class Job:
     @classmethod
     def of(cls, args: argparse.Namespace) -> "Job":
         """Return the job that the options describe; options that are left open get values that suit the images."""
-        if args.evidence < 0:
+        if (args.evidence or 0) < 0:
             raise ValueError(f"--evidence: wanted a number of particles, or 0 for no log p(x), got {args.evidence}")
         device = choose_device(args.device)
         images = load(args.dataset, root=args.data_dir, layout=args.layout, size=size_of(args)).to(device)
@@ -54,6 +55,7 @@ class Job:
         check_training(args, len(images.train))
         torch.manual_seed(args.seed)
         vae, estimator = build_vae(args, images.train.images.cpu()).to(device), build_estimator(args)
+        describe_model(vae, args, images.shape)  # raises, before training, for a program that could not be saved
         out = args.out or Path("figures") / f"{images.name}-{args.lik}-z{args.latent}-seed{args.seed}"
         return cls(args, images, vae, estimator, out)
 
@@ -67,18 +69,18 @@ class Job:
         return train_by(self.args, self.images, self.vae, self.estimator, **options)
 
 
-def main(argv: list[str] | None, description: str, script: str) -> int:
+def main(argv: list[str] | None = None, description: str | None = None, script: str = "") -> int:
     """Train and measure the VAE that a command line describes; return the exit status of the command.
 
-    ``script``: the file that is run by the command that resumes this run, if ``argv`` is not the command line of this
-    process.
+    ``script``: the file whose command this is, with its description, in the place of ``pyro-vae train``.
     """
     begin()
     words = [word for word in (sys.argv[1:] if argv is None else argv) if word not in ("--overwrite", "--resume")]
-    program = launched() if argv is None else [Path(sys.executable).name, script]
+    called = script and argv is not None
+    program = [Path(sys.executable).name, script] if called else launched("" if script else "train")
     again = shlex.join([*program, *words, "--resume"])
     try:
-        args = parse_arguments(argv, description)
+        args = parse_arguments(argv, description, script)
         with terminable(), ranks.processes():
             return run(args, again)
     except KeyboardInterrupt as interruption:
@@ -115,9 +117,11 @@ def run(args: argparse.Namespace, again: str = "") -> int:
             return 0
         announce(job)
         history = job.fit(checkpoints=checkpoints, progress=not args.quiet)
+        trained = time.perf_counter()
         metrics, files = results(job, history)
         metrics["seconds"] = {
             "training": history.rows[-1]["seconds"] if history.rows else 0.0,
+            "measuring": time.perf_counter() - trained,
             "whole_command": time.perf_counter() - started,
         }
         publish(job.out, files, metrics)
@@ -134,9 +138,10 @@ def follow(job: Job) -> int:
     """Train and measure beside rank 0, which has the folder and says whether there is a run to train."""
     if ranks.broadcast(None):
         history = job.fit(progress=False)
-        if job.args.evidence and not history.interrupted:
+        if job.args.evidence and job.args.measure != "none" and not history.interrupted:
+            number = Effort.of(job.args, job.images, len(history.rows)).images
             # Rank 0 reports a failure.
-            attempted({"evidence": lambda: shared_evidence(job.vae, job.images, job.args)}, {})
+            attempted({"evidence": lambda: shared_evidence(job.vae, job.images, job.args, number)}, {})
     return 0
 
 
@@ -169,6 +174,10 @@ def results(job: Job, history: History) -> tuple[dict[str, Any], dict[str, bytes
     if history.rows:
         files[HISTORY] = csv_of(history.rows)
     if not history.interrupted:
-        metrics |= attempted(measure(job.vae, job.images, job.args), metrics["left_out"])
+        effort = Effort.of(job.args, job.images, len(history.rows))
+        works = measure(job.vae, job.images, job.args, effort.images)
+        if not job.args.quiet:
+            works = effort.announced(works, history.rows[-1]["seconds"], lambda line: print(line, flush=True))
+        metrics |= attempted(works, metrics["left_out"])
         files |= attempted(pictures(job.vae, job.images, history), metrics["left_out"])
     return metrics, files

@@ -32,6 +32,7 @@ from pathlib import Path
 import numpy as np
 import scipy.io
 import torch
+from safetensors.torch import load_file
 
 from pyro_vae import files, load_vae
 from pyro_vae.data import formats
@@ -116,7 +117,7 @@ def moment(out: Path) -> str:
     """Return what a run was doing when it was killed."""
     if list(out.glob("checkpoint*.new")):
         return "writing a checkpoint"
-    if list(out.glob("*.new")) or (out / "metrics.json").exists() or (out / "parameters.pt").exists():
+    if list(out.glob("*.new")) or (out / "metrics.json").exists() or (out / "model.safetensors").exists():
         return "writing results"
     return "between writes" if (out / "checkpoint.pt").exists() else "before the first checkpoint"
 
@@ -132,7 +133,7 @@ def result(out: Path) -> tuple:
     """Return what must not depend on faults: the bits of the parameters, and the numbers."""
     metrics = json.loads((out / "metrics.json").read_text())
     kept = [metrics[name] for name in ("test", "best_epoch", "estimators", "engine", "interrupted")]
-    state = torch.load(out / "parameters.pt", weights_only=True)
+    state = load_file(out / "model.safetensors")
     return {name: value.numpy().tobytes() for name, value in state.items()}, kept
 
 
@@ -254,7 +255,7 @@ def readers_and_files(folder: Path) -> tuple[dict[str, Callable[[bytes], str]], 
     readers = {
         "checkpoint.pt": read_checkpoint,
         "idx": lambda content: read_idx(folder / "MNIST/images", "", content),
-        "parameters.pt": lambda content: read_model(folder, "parameters.pt", state, content),
+        "model.safetensors": lambda content: read_model(folder, "model.safetensors", state, content),
         "idx.gz": lambda content: read_idx(folder / "MNIST/images", ".gz", content),
         "metrics.json": lambda content: read_model(folder, "metrics.json", state, content),
         "mat": lambda content: read_faces(folder / data.FREY_FILE, content),
@@ -263,7 +264,7 @@ def readers_and_files(folder: Path) -> tuple[dict[str, Callable[[bytes], str]], 
     whole = {
         "checkpoint.pt": checkpoint.encode({"step": 1, "program": state, "history": {"rows": [{"epoch": 1}]}}),
         "idx": images,
-        "parameters.pt": (model / "parameters.pt").read_bytes(),
+        "model.safetensors": (model / "model.safetensors").read_bytes(),
         "idx.gz": gzip.compress(images),
         "metrics.json": (model / "metrics.json").read_bytes(),
         "mat": mat(False),

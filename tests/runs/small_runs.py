@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-import torch
+from safetensors.torch import load_file
 
 from experiments import run
 
@@ -15,7 +15,7 @@ def command(tmp_path, *words):
 
 
 def state_of(folder):
-    return torch.load(folder / "parameters.pt", weights_only=True)
+    return load_file(folder / "model.safetensors")
 
 
 def own_images(folder, sizes, shape=(1, 8, 8), labels=None, pixels=None):

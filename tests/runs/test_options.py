@@ -29,7 +29,6 @@ from pyro_vae.runs.options import check_taken, given
             ["--estimator", "wake-sleep", "--particles", "5"],
             "--particles: ignored beside --estimator wake-sleep; write --estimator trace or meanfield",
         ),
-        (["--scal", "0.1"], "--scale: ignored beside --lik bernoulli"),  # as argparse lets one shorten it
         (
             ["--recipe", "fast", "--prior", "standard", "--flow-width", "8"],
             "--flow-width: ignored beside --prior standard",

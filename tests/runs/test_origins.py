@@ -2,6 +2,9 @@
 
 import re
 
+import torch
+
+from pyro_vae.data import Data, Split
 from pyro_vae.runs import origins
 
 
@@ -18,3 +21,12 @@ def test_the_commit_is_that_of_the_beginning_and_a_move_is_said(monkeypatch):
     monkeypatch.setattr(origins, "git_commit", lambda: "b" * 40 + "+")
     found = origins.provenance()
     assert (found["git_commit"], found["git_commit_at_the_end"]) == ("a" * 40, "b" * 40 + "+")
+
+
+def test_the_digest_of_test_images_tells_them_from_others():
+    first, other = torch.zeros(2, 4, 1, 8, 8, dtype=torch.uint8)
+    other = other.clone()
+    other[3, 0, 7, 7] = 255
+    a, b, c = (Data("pictures", Split(first), Split(first), Split(test)) for test in (first, other, other.clone()))
+    digests = [origins.describe(data)["test_digest"] for data in (a, b, c)]
+    assert digests[0] != digests[1] == digests[2] and len(digests[0]) == 12

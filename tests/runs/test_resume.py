@@ -200,7 +200,7 @@ def test_a_disk_that_is_full_when_results_are_written(tmp_path, capsys, monkeypa
 
 
 def test_ctrl_c_in_a_measurement_is_no_failure_of_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(measurement, "repeated_bound", lambda *args: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(measurement, "repeated_bounds", lambda *args: signal.raise_signal(signal.SIGTERM))
     assert command(tmp_path) == 143
     assert Checkpoints(tmp_path / "out").exist() and not (tmp_path / "out/metrics.json").exists()
 
@@ -237,3 +237,13 @@ def test_a_run_that_was_stopped_before_it_was_saved_begins_anew(tmp_path, capsys
     assert command(tmp_path, "--evidence", "0", "--resume") == 0
     assert "stopped before it was saved; it begins anew" in capsys.readouterr().out
     assert json.loads(path.read_text())["interrupted"] is False
+
+
+def test_a_run_that_has_ended_is_not_measured_again_and_says_so(tmp_path, capsys):
+    assert command(tmp_path, "--measure", "none") == 0
+    before = (tmp_path / "out/metrics.json").read_bytes()
+    assert command(tmp_path, "--measure", "none", "--resume") == 0
+    assert "NOTE" not in capsys.readouterr().out
+    assert command(tmp_path, "--measure", "full", "--evidence", "5", "--resume") == 0
+    assert "NOTE: this run has ended, and was measured by --measure none --evidence 50" in capsys.readouterr().out
+    assert (tmp_path / "out/metrics.json").read_bytes() == before

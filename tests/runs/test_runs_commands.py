@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_vae.runs import exit_status, reason
+from pyro_vae.runs import commands, exit_status, reason
 from pyro_vae.runs.commands import attempted, launched, terminable
 
 
@@ -60,6 +60,29 @@ def test_the_command_that_goes_on_has_the_form_of_the_first(monkeypatch, main, l
     if local:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
     assert shlex.join(launched()) == expected.replace("PYTHON", Path(sys.executable).name)
+
+
+@pytest.mark.parametrize(
+    ("main", "script", "local", "expected"),
+    [
+        (None, "pyro-vae", None, "pyro-vae train"),
+        (None, "elsewhere/pyro-vae", None, "elsewhere/pyro-vae train"),
+        ("pyro_vae.__main__", "pyro_vae/__main__.py", None, "PYTHON -m pyro_vae train"),
+        ("pyro_vae.__main__", "pyro_vae/__main__.py", "2", "torchrun --nproc-per-node=2 -m pyro_vae train"),
+        (None, "pyro-vae", "2", "torchrun --nproc-per-node=2 --no-python pyro-vae train"),
+        (None, "notebook.py", None, "pyro-vae train"),
+        ("pytest", "pytest.py", None, "pyro-vae train"),
+    ],
+)
+def test_a_command_of_pyro_vae_goes_on_by_the_words_that_the_user_typed(monkeypatch, main, script, local, expected):
+    spec = main and spec_from_loader(main, None)
+    monkeypatch.setitem(sys.modules, "__main__", module_from_spec(spec) if spec else type(sys)("__main__"))
+    monkeypatch.setattr(commands.shutil, "which", lambda name: "/bin/pyro-vae")
+    monkeypatch.setattr(sys, "argv", ["/bin/pyro-vae" if script == "pyro-vae" else script])
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if local:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    assert shlex.join(launched("train")) == expected.replace("PYTHON", Path(sys.executable).name)
 
 
 def test_what_fails_is_noted_and_the_rest_is_done():

@@ -21,11 +21,11 @@ def test_only_a_plane_has_a_manifold():
 
 def test_each_is_drawn_when_it_is_called_for(monkeypatch):
     drawn, curves = [], plots.learning_curves
-    monkeypatch.setattr(plots, "learning_curves", lambda rows: drawn.append(rows) or curves(rows))
+    monkeypatch.setattr(plots, "learning_curves", lambda given: drawn.append(given) or curves(given))
     history = History([dict.fromkeys(ROW, 1.0)])
     pictures = drawing.pictures(small_vae(), FEW, history)
     assert not drawn
-    assert pictures["learning_curves.png"]().startswith(b"\x89PNG") and drawn == [history.rows]
+    assert pictures["learning_curves.png"]().startswith(b"\x89PNG") and drawn == [history]
 
 
 def test_no_path_leads_from_a_single_image_to_another():

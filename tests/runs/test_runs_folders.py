@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import threading
 
 import pytest
 
@@ -12,11 +12,11 @@ from pyro_vae.runs.folders import results_folder, run_folder, write_json
 
 
 def test_two_processes_may_write_one_file_at_a_time(tmp_path, monkeypatch):
-    path, write, own = tmp_path / "table.json", files._write, os.getpid()
+    path, write, own = tmp_path / "table.json", files._write, threading.get_native_id()
 
     def beaten(file, data):
         monkeypatch.setattr(files, "_write", write)
-        monkeypatch.setattr(os, "getpid", lambda: own + 1)
+        monkeypatch.setattr(threading, "get_native_id", lambda: own + 1)
         write_json(path, {"by": "the other process"})
         write(file, data)
 

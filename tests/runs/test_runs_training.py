@@ -152,6 +152,11 @@ def test_patience_stops_early_and_a_resumed_run_where_the_whole_one_did(tmp_path
     assert (tmp_path / "out/history.csv").read_text().count("\n") == epochs + 1
     assert metrics_of(tmp_path / "out")["test"] == metrics["test"]
     assert command(tmp_path, *words, "--resume") == 0  # it has ended
+    capsys.readouterr()
+    assert command(tmp_path, *words, "--resume", "--epochs", "50") == 0
+    said = capsys.readouterr().out
+    assert "stopped before its 40 epochs, and --patience 1 stops it there again; for a longer one give a larger" in said
+    assert (tmp_path / "out/history.csv").read_text().count("\n") == epochs + 1
 
 
 def test_without_patience_no_epoch_is_the_last():

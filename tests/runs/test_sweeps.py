@@ -98,14 +98,52 @@ def test_a_training_that_has_ended_is_read_from_its_checkpoint(tmp_path):
     assert same(again, copy_of(whole)) and second.rows == first.rows
 
 
-def test_a_report_runs_nothing(tmp_path, capsys):
+def test_a_report_runs_nothing_and_a_failed_run_is_the_status(tmp_path, capsys):
     done = []
 
-    def status(**options):
-        args = argparse.Namespace(out=tmp_path, **options)
-        return sweeps.sweep_status(
-            lambda: args, lambda args: done.append(args.out), lambda out: f"table of {len(done)}"
-        )
+    def run(args):
+        done.append(args.out)
+        return args.failing
 
-    assert (status(report=True), status(report=False)) == (0, 0) and done == [tmp_path]
-    assert capsys.readouterr().out == "table of 0\ntable of 1\n"
+    def status(**options):
+        args = argparse.Namespace(out=tmp_path, jobs=None, **options)
+        return sweeps.sweep_status(lambda: args, run, lambda args: f"table of {len(done)}")
+
+    assert status(report=True, failing=1) == 0 and not done
+    assert status(report=False, failing=0) == 0 and done == [tmp_path]
+    assert status(report=False, failing=2) == 1
+    assert capsys.readouterr().out == "table of 0\ntable of 1\ntable of 2\n"
+
+
+def test_only_missing_runs_are_done_and_other_settings_are_refused_before_any(tmp_path, capsys):
+    done = []
+
+    def runs(lr, *seeds):
+        def work(seed):
+            done.append(seed)
+            return {"bound": -seed}
+
+        return [
+            sweeps.SingleRun(
+                tmp_path / f"a-seed{seed}.json",
+                f"seed {seed}",
+                {"seed": seed, "settings": {"lr": lr}},
+                lambda seed=seed: work(seed),
+                lambda result: f"{result['bound']} nats",
+            )
+            for seed in seeds
+        ]
+
+    assert sweeps.run_missing(runs(0.1, 1)) == 0 and sweeps.run_missing(runs(0.1, 1, 2)) == 0
+    assert done == [1, 2] and "[1 of 1] seed 2: -2 nats (0 s)\n" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"a-seed2\.json has lr = 0\.1, this command has 0\.2"):
+        sweeps.run_missing(runs(0.2, 3, 2))
+    assert done == [1, 2]
+    assert [run["bound"] for run in sweeps.single_runs(tmp_path).values()] == [-1, -2]
+
+
+def test_a_run_that_another_command_has_done_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "a-seed0.json"
+    run = sweeps.SingleRun(path, "a", {"settings": {}}, lambda: pytest.fail("it was done twice"), str)
+    path.write_text('{"settings": {}}')
+    assert run() == "another command has done it" and path.read_text() == '{"settings": {}}'

@@ -1,0 +1,51 @@
+"""The table and the figure of the bounds."""
+
+import pytest
+
+from pyro_vae.runs.evidence_report import picture, report
+
+
+@pytest.fixture
+def results():
+    row = {"log_px": -9.0, "monte_carlo_error": 0.1, "seconds": 1, "images": 8}
+    share = {"share_pareto_k_above_0.7": 0.25}
+    both = {"lower": -9.5, "upper": -8.5, "gap": 1.0, "gap_standard_error": 0.1, "seconds": 2, "images": 5}
+    return {
+        "importance": [{**row, **share, "num_particles": K, "log_px_of_annealed_images": -9.25} for K in (10, 100)],
+        "annealed": [{**row, **share, "start": start, "num_temperatures": 30} for start in ("prior", "guide")],
+        "bidirectional": [{**both, "start": "guide", "num_temperatures": 30}],
+    }
+
+
+def test_the_table_has_a_row_for_each_bound(results):
+    first, *rows = report(results, "out").splitlines()
+    assert first.split()[0] == "bound" and rows[0].split()[:6] == ["importance,", "K", "=", "10", "-9.000", "0.100"]
+    assert [row.partition("  ")[0] for row in rows[:4]] == [
+        "importance, K = 10",
+        "importance, K = 100",
+        "annealed from prior, T = 30",
+        "annealed from guide, T = 30",
+    ]
+    assert "-9.500 ≤ log p(x) ≤ -8.500 on 5 simulated images, gap 1.000 ± 0.100" in rows[-2]
+    assert rows[-1] == "results in out"
+
+
+def test_the_table_says_what_helps_where_importance_sampling_cannot_be_trusted(results):
+    text = report(results, "out")
+    assert "k̂ > 0.7 for 25.0% of the images" in text and "annealed bounds" in text and "--guide full-rank" in text
+    results["importance"][-1]["share_pareto_k_above_0.7"] = 0.0
+    assert "cannot be trusted" not in report(results, "out")
+
+
+def test_the_figure_has_the_numbers_of_the_table(results):
+    left, middle, right = picture(results).axes
+    assert list(next(line for line in left.lines if len(line.get_ydata()) == 2).get_ydata()) == [-9.0, -9.0]
+    assert [text.get_text() for text in left.texts] == ["25%", "25%"]
+    assert middle.get_legend_handles_labels()[1][0] == "importance, K = 100"
+    assert right.get_title() == "5 simulated images: gap 1.00 nats"
+
+
+def test_what_was_not_measured_has_no_panel_and_no_row(results):
+    results |= {"annealed": [], "bidirectional": []}
+    assert [axes.axison for axes in picture(results).axes] == [True, False, False]
+    assert "annealed from" not in report(results, "out") and "≤ log p(x) ≤" not in report(results, "out")
