@@ -35,6 +35,7 @@ from pyro_vae import load
 from pyro_vae.data import sets as data
 from pyro_vae.runs import exit_status, make_folder, provenance, save_figure, write_json
 from pyro_vae.runs.options import given, home_path
+from pyro_vae.runs.parser import Parser
 from pyro_vae.training.engines import keep_freed_memory
 
 SPEED = "speed"  # the question of a command that names none
@@ -43,7 +44,7 @@ QUESTIONS = {SPEED: speed, "scaling": scaling, "parts": parts, "start": start, "
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     group = parser.add_mutually_exclusive_group()
     for name, module in QUESTIONS.items():
         if name != SPEED:

@@ -20,6 +20,7 @@ import argparse
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,21 @@ from pyro_vae import VAE
 from pyro_vae.config import build_vae
 from pyro_vae.data import Data
 from pyro_vae.runs import (
+    add_jobs_option,
     arguments,
     attempted,
     describe,
-    exit_status,
     load_data,
+    make_folder,
     provenance,
     results_folder,
+    run_together,
+    sweep_status,
     trained,
     write_json,
 )
 from pyro_vae.runs.options import add_data_options
+from pyro_vae.runs.parser import Parser
 from pyro_vae.saved import METRICS, PARAMETERS, describe_model
 from pyro_vae.training import History, NonFiniteLoss
 from pyro_vae.training.engines import ENGINES
@@ -50,7 +55,7 @@ from pyro_vae.training.engines import ENGINES
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--families",
         nargs="+",
@@ -60,6 +65,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"of {', '.join(FAMILIES)} (default: all but categorical-256)",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_jobs_option(parser)
     parser.add_argument("--report", action="store_true", help="train nothing: gather the runs in --out")
     group = parser.add_argument_group("training, the rest as in run.py")
     group.add_argument("--net", choices=("conv", "mlp"), default="conv")
@@ -75,52 +81,47 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("measurement")
     group.add_argument("--evidence", type=int, default=1000, metavar="K", help="particles of the bound L_K")
     group.add_argument("--images", type=int, default=1000, help="test images for L_K, from the first on")
-    group = add_data_options(
-        parser, Path("figures"), "folder of the results", quiet="no progress bar and no line for each run"
-    )
+    group = add_data_options(parser, Path("figures"), "folder of the results", quiet="no progress bar")
     group.add_argument("--overwrite", action="store_true", help="train again the runs that are already in --out")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    done = f"the runs that had ended are in {{out}}/{RUNS}; the same command goes on with the rest"
-    return exit_status(lambda: parse_arguments(argv), train_and_report, done)
+    return sweep_status(lambda: parse_arguments(argv), train_all, lambda args: report(args.out))
 
 
-def train_and_report(args: argparse.Namespace) -> None:
-    """Train what is missing and print the report."""
-    if not args.report:
-        train_all(args)
-    print(report(args.out))
-
-
-def train_all(args: argparse.Namespace) -> None:
-    """Train and measure what is not there yet: all families with the first seed, then with the next."""
+def train_all(args: argparse.Namespace) -> int:
+    """Do the runs that are not there yet, all families with the first seed, then the next; return how many failed."""
     images = load_data(args)
     if args.evidence < 1 or not 1 <= args.images <= len(images.test):
         raise ValueError(
             f"--evidence: wanted at least 1, --images: 1 to {len(images.test)} (the test images); got "
             f"{args.evidence} and {args.images}"
         )
+    make_folder(args.out / RUNS)
+    works = {}
     for seed in args.seeds:
         for name in args.families:
             settings, folder = run_settings(args, name, seed, images), args.out / RUNS / f"{name}-seed{seed}"
-            wanted = identity(settings, args, images)
             if (folder / METRICS).is_file() and not args.overwrite:
-                check_same(folder, wanted)
-                continue
-            with results_folder(folder, args.overwrite) as temporary:
-                metrics = {
-                    "family": name,
-                    **wanted,
-                    "dataset": describe(images),
-                    "versions": provenance(),
-                    **run(settings, images, args, temporary),
-                }
-                write_json(temporary / METRICS, metrics)
-            if not args.quiet:
-                print(line(metrics), flush=True)
+                check_same(folder, identity(settings, args, images))
+            else:
+                works[f"{name}, seed {seed}"] = partial(train_one, name, settings, images, args, folder)
+    return run_together(works, args.jobs)
+
+
+def train_one(name: str, settings: argparse.Namespace, images: Data, args: argparse.Namespace, folder: Path) -> str:
+    """Do one run, leave its folder and return a line about it."""
+    with results_folder(folder, args.overwrite) as temporary:
+        metrics = {
+            "family": name,
+            **identity(settings, args, images),
+            "versions": provenance(),
+            **run(settings, images, args, temporary),
+        }
+        write_json(temporary / METRICS, metrics)
+    return line(metrics)
 
 
 def run_settings(args: argparse.Namespace, name: str, seed: int, images: Data) -> argparse.Namespace:
@@ -203,12 +204,11 @@ def measured(vae: VAE, images: Data, history: History, args: argparse.Namespace,
 
 def line(metrics: dict[str, Any]) -> str:
     """Return one run as a line."""
-    start = f"{metrics['family']}, seed {metrics['settings']['seed']}: "
     if metrics["failed"]:
-        return start + metrics["failed"]
+        return metrics["failed"]
     results, score = metrics["results"], scores(metrics["results"])
     return (
-        f"{start}bound {score['bound']['mean']:.3f}, L_{metrics['measurement']['particles']} "
+        f"bound {score['bound']['mean']:.3f}, L_{metrics['measurement']['particles']} "
         f"{score['log_px']['mean']:.3f} {unit(results)}, {results['training_seconds']:.0f} seconds of training, "
         f"{metrics['seconds']:.0f} in all"
     )

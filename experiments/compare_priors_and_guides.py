@@ -15,6 +15,7 @@ seed.
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from pyro_vae.config import TAKEN_BY, build_guide, build_likelihood, build_prior
 from pyro_vae.data import Data, Split
 from pyro_vae.plots import COLOURS, DPI, GREY
 from pyro_vae.runs import (
+    SingleRun,
+    add_jobs_option,
     beside,
     describe,
     estimate,
@@ -34,7 +37,7 @@ from pyro_vae.runs import (
     load_data,
     make_folder,
     mean,
-    run_once,
+    run_missing,
     save_figure,
     single_runs,
     sweep_status,
@@ -49,6 +52,7 @@ from pyro_vae.runs.options import (
     add_training_options,
     parsed,
 )
+from pyro_vae.runs.parser import Parser
 from pyro_vae.training import evaluate, fixed_x
 
 STANDARD = "standard"
@@ -83,9 +87,10 @@ COMMON = (
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--rows", choices=ROWS, nargs="+", default=[STANDARD, "vamp", "flow-prior", "flow-guide"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_jobs_option(parser)
     parser.add_argument("--report", action="store_true", help="run nothing: gather the runs in --out")
     add_settings_of_priors_and_guides(parser.add_argument_group("priors and guides"))
     add_network_options(parser, latent=32)
@@ -106,33 +111,36 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return sweep_status(lambda: parse_arguments(argv), run, gather)
+    return sweep_status(lambda: parse_arguments(argv), run, lambda args: gather(args.out))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Do all seeds of all rows that are not in the folder yet, seed by seed."""
+def run(args: argparse.Namespace) -> int:
+    """Do all seeds of all rows that are not in the folder yet, seed by seed; return how many failed."""
     images = load_data(args)
     for row in args.rows:  # an option that a row cannot have is known before anything is trained
         build(row, args, images.train.images.cpu())
     make_folder(args.out)
-    for seed in args.seeds:
-        for row in args.rows:
-            name = name_of(row, args)
-            entries = {
-                "row": row,
-                "name": name,
-                "seed": seed,
-                "settings": {"dataset": images.name, **{option: getattr(args, option) for option in COMMON}},
-                "own": own(row, args),
-                "dataset": describe(images),
-            }
-            run_once(
-                args.out / f"{name}-seed{seed}.json",
-                f"{row}, seed {seed}",
-                entries,
-                lambda row=row, seed=seed: train(row, seed, images, args),
-                lambda result: f"validation bound {result['valid']['bound']:.2f} nats per image",
-            )
+    return run_missing([single_run(row, seed, images, args) for seed in args.seeds for row in args.rows], args.jobs)
+
+
+def single_run(row: str, seed: int, images: Data, args: argparse.Namespace) -> SingleRun:
+    """Return the run of one row and seed."""
+    name = name_of(row, args)
+    entries = {
+        "row": row,
+        "name": name,
+        "seed": seed,
+        "settings": {"dataset": images.name, **{option: getattr(args, option) for option in COMMON}},
+        "own": own(row, args),
+        "dataset": describe(images),
+    }
+    work, path = partial(train, row, seed, images, args), args.out / f"{name}-seed{seed}.json"
+    return SingleRun(path, f"{row}, seed {seed}", entries, work, line)
+
+
+def line(result: dict[str, Any]) -> str:
+    """Return the result of a run as a line."""
+    return f"validation bound {result['valid']['bound']:.2f} nats per image"
 
 
 def train(row: str, seed: int, images: Data, args: argparse.Namespace) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from pyro_vae.runs import (
     write_json,
 )
 from pyro_vae.runs.options import add_data_options, add_training_options, parsed
+from pyro_vae.runs.parser import Parser
 from pyro_vae.training import evaluate, fixed_x
 
 COMMON = ("latent", "width", "estimator", "epochs", "batch", "lr", "schedule", "particles", "images")
@@ -86,7 +87,7 @@ class Conditional(nn.Module):
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--latent", type=int, default=50, metavar="D", help="dimensions of z")
     parser.add_argument("--width", type=int, default=500, metavar="UNITS", help="of the two hidden layers of a network")
     group = add_training_options(parser, epochs=12, lr=2e-3)

@@ -53,6 +53,7 @@ from pyro_vae.runs import (
     write_json,
 )
 from pyro_vae.runs.options import add_data_options, add_training_options, parsed
+from pyro_vae.runs.parser import Parser
 from pyro_vae.training import evaluate, fixed_x
 
 PUBLISHED = {1: (100.4, 71.8), 2: (61.9, 51.0), 3: (25.4, 24.2)}  # baseline and CVAE of Pyro's tutorial, in nats
@@ -190,7 +191,7 @@ def layers(inputs: int, width: int) -> list[nn.Module]:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--quadrants", type=int, nargs="+", default=[1, 2, 3], choices=(1, 2, 3), help="that are seen")
     parser.add_argument("--binarize", choices=BINARIZE, default="intensity", help="what makes x from grey levels")
     parser.add_argument("--latent", type=int, default=50, metavar="D", help="dimensions of z")

@@ -26,6 +26,7 @@ import argparse
 import math
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,13 @@ from experiments.cells.simulation import LABS, World, simulated
 from pyro_vae.data import Data
 from pyro_vae.plots import COLOURS, DPI, GREY
 from pyro_vae.runs import (
+    SingleRun,
+    add_jobs_option,
     beside,
     describe,
     make_folder,
     mean,
-    run_once,
+    run_missing,
     save_figure,
     single_runs,
     sweep_status,
@@ -52,6 +55,7 @@ from pyro_vae.runs import (
     write_json,
 )
 from pyro_vae.runs.options import home_path, parsed
+from pyro_vae.runs.parser import Parser
 from pyro_vae.training import fit
 
 WAYS = {"with the lab": LABS, "without the lab": 0}
@@ -61,7 +65,7 @@ QUICK = {"cells": 2000, "held_out": 500, "genes": 200, "epochs": 40}
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--cells", type=int, default=20_000, metavar="N", help="cells for training")
     parser.add_argument("--held-out", type=int, default=2000, metavar="N", help="cells for validation, and for test")
     parser.add_argument("--genes", type=int, default=1000, metavar="D")
@@ -79,6 +83,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--engine", choices=("auto", "eager", "compiled"), default="auto")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    add_jobs_option(parser)
     parser.add_argument("--quick", action="store_true", help="fewer cells, genes and epochs")
     parser.add_argument("--report", action="store_true", help="train nothing: gather the runs in --out")
     parser.add_argument("--out", type=home_path, default=Path("figures/counts"), help="folder of the runs")
@@ -91,32 +96,24 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return sweep_status(lambda: parse_arguments(argv), run, gather)
+    return sweep_status(lambda: parse_arguments(argv), run, lambda args: gather(args.out))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Do all runs that are not in the folder yet."""
+def run(args: argparse.Namespace) -> int:
+    """Do all runs that are not in the folder yet; return how many failed."""
     make_folder(args.out)
     names = ("cells", "held_out", "genes", "latent", "width", "epochs", "batch", "lr", "warm_up")
     settings = {name: getattr(args, name) for name in names}
+    runs = []
     for seed in args.seeds:
         cells, world = simulated(args.cells, args.held_out, args.genes, seed)
         entries = {"seed": seed, "settings": settings, "dataset": describe(cells)}
-        for way, labs in WAYS.items():
-            run_once(
-                args.out / f"{way.replace(' ', '-')}-seed{seed}.json",
-                f"{way}, seed {seed}",
-                {"way": way, **entries},
-                lambda labs=labs, seed=seed, cells=cells, world=world: trained(labs, cells, world, seed, args),
-                summary,
-            )
-        run_once(
-            args.out / f"components-seed{seed}.json",
-            f"principal components, seed {seed}",
-            {"way": "principal components", **entries},
-            lambda cells=cells: by_components(cells, args.latent),
-            summary,
-        )
+        works = {way: partial(trained, labs, cells, world, seed, args) for way, labs in WAYS.items()}
+        works["principal components"] = partial(by_components, cells, args.latent)
+        for way, work in works.items():
+            path = args.out / f"{way.removeprefix('principal ').replace(' ', '-')}-seed{seed}.json"
+            runs.append(SingleRun(path, f"{way}, seed {seed}", {"way": way, **entries}, work, summary))
+    return run_missing(runs, args.jobs)
 
 
 def summary(result: dict[str, Any]) -> str:

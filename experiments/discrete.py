@@ -35,18 +35,21 @@ from pyro_vae.networks import MLPDecoder
 from pyro_vae.plots import estimator_variance, image_rows
 from pyro_vae.random import mode, seeded
 from pyro_vae.runs import (
+    SingleRun,
+    add_jobs_option,
     beside,
     describe,
     estimate,
-    exit_status,
     load_data,
     make_folder,
-    run_once,
+    run_missing,
     save_figure,
     single_runs,
+    sweep_status,
     write_json,
 )
 from pyro_vae.runs.options import add_data_options
+from pyro_vae.runs.parser import Parser
 from pyro_vae.training import warm_cosine
 
 QUICK = {"dataset": "digits", "epochs": 3, "batch": 128, "images": 50, "particles": 100, "draws": 40}
@@ -126,9 +129,10 @@ WAYS = {
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="the runs (default: all)")
     parser.add_argument("--seed", type=int, default=0)
+    add_jobs_option(parser)
     parser.add_argument("--report", action="store_true", help="train nothing: gather the runs in --out")
     group = parser.add_argument_group("training, by ScoreFunction")
     group.add_argument("--epochs", type=int, default=30)
@@ -151,26 +155,28 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return exit_status(lambda: parse_arguments(argv), run, "the same command goes on with what is in {out}")
+    return sweep_status(lambda: parse_arguments(argv), run, lambda args: gather(args.out, args.seed))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Do the runs that are not in the folder yet, and gather them."""
-    if not args.report:
-        images = load_data(args)
-        if not 1 <= args.images <= len(images.test):
-            raise ValueError(f"--images: wanted 1 to {len(images.test)} (the test images), got {args.images}")
-        make_folder(args.out)
-        for name in args.ways:
-            settings = {key: getattr(args, key) for key in SETTINGS} | {"dataset": images.name}
-            run_once(
-                args.out / f"{name}-seed{args.seed}.json",
-                WAYS[name].title,
-                {"way": name, "seed": args.seed, "settings": settings, "dataset": describe(images)},
-                partial(train_and_measure, name, images, args),
-                summary,
-            )
-    print(gather(args.out, args.seed))
+def run(args: argparse.Namespace) -> int:
+    """Do the runs that are not in the folder yet; return how many failed."""
+    images = load_data(args)
+    if not 1 <= args.images <= len(images.test):
+        raise ValueError(f"--images: wanted 1 to {len(images.test)} (the test images), got {args.images}")
+    make_folder(args.out)
+    settings = {key: getattr(args, key) for key in SETTINGS} | {"dataset": images.name}
+    entries = {"seed": args.seed, "settings": settings, "dataset": describe(images)}
+    runs = [
+        SingleRun(
+            args.out / f"{name}-seed{args.seed}.json",
+            WAYS[name].title,
+            {"way": name, **entries},
+            partial(train_and_measure, name, images, args),
+            summary,
+        )
+        for name in args.ways
+    ]
+    return run_missing(runs, args.jobs)
 
 
 def train_and_measure(name: str, images: Data, args: argparse.Namespace) -> dict[str, Any]:

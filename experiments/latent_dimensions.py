@@ -14,6 +14,7 @@ bounds in nats per image on training and test images, active units (Burda et al.
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from pyro_vae.config import PartSettings, build_vae
 from pyro_vae.data import Data
 from pyro_vae.plots import DPI, GREY, TRAIN, VALID
 from pyro_vae.runs import (
+    SingleRun,
+    add_jobs_option,
     beside,
     describe,
     estimate,
@@ -35,7 +38,7 @@ from pyro_vae.runs import (
     load_data,
     make_folder,
     mean,
-    run_once,
+    run_missing,
     save_figure,
     single_runs,
     sweep_status,
@@ -43,6 +46,7 @@ from pyro_vae.runs import (
     write_json,
 )
 from pyro_vae.runs.options import PRECISIONS, add_data_options, add_part_options, add_training_options, parsed
+from pyro_vae.runs.parser import Parser
 from pyro_vae.training import evaluate, fixed_x
 
 COMMON = ("epochs", "batch", "lr", "schedule", "precision", "estimator", "particles")
@@ -50,9 +54,10 @@ COMMON = ("epochs", "batch", "lr", "schedule", "precision", "estimator", "partic
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--dimensions", type=int, nargs="+", default=[2, 5, 10, 20, 50, 100, 200], metavar="D")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    add_jobs_option(parser)
     parser.add_argument("--report", action="store_true", help="run nothing: gather the runs in --out")
     add_part_options(parser, latent=None)
     parser.set_defaults(net="mlp")
@@ -69,31 +74,29 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return sweep_status(lambda: parse_arguments(argv), run, gather)
+    return sweep_status(lambda: parse_arguments(argv), run, lambda args: gather(args.out))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Do all numbers of dimensions and seeds that are not in the folder yet."""
+def run(args: argparse.Namespace) -> int:
+    """Do all numbers of dimensions and seeds that are not in the folder yet; return how many failed."""
     images = load_data(args)
     make_folder(args.out)
-    for seed in args.seeds:
-        for latent in args.dimensions:
-            parts = PartSettings.of(argparse.Namespace(**vars(args), latent=latent))
-            entries = {
-                "latent": latent,
-                "seed": seed,
-                "settings": common_settings(parts, images, args),
-                "dataset": describe(images),
-            }
-            run_once(
-                args.out / f"z{latent}-seed{seed}.json",
-                f"D = {latent}, seed {seed}",
-                entries,
-                lambda parts=parts, seed=seed: train(parts, seed, images, args),
-                lambda result: (
-                    f"test bound {result['test']['bound']:.2f} nats per image, {result['active_units']} active units"
-                ),
-            )
+    runs = [single_run(latent, seed, images, args) for seed in args.seeds for latent in args.dimensions]
+    return run_missing(runs, args.jobs)
+
+
+def single_run(latent: int, seed: int, images: Data, args: argparse.Namespace) -> SingleRun:
+    """Return the run of one number of dimensions and one seed."""
+    parts = PartSettings.of(argparse.Namespace(**vars(args), latent=latent))
+    settings = common_settings(parts, images, args)
+    entries = {"latent": latent, "seed": seed, "settings": settings, "dataset": describe(images)}
+    work, path = partial(train, parts, seed, images, args), args.out / f"z{latent}-seed{seed}.json"
+    return SingleRun(path, f"D = {latent}, seed {seed}", entries, work, line)
+
+
+def line(result: dict[str, Any]) -> str:
+    """Return the result of a run as a line."""
+    return f"test bound {result['test']['bound']:.2f} nats per image, {result['active_units']} active units"
 
 
 def common_settings(parts: PartSettings, images: Data, args: argparse.Namespace) -> dict[str, Any]:

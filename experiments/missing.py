@@ -22,6 +22,7 @@ import shutil
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,17 +35,20 @@ from pyro_vae import UntrustedImputation, load
 from pyro_vae.checks import whole_number
 from pyro_vae.plots import image_rows
 from pyro_vae.runs import (
+    SingleRun,
+    add_jobs_option,
     beside,
     estimate,
-    exit_status,
     make_folder,
     mean,
-    run_once,
+    run_missing,
     save_figure,
     single_runs,
+    sweep_status,
     write_json,
 )
 from pyro_vae.runs.options import home_path
+from pyro_vae.runs.parser import Parser
 
 METHODS = "MIWAE", "mean", "iterative", "forests"
 IMAGES = "mnist", "digits"
@@ -54,13 +58,14 @@ FORESTS_OF_MANY = {"trees": 20, "max_iter": 3}  # ExtraTrees, on tables of many 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     names = [*IMAGES, *TABLES]
     parser.add_argument(
         "--data", nargs="+", choices=names, default=["mnist", *TABLES], metavar="NAME", help=f"of {', '.join(names)}"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the gaps and of all methods")
     parser.add_argument("--share", type=float, default=0.5, help="of the values that are removed")
+    add_jobs_option(parser)
     parser.add_argument("--report", action="store_true", help="run nothing: gather the runs in --out")
     parser.add_argument("--quick", action="store_true", help="a short run on small data, which shows nothing")
     parser.add_argument("--trees", type=int, default=100, help="of the forests on tables of up to 1,000 rows")
@@ -92,26 +97,30 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    done = "the runs that had ended are in {out}; the same command goes on with the rest"
-    return exit_status(lambda: parse_arguments(argv), run_and_report, done)
+    return sweep_status(lambda: checked(parse_arguments(argv)), run_all, lambda args: report(args.out))
 
 
-def run_and_report(args: argparse.Namespace) -> None:
-    """Do the runs that are missing, and print the report."""
+def checked(args: argparse.Namespace) -> argparse.Namespace:
+    """Return the options; ValueError for numbers that cannot be."""
     if not 0 < args.share < 1:
         raise ValueError(f"--share: wanted a number between 0 and 1, got {args.share}")
     for name in ("steps", "rows", "epochs", "images", "particles", "draws", "trees"):
         whole_number(f"--{name}", getattr(args, name))
-    if not args.report:
-        make_folder(args.out)
-        names = ("share", "steps", "rows", "family", "epochs", "images", "particles", "draws", "lr", "trees")
-        settings = {name: getattr(args, name) for name in names}
-        for seed in args.seeds:
-            for name in args.data:
-                path = args.out / f"{name.replace(' ', '-')}-seed{seed}.json"
-                entries = {"data": name, "seed": seed, "settings": settings}
-                run_once(path, f"{name}, seed {seed}", entries, lambda n=name, s=seed: run(n, s, args), line)
-    print(report(args.out))
+    return args
+
+
+def run_all(args: argparse.Namespace) -> int:
+    """Do the runs that are missing; return how many failed."""
+    make_folder(args.out)
+    names = ("share", "steps", "rows", "family", "epochs", "images", "particles", "draws", "lr", "trees")
+    settings = {name: getattr(args, name) for name in names}
+    runs = []
+    for seed in args.seeds:
+        for name in args.data:
+            path = args.out / f"{name.replace(' ', '-')}-seed{seed}.json"
+            entries = {"data": name, "seed": seed, "settings": settings}
+            runs.append(SingleRun(path, f"{name}, seed {seed}", entries, partial(run, name, seed, args), line))
+    return run_missing(runs, args.jobs)
 
 
 def run(name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:

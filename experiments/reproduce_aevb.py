@@ -19,22 +19,17 @@ with the same settings, so that the same command continues one that was interrup
 import argparse
 import os
 import sys
-import threading
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context, parent_process
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from experiments.aevb.algorithms import MINIBATCH
 from experiments.aevb.report import gather
 from experiments.aevb.runs import AEVB, LITERAL, MCEM, PANELS, WAKE_SLEEP, PanelRun, finish
 from pyro_vae import load
 from pyro_vae.config import BINARIZE
-from pyro_vae.printing import spell_out
-from pyro_vae.runs import exit_status, is_done, make_folder, reason
+from pyro_vae.runs import exit_status, is_done, make_folder, run_together
 from pyro_vae.runs.options import check_taken, given, home_path
-from pyro_vae.training import NonFiniteLoss
+from pyro_vae.runs.parser import Parser
 from pyro_vae.training.engines import ENGINES
 
 DRAWS, QUICK_DRAWS = 2**18, 2**14  # of the prior, for the marginal likelihood; at the end of a run twice as many
@@ -43,7 +38,7 @@ CHOICE, QUICK_CHOICE = 500_000, 10_000  # training samples on which each step is
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--panels",
         choices=PANELS,
@@ -121,35 +116,7 @@ def run_all(args: argparse.Namespace) -> int:
     make_folder(args.out)
     for name in {run.dataset for run in runs}:
         load(name, root=args.data_dir)  # once, before many processes look for it
-    if args.jobs == 1 or len(runs) < 2:
-        return sum(not finished(run, args) for run in runs)
-    pool, failed = ProcessPoolExecutor(args.jobs, get_context("spawn"), begin_worker), 0
-    active: set[Future[bool]] = set()
-    try:
-        while runs or active:
-            active |= {pool.submit(finished, runs.pop(0), args) for _ in range(min(len(runs), args.jobs - len(active)))}
-            done, active = wait(active, return_when=FIRST_COMPLETED)
-            failed += sum(not future.result() for future in done)
-    finally:
-        pool.shutdown()  # after Ctrl-C, which the runs receive too, wait for them
-    return failed
-
-
-def begin_worker() -> None:
-    """Take one thread for the runs of this process, and end when the process that started it is killed."""
-    torch.set_num_threads(1)
-    spell_out()
-    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
-
-
-def finished(run: PanelRun, args: argparse.Namespace) -> bool:
-    """Do a run; return whether it succeeded. If it fails, the others go on."""
-    try:
-        finish(run, args)
-        return True
-    except (ValueError, OSError, FloatingPointError, NonFiniteLoss) as error:
-        print(f"error: {run.name}: {reason(error)}", file=sys.stderr)
-        return False
+    return run_together({run.name: partial(finish, run, args) for run in runs}, args.jobs, args.quiet)
 
 
 def asked_for(args: argparse.Namespace) -> list[PanelRun]:
@@ -157,8 +124,6 @@ def asked_for(args: argparse.Namespace) -> list[PanelRun]:
     samples = int(args.samples / (10 if args.quick else 1))
     if samples < MINIBATCH:
         raise ValueError(f"--samples: wanted at least {MINIBATCH}, a minibatch, got {samples}")
-    if args.jobs < 1:
-        raise ValueError(f"--jobs: wanted at least 1, got {args.jobs}")
     choice = min(QUICK_CHOICE if args.quick else CHOICE, samples)
     draws = QUICK_DRAWS if args.quick else DRAWS
     return [

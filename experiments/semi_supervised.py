@@ -20,6 +20,7 @@ One epoch is what the computing time allowed.
 import argparse
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +38,20 @@ from pyro_vae.files import write_whole
 from pyro_vae.plots import samples
 from pyro_vae.random import mode
 from pyro_vae.runs import (
+    SingleRun,
+    add_jobs_option,
     beside,
     describe,
     load_data,
     make_folder,
-    run_once,
+    run_missing,
     save_figure,
     single_runs,
     sweep_status,
     write_json,
 )
 from pyro_vae.runs.options import DEVICE, ENGINE, PRECISION, PRECISIONS, add_data_options, add_options, parsed
+from pyro_vae.runs.parser import Parser
 from pyro_vae.training import warm_cosine
 
 TRAINING = ("epochs", "batch", "lr", "classifier_lr", "alpha", "share", "pretraining", "estimator", "precision")
@@ -57,9 +61,10 @@ ESTIMATORS = {"summed": TraceEnum_ELBO(max_plate_nesting=1), "drawn": Trace_ELBO
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--labels", type=int, nargs="+", default=[100, 600, 1000, 3000], metavar="N", help="in all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of labels, parameters and batches")
+    add_jobs_option(parser)
     parser.add_argument("--report", action="store_true", help="run nothing: gather the runs in --out")
     parser.add_argument("--quick", action="store_true", help="one epoch of one run with 100 labels")
     group = parser.add_argument_group("program")
@@ -91,11 +96,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return sweep_status(lambda: parse_arguments(argv), run, gather)
+    return sweep_status(lambda: parse_arguments(argv), run, lambda args: gather(args.out))
 
 
-def run(args: argparse.Namespace) -> None:
-    """Do all numbers of labels and seeds that are not in the folder yet."""
+def run(args: argparse.Namespace) -> int:
+    """Do all numbers of labels and seeds that are not in the folder yet; return how many failed."""
     images = load_data(args)
     partly = {
         (count, seed): with_few_labels(images, count, args.share, seed) for seed in args.seeds for count in args.labels
@@ -103,18 +108,19 @@ def run(args: argparse.Namespace) -> None:
     for name in ("latent", "hidden", "pretraining"):
         whole_number(f"--{name}", getattr(args, name))
     make_folder(args.out)
+    settings = {"dataset": images.name, **{name: getattr(args, name) for name in COMMON}}
+    runs = []
     for (count, seed), data in partly.items():
-        name = f"labels{count}-seed{seed}"
-        settings = {"dataset": images.name, **{name: getattr(args, name) for name in COMMON}}
-        run_once(
-            args.out / f"{name}.json",
-            f"{count} labels, seed {seed}",
-            {"labels": count, "seed": seed, "settings": settings, "dataset": describe(images)},
-            lambda data=data, seed=seed, name=name: train(data, images, seed, args, args.out / f"{name}.png"),
-            lambda result: (
-                f"test error {result['m2']['test']:.2%}, of the classifier alone {result['alone']['test']:.2%}"
-            ),
-        )
+        path = args.out / f"labels{count}-seed{seed}.json"
+        entries = {"labels": count, "seed": seed, "settings": settings, "dataset": describe(images)}
+        work = partial(train, data, images, seed, args, path.with_suffix(".png"))
+        runs.append(SingleRun(path, f"{count} labels, seed {seed}", entries, work, line))
+    return run_missing(runs, args.jobs)
+
+
+def line(result: dict[str, Any]) -> str:
+    """Return the result of a run as a line."""
+    return f"test error {result['m2']['test']:.2%}, of the classifier alone {result['alone']['test']:.2%}"
 
 
 def with_few_labels(images: Data, count: int, share: float, seed: int) -> Data:

@@ -36,6 +36,7 @@ from pyro_vae.plots.style import COLOURS, DPI, GREY, TRAIN, VALID
 from pyro_vae.random import mode, seeded
 from pyro_vae.runs import beside, estimate, exit_status, make_folder, run_once, save_figure, single_runs, write_json
 from pyro_vae.runs.options import home_path
+from pyro_vae.runs.parser import Parser
 from pyro_vae.training import fixed_x, warm_cosine
 
 QUICK = {"rows": 100, "held_out": 20, "steps": 6, "latent": 2, "width": 8, "epochs": 2, "batch": 25, "particles": 50}
@@ -45,7 +46,7 @@ SHOWN = 8  # sequences in a row of the picture
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seed", type=int, default=0)
     group = parser.add_argument_group("sequences")

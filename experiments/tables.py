@@ -20,6 +20,7 @@ import shutil
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,24 @@ from pyro_vae.data import Data
 from pyro_vae.estimators import ImportanceWeighted
 from pyro_vae.imputation import UntrustedImputation, impute
 from pyro_vae.likelihoods.columns import SMALLEST_LOG_SCALE
-from pyro_vae.runs import estimate, exit_status, mean, provenance, run_once, save_figure, single_runs, write_json
+from pyro_vae.runs import (
+    SingleRun,
+    add_jobs_option,
+    estimate,
+    make_folder,
+    mean,
+    provenance,
+    run_missing,
+    save_figure,
+    single_runs,
+    sweep_status,
+    write_json,
+)
 from pyro_vae.runs.options import home_path
+from pyro_vae.runs.parser import Parser
 from pyro_vae.training import warm_cosine
 
+RUNS = "tables"  # folder in --out
 SETTINGS = ("steps", "batch", "lr", "latent", "hidden", "train_particles", "particles", "missing", "rows")
 QUICK = {"steps": 200, "particles": 50, "rows": 1000}
 PAIRS = {
@@ -63,7 +78,7 @@ PAIRS = {
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--tables", nargs="+", choices=FRAMES, default=[*FRAMES], metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--latent", type=int, default=10, metavar="D", help="dimensions of z (default: %(default)s)")
@@ -76,6 +91,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--missing", type=float, default=0.2, help="share of the cells that are taken away")
     parser.add_argument("--rows", type=int, default=None, help="take only so many rows of a table")
     parser.add_argument("--quick", action="store_true", help=f"a short run: {QUICK}")
+    add_jobs_option(parser)
     parser.add_argument("--report", action="store_true", help="train nothing: gather the runs in --out")
     parser.add_argument("--out", type=home_path, default=Path("figures"), help="folder of the results")
     args = parser.parse_args(argv)
@@ -85,23 +101,25 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    done = "the runs that had ended are in {out}/tables; the same command goes on with the rest"
-    return exit_status(lambda: parse_arguments(argv), work, done)
+
+    def gather(args: argparse.Namespace) -> str:
+        return report(args.out, single_runs(args.out / RUNS))
+
+    return sweep_status(lambda: parse_arguments(argv), work, gather)
 
 
-def work(args: argparse.Namespace) -> None:
-    """Do the runs that are not there yet, and print the report of all."""
+def work(args: argparse.Namespace) -> int:
+    """Do the runs that are not there yet; return how many failed."""
     if not 0 < args.missing < 1:
         raise ValueError(f"--missing: wanted a share between 0 and 1, got {args.missing}")
-    runs = args.out / "tables"
-    runs.mkdir(parents=True, exist_ok=True)
-    for seed in () if args.report else args.seeds:
+    folder, runs = args.out / RUNS, []
+    make_folder(folder)
+    for seed in args.seeds:
         for name in args.tables:
             entries = {"table": name, "seed": seed, "settings": {key: getattr(args, key) for key in SETTINGS}}
-            path = runs / f"{name}-seed{seed}.json"
-            run_once(path, f"{name}, seed {seed}", entries, lambda: run(name, seed, args, runs), line)  # noqa: B023
-    text = report(args.out, single_runs(runs))
-    print(text)
+            path, do = folder / f"{name}-seed{seed}.json", partial(run, name, seed, args, folder)
+            runs.append(SingleRun(path, f"{name}, seed {seed}", entries, do, line))
+    return run_missing(runs, args.jobs)
 
 
 def run(name: str, seed: int, args: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from pyro_vae.runs import (
     write_json,
 )
 from pyro_vae.runs.options import add_data_options, add_network_options, add_training_options, parsed
+from pyro_vae.runs.parser import Parser
 from pyro_vae.saved import METRICS
 from pyro_vae.sites import parameter_sites
 from pyro_vae.tracing.traces import image_plate, paired_traces, per_image
@@ -81,7 +82,7 @@ class TwoLayers(nn.Module):
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     add_network_options(parser, latent=50)
     parser.set_defaults(net="mlp", lik="bernoulli", binarize="dynamic")
     parser.add_argument("--top", type=int, default=25, metavar="D", help="dimensions of z2; those of z1: --latent")

@@ -81,8 +81,8 @@ class PanelRun:
         return "digits" if self.digits else PANELS[self.panel].dataset
 
 
-def finish(run: PanelRun, args: argparse.Namespace) -> None:
-    """Do a run from its start to its files."""
+def finish(run: PanelRun, args: argparse.Namespace) -> str:
+    """Do a run from its start to its files; return its line."""
     started = time.perf_counter()
     panel, images = PANELS[run.panel], images_of(run, args.data_dir)
     with fast_matmul("cpu"):
@@ -103,9 +103,8 @@ def finish(run: PanelRun, args: argparse.Namespace) -> None:
     }
     torch.save(vae.state_dict(), args.out / f"{run.name}.pt")
     write_json(args.out / f"{run.name}.json", result)
-    if not args.quiet:
-        last = ", ".join(f"{split} {points[-1][split]:.1f}" for split in ("train", "test"))
-        print(f"{run.name}: {last} nats per image, step {step}, {result['seconds']:.0f} s", flush=True)
+    last = ", ".join(f"{split} {points[-1][split]:.1f}" for split in ("train", "test"))
+    return f"{last} nats per image, step {step}"
 
 
 def images_of(run: PanelRun, data_dir: Path | None) -> Data:

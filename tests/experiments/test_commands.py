@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 
 from experiments import (
+    anomalies,
     benchmark,
-    compare_estimators,
     compare_likelihoods,
     compare_priors_and_guides,
     conditional,
     conditional_quadrants,
     counts,
     discrete,
-    evidence,
     latent_dimensions,
     missing,
     reproduce_aevb,
@@ -28,18 +27,18 @@ from experiments import (
     tables,
     two_layer,
 )
+from pyro_vae.runs import compare, evidence
 from pyro_vae.runs.arguments import parse_arguments
 
-COMMANDS = [
+EXPERIMENTS = [
+    anomalies,
     benchmark,
-    compare_estimators,
     compare_likelihoods,
     compare_priors_and_guides,
     conditional,
     conditional_quadrants,
     counts,
     discrete,
-    evidence,
     latent_dimensions,
     missing,
     reproduce_aevb,
@@ -49,18 +48,17 @@ COMMANDS = [
     tables,
     two_layer,
 ]
-
-
+COMMANDS = [*EXPERIMENTS, compare, evidence]
 WITHOUT_DATA_FOLDER = [counts, sequences, tables]  # they simulate, or read what packages bring
 
 
 def name(command):
-    return command.__name__.removeprefix("experiments.")
+    return command.__name__.rpartition(".")[2]
 
 
 def test_these_are_all_commands():
     scripts = {path.stem: path.read_text(encoding="utf-8") for path in Path(run.__file__).parent.glob("*.py")}
-    assert {stem for stem, text in scripts.items() if "def main(" in text} == set(map(name, COMMANDS))
+    assert {stem for stem, text in scripts.items() if "def main(" in text} == set(map(name, EXPERIMENTS))
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=name)
@@ -93,7 +91,7 @@ def test_the_home_folder_in_every_path(tmp_path, monkeypatch, command):
         (compare_priors_and_guides, ["--dataset", "digits"]),
         (compare_likelihoods, ["--dataset", "digits", "--images", "9"]),
         (reproduce_aevb, ["--digits"]),
-        (compare_estimators, ["--quick"]),
+        (compare, ["--quick"]),
         (two_layer, ["--dataset", "digits", "--images", "9"]),
         (conditional, ["--quick"]),
         (conditional_quadrants, ["--quick"]),
@@ -128,8 +126,8 @@ def test_results_beside_the_folder_one_is_in(tmp_path, monkeypatch, command):
 @pytest.mark.parametrize(
     ("command", "words", "message"),
     [
-        (compare_estimators, ["--scale", "0.1"], "--scale: ignored beside --lik bernoulli; write --lik normal"),
-        (compare_estimators, ["--quick", "--channels", "8"], "--channels: ignored beside --net mlp; write --net conv"),
+        (compare, ["--scale", "0.1"], "--scale: ignored beside --lik bernoulli; write --lik normal"),
+        (compare, ["--quick", "--channels", "8"], "--channels: ignored beside --net mlp; write --net conv"),
         (latent_dimensions, ["--channels", "8"], "--channels: ignored beside --net mlp; write --net conv"),
         (latent_dimensions, ["--bins", "8"], "--bins: ignored beside --lik bernoulli; write --lik categorical"),
         (two_layer, ["--channels", "8"], "--channels: ignored beside --net mlp; write --net conv"),

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from experiments import compare_likelihoods as experiment
-from experiments.evidence import load_run
 from experiments.likelihoods.families import RUNS
 from experiments.likelihoods.measurement import BATCH
 from experiments.likelihoods.report import ranking
 from pyro_vae import evaluate
 from pyro_vae.likelihoods import Beta
+from pyro_vae.runs.evidence import load_run
 from pyro_vae.training import fixed_x
 
 FEW = [
@@ -67,9 +67,9 @@ def test_grey_levels_are_ranked_by_bits_and_black_and_white_never_is(compared):
 
 def test_a_run_is_a_folder_that_the_evidence_experiment_takes(compared):
     folder = compared[0] / RUNS / "beta-seed0"
-    vae, pixels, metrics = load_run(folder, torch.device("cpu"))
-    assert isinstance(vae.likelihood, Beta) and len(pixels) == 250
-    bound = evaluate(vae, fixed_x(vae, pixels), batch_size=BATCH).bound.mean().item()
+    vae, rows, metrics = load_run(folder, torch.device("cpu"))
+    assert isinstance(vae.likelihood, Beta) and len(rows) == 250
+    bound = evaluate(vae, fixed_x(vae, rows), batch_size=BATCH).bound.mean().item()
     assert bound == pytest.approx(metrics["results"]["nats"]["bound"]["mean"], rel=1e-6)
 
 
@@ -94,7 +94,7 @@ def test_what_fails_after_the_training_costs_nothing_else(tmp_path, compared, mo
     monkeypatch.setattr(experiment, "measure", fails)
     assert experiment.main([*words, "--overwrite"]) == 0
     assert "Beta, seed 0: ZeroDivisionError" in capsys.readouterr().out
-    assert (tmp_path / RUNS / "beta-seed0/parameters.pt").is_file()
+    assert (tmp_path / RUNS / "beta-seed0/model.safetensors").is_file()
 
 
 def test_a_run_that_failed_is_reported_as_failed(compared, monkeypatch):

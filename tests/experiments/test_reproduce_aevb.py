@@ -380,4 +380,4 @@ def test_a_run_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(reproduce_aevb, "finish", finish)
     args = reproduce_aevb.parse_arguments([*WORDS, "--panels", "mnist-3", "mnist-2", "--out", str(tmp_path / "aevb")])
     assert reproduce_aevb.run_all(args) == 2
-    assert "error: mnist-3-aevb: the bound is not finite" in capsys.readouterr().err
+    assert "failed: mnist-3-aevb: the bound is not finite" in capsys.readouterr().err
