@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from pyro_vae.evidence import annealed_evidence as annealed_evidence
     from pyro_vae.evidence import bidirectional as bidirectional
     from pyro_vae.evidence import log_evidence as log_evidence
+    from pyro_vae.evidence import refit_guide as refit_guide
+    from pyro_vae.exporting import export as export
     from pyro_vae.files import CheckpointError as CheckpointError
     from pyro_vae.imputation import UntrustedImputation as UntrustedImputation
     from pyro_vae.imputation import impute as impute
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from pyro_vae.observation import fixed_x as fixed_x
     from pyro_vae.program import Program as Program
     from pyro_vae.saved import load_vae as load_vae
+    from pyro_vae.saved import save_vae as save_vae
     from pyro_vae.sites import parameter_sites as parameter_sites
     from pyro_vae.training import Checkpoints as Checkpoints
     from pyro_vae.training import EngineWarning as EngineWarning
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
     from pyro_vae.training import evaluate as evaluate
     from pyro_vae.training import fit as fit
     from pyro_vae.training import warm_cosine as warm_cosine
+    from pyro_vae.transformer import VAETransformer as VAETransformer
     from pyro_vae.vae import VAE as VAE
 
 _HOMES = {
@@ -98,6 +102,7 @@ _HOMES = {
     "UntrustedEvidence": "pyro_vae.evidence",
     "UntrustedImputation": "pyro_vae.imputation",
     "VAE": "pyro_vae.vae",
+    "VAETransformer": "pyro_vae.transformer",
     "analysis": "pyro_vae.analysis",
     "annealed_evidence": "pyro_vae.evidence",
     "bidirectional": "pyro_vae.evidence",
@@ -112,6 +117,7 @@ _HOMES = {
     "estimators": "pyro_vae.estimators",
     "evaluate": "pyro_vae.training",
     "evidence": "pyro_vae.evidence",
+    "export": "pyro_vae.exporting",
     "fit": "pyro_vae.training",
     "fixed_x": "pyro_vae.observation",
     "guides": "pyro_vae.guides",
@@ -129,6 +135,8 @@ _HOMES = {
     "parameter_sites": "pyro_vae.sites",
     "plots": "pyro_vae.plots",
     "priors": "pyro_vae.priors",
+    "refit_guide": "pyro_vae.evidence",
+    "save_vae": "pyro_vae.saved",
     "tables": "pyro_vae.tables",
     "tracing": "pyro_vae.tracing",
     "training": "pyro_vae.training",
@@ -185,6 +193,7 @@ __all__ = [
     "Untraceable",
     "UntrustedEvidence",
     "UntrustedImputation",
+    "VAETransformer",
     "__version__",
     "analysis",
     "annealed_evidence",
@@ -200,6 +209,7 @@ __all__ = [
     "estimators",
     "evaluate",
     "evidence",
+    "export",
     "fit",
     "fixed_x",
     "guides",
@@ -217,6 +227,8 @@ __all__ = [
     "parameter_sites",
     "plots",
     "priors",
+    "refit_guide",
+    "save_vae",
     "tables",
     "tracing",
     "training",

@@ -102,7 +102,9 @@ def checked_arguments(x: Any, kwargs: Mapping[str, Any] | None = None) -> Progra
     args = as_arguments(x)
     if args and isinstance(args[0], np.ndarray):
         cast = ".float()" if args[0].dtype == np.float64 else ""
-        raise ValueError(f"x: wanted a torch tensor (rows, ...), got a NumPy array; write torch.from_numpy(x){cast}")
+        grey = "pyro_vae.Split(x) for the grey levels of a program, or " if args[0].dtype == np.uint8 else ""
+        cure = f"{grey}torch.from_numpy(x){cast}"
+        raise ValueError(f"x: wanted a torch tensor (rows, ...), got a NumPy array; write {cure}")
     if not isinstance(x, tuple) and not (isinstance(x, Tensor) and x.dim()):
         got = f"a tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(

@@ -4,6 +4,7 @@ import errno
 import os
 import pickletools
 import re
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -116,7 +117,8 @@ def write_whole(path: Path, data: bytes, keep: Path | None = None) -> None:
     ...     Path(folder, "file").read_bytes()
     b'content'
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")  # other processes may write the same file
+    writer = threading.get_native_id()  # others, of this process too, may write the same file
+    temporary = path.with_name(f"{path.name}.{writer}.new")
     try:
         try:
             with temporary.open("wb") as file:

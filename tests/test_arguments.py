@@ -9,7 +9,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 from evidence_programs import EAGER, X, exact, proposed, scaled
+from many_programs import PIXELS, vae
 
+import pyro_vae
 from pyro_vae.arguments import checked_arguments
 from pyro_vae.evidence import annealed_evidence, bidirectional, log_evidence
 
@@ -98,6 +100,14 @@ def test_arrays_are_refused_by_a_cure_that_works():
                 log_evidence(scaled, proposed, x, 20)
         cure = eval(str(caught.value).rpartition("write ")[2], {"torch": torch, "x": array})
         torch.testing.assert_close(log_evidence(scaled, proposed, cure, 20, seed=0).log_px, exact(X), atol=1e-5, rtol=0)
+
+
+def test_arrays_of_grey_levels_are_refused_by_a_cure_that_works():
+    program = vae()
+    with pytest.raises(ValueError, match=r"write pyro_vae.Split\(x\) for the grey levels of a program") as caught:
+        log_evidence(program, PIXELS.numpy(), 2)
+    cure = str(caught.value).rpartition("write ")[2].partition(" for ")[0]
+    log_evidence(program, eval(cure, {"pyro_vae": pyro_vae, "x": PIXELS.numpy()}), 2)
 
 
 def test_parts_of_arguments():

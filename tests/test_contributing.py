@@ -44,7 +44,7 @@ def clone(tmp_path_factory):
         path = folder / "pyro_vae" / module
         for line in export:
             with path.with_name("__init__.py").open("a") as file:
-                file.write(line)
+                file.write(f'{line}__all__ += ["{line.split()[-1]}"]\n')
         before, at, after = path.read_text().partition(table)  # at the end where the table is in another file
         path.write_text(f"{before}\n\n{part}\n\n{at}{after}")
         path = folder / "pyro_vae" / tables

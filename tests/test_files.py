@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 import zipfile
 from pathlib import Path
 
@@ -76,6 +77,22 @@ def test_home_folders(monkeypatch):
     assert expanded("~/data") == Path("/somewhere/data") and expanded("data/~") == Path("data/~")
     with pytest.raises(ValueError, match=r"~nobody-of-this-name/data: there is no such home folder; write /"):
         expanded("~nobody-of-this-name/data")
+
+
+def test_threads_may_write_one_file_at_a_time(tmp_path, monkeypatch):
+    path, write, beaten = tmp_path / "file", files._write, []
+
+    def slow(file, data):
+        if not beaten:
+            beaten.append(True)
+            other = threading.Thread(target=files.write_whole, args=(path, b"of the other thread"))
+            other.start()
+            other.join()
+        write(file, data)
+
+    monkeypatch.setattr(files, "_write", slow)
+    files.write_whole(path, b"of this thread")
+    assert path.read_bytes() == b"of this thread" and list(tmp_path.iterdir()) == [path]
 
 
 def test_what_a_killed_process_left_is_told_from_other_files(tmp_path):

@@ -388,3 +388,12 @@ def test_only_the_named_sites_are_switched():
 def test_path_estimators_see_the_switch(program, x):
     with pytest.raises(ValueError, match="site 'z' of the guide is not reparameterised"):
         StickingTheLanding().differentiable_loss(program.model, Unreparameterized()(program.guide), x)
+
+
+def test_a_weight_that_the_schedule_would_replace_is_refused():
+    program = LinearGaussian(torch.ones(3, 1))
+    adam = torch.optim.Adam(program.parameters())
+    with pytest.raises(ValueError, match=r"given 4, .* from 0 to 1; write LinearWarmUp\(steps, end=4\)"):
+        KLWeighted(program, beta=4.0).anneal(adam, LinearWarmUp(100))
+    for beta, schedule in ((4.0, LinearWarmUp(100, end=4.0)), (0.0, LinearWarmUp(100)), (4.0, [0.0, 1.0].__getitem__)):
+        KLWeighted(program, beta).anneal(torch.optim.Adam(program.parameters()), schedule)
