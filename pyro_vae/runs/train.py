@@ -29,6 +29,7 @@ from pyro_vae.runs.reporting import plan, report
 from pyro_vae.runs.resume import HISTORY, claim, compared, end_training, publish
 from pyro_vae.runs.training import check_training, train_by
 from pyro_vae.saved import PARAMETERS, describe_model
+from pyro_vae.saved.programs import parts_of
 from pyro_vae.training import Checkpoints, History, ranks
 from pyro_vae.training.history import csv_of
 
@@ -55,7 +56,7 @@ class Job:
         check_training(args, len(images.train))
         torch.manual_seed(args.seed)
         vae, estimator = build_vae(args, images.train.images.cpu()).to(device), build_estimator(args)
-        describe_model(vae, args, images.shape)  # raises, before training, for a program that could not be saved
+        parts_of(vae)  # raises, before training, for a program that could not be saved
         out = args.out or Path("figures") / f"{images.name}-{args.lik}-z{args.latent}-seed{args.seed}"
         return cls(args, images, vae, estimator, out)
 

@@ -123,12 +123,7 @@ def encoded_program(vae: nn.Module, *, parameters_only: bool = False) -> bytes:
     header = {"format": FORMAT, "parts": None, **_modes(vae)}
     if parameters_only:
         return encode({**header, "structure": made_of}, tensors)
-    try:
-        header["parts"] = described(vae)
-    except Undescribable as error:
-        wraps = isinstance(getattr(vae, "program", None), nn.Module)
-        cure = "save the program that it wraps, save_vae(vae.program, folder), or " if wraps else ""
-        raise ValueError(f"{error}; {cure}{FACTORY}") from None
+    header["parts"] = parts_of(vae)
     content = encode(header, tensors)
     header, tensors = decode(content, "the program")
     again = _built(header, tensors)
@@ -140,6 +135,16 @@ def encoded_program(vae: nn.Module, *, parameters_only: bool = False) -> bytes:
         )
     _with_state(again, header, tensors)
     return content
+
+
+def parts_of(vae: nn.Module) -> Any:
+    """Return the description of a program's parts; raise ValueError, with the cure, where there is none."""
+    try:
+        return described(vae)
+    except Undescribable as error:
+        wraps = isinstance(getattr(vae, "program", None), nn.Module)
+        cure = "save the program that it wraps, save_vae(vae.program, folder), or " if wraps else ""
+        raise ValueError(f"{error}; {cure}{FACTORY}") from None
 
 
 def _modes(vae: nn.Module) -> dict[str, Any]:
