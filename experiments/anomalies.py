@@ -64,11 +64,21 @@ from pyro_vae.runs import (
     trained,
     write_json,
 )
-from pyro_vae.runs.options import add_data_options, add_training_options, parsed
+from pyro_vae.runs.options import add_data_options, add_quick, add_training_options, parsed
 from pyro_vae.runs.parser import Parser
 
 COMMON = ("left_out", "other", "mutation", "latent", "width", "epochs", "batch", "lr", "particles", "images")
-QUICK = {"dataset": "digits", "other": None, "latent": 8, "width": 128, "epochs": 60, "batch": 64, "lr": 3e-3}
+QUICK = {
+    "dataset": "digits",
+    "other": None,
+    "latent": 8,
+    "width": 128,
+    "epochs": 60,
+    "batch": 64,
+    "lr": 3e-3,
+    "quiet": True,
+    "out": Path("figures/anomalies_quick"),
+}
 SCORES = ("-log p(x)", "reconstruction error", "typicality", "likelihood ratio", "complexity")
 
 
@@ -85,10 +95,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("measurement")
     group.add_argument("--particles", type=int, default=50, metavar="K", help="of log p(x)")
     group.add_argument("--images", type=int, default=1000, help="at most so many of each kind")
-    group = add_data_options(parser, Path("figures/anomalies"), "folder of the run; results have its name")
-    group.add_argument("--quick", action="store_true", help="small networks on the digits: less than a minute")
-    if "--quick" in (sys.argv[1:] if argv is None else argv):
-        parser.set_defaults(**QUICK, quiet=True, out=Path("figures/anomalies_quick"))
+    add_data_options(parser, Path("figures/anomalies"), "folder of the run; results have its name")
+    add_quick(parser, argv, QUICK, "small networks on the digits: less than a minute")
     return parsed(parser, argv)
 
 

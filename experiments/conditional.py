@@ -45,12 +45,20 @@ from pyro_vae.runs import (
     trained,
     write_json,
 )
-from pyro_vae.runs.options import add_data_options, add_training_options, parsed
+from pyro_vae.runs.options import add_data_options, add_quick, add_training_options, parsed
 from pyro_vae.runs.parser import Parser
 from pyro_vae.training import evaluate, fixed_x
 
 COMMON = ("latent", "width", "estimator", "epochs", "batch", "lr", "schedule", "particles", "images")
-QUICK = {"dataset": "digits", "latent": 8, "width": 64, "epochs": 60, "particles": 20, "quiet": True}
+QUICK = {
+    "dataset": "digits",
+    "latent": 8,
+    "width": 64,
+    "epochs": 60,
+    "particles": 20,
+    "quiet": True,
+    "out": Path("figures/conditional_quick"),
+}
 MEASURED = 2000  # test images for L_K
 ACROSS = 10  # samples of each class in the picture
 
@@ -96,10 +104,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("measurement, on test images")
     group.add_argument("--particles", type=int, default=100, metavar="K", help="particles of L_K, for each class")
     group.add_argument("--images", type=int, default=None, help="of them, for L_K (default: 2,000, or all)")
-    group = add_data_options(parser, Path("figures/conditional"), "folder of the run; results have its name")
-    group.add_argument("--quick", action="store_true", help="small networks on the digits, few epochs: seconds")
-    if "--quick" in (sys.argv[1:] if argv is None else argv):
-        parser.set_defaults(**QUICK, out=Path("figures/conditional_quick"))
+    add_data_options(parser, Path("figures/conditional"), "folder of the run; results have its name")
+    add_quick(parser, argv, QUICK, "small networks on the digits, few epochs: seconds")
     return parsed(parser, argv)
 
 

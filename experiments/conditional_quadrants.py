@@ -52,7 +52,7 @@ from pyro_vae.runs import (
     trained,
     write_json,
 )
-from pyro_vae.runs.options import add_data_options, add_training_options, parsed
+from pyro_vae.runs.options import add_data_options, add_quick, add_training_options, parsed
 from pyro_vae.runs.parser import Parser
 from pyro_vae.training import evaluate, fixed_x
 
@@ -80,6 +80,7 @@ QUICK = {
     "warm_up": 30.0,
     "baseline_epochs": 20,
     "particles": 20,
+    "out": Path("figures/conditional_quadrants_quick"),
 }
 SHOWN, SAMPLES = 6, 4  # test images in the picture, and completions of each
 
@@ -206,10 +207,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("measurement, on test images")
     group.add_argument("--particles", type=int, default=100, metavar="K", help="particles of L_K")
     group.add_argument("--images", type=int, default=None, help="the first test images alone (default: all)")
-    group = add_data_options(parser, Path("figures/conditional_quadrants"), "folder of the runs; results have its name")
-    group.add_argument("--quick", action="store_true", help="small networks on the digits, few epochs: seconds")
-    if "--quick" in (sys.argv[1:] if argv is None else argv):
-        parser.set_defaults(**QUICK, out=Path("figures/conditional_quadrants_quick"))
+    add_data_options(parser, Path("figures/conditional_quadrants"), "folder of the runs; results have its name")
+    add_quick(parser, argv, QUICK, "small networks on the digits, few epochs: seconds")
     return parsed(parser, argv)
 
 
