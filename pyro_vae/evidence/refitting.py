@@ -86,28 +86,12 @@ def refit_guide(
     return refitted
 
 
-class HeldModel(nn.Module):
-    """A program in training, of which modules whose parameters are all frozen stay in evaluation mode.
-
-    So BatchNorm and dropout of the model compute as they do when it is measured.
-
-    >>> from pyro_vae.linear_gaussian import LinearGaussian
-    >>> HeldModel(LinearGaussian(torch.ones(3, 1))).train().program.training
-    True
-    """
+class Wrapped(nn.Module):
+    """Base class of programs that change one thing of another program, and are it in all others."""
 
     def __init__(self, program: Any):
         super().__init__()
         self.program = program
-
-    def train(self, mode: bool = True) -> "HeldModel":
-        """Set the mode of all modules that are trained."""
-        super().train(mode)
-        for module in self.program.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
-                module.eval()
-        return self
 
     def model(self, *args: Any, **kwargs: Any) -> Any:
         """Run the program's model."""
@@ -122,24 +106,36 @@ class HeldModel(nn.Module):
         return observed(self.program, batch, generator)
 
 
-class Guided(nn.Module):
+class HeldModel(Wrapped):
+    """A program in training, of which modules whose parameters are all frozen stay in evaluation mode.
+
+    So BatchNorm and dropout of the model compute as they do when it is measured.
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> HeldModel(LinearGaussian(torch.ones(3, 1))).train().program.training
+    True
+    """
+
+    def train(self, mode: bool = True) -> "HeldModel":
+        """Set the mode of all modules that are trained."""
+        super().train(mode)
+        for module in self.program.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
+
+
+class Guided(Wrapped):
     """A program with another guide, a module whose call ``guide(*args)`` samples the latent sites."""
 
     def __init__(self, program: Any, guide: nn.Module):
-        super().__init__()
-        self.program, self.proposal = program, guide
-
-    def model(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program's model."""
-        return self.program.model(*args, **kwargs)
+        super().__init__(program)
+        self.proposal = guide
 
     def guide(self, *args: Any, **kwargs: Any) -> Any:
         """Run the other guide."""
         return self.proposal(*args, **kwargs)
-
-    def observe(self, batch: Any, generator: torch.Generator | None = None) -> Any:
-        """Return what the program observes of the batch."""
-        return observed(self.program, batch, generator)
 
 
 def _check_measured_as_trained(program: Any) -> None:
