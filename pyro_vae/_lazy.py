@@ -1,4 +1,4 @@
-"""Names that a package provides without importing the modules that hold them before they are used (PEP 562)."""
+"""Modules that are imported when a name of theirs is first used, alone or behind the names of a package (PEP 562)."""
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -7,6 +7,24 @@ from importlib.abc import MetaPathFinder
 from typing import Any
 
 EXTRAS = {"matplotlib": "plots"}  # optional packages that whole modules need, and the extra that installs them
+
+
+class LazyModule:
+    """A module that is imported when one of its names is first used; what a command line needs is read without torch.
+
+    >>> math = LazyModule("math")
+    >>> math.sqrt(4.0)
+    2.0
+    """
+
+    def __init__(self, path: str):
+        self._path = path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self._path), name)
+
+    def __repr__(self) -> str:
+        return f"LazyModule({self._path!r})"
 
 
 def lazy(

@@ -5,15 +5,27 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from pyro_vae._lazy import LazyModule
 from pyro_vae.printing import listed
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = LazyModule("torch")
 
 PAGES = re.compile(r"(?<=but found invalid values):|\nTrace Shapes:")  # torch or Pyro print a whole tensor after it
 OF_VALUES = re.compile("NaN|not finite|invalid values")  # in messages of errors that numbers may have caused
 INSIDE = ("pyro_vae", "torch", "pyro", "contextlib")  # packages between the user's line and the cause of a warning
+
+
+class DataError(RuntimeError):
+    """A data set that is missing or cannot be read; the message names the file and the cure."""
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient became NaN or infinite; the program has the last good parameters again."""
 
 
 def warn(message: str, category: type[Warning]) -> None:

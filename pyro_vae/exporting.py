@@ -22,8 +22,8 @@ from pyro_vae.missing import innermost
 from pyro_vae.optional import optional
 from pyro_vae.program import dtype_of
 from pyro_vae.random import seeded
+from pyro_vae.words import EXPORTABLE
 
-PARTS = ("decoder", "encoder", "reconstruct")
 NEAR = 1e-5  # how far a value may be from torch's, times the greater of 1 and its size
 ROWS, OTHER_ROWS = 3, 7  # of the example that is exported, and of the batch by which it is checked
 Outputs = dict[str, Tensor]
@@ -115,8 +115,8 @@ class _Exported(nn.Module):
 
 def _module(vae: Any, part: str) -> _Exported:
     """Return the function to export, of a copy of the program on the CPU in evaluation mode, and try it."""
-    if part not in PARTS:
-        raise ValueError(f"part: wanted one of {', '.join(PARTS)}, got {part!r}")
+    if part not in EXPORTABLE:
+        raise ValueError(f"part: wanted one of {', '.join(EXPORTABLE)}, got {part!r}")
     if not all(hasattr(vae, name) for name in ("prior", "likelihood", "posterior")):
         inner = "; export what it holds, .program" if hasattr(vae, "program") else ""
         raise ValueError(f"vae: wanted a prior, a likelihood and a posterior, got a {type(vae).__name__}{inner}")

@@ -9,11 +9,15 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import torch
-
+from pyro_vae._lazy import LazyModule
 from pyro_vae.errors import warn
+
+if TYPE_CHECKING:
+    import torch
+else:
+    torch = LazyModule("torch")
 
 try:
     import fcntl
@@ -62,7 +66,12 @@ def expanded(path: Path | str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloads and other files that can be made again, in the user's cache folder."""
+    """Return the folder of downloads and other files that can be made again, in the user's cache folder.
+
+    The environment variable PYRO_VAE_CACHE names another one.
+    """
+    if named := os.environ.get("PYRO_VAE_CACHE"):
+        return expanded(named)
     return expanded(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_vae"
 
 

@@ -76,3 +76,12 @@ def spell_out() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure:
             reconfigure(errors=HANDLER)
+
+
+def estimate(value: float, error: float | None, digits: int = 2, sign: str = "") -> str:
+    """Return a mean with its standard error, if it has one; ``sign="+"`` writes a plus before a positive mean.
+
+    >>> estimate(1.234, 0.056), estimate(1.234, None, 1, "+")
+    ('1.23 ± 0.06', '+1.2')
+    """
+    return f"{value:{sign}.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")

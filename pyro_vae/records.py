@@ -7,13 +7,46 @@ the tables of the documentation follow from them.
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+from pyro_vae._lazy import LazyModule
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+else:
+    torch = LazyModule("torch")
 
 LARGEST_SIZE = 1 << 20  # of any layer, code or image
 MOST_LAYERS = 100
+
+
+class Words(Mapping[str, Any]):
+    """Words, each with a function of no arguments that returns what the word stands for.
+
+    It is called when the word is looked up, so that a command line can list the words without importing torch.
+
+    >>> types = Words(float32=lambda: torch.float32, bfloat16=lambda: torch.bfloat16)
+    >>> list(types), types["bfloat16"]
+    (['float32', 'bfloat16'], torch.bfloat16)
+    """
+
+    def __init__(self, **meanings: Callable[[], Any]):
+        self._meanings = meanings
+
+    def __getitem__(self, word: str) -> Any:
+        return self._meanings[word]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._meanings)
+
+    def __len__(self) -> int:
+        return len(self._meanings)
+
+    def __contains__(self, word: object) -> bool:
+        return word in self._meanings
+
+    __eq__ = object.__eq__  # that of Mapping would look all words up
 
 
 @dataclass(frozen=True)
@@ -47,7 +80,7 @@ class Option:
 
     def parts(self) -> list["Part"]:
         """Return the parts among which the option chooses; none if it chooses something else."""
-        choices = self.choices.values() if isinstance(self.choices, Mapping) else ()
+        choices = self.choices.values() if isinstance(self.choices, dict) else ()
         return [choice for choice in choices if isinstance(choice, Part)]
 
     def meaning(self, value: Any) -> Any:
@@ -93,6 +126,7 @@ class Part:
     device.
 
     >>> from types import SimpleNamespace
+    >>> from torch import nn
     >>> layer = Part("dense", nn.Linear, "a dense layer", (Option("out_features", int, 5, "width"),))
     >>> layer(SimpleNamespace(out_features=7), 3)
     Linear(in_features=3, out_features=7, bias=True)
@@ -119,7 +153,7 @@ class Part:
         return {option.name: option.meaning(getattr(settings, option.name)) for option in self.options}
 
 
-def shapes_of(module: nn.Module) -> list[tuple[int, ...]]:
+def shapes_of(module: "nn.Module") -> list[tuple[int, ...]]:
     """Return the shapes of the parameters of a module."""
     return [tuple(parameter.shape) for parameter in module.parameters()]
 

@@ -10,11 +10,23 @@ from pathlib import Path
 import pytest
 
 import pyro_vae
-from pyro_vae._lazy import lazy
+from pyro_vae._lazy import LazyModule, lazy
 
 ROOT = Path(pyro_vae.__file__).parent
 LAZY = [path for path in ROOT.rglob("__init__.py") if " = lazy(" in path.read_text()]
-USED = ["VAE", "priors", "guides", "likelihoods", "networks", "fit", "evaluate", "log_evidence", "plots", "Data"]
+USED = [
+    "VAE",
+    "priors",
+    "guides",
+    "likelihoods",
+    "networks",
+    "fit",
+    "evaluate",
+    "log_evidence",
+    "plots",
+    "Data",
+    "load",
+]
 SLOW = {"matplotlib", "torchvision", "sklearn", "scipy"}
 FLAT_IN_0_1 = (
     "analysis annealing checkpoint compiling convolutions data distributed divergences engines estimators evidence "
@@ -74,6 +86,19 @@ def test_a_name_is_a_member_of_its_home_or_the_module_itself():
     assert names() == ["absent", "path", "sqrt"]
     with pytest.raises(AttributeError, match="module 'example' has no attribute 'cos'"):
         find("cos")
+
+
+def test_a_lazy_module_is_imported_when_a_name_of_it_is_used():
+    code = (
+        "import sys; from pyro_vae._lazy import LazyModule; wave = LazyModule('wave'); print('wave' in sys.modules); "
+    )
+    code += "print(wave.open is __import__('wave').open)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\nTrue\n" and repr(LazyModule("wave")) == "LazyModule('wave')"
+    with pytest.raises(AttributeError, match="module 'math' has no attribute 'cosine'"):
+        LazyModule("math").cosine  # noqa: B018
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        LazyModule("no_such_module").name  # noqa: B018
 
 
 def test_slow_libraries_are_imported_when_they_are_needed():

@@ -11,7 +11,7 @@ from saved_programs import change, saved_in_format_3
 from pyro_vae import config, load_vae
 from pyro_vae.config import LIKELIHOODS, SETTINGS
 from pyro_vae.files import CheckpointError
-from pyro_vae.records import Option, Part, markdown, options_of, table, taken_by
+from pyro_vae.records import Option, Part, Words, markdown, options_of, table, taken_by
 from pyro_vae.runs.options import add_options, parsed
 from pyro_vae.saved import METRICS
 
@@ -37,6 +37,20 @@ def test_one_record_is_enough(monkeypatch, tmp_path):
         change(tmp_path, "model", "parts", "power", value=value)
         with pytest.raises(CheckpointError, match="power: wanted a finite number"):
             load_vae(tmp_path)
+
+
+def test_what_a_word_stands_for_is_looked_up_late():
+    asked = []
+    words = Words(one=lambda: asked.append("one") or 1, none=lambda: None)
+    option = Option("number", str, "one", "", words)
+    option.check("one")
+    assert list(words) == ["one", "none"] and len(words) == 2 and "one" in words and "two" not in words
+    assert option.parts() == [] and options_of(option) == {} and option == replace(option) and asked == []
+    with pytest.raises(ValueError, match="number: wanted one of one, none, got 'two'"):
+        option.check("two")
+    assert option.meaning("one") == 1 and option.meaning("none") is None and asked == ["one"]
+    with pytest.raises(KeyError, match="two"):
+        words["two"]
 
 
 def test_records_that_contradict_each_other():

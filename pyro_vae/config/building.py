@@ -2,14 +2,18 @@
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from pyro_vae.conditional import Conditional
+from pyro_vae._lazy import LazyModule
 from pyro_vae.config.parts import GUIDES, LIKELIHOODS, NETWORKS, PRIORS, SETTINGS, Networks
-from pyro_vae.networks import Shape
-from pyro_vae.vae import VAE
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from pyro_vae import conditional, vae
+    from pyro_vae.networks import Shape
+else:
+    conditional, vae = map(LazyModule, ("pyro_vae.conditional", "pyro_vae.vae"))
 
 
 class PartSettings(SimpleNamespace):
@@ -36,7 +40,7 @@ class PartSettings(SimpleNamespace):
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def build_vae(settings: Any, images: Tensor) -> VAE | Conditional:
+def build_vae(settings: Any, images: "Tensor") -> "vae.VAE | conditional.Conditional":
     """Return the program that the settings describe, for the images that train it, uint8 (N, C, H, W).
 
     ``settings``: PartSettings, or anything with its attributes, such as the options of a command line. With a number of
@@ -52,34 +56,34 @@ def build_vae(settings: Any, images: Tensor) -> VAE | Conditional:
     guide = build_guide(settings, shape)
     prior, likelihood = build_prior(settings, guide, images), build_likelihood(settings, shape)
     if _classes(settings):
-        return Conditional(prior, likelihood, guide, _classes(settings), (height, width))
-    return VAE(prior, likelihood, guide)
+        return conditional.Conditional(prior, likelihood, guide, _classes(settings), (height, width))
+    return vae.VAE(prior, likelihood, guide)
 
 
-def build_prior(settings: Any, guide: nn.Module, images: Tensor) -> nn.Module:
+def build_prior(settings: Any, guide: "nn.Module", images: "Tensor") -> "nn.Module":
     """Return the prior; Vamp's pseudo-inputs start as some of the images."""
     if settings.prior == "vamp" and _classes(settings):
         raise ValueError("--prior vamp: its pseudo-inputs have no class; with --conditional choose another prior")
     return PRIORS[settings.prior](settings, settings.latent, guide, images)
 
 
-def build_guide(settings: Any, shape: Shape) -> nn.Module:
+def build_guide(settings: Any, shape: "Shape") -> "nn.Module":
     """Return the guide with its encoder, for images of shape (C, H, W)."""
     return GUIDES[settings.guide](settings, build_encoder(settings, shape), settings.latent)
 
 
-def build_likelihood(settings: Any, shape: Shape) -> nn.Module:
+def build_likelihood(settings: Any, shape: "Shape") -> "nn.Module":
     """Return the likelihood with its decoder, for images of shape (C, H, W)."""
     return LIKELIHOODS[settings.lik](settings, decoders(settings, shape))
 
 
-def build_encoder(settings: Any, shape: Shape) -> nn.Module:
+def build_encoder(settings: Any, shape: "Shape") -> "nn.Module":
     """Return the network of the guide; a class is one more channel."""
     channels, height, width = shape
     return build_networks(settings).encoder((channels + bool(_classes(settings)), height, width))
 
 
-def decoders(settings: Any, shape: Shape) -> Callable[[int], nn.Module]:
+def decoders(settings: Any, shape: "Shape") -> "Callable[[int], nn.Module]":
     """Return a function from the number of maps for each channel to the network of the likelihood."""
     inputs = settings.latent + _classes(settings)
     return lambda maps: build_networks(settings).decoder(inputs, shape, shape[0] * maps)

@@ -1,15 +1,19 @@
 """The table of the estimators: gradient estimators and bounds by their words."""
 
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
-
-from pyro_vae import estimators
-from pyro_vae.handlers import FreeBits
+from pyro_vae._lazy import LazyModule
 from pyro_vae.records import Option, Part, options_of, table
+
+if TYPE_CHECKING:
+    from pyro import infer
+    from pyro.infer import ELBO
+
+    from pyro_vae import estimators, handlers
+else:
+    infer, estimators, handlers = map(LazyModule, ("pyro.infer", "pyro_vae.estimators", "pyro_vae.handlers"))
 
 PARTICLES = Option("particles", int, 1, "draws of z per image", metavar="K")
 FREE_BITS = Option(
@@ -17,32 +21,40 @@ FREE_BITS = Option(
 )
 
 
-def _of_pyro(elbo: type[ELBO]) -> Callable[[int], ELBO]:
-    """Return a builder of an estimator of Pyro's; its particles lie in a plate of their own at dim −2."""
-    return lambda particles: elbo(particles, vectorize_particles=particles > 1, max_plate_nesting=1)
+def _of_pyro(elbo: "type[ELBO]", particles: int) -> "ELBO":
+    """Return an estimator of Pyro's; its particles lie in a plate of their own at dim −2."""
+    return elbo(particles, vectorize_particles=particles > 1, max_plate_nesting=1)
 
 
-def _estimator(word: str, elbo: Callable[[int], ELBO], help: str) -> Part:
-    return Part(word, lambda particles: elbo(particles), help, (PARTICLES,))
+def _estimator(word: str, build: "Callable[[int], ELBO]", help: str) -> Part:
+    return Part(word, lambda particles: build(particles), help, (PARTICLES,))
 
 
 # build(**options)
 ESTIMATORS = table(
-    _estimator("trace", _of_pyro(Trace_ELBO), "L^A, every term from a draw of z"),
-    _estimator("meanfield", _of_pyro(TraceMeanField_ELBO), "L^B, the KL in closed form"),
-    _estimator("sticking-the-landing", estimators.StickingTheLanding, "L^A without the score of the guide"),
-    _estimator("importance-weighted", estimators.ImportanceWeighted, "L_K, tighter the more draws"),
-    _estimator("doubly-reparameterized", estimators.DoublyReparameterized, "L_K by a gradient of lower variance"),
-    _estimator("score-function", estimators.ScoreFunction, "L^A by the log-derivative trick"),
+    _estimator("trace", lambda K: _of_pyro(infer.Trace_ELBO, K), "L^A, every term from a draw of z"),
+    _estimator("meanfield", lambda K: _of_pyro(infer.TraceMeanField_ELBO, K), "L^B, the KL in closed form"),
+    _estimator(
+        "sticking-the-landing",
+        lambda K: estimators.StickingTheLanding(K),
+        "L^A without the score of the guide",
+    ),
+    _estimator("importance-weighted", lambda K: estimators.ImportanceWeighted(K), "L_K, tighter the more draws"),
+    _estimator(
+        "doubly-reparameterized",
+        lambda K: estimators.DoublyReparameterized(K),
+        "L_K by a gradient of lower variance",
+    ),
+    _estimator("score-function", lambda K: estimators.ScoreFunction(K), "L^A by the log-derivative trick"),
     _estimator(
         "score-function-baseline",
-        partial(estimators.ScoreFunction, baseline="leave-one-out"),
+        lambda K: estimators.ScoreFunction(K, baseline="leave-one-out"),
         "the same with a leave-one-out baseline",
     ),
-    Part("wake-sleep", estimators.WakeSleep, "wake phase for the model, sleep phase for the guide, no bound"),
+    Part("wake-sleep", lambda: estimators.WakeSleep(), "wake phase for the model, sleep phase for the guide, no bound"),
     Part(
         "free-bits",
-        lambda particles, free_bits: FreeBits(free_bits, particles),
+        lambda particles, free_bits: handlers.FreeBits(free_bits, particles),
         "L^A in which the first nats of the KL cost nothing, chosen by --free-bits alone",
         (PARTICLES, FREE_BITS),
     ),
@@ -51,7 +63,7 @@ ESTIMATORS = table(
 ESTIMATOR = Option("estimator", str, "trace", "the bound that is maximised, and how its gradient is drawn", ESTIMATORS)
 
 
-def build_estimator(settings: Any, particles: int | None = None) -> ELBO:
+def build_estimator(settings: Any, particles: int | None = None) -> "ELBO":
     """Return the estimator; ``particles`` replaces the number of particles in the settings.
 
     Options that the settings lack have their defaults.

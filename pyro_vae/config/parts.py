@@ -2,22 +2,38 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-from torch import Tensor, nn
+from pyro_vae._lazy import LazyModule
+from pyro_vae.records import Option, Part, Words, options_of, shapes_of, table, taken_by
 
-from pyro_vae import guides, likelihoods, networks, priors
-from pyro_vae.distributions.transforms import default_width
-from pyro_vae.networks import Shape
-from pyro_vae.records import Option, Part, options_of, shapes_of, table, taken_by
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
-BINARIZE = {
-    "dynamic": likelihoods.dynamic,
-    "threshold": likelihoods.threshold,
-    "intensity": likelihoods.intensity,
-}
-ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh}
+    from pyro_vae import guides, likelihoods, networks, priors
+    from pyro_vae.distributions import transforms
+    from pyro_vae.networks import Activation, Shape
+else:  # imported when a part is built: --help and errors of a command line come without torch
+    torch, nn, guides, likelihoods, networks, priors, transforms = map(
+        LazyModule,
+        (
+            "torch",
+            "torch.nn",
+            "pyro_vae.guides",
+            "pyro_vae.likelihoods",
+            "pyro_vae.networks",
+            "pyro_vae.priors",
+            "pyro_vae.distributions.transforms",
+        ),
+    )
+
+BINARIZE = Words(
+    dynamic=lambda: likelihoods.dynamic,
+    threshold=lambda: likelihoods.threshold,
+    intensity=lambda: likelihoods.intensity,
+)
+ACTIVATIONS = Words(relu=lambda: nn.ReLU, silu=lambda: nn.SiLU, tanh=lambda: nn.Tanh)
 WIDTH = 400  # of the dense layer
 # With so few latent dimensions a decoder has more to do, and the conv networks have two dense layers.
 FEW, WIDTHS_OF_FEW = 5, (256, 256)
@@ -71,7 +87,7 @@ HIDDEN = Option(
 )
 
 
-def _normal(decoder: Callable[[int], nn.Module], scale: str) -> nn.Module:
+def _normal(decoder: "Callable[[int], nn.Module]", scale: str) -> "nn.Module":
     if scale == "pixel":
         return likelihoods.Normal(decoder(2))
     if scale == "shared":
@@ -116,7 +132,7 @@ LIKELIHOODS = table(
 )
 
 
-def _vamp(latent: int, guide: nn.Module, images: Tensor, components: int) -> nn.Module:
+def _vamp(latent: int, guide: "nn.Module", images: "Tensor", components: int) -> "nn.Module":
     """Return a VampPrior whose pseudo-inputs start as some of the images."""
     if not 1 <= components <= len(images):
         raise ValueError(f"--components: wanted 1 to {len(images)} training images, got {components}")
@@ -125,13 +141,13 @@ def _vamp(latent: int, guide: nn.Module, images: Tensor, components: int) -> nn.
 
 def _masked_shapes(latent: int, *_: Any, flow_depth: int, flow_width: int | None) -> list[tuple[int, ...]]:
     """Return the shapes of the largest layer of each masked network; Pyro's code reads values to build one."""
-    width = default_width(latent, flow_width)
+    width = transforms.default_width(latent, flow_width)
     return [(width, width)] * flow_depth
 
 
-def _flow_prior(word: str, steps: Callable[..., list[nn.Module]], help: str) -> Part:
-    def build(latent: int, *_: Any, flow_depth: int, flow_width: int | None) -> nn.Module:
-        return priors.Flow(latent, steps, flow_depth, flow_width)
+def _flow_prior(word: str, steps: Callable[[], Callable], help: str) -> Part:
+    def build(latent: int, *_: Any, flow_depth: int, flow_width: int | None) -> "nn.Module":
+        return priors.Flow(latent, steps(), flow_depth, flow_width)
 
     return Part(word, build, help, (FLOW_DEPTH, FLOW_WIDTH), _masked_shapes)
 
@@ -153,31 +169,36 @@ PRIORS = table(
         (COMPONENTS,),
         shapes=lambda latent, guide, images, components: [(components, *images.shape[1:])],
     ),
-    _flow_prior("autoregressive", priors.autoregressive, "an affine autoregressive flow"),
-    _flow_prior("spline", priors.spline, "an autoregressive flow of splines"),
+    _flow_prior("autoregressive", lambda: priors.autoregressive, "an affine autoregressive flow"),
+    _flow_prior("spline", lambda: priors.spline, "an autoregressive flow of splines"),
 )
 
 
-def _flow_guide(steps: Callable[..., list[nn.Module]]) -> Callable[..., nn.Module]:
-    def build(encoder: nn.Module, latent: int, flow_depth: int, flow_width: int | None) -> nn.Module:
-        return guides.Flow(encoder, latent, steps, flow_depth, flow_width)
+def _flow_guide(steps: Callable[[], Callable]) -> "Callable[..., nn.Module]":
+    def build(encoder: "nn.Module", latent: int, flow_depth: int, flow_width: int | None) -> "nn.Module":
+        return guides.Flow(encoder, latent, steps(), flow_depth, flow_width)
 
     return build
 
 
 # build(encoder, latent, **options)
 GUIDES = table(
-    Part("meanfield", guides.MeanField, "a normal with a diagonal covariance"),
-    Part("full-rank", guides.FullRank, "a normal with any covariance"),
-    Part("low-rank", guides.LowRank, "a normal with a covariance of low rank beside the diagonal", (RANK,)),
+    Part("meanfield", lambda encoder, latent: guides.MeanField(encoder, latent), "a normal with a diagonal covariance"),
+    Part("full-rank", lambda encoder, latent: guides.FullRank(encoder, latent), "a normal with any covariance"),
+    Part(
+        "low-rank",
+        lambda encoder, latent, rank: guides.LowRank(encoder, latent, rank),
+        "a normal with a covariance of low rank beside the diagonal",
+        (RANK,),
+    ),
     Part(
         "inverse-autoregressive",
-        _flow_guide(guides.inverse_autoregressive),
+        _flow_guide(lambda: guides.inverse_autoregressive),
         "an inverse autoregressive flow",
         (FLOW_DEPTH, FLOW_WIDTH),
         shapes=lambda encoder, latent, **options: [*shapes_of(encoder), *_masked_shapes(latent, **options)],
     ),
-    Part("planar", _flow_guide(guides.planar), "a planar flow", (FLOW_DEPTH, FLOW_WIDTH)),
+    Part("planar", _flow_guide(lambda: guides.planar), "a planar flow", (FLOW_DEPTH, FLOW_WIDTH)),
 )
 
 
@@ -188,13 +209,11 @@ class Networks(NamedTuple):
     """
 
     hidden: tuple[int, ...]
-    encoder: Callable[[Shape], nn.Module]
-    decoder: Callable[[int, Shape, int], nn.Module]
+    encoder: "Callable[[Shape], nn.Module]"
+    decoder: "Callable[[int, Shape, int], nn.Module]"
 
 
-def _conv(
-    latent: int, channels: Iterable[int], activation: networks.Activation, hidden: Iterable[int] | None
-) -> Networks:
+def _conv(latent: int, channels: Iterable[int], activation: "Activation", hidden: Iterable[int] | None) -> Networks:
     widths = tuple(hidden) if hidden is not None else WIDTHS_OF_FEW if latent <= FEW else (WIDTH,)
     maps = tuple(channels)
     return Networks(
@@ -204,7 +223,7 @@ def _conv(
     )
 
 
-def _mlp(latent: int, activation: networks.Activation, hidden: Iterable[int] | None) -> Networks:
+def _mlp(latent: int, activation: "Activation", hidden: Iterable[int] | None) -> Networks:
     widths = tuple(hidden) if hidden is not None else (WIDTH,)
     return Networks(
         widths,

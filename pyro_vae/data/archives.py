@@ -5,18 +5,26 @@ import io
 import pickle
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.io
 import torch
 from torch import Tensor
 
+from pyro_vae._lazy import LazyModule
 from pyro_vae.data.formats import opened, readable
 from pyro_vae.data.pictures import imported
 from pyro_vae.data.raw import DataError
+from pyro_vae.optional import optional
 
+if TYPE_CHECKING:
+    import scipy.io
+else:
+    scipy = LazyModule("scipy")
+
+DIGITS_FILE = "datasets/data/digits.csv.gz"  # in the folder of scikit-learn
 SVHN_BYTES = 4_000_000_000  # unpacked; the training images have 226 MB
 _RECONSTRUCT = np.zeros(0).__reduce__()[0]  # NumPy's function that makes an array
 # What the pickles of CIFAR-10 name: the parts of arrays, under their names of NumPy 1 and 2.
@@ -93,6 +101,26 @@ def read_binary(path: Path, side: int = 28) -> Tensor:
                 f"{path}: wanted lines of {side**2} digits 0 and 1, got {got}; remove it to download it again"
             )
     return torch.from_numpy(digits.reshape(-1, 1, side, side) * np.uint8(255))
+
+
+def read_digits() -> tuple[Tensor, Tensor]:
+    """Return the digits that come with scikit-learn, uint8 (1797, 1, 8, 8), and their labels.
+
+    They are read from its file, where that is in its place, since to import scikit-learn takes as long as torch.
+
+    >>> images, labels = read_digits()
+    >>> images.shape, labels[:5].tolist()
+    (torch.Size([1797, 1, 8, 8]), [0, 1, 2, 3, 4])
+    """
+    spec = find_spec("sklearn")
+    file = Path(spec.origin).parent / DIGITS_FILE if spec and spec.origin else None
+    if file is not None and file.is_file():
+        table = np.loadtxt(file, delimiter=",")
+        pixels, labels = table[:, :-1], table[:, -1]
+    else:
+        pixels, labels = optional("sklearn.datasets", "the bundled digits").load_digits(return_X_y=True)
+    grey = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    return torch.from_numpy(grey), torch.from_numpy(labels.astype(np.int64))
 
 
 def _pictures(path: Path) -> Iterator[tuple[str, bytes]]:

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vae.data.levels import LAYOUTS as LAYOUTS
 from pyro_vae.data.mapped import map_array
 from pyro_vae.data.raw import (
     DataError,

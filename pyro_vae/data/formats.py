@@ -8,14 +8,19 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.io
 import torch
 from torch import Tensor
 
+from pyro_vae._lazy import LazyModule
 from pyro_vae.data.raw import DataError
+
+if TYPE_CHECKING:
+    import scipy.io
+else:
+    scipy = LazyModule("scipy")
 
 FREY_BYTES = 4_000_000  # the file has 1 MB, unpacked 1.2 MB; a larger one is another file
 BYTES = 8

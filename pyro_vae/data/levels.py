@@ -10,8 +10,8 @@ from torch import Tensor
 
 from pyro_vae.data.mapped import is_mapped
 from pyro_vae.data.raw import advice, as_images, check_levels, kind, layout_question, may_be_channels_last
+from pyro_vae.words import LAYOUTS
 
-LAYOUTS = (None, "NCHW", "NHWC")
 CHANNELS = (1, 3, 4)  # the usual numbers of channels
 AT_ONCE = 1 << 24  # numbers that are converted at once
 

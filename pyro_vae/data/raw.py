@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.mapped import image_bytes, is_mapped, parts
+from pyro_vae.errors import DataError as DataError
 from pyro_vae.errors import warn
 
 DARK = 127  # images without a brighter pixel may be on another scale than 0 to 255
@@ -20,10 +21,6 @@ LOOKED_AT_BYTES = 1 << 30  # the most that is checked of a split with large imag
 ABOUT_1 = 1.01  # rounding may give a little more than 1
 
 Array = Tensor | np.ndarray
-
-
-class DataError(RuntimeError):
-    """A data set that is missing or cannot be read; the message names the file and the cure."""
 
 
 class DataWarning(UserWarning):

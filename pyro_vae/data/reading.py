@@ -1,13 +1,19 @@
 """Arrays in files: .npy, .npz, .mat, text (.amat, .txt) and idx, packed or not; no file can run code."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.io
 
+from pyro_vae._lazy import LazyModule
 from pyro_vae.data.formats import is_idx, read_idx
 from pyro_vae.data.raw import DataError
 from pyro_vae.files import expanded
+
+if TYPE_CHECKING:
+    import scipy.io
+else:
+    scipy = LazyModule("scipy")
 
 TEXT = (".amat", ".txt")
 SUFFIXES = (".npy", ".npz", ".mat", *TEXT)

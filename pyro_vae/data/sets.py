@@ -9,15 +9,13 @@ from pathlib import Path
 from string import ascii_letters, ascii_lowercase, digits
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from pyro_vae.checks import whole_number
-from pyro_vae.data.archives import read_binary, read_cifar, read_omniglot, read_svhn, read_usps
+from pyro_vae.data.archives import read_binary, read_cifar, read_digits, read_omniglot, read_svhn, read_usps
 from pyro_vae.data.formats import idx_as_array, read_frey, read_idx
 from pyro_vae.data.known import ENVIRONMENT, KnownSet, MissingData, fetched, find, read
-from pyro_vae.data.levels import LAYOUTS
 from pyro_vae.data.own import load_own
 from pyro_vae.data.raw import DataError, DataWarning, kind
 from pyro_vae.data.shares import divided
@@ -25,6 +23,7 @@ from pyro_vae.data.splits import Data, Split, batches
 from pyro_vae.errors import warn
 from pyro_vae.files import expanded
 from pyro_vae.optional import optional
+from pyro_vae.words import LAYOUTS
 
 __all__ = ["ENVIRONMENT", "Data", "DataError", "MissingData", "Split", "batches", "load"]
 
@@ -210,9 +209,7 @@ def _omniglot(background: Path, evaluation: Path) -> tuple[Split, Split]:
 
 
 def _digits() -> tuple[Split, None]:
-    found = optional("sklearn.datasets", "the bundled digits").load_digits()
-    pixels = np.round(found.images * (255 / 16)).astype(np.uint8)
-    return Split(torch.from_numpy(pixels)[:, None], torch.from_numpy(found.target).long()), None
+    return Split(*read_digits()), None
 
 
 def _torchvision(name: str, *arguments: dict[str, Any]) -> Callable[[Path], object]:

@@ -2,14 +2,15 @@
 
 The console command ``pyro-vae`` (``pyro_vae.cli``) has a module with ``main(argv)`` for each of its commands:
 
-- ``train``: the main job, from its options to its folder.
-- ``evidence``: how tight the bounds on log p(x) of a trained model are.
-- ``compare``: how much gradient estimators vary.
+- ``train``, ``job``: the main job, from its options to its folder.
+- ``evidence``, ``bounds``: how tight the bounds on log p(x) of a trained model are.
+- ``compare``, ``variances``: how much gradient estimators vary.
 - ``sweep``, ``table``: many trainings, and one table of them.
 - ``export``: a trained model for other programs.
-- ``data``: the data sets that are there, and what a folder holds.
+- ``data``, ``data_report``: the data sets that are there, and what a folder holds.
 
-What these, and the experiments, consist of:
+A module with a ``main`` reads the command line, and imports neither torch nor the module beside it before the work
+begins: ``--help`` and errors come at once. What these, and the experiments, consist of:
 
 - ``parser``: command lines that show defaults and suggest the nearest option.
 - ``training``: the training by the options of a run: KL weight, optimiser, averaged weights, early stopping.
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING
 from pyro_vae._lazy import lazy
 
 if TYPE_CHECKING:
+    from pyro_vae.printing import estimate as estimate
     from pyro_vae.runs.commands import attempted as attempted
     from pyro_vae.runs.commands import choose_device as choose_device
     from pyro_vae.runs.commands import exit_status as exit_status
@@ -44,13 +46,13 @@ if TYPE_CHECKING:
     from pyro_vae.runs.folders import run_folder as run_folder
     from pyro_vae.runs.folders import save_figure as save_figure
     from pyro_vae.runs.folders import write_json as write_json
+    from pyro_vae.runs.job import run as run
     from pyro_vae.runs.measurement import has_closed_kl as has_closed_kl
+    from pyro_vae.runs.options import add_jobs_option as add_jobs_option
     from pyro_vae.runs.origins import describe as describe
     from pyro_vae.runs.origins import provenance as provenance
-    from pyro_vae.runs.reporting import estimate as estimate
     from pyro_vae.runs.reporting import report as report
     from pyro_vae.runs.sweeps import SingleRun as SingleRun
-    from pyro_vae.runs.sweeps import add_jobs_option as add_jobs_option
     from pyro_vae.runs.sweeps import is_done as is_done
     from pyro_vae.runs.sweeps import mean as mean
     from pyro_vae.runs.sweeps import over_images as over_images
@@ -62,7 +64,6 @@ if TYPE_CHECKING:
     from pyro_vae.runs.sweeps import warmed_up as warmed_up
     from pyro_vae.runs.together import run_together as run_together
     from pyro_vae.runs.train import main as main
-    from pyro_vae.runs.train import run as run
 
 __all__ = [
     "SingleRun",
@@ -98,12 +99,12 @@ __all__ = [
 ]
 _HOMES = {
     "SingleRun": "pyro_vae.runs.sweeps",
-    "add_jobs_option": "pyro_vae.runs.sweeps",
+    "add_jobs_option": "pyro_vae.runs.options",
     "attempted": "pyro_vae.runs.commands",
     "beside": "pyro_vae.runs.folders",
     "choose_device": "pyro_vae.runs.commands",
     "describe": "pyro_vae.runs.origins",
-    "estimate": "pyro_vae.runs.reporting",
+    "estimate": "pyro_vae.printing",
     "exit_status": "pyro_vae.runs.commands",
     "has_closed_kl": "pyro_vae.runs.measurement",
     "is_done": "pyro_vae.runs.sweeps",
@@ -116,7 +117,7 @@ _HOMES = {
     "reason": "pyro_vae.runs.commands",
     "report": "pyro_vae.runs.reporting",
     "results_folder": "pyro_vae.runs.folders",
-    "run": "pyro_vae.runs.train",
+    "run": "pyro_vae.runs.job",
     "run_folder": "pyro_vae.runs.folders",
     "run_missing": "pyro_vae.runs.sweeps",
     "run_once": "pyro_vae.runs.sweeps",

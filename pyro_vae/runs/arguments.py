@@ -4,11 +4,9 @@ import argparse
 import textwrap
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyro_vae.config import ACTIVATION, ESTIMATOR, FREE_BITS, NETWORK, PARTICLES, SLOTS, hidden
-from pyro_vae.data import Data
-from pyro_vae.data.folders import LAYOUTS
 from pyro_vae.records import flag, taken_by
 from pyro_vae.runs.options import (
     AUTO,
@@ -35,6 +33,10 @@ from pyro_vae.runs.options import (
     parsed,
 )
 from pyro_vae.runs.parser import Parser
+from pyro_vae.words import LAYOUTS
+
+if TYPE_CHECKING:
+    from pyro_vae.data import Data
 
 DESCRIPTION = """\
 Train one VAE and measure it: pictures, metrics and parameters in one folder.
@@ -231,7 +233,7 @@ def words_of(recipe: str) -> str:
     return " ".join(f"{flag(name)} {' '.join(map(str, values))}" for name, values in options.items())
 
 
-def fill_in(args: argparse.Namespace, images: Data) -> None:
+def fill_in(args: argparse.Namespace, images: "Data") -> None:
     """Give the options that the command line leaves open the values that suit the images."""
     values = DEFAULTS | (FEW_IMAGES if len(images.train) <= FEW else {})
     if args.net is None and min(images.shape[1:]) < SMALL:
@@ -245,7 +247,7 @@ def fill_in(args: argparse.Namespace, images: Data) -> None:
     args.classes = number_of_classes(images) if args.conditional else None
 
 
-def number_of_classes(images: Data) -> int:
+def number_of_classes(images: "Data") -> int:
     """Return the number of classes. Raises ValueError unless every image has one, and the training images have two."""
     known = {name: getattr(images, name).labels for name in ("train", "valid", "test")}
     lacking = [name for name, labels in known.items() if labels is None or bool((labels < 0).any())]

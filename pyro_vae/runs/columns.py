@@ -5,14 +5,18 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pyro_vae.data.sets import SETS
+from pyro_vae._lazy import LazyModule
 from pyro_vae.files import CheckpointError
-from pyro_vae.runs.reporting import estimate
-from pyro_vae.runs.resume import SINCE
-from pyro_vae.saved import METRICS, read_metrics
-from pyro_vae.training.saving import HISTORY
+from pyro_vae.printing import estimate
+
+if TYPE_CHECKING:
+    from pyro_vae import saved
+    from pyro_vae.data import sets
+    from pyro_vae.runs import resume
+else:
+    saved, sets, resume = map(LazyModule, ("pyro_vae.saved", "pyro_vae.data.sets", "pyro_vae.runs.resume"))
 
 GREY = "grey levels"
 # Settings that change neither what is trained nor what is measured.
@@ -50,13 +54,13 @@ class Run:
     @classmethod
     def read(cls, folder: Path) -> "Run":
         """Return the run in a folder. Raises CheckpointError, with the reason, if there is none that has ended."""
-        if not (folder / METRICS).is_file():
+        if not (folder / saved.METRICS).is_file():
             began = folder.is_dir() and any(folder.iterdir())
             why = "its run has not ended" if began else "no run is there"
-            if any(folder.glob(f"*/{METRICS}")):
+            if any(folder.glob(f"*/{saved.METRICS}")):
                 why = f"the runs are the folders in it, {folder}/*"
-            raise CheckpointError(f"it holds no {METRICS}: {why}")
-        metrics = read_metrics(folder / METRICS)
+            raise CheckpointError(f"it holds no {saved.METRICS}: {why}")
+        metrics = saved.read_metrics(folder / saved.METRICS)
         _check(metrics)
         if metrics.get("interrupted"):
             raise CheckpointError("its run was interrupted; go on with it by --resume")
@@ -67,7 +71,7 @@ class Run:
     @property
     def settings(self) -> dict[str, Any]:
         """The options of the run, with those that an earlier version lacked."""
-        return {**SINCE, **self.metrics["settings"]}
+        return {**resume.SINCE, **self.metrics["settings"]}
 
     def entry(self, name: str, value: str) -> Any:
         """Return an entry of a part of metrics.json, such as the bound in test; None if it was not measured."""
@@ -104,7 +108,7 @@ class Run:
     def _which(self) -> str:
         """Which images of your own these are, as folders of one name may hold others; nothing for a known data set."""
         asked = self.settings.get("dataset")
-        if asked is None or asked in (*SETS, "auto"):
+        if asked is None or asked in (*sets.SETS, "auto"):
             return ""
         digest = self.metrics["dataset"].get("test_digest")  # earlier versions had none
         return f" (digest {digest})" if digest else f" (read as {asked})"
@@ -121,7 +125,7 @@ class Run:
     def valid(self) -> float | None:
         """Return the bound of the kept epoch on the validation images, from history.csv."""
         try:
-            with (self.folder / HISTORY).open(newline="") as file:
+            with (self.folder / resume.HISTORY).open(newline="") as file:
                 rows = {row["epoch"]: row for row in csv.DictReader(file)}
             return float(rows[str(self.metrics.get("kept_epoch"))]["valid_bound"])
         except (OSError, KeyError, ValueError, TypeError):
@@ -132,14 +136,14 @@ def _check(metrics: Mapping[str, Any]) -> None:
     """Raise CheckpointError unless these are the metrics of a training, whose entries have the types that it writes."""
     settings, dataset = metrics.get("settings"), metrics.get("dataset")
     if not isinstance(settings, dict) or not isinstance(dataset, dict) or "lik" not in settings:
-        raise CheckpointError(f"its {METRICS} is not one of pyro-vae train")
+        raise CheckpointError(f"its {saved.METRICS} is not one of pyro-vae train")
     parts = dict.fromkeys(("test", "evidence", "seconds", "left_out"), dict)
     numbers = dict.fromkeys(("active_units", "knn_accuracy"), (int, float))
     for name, kind in {**parts, **numbers}.items():
         if metrics.get(name) is not None and not isinstance(metrics[name], kind):
-            raise CheckpointError(f"its {METRICS} is damaged: {name} is {str(metrics[name])[:40]!r}")
+            raise CheckpointError(f"its {saved.METRICS} is damaged: {name} is {str(metrics[name])[:40]!r}")
     if not isinstance(settings.get("seed"), int):
-        raise CheckpointError(f"its {METRICS} is damaged: the seed is {settings.get('seed')!r}")
+        raise CheckpointError(f"its {saved.METRICS} is damaged: the seed is {settings.get('seed')!r}")
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,21 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from pyro_vae.data import Data, DataError, load
+from pyro_vae._lazy import LazyModule
+from pyro_vae.errors import DataError, NonFiniteLoss
 from pyro_vae.files import CheckpointError
 from pyro_vae.optional import MissingPackage
 from pyro_vae.printing import spell_out
-from pyro_vae.random import interrupt
 from pyro_vae.runs.origins import commit_at_start
-from pyro_vae.training import NonFiniteLoss
+
+if TYPE_CHECKING:
+    import torch
+
+    from pyro_vae import data, random
+else:
+    torch, data, random = map(LazyModule, ("torch", "pyro_vae.data", "pyro_vae.random"))
 
 PROGRAM = "pyro-vae"
 INTERRUPTED = 130  # exit status after Ctrl-C, as in a shell
@@ -89,7 +93,7 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, random.interrupt)
     try:
         yield
     finally:
@@ -117,16 +121,16 @@ def _console_script() -> str:
     return script if Path(script).stem == PROGRAM and shutil.which(PROGRAM) != script else PROGRAM
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str) -> "torch.device":
     """Return the device for ``--device``: auto, cpu or cuda."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("--device cuda: torch sees no CUDA device on this machine; take --device cpu")
     return torch.device("cuda" if name == "auto" and torch.cuda.is_available() else "cpu" if name == "auto" else name)
 
 
-def load_data(args: argparse.Namespace) -> Data:
+def load_data(args: argparse.Namespace) -> "data.Data":
     """Return the data that the options name, on their device; print a note about the data to standard error."""
-    images = load(args.dataset, root=args.data_dir).to(choose_device(args.device))
+    images = data.load(args.dataset, root=args.data_dir).to(choose_device(args.device))
     if images.note:
         print(f"NOTE: {images.note}", file=sys.stderr)
     return images

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pyro_vae import VAE, analysis, plots
+from pyro_vae import VAE, analysis
+from pyro_vae._lazy import LazyModule
 from pyro_vae.conditional import Conditional
 from pyro_vae.data import Data
-from pyro_vae.plots.classes import plain
 from pyro_vae.random import mode, seeded
 from pyro_vae.runs.folders import png
 from pyro_vae.runs.measurement import SHOWN
@@ -18,6 +18,11 @@ from pyro_vae.training import History, fixed_x
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from pyro_vae import plots
+    from pyro_vae.plots import classes
+else:  # after the training, as is matplotlib
+    plots, classes = map(LazyModule, ("pyro_vae.plots", "pyro_vae.plots.classes"))
 
 PICTURES = (
     "latent_plane",
@@ -49,7 +54,7 @@ def pictures_of_classes(program: Conditional, images: Data) -> dict[str, Callabl
         y = torch.arange(program.classes, device=images.test.labels.device).repeat_interleave(10)
         with seeded(0, y.device):
             z = program.prior().sample((10,)).repeat(program.classes, 1)
-        names = [plain(name) for name in images.classes] or [str(label) for label in range(program.classes)]
+        names = [classes.plain(name) for name in images.classes] or [str(label) for label in range(program.classes)]
         return plots.image_rows(dict(zip(names, decoded(z, y).split(10))))
 
     def reconstructions() -> "Figure":

@@ -10,11 +10,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyro_vae._lazy import LazyModule
 from pyro_vae.files import locked, write_whole
-from pyro_vae.saved import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from pyro_vae import saved
+else:
+    saved = LazyModule("pyro_vae.saved")
 
 
 def make_folder(out: Path) -> None:
@@ -50,7 +54,7 @@ def results_folder(out: Path, overwrite: bool) -> Iterator[Path]:
     """
     out = Path(out).absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not (out / METRICS).is_file():
+        if not (out / saved.METRICS).is_file():
             raise FileExistsError(f"{out} holds files that are not a run's results; give another --out")
         if not overwrite:
             raise FileExistsError(f"{out} holds another run's results; give another --out, or --overwrite")

@@ -5,15 +5,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from pyro_vae._lazy import LazyModule
 from pyro_vae.config import ESTIMATOR, GUIDE, LATENT, LIKELIHOOD, NETWORK, PRIOR, SLOTS, TAKEN_BY
 from pyro_vae.files import expanded
-from pyro_vae.records import Option, flag, options_of
-from pyro_vae.training import warm_cosine
-from pyro_vae.training.engines import ENGINES
+from pyro_vae.records import Option, Words, flag, options_of
+from pyro_vae.words import ENGINES
+
+if TYPE_CHECKING:
+    import torch
+    from torch import optim
+
+    from pyro_vae.training import schedules
+else:
+    torch, optim, schedules = map(LazyModule, ("torch", "torch.optim", "pyro_vae.training.schedules"))
 
 
 def home_path(text: str) -> Path:
@@ -25,17 +31,17 @@ def home_path(text: str) -> Path:
 
 
 TakenBy = Mapping[str, Mapping[str, Sequence[str]]]
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
-SCHEDULES = {"warm-cosine": warm_cosine, "constant": None}
-OPTIMIZERS = {  # function(parameters, lr=, weight_decay=)
-    "adam": partial(torch.optim.Adam, fused=True),
-    "adamw": partial(torch.optim.AdamW, fused=True),
-    "adamax": torch.optim.Adamax,
-    "nadam": torch.optim.NAdam,
-    "radam": torch.optim.RAdam,
-    "rmsprop": torch.optim.RMSprop,
-    "sgd": partial(torch.optim.SGD, momentum=0.9),
-}
+PRECISIONS = Words(float32=lambda: None, bfloat16=lambda: torch.bfloat16)
+SCHEDULES = Words(**{"warm-cosine": lambda: schedules.warm_cosine, "constant": lambda: None})
+OPTIMIZERS = Words(  # function(parameters, lr=, weight_decay=)
+    adam=lambda: partial(optim.Adam, fused=True),
+    adamw=lambda: partial(optim.AdamW, fused=True),
+    adamax=lambda: optim.Adamax,
+    nadam=lambda: optim.NAdam,
+    radam=lambda: optim.RAdam,
+    rmsprop=lambda: optim.RMSprop,
+    sgd=lambda: partial(optim.SGD, momentum=0.9),
+)
 DEVICES = ("auto", "cpu", "cuda")
 PARTS = {slot.name: [part.word for part in slot.parts()] for slot in (*SLOTS, ESTIMATOR)}
 
@@ -220,3 +226,15 @@ def add_data_options(
     group.add_argument("--out", type=home_path, default=out, metavar="FOLDER", help=results)
     group.add_argument("--quiet", action="store_true", help=quiet)
     return group
+
+
+def add_jobs_option(group: argparse._ActionsContainer) -> None:
+    """Add the option of how many single runs go at a time."""
+    group.add_argument(
+        "--jobs",
+        type=int,
+        default=None,
+        metavar="N",
+        help="runs at a time, each in a process with one thread; -1: as many as there are cores (default: 1, in this "
+        "process)",
+    )

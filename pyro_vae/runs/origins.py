@@ -5,15 +5,16 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pyro_vae.data import Data, Split
+if TYPE_CHECKING:
+    from pyro_vae.data import Data, Split
 
 PACKAGES = ("torch", "torchvision", "pyro-ppl", "numpy", "scikit-learn", "matplotlib")
 _STARTED: list[str | None] = []  # the commit at the start, once it is noted
 
 
-def describe(images: Data) -> dict[str, Any]:
+def describe(images: "Data") -> dict[str, Any]:
     """Return name, shape of a row, note and sizes of a data set, and a digest that tells its test rows from others."""
     splits = {split: len(getattr(images, split)) for split in ("train", "valid", "test")}
     return {
@@ -25,7 +26,7 @@ def describe(images: Data) -> dict[str, Any]:
     }
 
 
-def digest(rows: Split) -> str:
+def digest(rows: "Split") -> str:
     """Return twelve digits that depend on all fields of these rows.
 
     >>> from pyro_vae.data import load

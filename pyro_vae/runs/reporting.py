@@ -12,6 +12,7 @@ from pyro_vae import VAE, analysis
 from pyro_vae.conditional import Conditional
 from pyro_vae.data import Data
 from pyro_vae.evidence.results import TRUSTED, Evidence
+from pyro_vae.printing import estimate
 from pyro_vae.runs.measurement import NEIGHBOURS, has_closed_kl
 from pyro_vae.runs.options import OPTIMIZERS
 from pyro_vae.runs.origins import describe
@@ -129,15 +130,6 @@ def bound_rows(test: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{test['distortion']:.2f} nats per image: what z leaves open, the mean of -log p(x | z). The test bound is "
         "-rate - distortion",
     )
-
-
-def estimate(value: float, error: float | None, digits: int = 2, sign: str = "") -> str:
-    """Return a mean with its standard error, if it has one; ``sign="+"`` writes a plus before a positive mean.
-
-    >>> estimate(1.234, 0.056), estimate(1.234, None, 1, "+")
-    ('1.23 ± 0.06', '+1.2')
-    """
-    return f"{value:{sign}.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def evidence_rows(metrics: dict[str, Any], out: Path) -> Iterator[tuple[str, str]]:

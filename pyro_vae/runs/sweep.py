@@ -11,20 +11,33 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pyro_vae._lazy import LazyModule
 from pyro_vae.config import NETWORK
+from pyro_vae.printing import estimate
 from pyro_vae.records import flag, options_of
-from pyro_vae.runs import arguments, table, train
+from pyro_vae.runs import arguments, table
 from pyro_vae.runs.commands import exit_status
 from pyro_vae.runs.folders import make_folder
-from pyro_vae.runs.options import home_path
+from pyro_vae.runs.options import add_jobs_option, home_path
 from pyro_vae.runs.parser import Parser
-from pyro_vae.runs.reporting import estimate
-from pyro_vae.runs.resume import compared
-from pyro_vae.runs.sweeps import add_jobs_option, run_together
-from pyro_vae.saved import METRICS, read_metrics
-from pyro_vae.training.checkpoint import check_same
+
+if TYPE_CHECKING:
+    from pyro_vae import saved
+    from pyro_vae.runs import job, resume, together
+    from pyro_vae.training import checkpoint
+else:
+    saved, job, resume, together, checkpoint = map(
+        LazyModule,
+        (
+            "pyro_vae.saved",
+            "pyro_vae.runs.job",
+            "pyro_vae.runs.resume",
+            "pyro_vae.runs.together",
+            "pyro_vae.training.checkpoint",
+        ),
+    )
 
 DESCRIPTION = """\
 Train and measure one VAE for each combination of options, and print the table of all.
@@ -114,7 +127,8 @@ def run(args: argparse.Namespace) -> int:
     waiting = [each for each in runs if not each.done]
     if len(waiting) < len(runs):
         print(f"{len(runs) - len(waiting)} of {len(runs)} runs have ended before", flush=True)
-    failed = run_together({each.name: partial(finished, each.words) for each in waiting}, args.jobs, args.quiet)
+    works = {each.name: partial(finished, each.words) for each in waiting}
+    failed = together.run_together(works, args.jobs, args.quiet)
     show([args.out / each.name for each in runs], len(args.seeds) > 1)
     return 1 if failed else 0
 
@@ -216,9 +230,9 @@ def checked(runs: Iterable[Planned], out: Path) -> Iterator[Planned]:
         settings = each.name.removesuffix(f"seed-{each.seed}")
         try:
             if settings not in jobs:
-                job = job_of(each.words)
-                jobs[settings] = job.same, job.args.epochs, job.images.note
-                other = trained.setdefault(str({**vars(job.args), "out": None}), each.name)
+                found = job_of(each.words)
+                jobs[settings] = found.same, found.args.epochs, found.images.note
+                other = trained.setdefault(str({**vars(found.args), "out": None}), each.name)
                 if other != each.name:
                     raise ValueError(f"it is the same run as {other}; give each value once")
             same, epochs, _ = jobs[settings]
@@ -230,20 +244,21 @@ def checked(runs: Iterable[Planned], out: Path) -> Iterator[Planned]:
         print(f"NOTE: {note}", flush=True)
 
 
-def job_of(words: Sequence[str]) -> train.Job:
+def job_of(words: Sequence[str]) -> "job.Job":
     """Return the job of a command line of ``pyro-vae train``."""
-    return train.Job.of(arguments.parse_arguments(list(words)))
+    args = arguments.parse_arguments(list(words))  # before torch is imported
+    return job.Job.of(args)
 
 
 def has_ended(folder: Path, same: dict[str, Any], epochs: int) -> bool:
     """Return whether the run has left its results; ValueError if they are those of other settings, or more epochs."""
-    if not (folder / METRICS).is_file():
+    if not (folder / saved.METRICS).is_file():
         return False
-    metrics = read_metrics(folder / METRICS)
+    metrics = saved.read_metrics(folder / saved.METRICS)
     if metrics.get("interrupted"):
         return False
     settings = metrics.get("settings") or {}
-    check_same(compared(settings), same)
+    checkpoint.check_same(resume.compared(settings), same)
     if settings.get("epochs", 0) > epochs:
         raise ValueError(f"{folder} holds a run of {settings['epochs']} epochs, got {epochs}; give another --out")
     return settings.get("epochs") == epochs
@@ -253,10 +268,10 @@ def finished(words: Sequence[str]) -> str:
     """Train and measure one run, or go on with it, without a word; return a line about it."""
     args = arguments.parse_arguments([*words, "--resume", "--quiet"])
     with redirect_stdout(io.StringIO()):
-        status = train.run(args)
+        status = job.run(args)
     if status:
         raise KeyboardInterrupt(status - 128)
-    metrics = read_metrics(args.out / METRICS)
+    metrics = saved.read_metrics(args.out / saved.METRICS)
     if "test" not in metrics:
         return f"trained; {(metrics.get('left_out') or {}).get('test', 'nothing was measured')}"
     test = metrics["test"]

@@ -91,18 +91,6 @@ def sweep_status(
     return exit_status(parse, work, "the runs that had ended are in {out}; the same command goes on")
 
 
-def add_jobs_option(group: argparse._ActionsContainer) -> None:
-    """Add the option of how many single runs go at a time."""
-    group.add_argument(
-        "--jobs",
-        type=int,
-        default=None,
-        metavar="N",
-        help="runs at a time, each in a process with one thread; -1: as many as there are cores (default: 1, in this "
-        "process)",
-    )
-
-
 @dataclass(frozen=True)
 class SingleRun:
     """A run that leaves one file; calling it does the run and returns a line about it.

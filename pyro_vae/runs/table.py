@@ -7,14 +7,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pyro_vae._lazy import LazyModule
 from pyro_vae.files import CheckpointError, write_whole
 from pyro_vae.runs.columns import COLUMNS, GREY, MEASURED, Cell, Run, differing
 from pyro_vae.runs.commands import exit_status
 from pyro_vae.runs.options import home_path
 from pyro_vae.runs.parser import Parser, suggestion
-from pyro_vae.runs.sweeps import mean
+
+if TYPE_CHECKING:
+    from pyro_vae.runs import sweeps
+else:
+    sweeps = LazyModule("pyro_vae.runs.sweeps")
 
 DESCRIPTION = """\
 Print one table of runs that pyro-vae train or pyro-vae sweep has left: the settings that differ, and what was measured
@@ -164,7 +169,7 @@ def cell(run: Run, name: str) -> Cell:
 def over(runs: list[Run], name: str) -> Cell:
     """Return the mean over runs with its standard error; nothing if one of them lacks the number."""
     column = COLUMNS[name]
-    found = mean([value for value in map(column.of, runs) if value is not None])
+    found = sweeps.mean([value for value in map(column.of, runs) if value is not None])
     if found is None or len(found["values"]) < len(runs):
         return Cell(None)
     digits = column.digits + (name == "active")  # a mean of whole numbers

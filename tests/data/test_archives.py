@@ -3,6 +3,8 @@
 import bz2
 import io
 import pickle
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -11,6 +13,7 @@ import scipy.io
 import torch
 from data_files import usps_text
 from PIL import Image
+from sklearn.datasets import load_digits
 from torchvision.datasets import USPS
 
 from pyro_vae.data import archives
@@ -114,3 +117,17 @@ def test_text_that_is_not_binary(tmp_path, text, got):
     (tmp_path / "file.amat").write_text(text)
     with pytest.raises(DataError, match=f"wanted lines of 1 digits 0 and 1, got {got}; remove it"):
         archives.read_binary(tmp_path / "file.amat", side=1)
+
+
+def test_digits_are_those_of_scikit_learn_with_and_without_its_file(monkeypatch):
+    known = load_digits()
+    images, labels = archives.read_digits()
+    assert images.dtype == torch.uint8 and labels.tolist() == known.target.tolist()
+    assert np.array_equal(images[:, 0], np.round(known.images * (255 / 16)))
+    monkeypatch.setattr(archives, "DIGITS_FILE", "not/there")
+    assert all(map(torch.equal, archives.read_digits(), (images, labels)))
+
+
+def test_the_digits_come_without_scikit_learn():
+    code = "import sys; from pyro_vae import load; load('digits'); print(*{'sklearn', 'scipy'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

@@ -11,7 +11,7 @@ from experiments.likelihoods.measurement import BATCH
 from experiments.likelihoods.report import ranking
 from pyro_vae import evaluate
 from pyro_vae.likelihoods import Beta
-from pyro_vae.runs.evidence import load_run
+from pyro_vae.runs.bounds import load_run
 from pyro_vae.training import fixed_x
 
 FEW = [

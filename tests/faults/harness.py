@@ -37,7 +37,7 @@ from safetensors.torch import load_file
 from pyro_vae import files, load_vae
 from pyro_vae.data import formats
 from pyro_vae.data import sets as data
-from pyro_vae.runs import train
+from pyro_vae.runs import job, train
 from pyro_vae.training import checkpoint
 
 WORDS = ["--dataset", "digits", "--net", "mlp", "--hidden", "8", "--epochs", "4", "--quiet"]
@@ -56,7 +56,7 @@ def main() -> int:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.no_pictures:
-        train.pictures = lambda *_: {}
+        job.pictures = lambda *_: {}
     WORDS.extend(args.options.split())
     draw = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:

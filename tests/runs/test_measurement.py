@@ -15,7 +15,7 @@ from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.observation import fixed_arguments
 from pyro_vae.random import mode, seeded
 from pyro_vae.runs import drawing, measurement
-from pyro_vae.runs.evidence import load_run
+from pyro_vae.runs.bounds import load_run
 from pyro_vae.training.checkpoint import Checkpoints
 
 

@@ -12,7 +12,7 @@ from small_runs import SMALL, command, own_images, state_of
 from experiments import run
 from pyro_vae import files
 from pyro_vae.files import locked
-from pyro_vae.runs import measurement, resume, train
+from pyro_vae.runs import job, measurement, resume
 from pyro_vae.training import TrainingWarning
 from pyro_vae.training.checkpoint import Checkpoints
 
@@ -92,7 +92,7 @@ def test_a_longer_run_that_is_killed_goes_on_too_and_the_shorter_results_stay_un
     words = ["--schedule", "constant", "--evidence", "0"]
     assert command(tmp_path, *words, "--epochs", "1") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(train, "measure", lambda *args: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(job, "measure", lambda *args: signal.raise_signal(signal.SIGTERM))
         assert command(tmp_path, *words, "--resume") == 143
     metrics = tmp_path / "out/metrics.json"
     assert json.loads(metrics.read_text())["settings"]["epochs"] == 1
@@ -159,7 +159,7 @@ def test_resuming_what_has_ended_or_not_begun(tmp_path, capsys):
 
 
 def test_a_signal_in_the_measurement_loses_no_training(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(train, "measure", lambda *args: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(job, "measure", lambda *args: signal.raise_signal(signal.SIGTERM))
     assert command(tmp_path) == 143
     assert "interrupted; go on with: " in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"checkpoint.pt", "history.csv"}
@@ -170,7 +170,7 @@ def test_a_signal_in_the_measurement_loses_no_training(tmp_path, capsys, monkeyp
 def test_the_results_of_a_finished_run_are_kept_until_the_next_is_whole(tmp_path, monkeypatch):
     assert command(tmp_path, "--seed", "1") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(train, "measure", lambda *args: signal.raise_signal(signal.SIGTERM))
+        patch.setattr(job, "measure", lambda *args: signal.raise_signal(signal.SIGTERM))
         assert command(tmp_path, "--seed", "2", "--overwrite") == 143
     assert json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["seed"] == 1
     assert command(tmp_path, "--seed", "2", "--resume") == 0

@@ -1,48 +1,13 @@
-"""The bounds of a trained model are measured, printed and drawn."""
-
-import json
+"""The command line of the bounds of a trained model."""
 
 import pytest
-import torch
-from small_runs import own_images
 
-from pyro_vae.evidence import log_evidence
 from pyro_vae.runs import evidence as command
-from pyro_vae.runs import train
-from pyro_vae.training import fixed_x
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")
 
 
-def test_the_experiment_measures_a_trained_model(tmp_path, capsys):
-    trained, out = str(tmp_path / "trained"), tmp_path / "out"
-    small = ["--dataset", "digits", "--net", "mlp", "--hidden", "16", "--lik", "categorical", "--bins", "4"]
-    assert train.main([*small, "--epochs", "1", "--out", trained, "--quiet"]) == 0
-    few = ["--images", "6", "--particles", "30", "1", "--temperatures", "8", "4", "--chains", "2", "--leapfrog", "2"]
-    words = ["--run", trained, "--out", str(out), *few, "--simulated", "7", "--quiet"]
-    assert command.main(words) == 0
-    metrics = json.loads((out / "metrics.json").read_text())
-    assert [row["num_particles"] for row in metrics["importance"]] == [1, 30]
-    assert [(row["start"], row["num_temperatures"]) for row in metrics["annealed"]] == [
-        ("prior", 4), ("prior", 8), ("guide", 4), ("guide", 8)
-    ]  # fmt: skip
-    assert [(row["images"], row["num_temperatures"]) for row in metrics["bidirectional"]] == [(7, 4), (7, 8)]
-    assert (out / "evidence.png").read_bytes().startswith(b"\x89PNG")
-    vae, rows, _ = command.load_run(tmp_path / "trained", torch.device("cpu"))
-    again = log_evidence(vae.model, vae.guide, fixed_x(vae, rows[:6]), 30, seed=0)
-    assert again.mean == pytest.approx(metrics["importance"][1]["log_px"])
-    assert f"importance, K = 30 {again.mean:>29.3f}" in capsys.readouterr().out
-    assert command.main(words) == 1 and "--overwrite" in capsys.readouterr().err
-    assert command.main([*words, "--overwrite", "--all", "--bfloat16"]) == 0
-    assert "bfloat16 moves it by" in capsys.readouterr().out
-    *_, full, lowered = json.loads((out / "metrics.json").read_text())["importance"]
-    assert (full["images"], lowered["images"], lowered["precision"]) == (250, 6, "bfloat16")
-    everything = log_evidence(vae.model, vae.guide, fixed_x(vae, rows), 30, seed=0)
-    assert full["log_px_of_annealed_images"] == pytest.approx(everything.log_px[:6].mean().item())
-    bias = lowered["log_px"] - full["log_px_of_annealed_images"]
-    assert lowered["bias"] == pytest.approx(bias, abs=1e-9) and bias != 0
-    assert command.main([*words, "--overwrite", "--images", "251"]) == 1
-    assert "--images: wanted 2 to 250" in capsys.readouterr().err
+FEW = ["--images", "4", "--particles", "30", "--temperatures", "4", "--chains", "2", "--leapfrog", "2"]
 
 
 def test_the_experiment_wants_a_trained_model(tmp_path, capsys):
@@ -50,65 +15,6 @@ def test_the_experiment_wants_a_trained_model(tmp_path, capsys):
     assert "holds no trained model; train one by pyro-vae train" in capsys.readouterr().err
 
 
-FEW = ["--images", "4", "--particles", "30", "--temperatures", "4", "--chains", "2", "--leapfrog", "2"]
-
-
-def test_a_conditional_model_is_measured_given_its_classes(tmp_path, capsys):
-    trained = ["--dataset", "digits", "--conditional", "--hidden", "16", "--epochs", "1", "--quiet", "--evidence", "0"]
-    assert train.main([*trained, "--out", str(tmp_path / "trained")]) == 0
-    assert command.main(["--run", str(tmp_path / "trained"), *FEW, "--simulated", "6", "--quiet"]) == 0
-    metrics = json.loads((tmp_path / "trained/evidence/metrics.json").read_text())
-    program, rows, _ = command.load_run(tmp_path / "trained", torch.device("cpu"))
-    again = log_evidence(program, rows[:4], 30, seed=0, progress=False)
-    assert metrics["importance"][0]["log_px"] == pytest.approx(again.mean, abs=0.5)  # the whole split is drawn at once
-    assert metrics["bidirectional"][0]["images"] == 6
-    assert "≤ log p(x) ≤" in capsys.readouterr().out
-
-
-def test_the_data_are_those_of_the_run_or_those_that_are_named(tmp_path, capsys):
-    words = ["--dataset", "digits", "--hidden", "16", "--epochs", "1", "--quiet", "--evidence", "0"]
-    assert train.main([*words, "--out", str(tmp_path / "trained")]) == 0
-    load_run, cpu = command.load_run, torch.device("cpu")
-    assert len(load_run(tmp_path / "trained", cpu)[1]) == len(load_run(tmp_path / "trained", cpu, None, "digits")[1])
-    other = own_images(tmp_path / "large", (20, 3, 3), (1, 9, 9))
-    with pytest.raises(ValueError, match=r"--dataset: wanted images of \[1, 8, 8\], .* got \[1, 9, 9\]"):
-        load_run(tmp_path / "trained", cpu, None, other)
-    metrics = json.loads((tmp_path / "trained/metrics.json").read_text())
-    for name in ("dataset", "settings"):
-        metrics.pop(name)
-    (tmp_path / "trained/metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(ValueError, match="does not say which data its model was trained on; give them by --dataset"):
-        load_run(tmp_path / "trained", cpu)
-    assert len(load_run(tmp_path / "trained", cpu, None, "digits")[1]) == 250
-
-
 def test_a_quick_look_has_other_defaults_and_the_command_line_holds():
     args = command.parse_arguments(["--run", "a", "--quick", "--chains", "3"])
     assert (args.images, args.particles, args.chains) == (20, [1, 10, 100], 3)
-
-
-def test_what_cannot_be_annealed_is_measured_by_importance_sampling(tmp_path, monkeypatch, capsys):
-    def fails(*args, **options):
-        raise ValueError("site 'y': discrete")
-
-    words = ["--dataset", "digits", "--hidden", "16", "--epochs", "1", "--quiet", "--measure", "none"]
-    assert train.main([*words, "--out", str(tmp_path / "trained")]) == 0
-    monkeypatch.setattr(command, "annealed_evidence", fails)
-    assert command.main(["--run", str(tmp_path / "trained"), *FEW, "--simulated", "6", "--quiet"]) == 0
-    metrics = json.loads((tmp_path / "trained/evidence/metrics.json").read_text())
-    assert metrics["annealed"] == [] and len(metrics["importance"]) == len(metrics["bidirectional"]) == 1
-    assert "left out: annealed: site 'y': discrete" in capsys.readouterr().out
-    assert command.main(["--run", str(tmp_path / "trained"), *FEW, "--chains", "0", "--overwrite"]) == 1
-    assert "--chains: wanted a whole number of at least 1, got 0" in capsys.readouterr().err
-
-
-def test_data_that_the_model_cannot_be_given_are_refused(tmp_path):
-    words = ["--dataset", "digits", "--hidden", "16", "--epochs", "1", "--quiet", "--measure", "none"]
-    assert train.main([*words, "--out", str(tmp_path / "trained")]) == 0
-    metrics = json.loads((tmp_path / "trained/metrics.json").read_text())
-    metrics["model"].pop("shape", None)
-    other = own_images(tmp_path / "large", (20, 3, 3), (1, 9, 9))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "read_metrics", lambda path: metrics)
-        with pytest.raises(ValueError, match="--dataset: large does not fit the model"):
-            command.load_run(tmp_path / "trained", torch.device("cpu"), None, other)

@@ -113,7 +113,7 @@ def killed(monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Has runs draw no pictures, which take most of their time."""
-    monkeypatch.setattr("pyro_vae.runs.train.pictures", lambda *args: {})
+    monkeypatch.setattr("pyro_vae.runs.job.pictures", lambda *args: {})
 
 
 def test_all_options_together_are_resumed_to_the_same_bits(tmp_path, capsys, killed, undrawn):
@@ -146,7 +146,7 @@ def test_patience_stops_early_and_a_resumed_run_where_the_whole_one_did(tmp_path
         def die(*args):
             raise KeyboardInterrupt
 
-        patch.setattr("pyro_vae.runs.train.measure", die)
+        patch.setattr("pyro_vae.runs.job.measure", die)
         assert command(tmp_path, *words) == 130
     assert command(tmp_path, *words, "--resume") == 0
     assert (tmp_path / "out/history.csv").read_text().count("\n") == epochs + 1

@@ -9,7 +9,7 @@ from experiments import run as experiment
 from pyro_vae import cli
 from pyro_vae.config import NETWORK
 from pyro_vae.records import options_of
-from pyro_vae.runs import arguments, sweep, train
+from pyro_vae.runs import arguments, job, sweep
 
 WORDS = ["--dataset", "digits", "--evidence", "0", *(word for word in SMALL if word != "--quiet")]
 
@@ -78,7 +78,7 @@ def test_all_options_of_train_that_take_several_values_are_known():
     ],
 )
 def test_what_cannot_be_is_refused_before_any_training(tmp_path, monkeypatch, capsys, line, message):
-    monkeypatch.setattr(train, "run", lambda args: pytest.fail("it was trained"))
+    monkeypatch.setattr(job, "run", lambda args: pytest.fail("it was trained"))
     words = [*line.split(), "--dataset", "digits", "--out", str(tmp_path / "out")]
     assert sweep.main(words) == 1
     assert capsys.readouterr().err.startswith(f"error: {message}") and not (tmp_path / "out").exists()
@@ -118,7 +118,7 @@ def test_a_run_is_the_one_of_train(swept, tmp_path):
 
 
 def test_nothing_is_done_twice_and_other_settings_are_refused(swept, capsys, monkeypatch):
-    monkeypatch.setattr(train, "run", lambda args: pytest.fail("it was trained"))
+    monkeypatch.setattr(job, "run", lambda args: pytest.fail("it was trained"))
     words = [*WORDS, "--seeds", "0", "1", "--out", str(swept / "out")]
     assert sweep.main(words) == 0
     printed = capsys.readouterr().out
@@ -131,7 +131,7 @@ def test_nothing_is_done_twice_and_other_settings_are_refused(swept, capsys, mon
 
 def test_a_stopped_sweep_goes_on_and_a_failed_run_is_named(tmp_path, capsys, monkeypatch):
     words = [*WORDS, "--seeds", "0:3", "--epochs", "1", "--out", str(tmp_path / "out")]
-    original, asked = train.run, []
+    original, asked = job.run, []
 
     def run(args, stop=()):
         asked.append(args.seed)
@@ -139,13 +139,13 @@ def test_a_stopped_sweep_goes_on_and_a_failed_run_is_named(tmp_path, capsys, mon
             raise FloatingPointError("the loss is not finite")
         return 130 if args.seed in stop else original(args)
 
-    monkeypatch.setattr(train, "run", lambda args: run(args, stop=(2,)))
+    monkeypatch.setattr(job, "run", lambda args: run(args, stop=(2,)))
     assert sweep.main(words) == 130
     printed = capsys.readouterr()
     assert printed.err == f"interrupted: the runs that had ended are in {tmp_path}/out; the same command goes on\n"
     assert "[1 of 3] seed-0: failed: the loss is not finite" in printed.out and asked == [0, 1, 2]
     asked[:] = []
-    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(job, "run", run)
     assert sweep.main(words) == 1 and asked == [0, 2]
     printed = capsys.readouterr()
     assert printed.err == "failed: seed-0: the loss is not finite\n"
