@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyro_vae.averaging import Averaged as Averaged
     from pyro_vae.comparison import Comparison as Comparison
     from pyro_vae.comparison import compare_estimators as compare_estimators
+    from pyro_vae.compiling import CompiledSVI as CompiledSVI
     from pyro_vae.compiling import Untraceable as Untraceable
     from pyro_vae.compiling import compiled as compiled
     from pyro_vae.conditional import Conditional as Conditional
@@ -80,6 +81,7 @@ _HOMES = {
     "CheckpointError": "pyro_vae.files",
     "Checkpoints": "pyro_vae.training",
     "Comparison": "pyro_vae.comparison",
+    "CompiledSVI": "pyro_vae.compiling",
     "Conditional": "pyro_vae.conditional",
     "Data": "pyro_vae.data",
     "DataError": "pyro_vae.data",
@@ -172,6 +174,7 @@ __all__ = [
     "CheckpointError",
     "Checkpoints",
     "Comparison",
+    "CompiledSVI",
     "Conditional",
     "Data",
     "DataError",

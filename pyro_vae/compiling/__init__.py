@@ -1,10 +1,18 @@
 """Pyro programs traced by ``torch.export``, compiled, and compared with their eager form.
 
+- ``compiled_svi``: ``CompiledSVI``, Pyro's ``SVI`` with compiled steps.
+- ``artifacts``: graphs of tensor operations as machine code, kept in the user's cache.
 - ``compiled_loss``: ``compiled``, the loss of a program as a compiled module.
+- ``joint``: a loss and its gradients recorded as one graph.
+- ``values``: programs whose operations depend on the values of tensors, found while they are recorded.
+- ``signatures``: arguments, split into tensors and what is part of a graph.
+- ``followed``: the graphs of a program that changes between calls.
+- ``steps``: a step of Pyro's optimiser on gradients that are known.
 - ``export``: ``traced``, a program as one graph of tensor operations.
 - ``graphs``: functions compiled once for each shape of their arguments.
 - ``loss``: the loss of a program as a module that holds all its parameters.
 - ``constants``: numbers and flags that a trace turns into constants, watched for changes.
+- ``noise``: the random numbers of a graph, drawn before it runs.
 - ``places``: where these values lie in a program, and how to read and restore them.
 - ``outcomes``: loss, gradients and buffers of a run, and whether two runs differ by more than rounding.
 - ``compiler``: torch's compiler and its options.
@@ -14,6 +22,7 @@
 """
 
 from pyro_vae.compiling.compiled_loss import CompiledLoss, compiled
+from pyro_vae.compiling.compiled_svi import CompiledSVI
 from pyro_vae.compiling.compiler import missing_compiler
 from pyro_vae.compiling.convolutions import Conv2d, ConvTranspose2d
 from pyro_vae.compiling.export import traced
@@ -23,6 +32,7 @@ from pyro_vae.compiling.untraceable import Untraceable
 
 __all__ = [
     "CompiledLoss",
+    "CompiledSVI",
     "Conv2d",
     "ConvTranspose2d",
     "Graphs",

@@ -1,31 +1,36 @@
 """The loss of any Pyro program as a compiled module."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from pyro_vae.compiling.compiler import OPTIONS, missing_compiler, quiet_torch
-from pyro_vae.compiling.constants import Changes, Patience, WatchedConstants, in_words
-from pyro_vae.compiling.export import traced
+from pyro_vae.compiling.compiler import missing_compiler, quiet_torch
+from pyro_vae.compiling.export import LARGEST
+from pyro_vae.compiling.followed import FollowedGraphs
+from pyro_vae.compiling.joint import Recorded, check_same, record
 from pyro_vae.compiling.loss import ProgramLoss
-from pyro_vae.compiling.outcomes import difference, lowest_precision, outcome
+from pyro_vae.compiling.outcomes import contents_kept
 from pyro_vae.compiling.private import tensors_only
-from pyro_vae.compiling.untraceable import IN_PLACE, NOT_THE_SAME, Untraceable
+from pyro_vae.compiling.signatures import Signature, signature_of
+from pyro_vae.compiling.untraceable import Untraceable
+from pyro_vae.random import forked_rng
+from pyro_vae.tracing.leaves import leaves
 
 INSTEAD = "call elbo.differentiable_loss instead"
+MOST = 64  # graphs of a program in one state
 
 
-def compiled(elbo: ELBO, model: Callable, guide: Callable, *example: Tensor) -> "CompiledLoss":
+def compiled(elbo: ELBO, model: Callable, guide: Callable, *example: Any, **options: Any) -> "CompiledLoss":
     """Return a compiled module with the parameters of the program; its call returns the loss of ``elbo``, in nats.
 
-    A graph for arguments like ``example`` is made at once, and another one for each new shape or dtype. If ``model``
-    and ``guide`` are modules, or methods of modules, those are submodules of the result. Parameters kept elsewhere, as
-    in Pyro's store, are registered beside them. Each call draws new numbers from torch's generator, as an eager call
-    does.
+    A graph for arguments like these is made at once, and another one for each new shape or dtype of a tensor, and for
+    each new value of another argument, such as a flag, a number or None. If ``model`` and ``guide`` are modules, or
+    methods of modules, those are submodules of the result. Parameters kept elsewhere, as in Pyro's store, are
+    registered beside them. Each call draws new numbers from torch's generator, as an eager call does.
 
     The operations of the program must not depend on the values of its tensors. Otherwise ``Untraceable``, a ValueError,
     names the line: change it, or train eagerly.
@@ -37,16 +42,8 @@ def compiled(elbo: ELBO, model: Callable, guide: Callable, *example: Tensor) -> 
     >>> loss(program.simulate(5)).backward()
     """
     module = CompiledLoss(elbo, model, guide)
-    module.graph(example)
+    module.graph(example, options)
     return module
-
-
-@dataclass
-class TracedState:
-    """The numbers and flags of a program, by name, and the graphs traced while it held them."""
-
-    values: dict[str, Any]
-    graphs: dict[tuple, Callable[..., Tensor]] = field(default_factory=dict)
 
 
 class CompiledLoss(nn.Module):
@@ -55,55 +52,76 @@ class CompiledLoss(nn.Module):
     def __init__(self, elbo: ELBO, model: Callable, guide: Callable):
         super().__init__()
         self.loss = ProgramLoss(elbo, model, guide)
-        self.watched, self.patience = WatchedConstants(self.loss.roots), Patience()
-        self.state = TracedState(self.watched.values)
-        self.states = [self.state]
+        self.graphs = FollowedGraphs(self.loss.roots, MOST, INSTEAD)
 
-    def forward(self, *args: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss, in nats."""
-        changes = self.watched.changes()
-        if changes:
-            self._follow(changes)
-        else:
-            self.patience.used()
-        return self.graph(args)(*args)
+        self.graphs.follow()
+        return self.graph(args, kwargs)(args, kwargs)
 
-    def graph(self, args: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-        """Return the compiled graph for arguments of these shapes; it is made if it is new."""
-        key = tuple((arg.shape, arg.dtype, arg.device) for arg in args)
-        if key not in self.state.graphs:
-            missing = missing_compiler()
-            if missing:
-                raise Untraceable(f"nothing can be compiled here: {missing}; {INSTEAD}")
-            self.state.graphs[key] = self._compiled(args)
-            self.state.values = self.watched.values
-        return self.state.graphs[key]
+    def graph(self, args: tuple, kwargs: dict[str, Any] | None = None) -> "LossGraph":
+        """Return the compiled graph for such arguments; it is made if it is new."""
+        signature, tensors = signature_of(args, kwargs or {})
+        key = signature.key, torch.is_grad_enabled()
+        return self.graphs.get(key, lambda: self._made(signature, tensors))
 
-    def _follow(self, changes: Changes) -> None:
-        """Switch to the graphs for the program's present values; it may have had them before, as for a mode."""
-        known = [state for state in self.states if not self.watched.since(state.values)]
-        if not known and self.patience.ends():
-            raise Untraceable(
-                f"{in_words(changes)}: it changes from call to call, and would have to be traced anew each "
-                f"time; {IN_PLACE}, or {INSTEAD}"
-            )
-        if not known:
-            self.states.append(TracedState(self.watched.values))
-        self.state = known[0] if known else self.states[-1]
+    def _made(self, signature: Signature, tensors: Sequence[Tensor]) -> "LossGraph":
+        missing = missing_compiler()
+        if missing:
+            raise Untraceable(f"nothing can be compiled here: {missing}; {INSTEAD}")
+        return LossGraph(self.loss, signature, tensors, self.graphs.watched)
 
-    def _compiled(self, args: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-        module = traced(self.loss, args, self.watched)
-        graph = torch.compile(module, fullgraph=True, dynamic=False, options=OPTIONS)
-        trained = {name: p for name, p in self.named_parameters() if p.requires_grad}
-        leaves, buffers = {name: self.loss.leaf(p) for name, p in trained.items()}, dict(self.named_buffers())
-        with quiet_torch(), tensors_only():
-            found = difference(
-                self,
-                lowest_precision(module),
-                args[0].numel(),
-                lambda: outcome(self.loss, args, leaves, buffers),
-                lambda: outcome(graph, args, trained, buffers),
-            )
-        if found:
-            raise Untraceable(f"{NOT_THE_SAME.format(found)}; {INSTEAD}")
-        return graph
+
+class LossGraph:
+    """A loss and its gradients in one compiled graph, for arguments of one signature."""
+
+    def __init__(self, loss: ProgramLoss, signature: Signature, tensors: Sequence[Tensor], watched: Any):
+        self.kept = signature.others  # their identity is part of the key
+        self.signature = signature
+        kept = [*loss.parameters(), *loss.buffers(), *watched.tensors(LARGEST), *tensors]
+        with forked_rng(*(t.device for t in tensors)), contents_kept(kept), quiet_torch(), tensors_only():
+            found = leaves([self._eager(loss, tensors)])
+        given = {id(tensor) for tensor in tensors}
+        self.found = [leaf for leaf in found if id(leaf) not in given]
+        registered = {id(parameter): parameter for parameter in loss.parameters()}
+        self.trained = [registered[id(leaf)] if id(leaf) in registered else loss.other(leaf) for leaf in self.found]
+        self.places = [
+            i for i, tensor in enumerate(tensors) if tensor.requires_grad and any(tensor is f for f in found)
+        ]
+
+        def function(*tensors: Tensor) -> tuple[Tensor, ...]:
+            value = self._eager(loss, tensors)
+            wanted = [*self.found, *(tensors[i] for i in self.places)]
+            gradients = torch.autograd.grad(value, wanted, allow_unused=True) if wanted else ()
+            return value.detach(), *(g if g is not None else torch.zeros_like(p) for g, p in zip(gradients, wanted))
+
+        self.recorded: Recorded = record(function, tensors, watched)
+        self.is_stale = self.recorded.is_stale
+        names = {id(parameter): name for name, parameter in loss.named_parameters()}
+        names = [names.get(id(parameter), "a parameter") for parameter in self.trained]
+        check_same(self.recorded, function, tensors, names, INSTEAD)
+
+    def _eager(self, loss: ProgramLoss, tensors: Sequence[Tensor]) -> Tensor:
+        args, kwargs = self.signature.rebuild(tensors)
+        return torch.as_tensor(loss(*args, **kwargs))
+
+    def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        """Return the loss of these arguments, with a gradient to parameters and arguments that require one."""
+        _, tensors = signature_of(args, kwargs)
+        wanted = [*self.trained, *(tensors[i] for i in self.places)]
+        return _Loss.apply(self.recorded, [tensor.detach() for tensor in tensors], *wanted)
+
+
+class _Loss(torch.autograd.Function):
+    """Computes the gradients beside the loss, and multiplies them by the gradient that arrives."""
+
+    @staticmethod
+    def forward(ctx: Any, graph: Recorded, tensors: list[Tensor], *wanted: Tensor) -> Tensor:
+        value, *gradients = graph(tensors)
+        ctx.save_for_backward(*gradients)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *arriving: Tensor) -> tuple:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, None, *(arriving[0] * gradient for gradient in ctx.saved_tensors)

@@ -57,7 +57,7 @@ def traced(loss: nn.Module, args: tuple[Tensor, ...], watched: WatchedConstants 
         pyro.validation_enabled(False),
         tensors_only(),
     ):
-        with _restored_if_untraceable(watched):
+        with restored_if_untraceable(watched):
             exported, trained = _exported(loss, args, watched)
         graph = exported.module(check_guards=False)
     if isinstance(loss, ProgramLoss):
@@ -92,7 +92,7 @@ def _exported(
 ) -> tuple[ExportedProgram, dict[int, Tensor]]:
     """Return the exported loss, and the leaves that an eager run trains, by the address of their memory."""
     with contents_kept([*loss.parameters(), *loss.buffers(), *watched.tensors(LARGEST)]):
-        value, replaced = _run_alone(loss, args, watched)
+        value, replaced = run_alone(loss, args, watched)
     trained = {leaf.data_ptr(): leaf for leaf in leaves([value])}
     try:
         exported = torch.export.export(loss, args, strict=False)
@@ -100,7 +100,7 @@ def _exported(
         raise Untraceable(explanation(error)) from error
     finally:
         watched.put_back()
-    _check_not_read(replaced, loss, exported.constants)
+    check_not_read(replaced, loss, exported.constants)
     return exported, trained
 
 
@@ -116,7 +116,7 @@ def _register(
             graph.get_submodule(owner).register_parameter(attribute, loss.other(leaf))
 
 
-def _run_alone(loss: nn.Module, args: tuple[Tensor, ...], watched: WatchedConstants) -> tuple[Tensor, Changes]:
+def run_alone(loss: nn.Module, args: tuple[Tensor, ...], watched: WatchedConstants) -> tuple[Tensor, Changes]:
     """Return the loss of an eager run, and the tensors and objects that the run replaced.
 
     Raises ``Untraceable`` if the run draws from other generators than torch's own, or changes values that the next run
@@ -156,7 +156,7 @@ def _run(loss: nn.Module, args: tuple[Tensor, ...], watched: WatchedConstants) -
 
 
 @contextmanager
-def _restored_if_untraceable(watched: WatchedConstants) -> Iterator[None]:
+def restored_if_untraceable(watched: WatchedConstants) -> Iterator[None]:
     """Context manager that restores everything watched, and the generators, if its block raises ``Untraceable``."""
     before = WatchedConstants(watched.roots)
     states = [(put, get()) for get, put in before.generators().values()]
@@ -179,7 +179,7 @@ def _versions(loss: nn.Module, watched: WatchedConstants) -> dict[str, int]:
     }
 
 
-def _check_not_read(replaced: Changes, loss: nn.Module, constants: Mapping[str, Any]) -> None:
+def check_not_read(replaced: Changes, loss: nn.Module, constants: Mapping[str, Any]) -> None:
     """Raise ``Untraceable`` if a run reads a tensor that the run before it replaced, or replaces a parameter."""
     registered = {id(tensor) for tensor in (*loss.parameters(), *loss.buffers())}
     addresses = {tensor.data_ptr() for tensor in constants.values() if torch.is_tensor(tensor)} - {0}

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from pyro_vae.arguments import as_arguments
 from pyro_vae.compiling.private import stored_parameters
 
+STORE = "pyro.get_param_store()"  # its name among the roots
+
 
 class ProgramLoss(nn.Module):
     """The loss of an ELBO as a module that holds the modules of model and guide.
@@ -45,7 +47,7 @@ class ProgramLoss(nn.Module):
             "guide": guide,
             "observe": observe,
             "elbo": elbo,
-            "pyro.get_param_store()": stored_parameters(),
+            STORE: stored_parameters(),
         }
 
     def other(self, leaf: Tensor) -> nn.Parameter:
@@ -62,11 +64,11 @@ class ProgramLoss(nn.Module):
         """Return the leaf that an eager run trains, for a parameter of this module."""
         return self.leaves.get(id(parameter), parameter)
 
-    def forward(self, *args: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss, in nats."""
         if self.observe is not None:
             args = as_arguments(self.observe(*args))
-        return self.elbo.differentiable_loss(*self.functions, *args)
+        return self.elbo.differentiable_loss(*self.functions, *args, **kwargs)
 
 
 def owners(*functions: Callable | None) -> list[nn.Module]:

@@ -8,14 +8,21 @@ Each of these names may change in any release. The names below are those in torc
 - ``Optimizer._optimizer_step_pre_hooks``, ``_optimizer_step_post_hooks`` and, in ``torch.optim.optimizer``,
   ``_global_optimizer_pre_hooks``, ``_global_optimizer_post_hooks``; the function ``torch.optim.adam.adam``: steps are
   taken by ``optimizer.step()``, which is slower.
+- ``torch.fx.experimental.proxy_tensor.make_fx``: no loss is recorded together with its gradients; ``Untraceable`` says
+  so.
+- ``torch.compiler._is_compiling_flag``: convolutions take torch's own form, which is slower.
 - ``torch._inductor.codecache``: nothing is compiled ahead of the first graph, which is slower.
+- ``torch._foreach_add`` and its kin: Pyro's ``ClippedAdam`` steps each parameter by itself, which is slower.
+- ``torch._inductor.aot_compile``, ``unsafe_alloc_void_ptrs_from_tensors`` and
+  ``alloc_tensors_by_stealing_from_void_ptrs`` of ``torch._C._aoti``: no machine code is made or kept ahead
+  of a run, and ``Untraceable`` says so.
 - ``torch.ops.aten.conv2d``, ``conv_transpose2d``, ``contiguous``: convolutions keep their memory layout, which is
   slower.
 - ``FakeTensor``, known by the name of its class: such a tensor counts as any other, and its address as 0.
 - ``ParamStoreDict._params`` of Pyro: the whole parameter store is watched, which is slower.
-- ``torch_item``, ``warn_if_nan`` of Pyro's ``trace_elbo``, ``trace_mean_field_elbo`` and ``traceenum_elbo``, and
-  ``Dice.compute_expectation`` with ``_get_log_factors``: the name is not replaced. If the ELBO reads a value by another
-  one, the program cannot be traced, and ``Untraceable`` says so.
+- ``torch_item``, ``warn_if_nan`` of Pyro's ELBOs, such as ``trace_elbo``, and ``Dice.compute_expectation`` with
+  ``_get_log_factors``: the name is not replaced. If the ELBO reads a value by another one, the program cannot be
+  traced, and ``Untraceable`` says so.
 
 Other modules use private parts that belong to the code around them: ``torch.utils._pytree`` (arguments of any shape),
 ``torch._C._get_tracing_state`` (``torch.jit.trace``), ``_PYRO_STACK`` (particles), ``_call``, ``_inv_call``,
@@ -25,23 +32,37 @@ Methods and attributes such as ``_pyro_sample``, ``_extended_shape`` and ``_vali
 handlers and distributions.
 """
 
+import ctypes
 import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pyro
 import torch
-from pyro.infer import trace_elbo, trace_mean_field_elbo, traceenum_elbo
+from pyro.infer import (
+    renyi_elbo,
+    rws,
+    trace_elbo,
+    trace_mean_field_elbo,
+    traceenum_elbo,
+    tracegraph_elbo,
+    tracetmc_elbo,
+)
 from pyro.infer.util import Dice
 from pyro.ops import packed
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.optim import Optimizer
+from torch.utils._python_dispatch import _disable_current_modes
 
 from pyro_vae.compiling.untraceable import OR_EAGERLY, Untraceable
 from pyro_vae.tracing.enumeration import LogSums
@@ -52,11 +73,25 @@ REGISTRIES = ("_parameters", "_buffers", "_modules")
 STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 GLOBAL_STEP_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")  # of torch.optim.optimizer
 ADAM = ("torch.optim.adam", "adam")
+RECORDER = ("torch.fx.experimental.proxy_tensor", "make_fx")
+COMPILING = "_is_compiling_flag"  # of torch.compiler
 KERNELS = ("torch._inductor.codecache", "CppPythonBindingsCodeCache")
+AHEAD, HANDLES = ("torch._inductor", "aot_compile"), "torch._C._aoti"
+PROXY = "aoti_torch_proxy_executor_call_function(proxy_executor"  # how a library calls other operators
+TO_POINTERS, TO_TENSORS = "unsafe_alloc_void_ptrs_from_tensors", "alloc_tensors_by_stealing_from_void_ptrs"
+POINTER = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+CAPSULE = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
 CONVOLUTIONS = ("conv2d.default", "conv2d.padding", "conv_transpose2d.input")
 CONTIGUOUS = "contiguous.default"
+FOREACH = "_foreach_"  # begins the names of torch's functions of lists of tensors
 FAKE = "FakeTensor"
 STORE = "_params"
+ELBOS = (renyi_elbo, rws, trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_elbo, tracetmc_elbo)
+OUR_ELBOS = "pyro_vae.estimation.base"  # it needs this package, and is looked up where it is loaded
 READS = ("torch_item", "warn_if_nan")
 FACTORS, EXPECTATION = "_get_log_factors", "compute_expectation"  # of Dice
 
@@ -111,6 +146,45 @@ def compile_first_kernel() -> None:
         _member(*KERNELS).load_pybinding([], 'extern "C" void kernel() {}')
 
 
+def compiled_library(graph: GraphModule, example: Sequence[Tensor], path: Path, options: dict[str, Any]) -> bool:
+    """Compile a graph to a shared library at a path; return whether it can run by itself.
+
+    It cannot if it uses operators of torch without a C function. Raises ``Untraceable`` if torch has no such compiler.
+    """
+    compile_ahead = _member(*AHEAD)
+    if compile_ahead is None:
+        raise Untraceable(f"torch {torch.__version__} has no {'.'.join(AHEAD)}; install torch 2.11, {OR_EAGERLY}")
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        compile_ahead(graph, tuple(example), options=options | {"aot_inductor.output_path": str(path)})
+    return all(PROXY not in source.read_text() for source in path.parent.rglob("*.cpp"))
+
+
+def library_runner(path: Path, results: int) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Return the function in a library of ``compiled_library``; as many threads as there are cores can run it at once.
+
+    The library's own C functions are called by ctypes, which releases Python's lock; torch's runner holds it. Raises
+    OSError or AttributeError if the file is no such library, and ``Untraceable`` if torch cannot pass tensors to it.
+    """
+    to_pointers, to_tensors = _member(HANDLES, TO_POINTERS), _member(HANDLES, TO_TENSORS)
+    if to_pointers is None or to_tensors is None:
+        raise Untraceable(f"torch {torch.__version__} has no {TO_POINTERS}; install torch 2.11, {OR_EAGERLY}")
+    library, container = ctypes.CDLL(str(path)), ctypes.c_void_p()
+    create, run = library.AOTInductorModelContainerCreateWithDevice, library.AOTInductorModelContainerRun
+    if create(ctypes.byref(container), ctypes.c_size_t(os.cpu_count() or 1), b"cpu", None):
+        raise OSError(f"{path}: torch cannot start this library")
+    found = ctypes.c_void_p * results
+
+    def call(tensors: list[Tensor]) -> list[Tensor]:
+        pointers, outputs = to_pointers(tensors), found()
+        given = (ctypes.c_void_p * len(pointers))(*(POINTER(each, None) for each in pointers))  # taken over by the call
+        sizes = ctypes.c_size_t(len(pointers)), ctypes.c_size_t(results)
+        if run(container, given, sizes[0], outputs, sizes[1], None, None):
+            raise RuntimeError("a compiled graph failed; the reason is on the standard error")
+        return to_tensors([CAPSULE(each, None, None) for each in outputs])
+
+    return call
+
+
 def operators(*names: str) -> list[Any]:
     """Return those operators of ``torch.ops.aten`` that exist.
 
@@ -135,6 +209,66 @@ def stored_parameters() -> Any:
     return getattr(store, STORE, store)
 
 
+def recorded(function: Callable[..., Any], args: Sequence[Tensor]) -> GraphModule:
+    """Return the operators that a function of tensors calls, derivatives included, as a graph.
+
+    Tensors that are no arguments become attributes of the graph, the very tensors. Raises ``Untraceable`` if torch
+    cannot record.
+
+    >>> recorded(lambda x: x + 1, [torch.ones(2)])(torch.zeros(2))
+    tensor([1., 1.])
+    """
+    make = _member(*RECORDER)
+    if make is None:
+        raise Untraceable(
+            f"torch {torch.__version__} has no {'.'.join(RECORDER)}; install an older torch, {OR_EAGERLY}"
+        )
+    return make(function)(*args)
+
+
+def foreach(*names: str) -> list[Callable[..., Any]]:
+    """Return torch's functions of lists of tensors; none if one of them is gone.
+
+    >>> (add,) = foreach("add")
+    >>> add([torch.ones(2)], [torch.ones(2)])
+    (tensor([2., 2.]),)
+    >>> foreach("add", "gone")
+    []
+    """
+    found = [getattr(torch, FOREACH + name, None) for name in names]
+    return [function for function in found if function is not None] if None not in found else []
+
+
+def unrecorded(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Return what a function returns, without a record of it."""
+    with _disable_current_modes():
+        return function(*args, **kwargs)
+
+
+@contextmanager
+def as_if_compiling() -> Iterator[None]:
+    """Context manager in which ``torch.compiler.is_compiling()`` is true, as within ``torch.export``."""
+    if not hasattr(torch.compiler, COMPILING):
+        yield
+        return
+    with mock.patch.object(torch.compiler, COMPILING, True):
+        yield
+
+
+def depends_on_values(operator: Any, args: Sequence[Any]) -> tuple[bool, bool]:
+    """Return whether an operator reads a number from a tensor, and whether the size of its result depends on values.
+
+    >>> aten = torch.ops.aten
+    >>> depends_on_values(aten.nonzero.default, [torch.ones(2)]), depends_on_values(aten.sin.default, [torch.ones(2)])
+    ((False, True), (False, False))
+    """
+    tags = getattr(operator, "tags", ())
+    sizes = torch.Tag.dynamic_output_shape in tags
+    if operator in operators("index.Tensor"):  # its size depends on values only where masks are indices
+        sizes = any(torch.is_tensor(index) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return torch.Tag.data_dependent_output in tags, sizes
+
+
 @contextmanager
 def tensors_only() -> Iterator[None]:
     """Context manager in which Pyro's ELBOs keep their values as tensors, and read none back to the host.
@@ -146,7 +280,7 @@ def tensors_only() -> Iterator[None]:
     1.0
     """
     with ExitStack() as stack:
-        for module in (trace_elbo, trace_mean_field_elbo, traceenum_elbo):
+        for module in (*ELBOS, sys.modules.get(OUR_ELBOS)):
             for name, replacement in zip(READS, (_detached, _unread)):
                 if hasattr(module, name):
                     stack.enter_context(mock.patch.object(module, name, replacement))

@@ -17,6 +17,8 @@ NOT_THE_SAME = (
     "something that a trace does not see, such as a clock, an iterator or a hook"
 )
 
+TRACING = "get value out of a tracing tensor"
+
 
 class Untraceable(ValueError):
     """Raised for a program that cannot be traced, and for any program where there is no compiler.
@@ -47,7 +49,7 @@ def explanation(error: Exception) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_foreign(frame.filename)]
     at = f" at {frames[-1].filename}, line {frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
     reason = first_line(error)
-    if "DataDependent" in type(error).__name__:  # whose own first line only says how to see more
+    if "DataDependentOutput" in type(error).__name__ or TRACING in reason:  # which only say how to see more
         reason = "a number is read from a tensor, and decides on a size or a branch"
     if "fake tensor in the exported program constant" in reason:
         return (

@@ -1,0 +1,198 @@
+"""Pyro's SVI with compiled steps."""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from pyro.ops.provenance import detach_provenance
+from pyro.optim import PyroOptim
+from pyro.util import warn_if_nan
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pyro_vae.compiling.compiler import missing_compiler
+from pyro_vae.compiling.followed import FollowedGraphs
+from pyro_vae.compiling.joint import check_same, own_gradients, record
+from pyro_vae.compiling.loss import STORE
+from pyro_vae.compiling.private import stored_parameters
+from pyro_vae.compiling.signatures import Signature, signature_of
+from pyro_vae.compiling.steps import Steps
+from pyro_vae.compiling.untraceable import Untraceable, first_line
+
+INSTEAD = "train by pyro.infer.SVI"
+MOST = 16  # graphs of a program in one state
+
+
+class CompiledSVI(SVI):
+    """``pyro.infer.SVI``, with loss, gradients and evaluation as compiled graphs; a script changes one line.
+
+    Parameters are those of Pyro's store and of modules, and the state of the optimiser is that of ``optim``, so that
+    ``SVI`` can go on with both. Losses and parameters are those of ``SVI`` with the same seed, up to rounding.
+
+    The first step with arguments of new shapes is that of ``SVI`` itself, which also makes lazy parameters. The second
+    one compiles a graph, in some seconds. Numbers, flags, None and other arguments that are no tensors are part of a
+    graph: another value needs another one. If a number or flag of the program changes, a graph is made anew.
+
+    Raises ``Untraceable``, a ValueError, at the second step if the program cannot be compiled; the message names the
+    line. If that is found only later, or if more than ``most`` different arguments come, the steps with these arguments
+    are those of ``SVI``, and a message is logged.
+
+    Args:
+        model, guide, optim, loss, loss_and_grads: as for ``pyro.infer.SVI``.
+        most: the largest number of graphs.
+
+    >>> import pyro.distributions as dist
+    >>> from pyro.infer import Trace_ELBO, autoguide
+    >>> def model(x):
+    ...     loc = pyro.sample("loc", dist.Normal(0.0, 10.0))
+    ...     with pyro.plate("data", len(x)):
+    ...         pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+    >>> guide = autoguide.AutoNormal(model)
+    >>> svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    >>> losses = [svi.step(torch.tensor([1.0, 2.0, 3.0])) for _ in range(100)]
+    >>> abs(guide.median()["loc"] - 2) < 1
+    tensor(True)
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        optim: PyroOptim,
+        loss: Any,
+        loss_and_grads: Callable | None = None,
+        *,
+        most: int = MOST,
+    ):
+        super().__init__(model, guide, optim, loss, loss_and_grads)
+        self.most, self.roots = most, {"model": model, "guide": guide, "loss": loss, "loss_and_grads": loss_and_grads}
+        self.graphs: FollowedGraphs | None = None  # from the second step on
+        self.seen: set[Any] = set()  # keys of the steps so far
+        self.eager: set[Any] = set()  # keys that are never compiled
+        self.ended = False  # whether the program changed too often
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Take a gradient step; return the loss, in nats. All arguments are passed to model and guide."""
+        graph, tensors = self._graph("step", args, kwargs)
+        if graph is None:
+            return super().step(*args, **kwargs)
+        parts, gradients = graph(tensors)
+        graph.steps(gradients)
+        return graph.as_loss(parts)
+
+    def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the loss, in nats, without a step."""
+        graph, tensors = self._graph("evaluate_loss", args, kwargs)
+        return super().evaluate_loss(*args, **kwargs) if graph is None else graph.as_loss(graph(tensors)[0])
+
+    def _graph(self, method: str, args: tuple, kwargs: dict[str, Any]) -> "tuple[StepGraph | None, list[Tensor]]":
+        """Return the graph for such arguments, None if SVI is to take the step, and the tensors among them."""
+        signature, tensors = signature_of(args, kwargs)
+        key = method, signature.key
+        if self.ended or key in self.eager or not self._follows():
+            return None, tensors
+        if key not in self.seen:
+            self.seen.add(key)
+            return None, tensors
+        try:
+            return self._followed(key, signature, tensors), tensors
+        except Untraceable as error:
+            if self.graphs is None or not any(state.graphs for state in self.graphs.states):
+                raise
+            self.eager.add(key)
+            logging.getLogger(__name__).warning("steps like this one are not compiled: %s", first_line(error))
+            return None, tensors
+
+    def _follows(self) -> bool:
+        """Return whether the graphs are those of the program as it is now; if not, all further steps are eager."""
+        if self.graphs is None:
+            return True
+        if self.graphs.changes_of_store():  # all begins anew: SVI makes the parameters
+            self.graphs, self.seen = None, set()
+            return True
+        try:
+            self.graphs.follow()
+        except Untraceable as error:
+            self.ended = True
+            logging.getLogger(__name__).warning("the next steps are not compiled: %s", first_line(error))
+        return not self.ended
+
+    def _followed(self, key: tuple, signature: Signature, tensors: Sequence[Tensor]) -> "StepGraph":
+        if self.graphs is None:
+            roots = {**self.roots, STORE: stored_parameters()}
+            self.graphs = FollowedGraphs(roots, self.most, INSTEAD)
+        return self.graphs.get(key, lambda: self._made(key[0], signature, tensors))
+
+    def _made(self, method: str, signature: Signature, tensors: Sequence[Tensor]) -> "StepGraph":
+        missing = missing_compiler()
+        if missing:
+            raise Untraceable(f"nothing can be compiled here: {missing}; {INSTEAD}")
+        assert self.graphs is not None
+        watched = self.graphs.watched
+        watched.roots = {**watched.roots, **{f"argument {id(other)}": other for other in signature.others}}
+        function = self.loss_and_grads if method == "step" else torch.no_grad()(self.loss)
+        return StepGraph(self, function, signature, tensors)
+
+
+class StepGraph:
+    """A loss, and its gradients if there are any, in one compiled graph for arguments of one signature.
+
+    Attributes:
+        trained: parameters that get a gradient.
+        untrained: other parameters of the program, which the optimiser sees, too.
+        steps: takes the optimiser's step.
+    """
+
+    def __init__(self, svi: CompiledSVI, function: Callable, signature: Signature, tensors: Sequence[Tensor]):
+        self.svi, self.function, self.signature = svi, function, signature
+        self.trained: list[Tensor] = []
+        self.untrained: list[Tensor] = []
+        self.kind, self.parts = None, 0  # of the loss: its type if it is a tuple, and how many numbers it has
+        assert svi.graphs is not None
+        self.watched = svi.graphs.watched
+        self.recorded = record(self._outcome, tensors, self.watched)
+        others = [f"part {number} of the loss" for number in range(2, self.parts + 1)]
+        names = others + [pyro.get_param_store().param_name(leaf) or "a parameter" for leaf in self.trained]
+        check_same(self.recorded, self._outcome, tensors, names, INSTEAD)
+        self.is_stale = self.recorded.is_stale
+        self.steps = Steps(svi.optim, self.trained, self.untrained)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return the parts of the loss, and the gradients of ``trained``."""
+        results = self.recorded([tensor.detach() if tensor.requires_grad else tensor for tensor in tensors])
+        return results[: self.parts], results[self.parts :]
+
+    def as_loss(self, parts: Sequence[Tensor]) -> Any:
+        """Return the loss as a number, or as the tuple that it is."""
+        values: Any = [part.item() for part in parts]
+        for value in values:
+            warn_if_nan(value, "loss")
+        return values[0] if self.kind is None else self.kind(values)
+
+    def _outcome(self, *tensors: Tensor) -> list[Tensor]:
+        """Do what ``SVI.step`` does before the optimiser's step."""
+        args, kwargs = self.signature.rebuild(tensors)
+        with own_gradients(self._leaves()), poutine.trace(param_only=True) as captured:
+            loss: Any = self.function(self.svi.model, self.svi.guide, *args, **kwargs)
+            sites: Any = captured.trace.nodes.values()
+            found = [site["value"].unconstrained() for site in sites]
+            found = list({id(leaf): leaf for leaf in found}.values())
+            self.trained = [leaf for leaf in found if leaf.grad is not None]
+            self.untrained = [leaf for leaf in found if leaf.grad is None]
+            gradients: list[Any] = [leaf.grad for leaf in self.trained]
+        self.kind = type(loss) if isinstance(loss, tuple) else None
+        parts = tree_leaves(detach_provenance(loss))  # pyright: ignore[reportArgumentType]
+        self.parts = len(parts)
+        return [*(torch.as_tensor(part).detach() for part in parts), *gradients]
+
+    def _leaves(self) -> list[Tensor]:
+        """Return all tensors that may get a gradient, each once."""
+        modules = [place.value for place in self.watched.places if isinstance(place.value, torch.nn.Module)]
+        found = [parameter for module in modules for parameter in module.parameters()]
+        found += [place.value for place in self.watched.places if isinstance(place.value, Tensor)]
+        found += [leaf for _, leaf in pyro.get_param_store().named_parameters()]
+        return list({id(leaf): leaf for leaf in found if leaf.requires_grad and leaf.is_leaf}.values())

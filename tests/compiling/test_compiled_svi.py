@@ -1,0 +1,201 @@
+"""Compiled steps of SVI are those of SVI, and say in one paragraph why they cannot be."""
+
+from types import SimpleNamespace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from programs import needs_compiler
+from pyro.infer import SVI, RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, autoguide
+from torch import nn
+
+from experiments.benchmarks.svi_programs import PROGRAMS
+from pyro_vae.compiling import CompiledSVI, Untraceable
+from pyro_vae.estimators import DoublyReparameterized
+
+pytestmark = pytest.mark.usefixtures("quick_compiler", "no_validation")
+X = torch.tensor([0.5, -1.0, 2.0, 0.3])
+
+
+def model(x, flag=None, size=None):
+    """A normal with a learned scale; a flag shifts the mean, and a size takes a subsample."""
+    scale = pyro.param("scale", torch.tensor(1.5), constraint=dist.constraints.positive)
+    with pyro.plate("data", len(x), size) as index:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + (1.0 if flag else 0.0), scale), obs=x[index])
+
+
+def guide(x, flag=None, size=None):
+    loc = pyro.param("loc", torch.zeros(()))
+    with pyro.plate("data", len(x), size) as index:
+        pyro.sample("z", dist.Normal(loc * x[index], 0.7))
+
+
+def trained(kind, calls, optim=None, elbo=None, functions=(model, guide)):
+    """The losses of these steps, and all parameters after them."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    svi = kind(*functions, (optim or pyro.optim.Adam)({"lr": 0.1}), elbo or Trace_ELBO())
+    losses = [svi.step(*args, **kwargs) for args, kwargs in calls]
+    losses += [svi.evaluate_loss(*calls[0][0], **calls[0][1]) for _ in range(2)]
+    values = {name: value.detach().clone() for name, value in pyro.get_param_store().named_parameters()}
+    return svi, torch.tensor(losses), values
+
+
+def assert_same(calls, **settings):
+    _, losses, values = trained(SVI, calls, **settings)
+    svi, others, moved = trained(CompiledSVI, calls, **settings)
+    torch.testing.assert_close(losses, others, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(values, moved, rtol=1e-4, atol=1e-5)
+    return svi
+
+
+@needs_compiler
+@pytest.mark.parametrize("optim", [pyro.optim.Adam, pyro.optim.ClippedAdam, pyro.optim.RMSprop])
+def test_steps_with_flags_shapes_and_subsamples_are_those_of_svi(optim):
+    calls = [((X,), {}), ((X, True), {"size": 2}), ((X[:3],), {"flag": None})] * 3
+    svi = assert_same(calls, optim=optim)
+    assert len(svi.graphs.state.graphs) == 4  # three of steps and an evaluation
+
+
+@needs_compiler
+def test_a_loss_of_two_numbers():
+    assert_same([((X,), {})] * 3, elbo=ReweightedWakeSleep(num_particles=2, vectorize_particles=False))
+
+
+ELBOS = [TraceGraph_ELBO(), RenyiELBO(0.5, num_particles=2), DoublyReparameterized(3)]
+
+
+@needs_compiler
+@pytest.mark.parametrize("elbo", ELBOS, ids=lambda elbo: type(elbo).__name__)
+def test_any_elbo_is_compiled(elbo):
+    assert_same([((X,), {})] * 3, elbo=elbo)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["eight_schools", "mixture", "logistic_flow", "factors"])
+def test_programs_of_users(name):
+    ways = []
+    for kind in (SVI, CompiledSVI):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        case = PROGRAMS[name]()
+        svi = kind(case.model, case.guide, case.optim, case.elbo)
+        ways.append(torch.tensor([svi.step(*case.args) for _ in range(3)]))
+    torch.testing.assert_close(*ways, rtol=1e-5, atol=1e-4)
+
+
+@needs_compiler
+def test_svi_goes_on_with_store_and_optimiser():
+    def losses(*kinds):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        optim, found = pyro.optim.Adam({"lr": 0.1}), []
+        for kind in kinds:
+            svi = kind(model, guide, optim, Trace_ELBO())
+            found += [svi.step(X) for _ in range(3)]
+        return torch.tensor(found)
+
+    torch.testing.assert_close(losses(SVI, SVI), losses(CompiledSVI, SVI))
+
+
+@needs_compiler
+def test_a_store_that_is_cleared_is_followed():
+    found = []
+    for kind in (SVI, CompiledSVI):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        svi = kind(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        losses = [svi.step(X) for _ in range(4)]
+        with pyro.get_param_store().scope(pyro.get_param_store().get_state()):
+            losses.append(svi.step(X))  # another dictionary with the same parameters
+        pyro.clear_param_store()
+        losses += [svi.step(X) for _ in range(4)]
+        values = [value.detach() for value in pyro.get_param_store().values()]
+        found.append([torch.tensor(losses), *values])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert len(svi.graphs.states) == 1 and not svi.ended
+
+
+@needs_compiler
+def test_buffers_of_a_guide_that_is_a_module_move():
+    class Guide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+
+        def forward(self, x):
+            pyro.module("guide", self)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.layers(x.unsqueeze(-1)).squeeze(-1), 1.0))
+
+    means = []
+    for kind in (SVI, CompiledSVI):
+        torch.manual_seed(0)
+        own = Guide()
+        trained(kind, [((X,), {})] * 4, functions=(model, own))
+        means.append(own.layers[0].running_mean.clone())
+    torch.testing.assert_close(*means)
+
+
+REFUSED = {
+    "a branch": (lambda x: 2 * x if x.sum() > 0 else x, "`.*x.sum.. > 0.*`.*a number is read from a tensor"),
+    "a mask as an index": (lambda x: x[x > 0].sum(), "the size of a tensor depends on values of another one"),
+    "the longest length": (lambda x: torch.ones(int(x.max())).sum(), "a number is read from a tensor"),
+    "NumPy": (lambda x: float(x.numpy()[0]), "a number is read from a tensor"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_program_that_reads_values_is_refused_in_one_paragraph(name):
+    shift, said = REFUSED[name]
+
+    def reading(x):
+        return model(x + shift(x))
+
+    svi = CompiledSVI(reading, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    svi.step(X)
+    with pytest.raises(Untraceable, match=said) as caught:
+        svi.step(X)
+    message = str(caught.value)
+    assert "test_compiled_svi.py, line" in message and "\n" not in message and len(message) < 600
+    assert caught.value.__suppress_context__
+
+
+@needs_compiler
+def test_more_values_than_graphs_are_left_to_svi(caplog):
+    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(), most=1)
+    for flag in (1, 1, 2, 2, 2):
+        svi.step(X, flag)
+    assert len(svi.graphs.state.graphs) == 1
+    said = [record.getMessage() for record in caplog.records if record.name == CompiledSVI.__module__]
+    assert len(said) == 1 and "1 graphs were compiled for different arguments" in said[0]
+
+
+@needs_compiler
+def test_a_number_that_changes_at_each_step_is_followed_by_svi(caplog):
+    program, found = SimpleNamespace(shift=0.0), []
+
+    def shifted(x):
+        return model(x + program.shift)
+
+    for kind in (SVI, CompiledSVI):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        svi, losses = kind(shifted, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()), []
+        for program.shift in (0.0, 0.0, 0.0, 0.1, 0.2, 0.3, 0.3):
+            losses.append(svi.step(X))
+        found.append(torch.tensor(losses))
+    torch.testing.assert_close(*found)
+    assert svi.ended and "program.shift (0.1 -> 0.2): it changes from call to call" in caplog.text
+
+
+def test_without_a_compiler_the_second_step_says_so(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    svi = CompiledSVI(model, autoguide.AutoNormal(model), pyro.optim.Adam({"lr": 0.1}), TraceEnum_ELBO())
+    svi.step(X)
+    with pytest.raises(Untraceable, match=r"nothing can be compiled here: no C\+\+ compiler.*pyro.infer.SVI"):
+        svi.step(X)

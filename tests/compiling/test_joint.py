@@ -1,0 +1,57 @@
+"""A function is recorded with its gradients, and reads tensors where they lie."""
+
+import pytest
+import torch
+
+from pyro_vae.compiling import Untraceable
+from pyro_vae.compiling.constants import WatchedConstants
+from pyro_vae.compiling.joint import check_same, own_gradients, record
+
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
+
+def test_second_derivatives_and_tensors_that_change():
+    weight, scale = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor(3.0)
+
+    def function(x):
+        value = (scale * weight**3 * x).sum()
+        (slope,) = torch.autograd.grad(value, [weight], create_graph=True)
+        return value.detach(), *torch.autograd.grad(slope.square().sum(), [weight])
+
+    x = torch.ones(2)
+    graph = record(function, [x], WatchedConstants({}))
+    check_same(graph, function, [x], ["weight"], "run eagerly")
+    with torch.no_grad():
+        weight.mul_(2)
+    scale.fill_(0.5)
+    for got, wanted in zip(graph([3 * x]), function(3 * x)):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_what_is_computed_beside_the_record_is_refused():
+    def function(x):
+        return [torch.tensor((2 * x).detach().apply_(float).tolist())]  # by a function of Python, on memory
+
+    with pytest.raises(Untraceable):
+        record(function, [torch.ones(2)], WatchedConstants({}))
+
+
+def test_a_function_that_another_run_does_not_repeat_is_refused():
+    counts = iter(range(100))
+
+    def function(x):
+        return [x.sum() * next(counts)]
+
+    graph = record(function, [torch.ones(2)], WatchedConstants({}))
+    with pytest.raises(Untraceable, match=r"not what the program does on the same random numbers.*run eagerly"):
+        check_same(graph, function, [torch.ones(2)], [], "run eagerly")
+
+
+def test_gradients_are_put_back():
+    weight = torch.ones(2, requires_grad=True)
+    weight.sum().backward()
+    before = weight.grad
+    with own_gradients([weight]):
+        assert weight.grad is None
+        (2 * weight).sum().backward()
+    assert weight.grad is before and before.tolist() == [1.0, 1.0]

@@ -1,0 +1,33 @@
+"""Signatures tell apart what needs another graph."""
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae.compiling import Untraceable
+from pyro_vae.compiling.signatures import signature_of
+
+X = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    "other", [X[:1], X.double(), X.T.contiguous().T, None, 1, True, 1.0, [X], (X, X), {"a": X}, print]
+)
+def test_other_arguments_have_other_keys(other):
+    key = signature_of((other,), {})[0].key
+    kinds = [X, X[:1], None, 0, 1, True, 1.0, [X], (X, X), {"a": X}, len]
+    alike = [kind for kind in kinds if signature_of((kind,), {})[0].key == key]
+    assert len(alike) <= 1
+    assert signature_of((other,), {})[0].key == key != signature_of((), {"x": other})[0].key
+
+
+def test_arguments_are_rebuilt_from_other_tensors():
+    signature, tensors = signature_of((X, [None, X]), {"flag": 3})
+    assert tensors == [X, X]
+    args, kwargs = signature.rebuild([1, 2])
+    assert args == (1, [None, 2]) and kwargs == {"flag": 3}
+
+
+def test_an_array_is_refused():
+    with pytest.raises(Untraceable, match=r"torch\.from_numpy"):
+        signature_of((np.ones(2),), {})
