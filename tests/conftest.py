@@ -12,6 +12,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and Open
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "gpu: needs a CUDA device; `pytest -m gpu` runs these tests alone")
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @pytest.fixture(autouse=True)
 def empty_store():
     pyro.clear_param_store()
@@ -49,3 +60,4 @@ def quick_compiler(monkeypatch):
     """Trace graphs as ever, and run them as they are, without torch's compiler."""
     compile, settings = torch.compile, {"backend": "eager", "fullgraph": True, "dynamic": False}
     monkeypatch.setattr(torch, "compile", lambda function, **_: compile(function, **settings))
+    monkeypatch.setattr("pyro_vae.training.shards.compiled_graph", lambda graph, *_, **__: graph)

@@ -1,6 +1,7 @@
 """The engine that takes compiled steps, and follows what changes in the program."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from pyro_vae.training.adam import adam_step, is_plain_adam
 from pyro_vae.training.eager import EagerEngine, chunks, total
 from pyro_vae.training.gradients import GradientGraph
 from pyro_vae.training.held import held_parameters
+from pyro_vae.training.shards import Shards
 
 
 class EngineWarning(UserWarning):
@@ -144,11 +146,8 @@ class CompiledEngine:
 
     def _compiled(self, raw: Sequence[Tensor], watched: WatchedConstants) -> GradientGraph | None:
         """Return a new graph; None if the optimiser has no state yet of a parameter that it trains."""
-        loss, optimizer = self.eager.loss, self.eager.optimizer
-        graph = traced(loss, tuple(raw), watched)
-        with forked_rng(raw[0].device), contents_kept([*loss.parameters(), *loss.buffers()]), tensors_only():
-            expected = self._outcome(raw)
-        compiled = GradientGraph(graph, self._parameters(), self._buffers(), expected)
+        optimizer = self.eager.optimizer
+        compiled = self._sharded(raw, watched) or self._whole(raw, watched)
         if is_plain_adam(optimizer) and not all(optimizer.state.get(parameter) for parameter in compiled.trained):
             return None
         optimizer.zero_grad()
@@ -158,7 +157,37 @@ class CompiledEngine:
             raise Untraceable(f"{NOT_THE_SAME.format(found)}; {OR_EAGERLY}")
         return compiled
 
-    def _difference(self, graph: GradientGraph, raw: Sequence[Tensor]) -> str | None:
+    def _whole(self, raw: Sequence[Tensor], watched: WatchedConstants) -> GradientGraph:
+        """Return the graph of the whole batch."""
+        graph = traced(self.eager.loss, tuple(raw), watched)
+        return GradientGraph(graph, self._parameters(), self._buffers(), self._expected(raw))
+
+    def _sharded(self, raw: Sequence[Tensor], watched: WatchedConstants) -> GradientGraph | None:
+        """Return a graph by which each core computes its share of the rows; None if the loss is no sum over rows."""
+        shards = Shards.of(raw)
+        if shards is None:
+            return None
+        graph = traced(self.eager.loss, shards.rows, watched)
+        try:
+            shards.watch_draws(self.eager.loss)
+            compiled = GradientGraph(graph, self._parameters(), self._buffers(), self._expected(raw), shards)
+            found = "it changes buffers" if compiled.buffers else self._difference(compiled, raw, compiled.uncompiled)
+            if found:
+                raise Untraceable(found)
+        except Untraceable as error:
+            logger = logging.getLogger(__name__)
+            logger.info("the rows of a batch are not shared out among the cores: %s", first_line(error))
+            return None
+        return compiled
+
+    def _expected(self, raw: Sequence[Tensor]) -> Outcome:
+        loss = self.eager.loss
+        with forked_rng(raw[0].device), contents_kept([*loss.parameters(), *loss.buffers()]), tensors_only():
+            return self._outcome(raw)
+
+    def _difference(
+        self, graph: GradientGraph, raw: Sequence[Tensor], how: Callable[..., Outcome] | None = None
+    ) -> str | None:
         hooked = [name for name, parameter in self._trained().items() if has_gradient_hooks(parameter)]
         if hooked:
             return f"the gradient of {hooked[0]} has a hook, which would not be called"
@@ -168,7 +197,7 @@ class CompiledEngine:
                 graph.precision,
                 sum(tensor.numel() for tensor in raw),
                 lambda: self._outcome(raw),
-                lambda: graph.outcome(*raw),
+                lambda: (how or graph.outcome)(*raw),
             )
 
     def _outcome(self, raw: Sequence[Tensor]) -> Outcome:

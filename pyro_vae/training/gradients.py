@@ -10,6 +10,7 @@ from torch.func import functional_call, grad_and_value
 from pyro_vae.compiling.compiler import OPTIONS, own_code
 from pyro_vae.compiling.constants import Changes
 from pyro_vae.compiling.outcomes import Outcome, lowest_precision
+from pyro_vae.training.shards import ShardedStep, Shards
 
 
 class GradientGraph:
@@ -22,6 +23,7 @@ class GradientGraph:
         parameters: the parameters of the optimiser, by name, frozen ones included.
         buffers: the buffers of the program, by name.
         outcome: the outcome of an eager run.
+        shards: how the rows are shared out among the cores; ``graph`` is then that of one share.
     """
 
     def __init__(
@@ -30,14 +32,19 @@ class GradientGraph:
         parameters: Mapping[str, nn.Parameter],
         buffers: Mapping[str, Tensor],
         outcome: Outcome,
+        shards: Shards | None = None,
     ):
         self.names, self.moving = list(outcome.gradients), list(outcome.buffers)
         self.trained = [parameters[name] for name in self.names]
         self.values = [parameter.detach() for parameter in self.trained]
         self.buffers = [buffers[name] for name in self.moving]
-        self.precision = lowest_precision(graph)
+        self.shards, self.precision = shards, lowest_precision(graph)
         self._known = [(f"{name}.requires_grad", p, p.requires_grad) for name, p in parameters.items()]
-        self._compiled = _compiled(_step_of(graph, self.trained, self.buffers), self.values[0].device)
+        step = _step_of(graph, self.trained, self.buffers)
+        if shards is None:
+            self._compiled = _compiled(step, self.values[0].device)
+        else:
+            self._compiled = shards.take(step, self.values)
 
     def __call__(self, *raw: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Return loss, gradients and their norm; the buffers are moved."""
@@ -51,7 +58,15 @@ class GradientGraph:
 
     def outcome(self, *raw: Tensor) -> Outcome:
         """Return the outcome, to be compared with that of an eager run; no buffer is moved."""
-        loss, gradients, moved, _ = self._compiled(self.values, raw)
+        return self._outcome(self._compiled, raw)
+
+    def uncompiled(self, *raw: Tensor) -> Outcome:
+        """Return the outcome of shared rows by operations that are not compiled yet."""
+        assert isinstance(self._compiled, ShardedStep)
+        return self._outcome(self._compiled.eagerly, raw)
+
+    def _outcome(self, run: Callable[..., Any], raw: Sequence[Tensor]) -> Outcome:
+        loss, gradients, moved, _ = run(self.values, raw)
         gradients, moved = ([tensor.clone() for tensor in group] for group in (gradients, moved))
         return Outcome(loss.clone(), dict(zip(self.names, gradients)), dict(zip(self.moving, moved)))
 

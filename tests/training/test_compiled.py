@@ -16,9 +16,6 @@ from pyro_vae.training.engines import CompiledEngine, EagerEngine, EngineWarning
 pytestmark = pytest.mark.usefixtures("no_validation")
 
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
 @pytest.fixture(scope="module")
 def trained():
     """A compiled training with a schedule, clipping and smaller last batches."""
@@ -68,7 +65,7 @@ def test_compiled_convolutions_of_lowered_precision_have_the_eager_gradients():
         assert (one["exp_avg"] - other["exp_avg"]).norm() < 0.05 * one["exp_avg"].norm()
 
 
-@CUDA
+@pytest.mark.gpu
 @needs_compiler
 def test_compiled_is_eager_on_a_gpu():
     batches = [batch.cuda() for batch in BATCHES]
@@ -77,7 +74,7 @@ def test_compiled_is_eager_on_a_gpu():
     )
 
 
-@CUDA
+@pytest.mark.gpu
 @needs_compiler
 def test_two_replays_of_a_cuda_graph_draw_other_numbers():
     def still(parameters):

@@ -1,0 +1,186 @@
+"""The rows of a batch shared out among the cores, each of which computes the gradient of its share."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from pyro_vae.arguments import as_arguments
+from pyro_vae.compiling.artifacts import compiled_graph
+from pyro_vae.compiling.joint import with_inputs
+from pyro_vae.compiling.loss import ProgramLoss
+from pyro_vae.compiling.noise import Draw, Draws, parts_of, without_draws
+from pyro_vae.compiling.private import recorded, tensors_only
+from pyro_vae.compiling.untraceable import Untraceable, first_line
+from pyro_vae.estimation import describe
+from pyro_vae.parallel import at_once, balanced, cores
+from pyro_vae.random import forked_rng
+from pyro_vae.tracing.independence import check_rows
+from pyro_vae.tracing.matching import sample_sites
+from pyro_vae.tracing.probing import left_as_it_was
+from pyro_vae.tracing.rows import image_plate
+from pyro_vae.tracing.traces import paired_traces
+
+
+class Shards:
+    """How the rows of a batch are shared out, and what is drawn for all of them.
+
+    All random numbers are drawn first, for the whole batch, as the eager program draws them: the sum of the shares is
+    then the loss of the batch up to rounding, and no bit depends on which core is faster.
+
+    Args:
+        count: the number of shares, of the same number of rows.
+        raw: the raw rows of the batch, a tensor for each field.
+
+    Attributes:
+        rows: the raw rows of one share.
+        draws: the random operations of the batch, each with the dimension along which it is shared out.
+    """
+
+    def __init__(self, count: int, raw: Sequence[Tensor]):
+        self.count, self.raw = count, raw
+        self.rows = tuple(tensor[: len(tensor) // count].contiguous() for tensor in raw)
+        self.draws: list[tuple[Draw, int | None]] = []
+
+    @classmethod
+    def of(cls, raw: Sequence[Tensor]) -> "Shards | None":
+        """Return the shares of a batch on a CPU, one for each core; None if there is one core, or no equal shares."""
+        count = max(n for n in range(1, cores() + 1) if len(raw[0]) % n == 0)
+        return cls(count, raw) if count > 1 and raw[0].device.type == "cpu" else None
+
+    def watch_draws(self, loss: ProgramLoss) -> None:
+        """Take note of what the loss draws; a trace has shown that its runs change nothing.
+
+        Raises ``Untraceable`` if the loss is no sum over rows, and if random numbers cannot be drawn before the program
+        runs, or have no rows.
+        """
+        _check_sum_over_rows(loss, self.raw)
+        whole, part = _draws(loss, self.raw), _draws(loss, self.rows)
+        if [draw.function for draw in whole] != [draw.function for draw in part]:
+            raise Untraceable("the program draws other random numbers for fewer rows")
+        self.draws = [(w, w.dim_of_rows(p.shape, self.count)) for w, p in zip(whole, part)]
+
+    def take(self, step: Callable[..., Any], values: Sequence[Tensor]) -> "ShardedStep":
+        """Return a step whose function from parameters and rows gives loss and gradients."""
+        return ShardedStep(self, step, values)
+
+
+class ShardedStep:
+    """Loss and gradients of a batch, computed by all cores at once.
+
+    Args:
+        shards: the shares of the batch.
+        step: the function from parameters and rows to loss, gradients, new buffers and the norm.
+        values: the parameters.
+    """
+
+    def __init__(self, shards: Shards, step: Callable[..., Any], values: Sequence[Tensor]):
+        self.shards, self.function = shards, None
+        self.graph, self.held = _recorded(step, values, shards)
+        self.groups = balanced([value.numel() for value in values], shards.count)
+
+    def __call__(
+        self, values: Sequence[Tensor], raw: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+        """Return loss, gradients, no buffers, and the norm of the gradients."""
+        given = self._given(values, raw)
+        if self.function is None:
+            self.function = compiled_graph(self.graph, given[0], threads=1)
+        return self._sum(at_once([partial(self.function, *args) for args in given]), given[0])
+
+    def eagerly(
+        self, values: Sequence[Tensor], raw: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+        """Return the same by the recorded operations, before they are compiled."""
+        with torch.no_grad():
+            given = self._given(values, raw)
+            return self._sum([self.graph(*args) for args in given], given[0])
+
+    def _given(self, values: Sequence[Tensor], raw: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Return the arguments of each share."""
+        count = self.shards.count
+        noise = [parts_of(draw(), dim, count) for draw, dim in self.shards.draws]
+        rows = [tensor.chunk(count) for tensor in raw]
+        return [[*self.held, *values, *(tensors[i] for tensors in (*rows, *noise))] for i in range(count)]
+
+    def _sum(
+        self, results: Sequence[Sequence[Tensor]], given: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+        """Return the sums over the shares, in their order; the first share was computed from the tensors given."""
+        gradients = [[*result[1:]] for result in results]
+        gradients[0] = _own(gradients[0], given)
+        summed = at_once([partial(_sums, gradients, indices) for indices in self.groups])
+        by_index = {i: tensor for indices, (sums, _) in zip(self.groups, summed) for i, tensor in zip(indices, sums)}
+        norm = torch.cat([norms for _, norms in summed]).norm()
+        loss = torch.stack([result[0] for result in results]).sum()
+        return loss, [by_index[i] for i in range(len(by_index))], [], norm
+
+
+def _own(results: list[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
+    """Return the results; copies where two of them, or one and a given tensor, share memory."""
+    memory = [tensor.untyped_storage().data_ptr() for tensor in (*results, *given)]
+    apart = len({*memory[: len(results)]} - {*memory[len(results) :]}) == len(results)
+    return results if apart else [result.clone() for result in results]
+
+
+def _sums(gradients: Sequence[Sequence[Tensor]], indices: Sequence[int]) -> tuple[list[Tensor], Tensor]:
+    """Return the sums of these gradients, in the memory of those of the first share, and the norm of each."""
+    first, *others = ([of_share[index] for index in indices] for of_share in gradients)
+    with torch.no_grad():
+        for other in others:
+            for tensor, share in zip(first, other):
+                tensor += share
+        return first, torch.stack([torch.linalg.vector_norm(tensor) for tensor in first])
+
+
+def _check_sum_over_rows(loss: ProgramLoss, raw: Sequence[Tensor]) -> None:
+    """Raise ``Untraceable`` unless every site lies in the plate over rows, and the estimator is one that is known.
+
+    A term that does not grow with the rows, such as the KL of a latent variable that they share or a penalty on the
+    weights, would count once for each share; it may be too small to be seen in a comparison of losses.
+    """
+    claimed = describe(loss.elbo)
+    if claimed.guide_gradient is None or claimed.model_gradient is None:
+        raise Untraceable(f"nothing says that {type(loss.elbo).__name__} is a sum over rows")
+    model, guide = loss.functions
+    try:
+        with left_as_it_was(model, guide), torch.no_grad(), pyro.validation_enabled(False):
+            args = as_arguments(loss.observe(*raw) if loss.observe is not None else tuple(raw))
+            model_trace, guide_trace = paired_traces(model, guide, args)
+            image_plate(model_trace, guide_trace, len(raw[0]))
+            factors = [*sample_sites(guide_trace, observed=True)]
+            check_rows(model, guide, args)
+    except ValueError as error:
+        raise Untraceable(first_line(error)) from error
+    if factors:
+        raise Untraceable(f"the guide has factors: {', '.join(factors)}")
+
+
+def _draws(loss: ProgramLoss, raw: Sequence[Tensor]) -> list[Draw]:
+    with left_as_it_was(*loss.functions), forked_rng(raw[0].device), tensors_only():
+        loss(*raw)  # an estimator may look at a program once, by a run of its own
+        with Draws() as draws:
+            loss(*raw)
+    return draws.found
+
+
+def _recorded(step: Callable[..., Any], values: Sequence[Tensor], shards: Shards) -> tuple[GraphModule, list[Tensor]]:
+    """Return the step without its draws, and the tensors that are its first arguments."""
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        loss, gradients, _, _ = step(tensors[: len(values)], tensors[len(values) :])
+        return loss, *gradients
+
+    with forked_rng(shards.rows[0].device):
+        graph = recorded(flat, [*values, *shards.rows])
+    functions = without_draws(graph)
+    if functions != [draw.function for draw, _ in shards.draws]:
+        raise Untraceable("the trace draws other random numbers than the program")
+    held = [tensor.detach() for tensor in with_inputs(graph)]
+    for node in graph.graph.find_nodes(op="placeholder"):
+        node.meta.clear()  # the compiler would take shapes from it, and the new ones have none
+    return GraphModule(graph, graph.graph), held
