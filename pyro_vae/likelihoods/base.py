@@ -79,6 +79,8 @@ class Likelihood(Constructed, ABC):
                 f"{type(self).__name__}: wanted a network whose output is {shape}, got "
                 f"{tuple(out.shape)} from z of shape {tuple(z.shape)}; build the decoder with {cure}"
             )
+        if wanted == 1:
+            return (out,)  # the gradient of ``unbind`` would copy it
         return out.unflatten(-dims, (wanted, out.shape[-dims] // wanted)).unbind(-dims - 1)
 
     @abstractmethod

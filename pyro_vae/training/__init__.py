@@ -16,9 +16,11 @@
 ``rehearsal.py``   the trial of all that would fail in the middle of a training
 ``nonfinite.py``   the search for the site where a loss became non-finite
 ``engines.py``     what takes a gradient step, chosen by name
+``worth.py``       whether compiling the steps is earned back
 ``eager.py``       the engine of eager steps
 ``compiled.py``    the engine of compiled steps
 ``gradients.py``   loss and gradients as one compiled graph
+``shards.py``      the rows of a batch shared out among the cores
 ``adam.py``        Adam's step without its overhead in Python
 ``svi.py``         the engine of ``pyro.infer.SVI``
 ``ranks.py``       data-parallel training over the processes of ``torchrun``

@@ -7,9 +7,11 @@ If the loss or its gradient is not finite, the eager and the compiled engine lea
 schedule, and return a loss that is not finite.
 """
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,14 +20,17 @@ from pyro_vae.compiling.compiler import missing_compiler
 from pyro_vae.errors import warn
 from pyro_vae.hardware import fast_matmul, keep_freed_memory, warn_if_emulated
 from pyro_vae.program import Program
+from pyro_vae.training import ranks
 from pyro_vae.training.compiled import CompiledEngine, EngineWarning
-from pyro_vae.training.eager import EagerEngine
+from pyro_vae.training.eager import EagerEngine, chunks
 from pyro_vae.training.svi import SVIEngine
+from pyro_vae.training.worth import FEWEST, work_of
+from pyro_vae.words import ENGINES
 
 __all__ = [
     "ENGINES",
     "SVI",
-    "WORTH_COMPILING",
+    "AutoEngine",
     "Compiled",
     "CompiledEngine",
     "Eager",
@@ -39,8 +44,6 @@ __all__ = [
     "warn_if_emulated",
 ]
 
-ENGINES = ("auto", "eager", "compiled", "svi")
-WORTH_COMPILING = 2000  # steps that make compiling pay off; it takes 10 to 20 seconds for small networks on two cores
 Eager, Compiled, SVI = EagerEngine, CompiledEngine, SVIEngine  # their names in version 0.1
 
 
@@ -54,7 +57,10 @@ class Engine(Protocol):
         name: the way in which it takes steps now, recorded in the history of a run.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The way in which it takes steps now."""
+        ...
 
     def __call__(self, *raw: Tensor) -> Tensor:
         """Take a step on a batch, a tensor for each field; return its loss in nats, detached, a tensor of shape ()."""
@@ -63,6 +69,53 @@ class Engine(Protocol):
     def end_epoch(self) -> None:
         """Check, at the end of an epoch, that its steps were right; parameters and random numbers stay."""
         ...
+
+
+class AutoEngine:
+    """Takes compiled steps where all steps of the training earn back the seconds of compiling, and else eager ones.
+
+    It decides at the first batch, by what one step computes (``worth.Work``) and the number of all steps. So the same
+    training always takes the same steps, a resumed one too. The log, at level INFO, says what they came to.
+
+    Args:
+        eager: the engine of eager steps.
+        compiled: makes the engine of compiled steps.
+        steps: the number of all steps of the training.
+        rows: the number of rows of a resumed run's batches, or of their parts; its first batch may have fewer.
+    """
+
+    def __init__(self, eager: EagerEngine, compiled: Callable[[], CompiledEngine], steps: int, rows: int | None = None):
+        self.taken: EagerEngine | CompiledEngine = eager
+        self.eager, self.compiled, self.steps, self.rows = eager, compiled, steps, rows
+        self.decided = steps < FEWEST
+
+    @property
+    def name(self) -> str:
+        """The name of the engine that takes the steps."""
+        return self.taken.name
+
+    def __call__(self, *raw: Tensor) -> Tensor:
+        """Take a step on a batch, a tensor for each field; return its loss, in nats."""
+        if not self.decided:
+            self.decided = True
+            if self._is_worth_compiling(raw):
+                self.taken = self.compiled()
+        return self.taken(*raw)
+
+    def end_epoch(self) -> None:
+        """Check, at the end of an epoch, that its steps were right."""
+        self.taken.end_epoch()
+
+    def _is_worth_compiling(self, raw: Sequence[Tensor]) -> bool:
+        """Return whether compiling is earned back and possible; warn where it only is earned back."""
+        calls, part = self.steps * self.eager.accumulate, chunks(raw, self.eager.accumulate)[0]
+        index = torch.arange(self.rows or len(part[0])) % len(part[0])
+        work = ranks.broadcast(work_of(self.eager.loss, [tensor[index] for tensor in part]))
+        worth, missing = work.earns_back(calls), missing_compiler()
+        logging.getLogger(__name__).info("%s: %s", "compiled" if worth else "eager", work.account(calls))
+        if worth and missing:
+            warn(f"training eagerly: {missing}", EngineWarning)
+        return worth and not missing
 
 
 def engine(
@@ -77,7 +130,7 @@ def engine(
     accumulate: int = 1,
     fields: Sequence[str] = ("images",),
 ) -> Engine:
-    """Return the engine of that name; "auto" compiles ``WORTH_COMPILING`` steps or more on a CPU with a compiler.
+    """Return the engine of that name; "auto" compiles on a CPU where ``steps``, the number of all steps, earn it back.
 
     Its ``name`` says which engine it is. ``rows`` is that of ``CompiledEngine``, the other arguments are those of
     ``EagerEngine``. If nothing can be compiled on this machine, the engine is "eager": an ``EngineWarning`` says so.
@@ -99,11 +152,14 @@ def engine(
         )
     if name == "svi":
         return SVIEngine(*arguments, fields=fields)
-    on_cpu = next(program.parameters()).device.type == "cpu"
+    eager = EagerEngine(*arguments, accumulate, fields)
+
+    def compiled() -> CompiledEngine:
+        return CompiledEngine(*arguments, strict=name == "compiled", rows=rows, accumulate=accumulate, fields=fields)
+
+    if name == "auto" and next(program.parameters()).device.type == "cpu":
+        return AutoEngine(eager, compiled, steps, rows)
     missing = missing_compiler()
-    wanted = name == "compiled" or (name == "auto" and steps >= WORTH_COMPILING and on_cpu)
-    if wanted and missing:
+    if name == "compiled" and missing:
         warn(f"training eagerly: {missing}", EngineWarning)
-    if missing or not wanted:
-        return EagerEngine(*arguments, accumulate, fields)
-    return CompiledEngine(*arguments, strict=name == "compiled", rows=rows, accumulate=accumulate, fields=fields)
+    return compiled() if name == "compiled" and not missing else eager

@@ -10,12 +10,9 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vae.errors import NonFiniteLoss as NonFiniteLoss
 from pyro_vae.observation import Arguments
 from pyro_vae.program import Program
-
-
-class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient became NaN or infinite; the program has the last good parameters again."""
 
 
 def culprit(program: Program, estimator: ELBO, *args: Tensor) -> str:

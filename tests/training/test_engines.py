@@ -1,6 +1,7 @@
 """Engines: the same training by each of them; what they say when they cannot."""
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from pyro.infer import Trace_ELBO
 
 from pyro_vae import fit
 from pyro_vae.data.sets import Data
+from pyro_vae.training import worth
 from pyro_vae.training.engines import (
     ENGINES,
-    WORTH_COMPILING,
+    FEWEST,
     CompiledEngine,
     EagerEngine,
     EngineWarning,
@@ -23,20 +25,69 @@ from pyro_vae.training.engines import (
 pytestmark = pytest.mark.usefixtures("no_validation")
 
 
+def first_step(name, **settings):
+    """The engine of that name once it has taken a step."""
+    program = small_vae()
+    made = engine(name, program, Trace_ELBO(), adam(list(program.parameters())), **settings)
+    made(BATCHES[0])
+    return made
+
+
+@pytest.fixture
+def free(monkeypatch):
+    """Have compiling take no seconds."""
+    monkeypatch.setattr(worth, "COMPILING", (0.0, 0.0))
+
+
+@pytest.mark.usefixtures("free")
 def test_no_compiler(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    arguments = small_vae(), Trace_ELBO(), None
-    for settings in {"name": "compiled"}, {"name": "auto", "steps": 10 * WORTH_COMPILING}:
+    for settings in {"name": "compiled"}, {"name": "auto", "steps": FEWEST}:
         with pytest.warns(EngineWarning, match="training eagerly: no C.. compiler: 'no-such-compiler' is not found"):
-            assert isinstance(engine(settings.pop("name"), *arguments, **settings), EagerEngine)
-    assert isinstance(engine("auto", *arguments, steps=1), EagerEngine)
+            assert first_step(**settings).name == "eager"
+    assert first_step("auto", steps=FEWEST - 1).name == "eager"
 
 
 @needs_compiler
-def test_auto_compiles_long_trainings():
-    arguments = small_vae(), Trace_ELBO(), None
-    assert isinstance(engine("auto", *arguments, steps=WORTH_COMPILING - 1), EagerEngine)
-    assert isinstance(engine("auto", *arguments, steps=WORTH_COMPILING), CompiledEngine)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_auto_compiles_what_is_earned_back(monkeypatch, caplog, accumulate):
+    caplog.set_level("INFO", "pyro_vae.training.engines")
+    monkeypatch.setattr(worth, "SAVED", (1.0, 0.0, 0.0))
+    for seconds, name in (400.0 * accumulate, "eager"), (399.0 * accumulate, "compiled"):
+        monkeypatch.setattr(worth, "COMPILING", (seconds, 0.0))
+        assert first_step("auto", steps=400, accumulate=accumulate).name == name
+        assert re.match(rf"{name}: \d+ operations .* take about {seconds:.0f} s to compile", caplog.messages[-1])
+
+
+def test_auto_decides_alike_where_a_resumed_training_begins_with_a_small_batch(caplog):
+    caplog.set_level("INFO", "pyro_vae.training.engines")
+    assert len(BATCHES[4]) < len(BATCHES[0])
+    for batch, rows in (BATCHES[0], None), (BATCHES[4], len(BATCHES[0])), (BATCHES[4], None):
+        program = small_vae()
+        engine("auto", program, Trace_ELBO(), adam(list(program.parameters())), steps=FEWEST, rows=rows)(batch)
+    first, resumed, small = caplog.messages
+    assert first == resumed != small
+
+
+@needs_compiler
+@pytest.mark.usefixtures("free", "quick_compiler")
+def test_auto_compiles_the_first_step_of_a_resumed_training():
+    program, reference = small_vae(), small_vae()
+    steps = [
+        engine("auto", program, Trace_ELBO(), adam(list(program.parameters())), steps=FEWEST),
+        CompiledEngine(reference, Trace_ELBO(), adam(list(reference.parameters()))),
+    ]
+    for step in steps:
+        torch.manual_seed(1)
+        assert step.name == ("eager" if step is steps[0] else "compiled")
+        step(BATCHES[0])
+    resumed = engine("auto", program, Trace_ELBO(), steps[0].eager.optimizer, steps=FEWEST, rows=len(BATCHES[0]))
+    for step in resumed, steps[1]:
+        torch.manual_seed(2)
+        step(BATCHES[1])
+        assert step.name == "compiled"
+    assert resumed.taken.graph is not None
+    assert all(torch.equal(*pair) for pair in zip(program.parameters(), reference.parameters()))
 
 
 @pytest.mark.parametrize("name", [name for name in ENGINES if name != "compiled"])
