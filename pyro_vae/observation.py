@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from pyro_vae.arguments import as_arguments
 from pyro_vae.checks import whole_number
 from pyro_vae.data.fields import check_unmasked
-from pyro_vae.data.splits import Split
+from pyro_vae.data.splits import Split, in_memory
 from pyro_vae.program import Program, check_has, dtype_of
 from pyro_vae.random import mode
 
@@ -64,7 +64,8 @@ def arguments(program: Program, batch: Split | Tensor | np.ndarray, generator: G
 def fixed_x(program: Program, rows: Split | Tensor | np.ndarray, seed: int = 0) -> Any:
     """Return what the program's ``observe`` makes of validation or test rows, drawn by a seed of its own.
 
-    The program is in evaluation mode. ``rows`` is a split, or images alone, uint8 (N, C, H, W).
+    The program is in evaluation mode. ``rows`` is a split, or images alone, uint8 (N, C, H, W). They go to the device
+    of the program's parameters, and so does the result; another device draws other numbers.
 
     >>> from pyro_vae.likelihoods import Bernoulli
     >>> likelihood, pixels = Bernoulli(torch.nn.Identity()), torch.full((1, 1, 8, 8), 100, dtype=torch.uint8)
@@ -72,6 +73,9 @@ def fixed_x(program: Program, rows: Split | Tensor | np.ndarray, seed: int = 0) 
     True
     """
     check_has(program, "observe")
+    place = next((parameter.device for parameter in program.parameters()), None)
+    if place is not None and not isinstance(rows, np.ndarray):
+        rows = in_memory(rows, place) if isinstance(rows, Split) else rows.to(place)
     fields = rows.fields.values() if isinstance(rows, Split) else [rows]
     device = next((field.device for field in fields if torch.is_tensor(field)), torch.device("cpu"))
     generator = Generator(device).manual_seed(whole_number("seed", seed, least=None))

@@ -1,0 +1,91 @@
+"""A step in a process of its own, which is ended when its time is over; whatever it does, the next step begins."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.on_gpu.steps import ROOT, Step
+
+GRACE = 10.0  # seconds from the request to end to the end
+TAIL = 4000  # characters of a log that the results hold
+
+
+def taken(step: Step, seconds: float, environment: Mapping[str, str], logs: Path) -> dict[str, Any]:
+    """Take a step in at most ``seconds``; return how it ended and what it found. Raises nothing but Ctrl-C."""
+    begun = time.monotonic()
+    ended = []
+    for number, command in enumerate(step.commands):
+        left = seconds - (time.monotonic() - begun)
+        log = logs / f"{step.name}{number or ''}.log"
+        status = run(command, left, {**environment, "SECONDS_LEFT": f"{left:.0f}"}, log)
+        ended.append({"command": " ".join(command), "status": status, "log": _tail(log)})
+        if status == "done" or left <= 0:
+            break
+    took = round(time.monotonic() - begun, 1)
+    return {"status": ended[-1]["status"], "seconds": took, "attempts": ended, "found": found(step.results)}
+
+
+def run(command: tuple[str, ...], seconds: float, environment: Mapping[str, str], log: Path) -> str:
+    """Run a command with its output in a file; return "done", "failed (status)", or "out of time" where it was ended.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     [run(("sh", "-c", word), 0.5, {}, Path(folder) / "log") for word in ("true", "exit 3", "exec sleep 9")]
+    ['done', 'failed (3)', 'out of time']
+    """
+    try:
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        return _ended(process, seconds)
+    except OSError as error:
+        return f"failed ({error})"
+
+
+def found(results: Path | None) -> Any:
+    """Return what a step has written so far; None where there is nothing to read."""
+    try:
+        text = results.read_text() if results else ""
+        return text[-100_000:] if results and results.suffix == ".xml" else json.loads(text)
+    except (OSError, ValueError):
+        return None
+
+
+def _ended(process: subprocess.Popen, seconds: float) -> str:
+    try:
+        status = process.wait(max(seconds, 0.0))
+        return "done" if status == 0 else f"failed ({status})"
+    except subprocess.TimeoutExpired:
+        return "out of time"
+    finally:
+        _end(process)
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End a process and those that it started, first by a request."""
+    for number, patience in (signal.SIGTERM, GRACE), (signal.SIGKILL, GRACE):
+        if process.poll() is not None:
+            return
+        os.killpg(process.pid, number)
+        try:
+            process.wait(patience)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _tail(log: Path) -> str:
+    try:
+        return log.read_text(errors="replace")[-TAIL:]
+    except OSError:
+        return ""

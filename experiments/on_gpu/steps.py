@@ -1,0 +1,87 @@
+"""The steps of ``gpu``, most important first, and how the time is shared out among them."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MARKED = ("tests/training/test_on_gpu.py", "tests/training/test_compiled.py")  # all files with tests marked ``gpu``
+SMALL = ["--dataset", "digits", "--net", "mlp", "--hidden", "16", "--flow-width", "8", "--latent", "2"]
+SMALL += ["--epochs", "1", "--engine", "eager", "--precision", "float32"]  # of the recipe, for a trial on a CPU
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the measurement.
+
+    Attributes:
+        name: of the step.
+        share: of the time that is left, in proportion to those of this step and all after it.
+        commands: command lines, of which the later ones are tried where those before them fail.
+        results: the JSON file that it writes.
+    """
+
+    name: str
+    share: float
+    commands: tuple[tuple[str, ...], ...]
+    results: Path | None = None
+
+
+def steps(device: str, work: Path) -> list[Step]:
+    """Return the steps on a device, ``cuda``, or ``cpu`` for a trial in which each of them is small.
+
+    >>> [step.name for step in steps("cuda", Path("work"))]
+    ['tests', 'speed', 'quality', 'evidence', 'iwae']
+    """
+    small = device == "cpu"
+    speed, run, evidence, iwae = work / "speed.json", work / "quality", work / "evidence", work / "iwae.json"
+    return [
+        Step("tests", 3.0, (_tests(small, work),), work / "tests.xml"),
+        Step("speed", 3.0, (_module("speed", device, speed),), speed),
+        Step("quality", 2.0, _quality(device, run), run / "metrics.json"),
+        Step("evidence", 1.0, (_evidence(device, run, evidence),), evidence / "metrics.json"),
+        Step("iwae", 1.5, (_module("iwae", device, iwae),), iwae),
+    ]
+
+
+def limits(shares: Sequence[float], seconds: float) -> float:
+    """Return the seconds of the first of some steps, of all that are left.
+
+    >>> limits([3.0, 1.0], 100.0)
+    75.0
+    """
+    return seconds * shares[0] / sum(shares)
+
+
+def _tests(small: bool, work: Path) -> tuple[str, ...]:
+    """Return the command of the tests that need a GPU; on a CPU one test of the simulation stands for them.
+
+    Warnings of other versions of packages than those of the suite are no failures here.
+    """
+    chosen = [MARKED[0], "-k", "rules"] if small else [*MARKED, "-m", "gpu"]
+    options = ("-q", "-W", "default", "-p", "no:cacheprovider", f"--junitxml={work / 'tests.xml'}")
+    return (sys.executable, "-m", "pytest", *options, *chosen)
+
+
+def _module(name: str, device: str, results: Path) -> tuple[str, ...]:
+    return (sys.executable, "-m", f"experiments.on_gpu.{name}", "--device", device, "--out", str(results))
+
+
+def _quality(device: str, out: Path) -> tuple[tuple[str, ...], ...]:
+    """Return the command of the recipe, and the same without a compiler, for where nothing can be compiled."""
+    words = (sys.executable, "experiments/run.py", "--recipe", "fast", "--device", device, "--quiet", "--out", str(out))
+    if device == "cpu":
+        return ((*words, "--resume", "--evidence", "20", *SMALL),)
+    words = (*words, "--evidence", "5000")
+    return ((*words, "--resume"), (*words, "--engine", "eager", "--overwrite"))
+
+
+def _evidence(device: str, run: Path, out: Path) -> tuple[str, ...]:
+    """Return the command of L_K of all test images, and of annealing for some."""
+    many = {"images": "2", "particles": "20", "temperatures": "2", "simulated": "2", "chains": "2"}
+    if device != "cpu":
+        many = {"images": "200", "particles": "5000", "temperatures": "300", "simulated": "100", "chains": "8"}
+    words = [word for name, value in many.items() for word in (f"--{name}", value)]
+    command = (sys.executable, "experiments/evidence.py", "--run", str(run), "--device", device, "--quiet", "--all")
+    return (*command, "--out", str(out), "--overwrite", *words)
