@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO
 
 from experiments.benchmarks.speed import ratio
-from experiments.benchmarks.ways import adam, timed, with_fast_matmul
+from experiments.benchmarks.ways import adam, in_turns, stacked, timed, with_fast_matmul
 from pyro_vae.config import PartSettings, build_vae
 from pyro_vae.data import Data
 from pyro_vae.training.engines import Compiled, Eager
@@ -31,18 +31,13 @@ def measure(images: Data, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def cost(images: Data, kind: type, rounds: int, steps: int = 5, batch: int = 256) -> dict[str, Any]:
     """Return seconds a step under each prior and guide, in turns, and the median ratio to the first in one round."""
-    pixels = images.train.images[: steps * batch].unflatten(0, (steps, batch))
-    ways = {}
+    pixels, ways = stacked(images, batch, steps * batch), {}
     for name, words in PARTS.items():
         torch.manual_seed(0)
         vae = build_vae(PartSettings(latent=32, **words), images.train.images[:1000])
         ways[name] = with_fast_matmul(timed(kind(vae, Trace_ELBO(), adam(vae))))
         ways[name](pixels[:2])
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(rounds + 1):
-        for name, run in ways.items():
-            second = run(pixels) / steps
-            seconds[name] += [second] if number > 0 else []
+    seconds = in_turns({name: lambda run=run: run(pixels) / steps for name, run in ways.items()}, rounds, kind.name)
     return {
         "engine": kind.name,
         "seconds": seconds,

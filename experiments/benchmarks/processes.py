@@ -1,26 +1,52 @@
-"""Measurements that need a process of their own: a module of this folder prints one number."""
+"""Measurements that need a process of their own: a module of this folder prints JSON."""
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pyro_vae.data import Data, Split
+from pyro_vae.data.known import ENVIRONMENT
+from pyro_vae.files import cache_folder
+
+ROOT = Path(__file__).parents[2]
 
 
-def measured_by(words: list[str], environment: dict[str, str]) -> float:
-    """Return the number that ``python -m`` with these words prints, with these environment variables added."""
+def measured_by(words: list[str], environment: dict[str, str]) -> Any:
+    """Return the value that ``python -m`` with these words prints, with these environment variables added."""
+    return timed_by(words, environment)[0]
+
+
+def timed_by(words: list[str], environment: dict[str, str]) -> tuple[Any, float]:
+    """Return that value, and the seconds of the whole process."""
+    start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", *words],
         check=True,
         stdout=subprocess.PIPE,
-        cwd=Path(__file__).parents[2],
+        cwd=ROOT,
         env=os.environ | environment,
     )
-    return json.loads(done.stdout)
+    return json.loads(done.stdout), time.perf_counter() - start
+
+
+@contextmanager
+def empty_caches() -> Iterator[dict[str, str]]:
+    """Context manager with environment variables for processes that find no compiled code of earlier ones.
+
+    They find data sets where this process finds them.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        data = os.environ.get(ENVIRONMENT) or str(cache_folder())
+        yield {"TORCHINDUCTOR_CACHE_DIR": cache, "XDG_CACHE_HOME": cache, ENVIRONMENT: data}
 
 
 def random_images(number: int) -> Data:

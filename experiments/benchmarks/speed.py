@@ -11,13 +11,22 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from experiments.benchmarks.ways import WAYS, ByHand, build
+from experiments.benchmarks.machine import peak
+from experiments.benchmarks.rows import Row, ratios, row
+from experiments.benchmarks.ways import NAMES, WAYS, ByHand, build, in_turns, stacked
 from pyro_vae import evaluate
 from pyro_vae.data import Data
 from pyro_vae.plots import COLOURS, DPI, GREY
 from pyro_vae.training import fixed_x
-from pyro_vae.training.engines import fast_matmul
 
+RATIOS = {  # of a step's images a second
+    "compiled float32 / numpyro": ("compiled", "numpyro"),
+    "compiled float32 / by hand, compiled whole": ("compiled", "torch whole step"),
+    "compiled float32 / svi": ("compiled", "svi"),
+    "compiled float32 / torch eager": ("compiled", "torch eager"),
+    "compiled bfloat16 / torch eager": ("compiled bfloat16", "torch eager"),
+    "fit, eager / torch eager": ("fit", "torch eager"),
+}
 OPTIONS = ("nets", "batches", "only", "images", "rounds")
 
 
@@ -34,36 +43,52 @@ def measure(images: Data, args: argparse.Namespace) -> dict[str, Any]:
 def compare(images: Data, net: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
     """Return images a second of each way, in rounds; the first round does not count."""
     torch._dynamo.reset()
-    steps = max(2, args.images // batch)
-    pixels = images.train.images[: steps * batch].unflatten(0, (steps, batch))
+    pixels = stacked(images, batch, args.images)
     names = [name for name in args.only if (net, name) != ("default", "numpyro")]  # in which it is not written
-    bar = tqdm(total=(args.rounds + 2) * len(names), desc=f"{net}, batch {batch}")
-    ways = {}
-    for name in names:
-        ways[name] = WAYS[name](net)
-        ways[name](pixels[:2])
-        bar.update()
-    rates: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(args.rounds + 1):
-        for name, run in ways.items():
-            rate = steps * batch / run(pixels)
-            if number > 0:
-                rates[name].append(rate)
-            bar.update()
-    bar.close()
-    flops = flops_per_image(net)
+    made = {}
+    for name in tqdm(names, desc=f"{net}, batch {batch}, compiling"):
+        made[name] = WAYS[name](net)
+        made[name](pixels[:2])
+    number = pixels.shape[0] * batch
+    ways = {name: lambda run=run: number / run(pixels) for name, run in made.items()}
+    rates = in_turns(ways, args.rounds, f"{net}, batch {batch}")
     return {
         "net": net,
         "batch": batch,
-        "flops_per_image": flops,
+        "flops_per_image": flops_per_image(net),
         "images_per_second": rates,
         "medians": {name: statistics.median(values) for name, values in rates.items()},
     }
 
 
+def rows(images: Data, args: argparse.Namespace) -> list[Row]:
+    """Return the ratios within the rounds, shares of the peak and images a second."""
+    top = peak()
+    cases = [compare(images, net, batch, args) for net in args.nets for batch in args.batches]
+    return [row for case in cases for row in rows_of(case, top)]
+
+
+def rows_of(case: dict[str, Any], top: dict[str, float]) -> list[Row]:
+    """Return the rows of one net and batch size, of those ways that were measured."""
+    rates, about = case["images_per_second"], f"{NAMES[case['net']]}, batch {case['batch']}: "
+    found = [
+        row(about + name, ratios(rates[over], rates[under]))
+        for name, (over, under) in RATIOS.items()
+        if over in rates and under in rates
+    ]
+    if {"compiled", "compiled bfloat16", "numpyro"} <= set(rates):
+        better = max("compiled", "compiled bfloat16", key=case["medians"].get)
+        found.append(row(f"{about}compiled, better precision / numpyro", ratios(rates[better], rates["numpyro"])))
+    for name, values in rates.items():
+        share = 100 * case["flops_per_image"] / top["bfloat16" if "bfloat16" in name else "float32"]
+        found.append(row(f"{about}share of the peak, {name}", [share * rate for rate in values], "%"))
+        found.append(row(about + name, values, "images/s"))
+    return found
+
+
 def ratio(rates: dict[str, list[float]], one: str, other: str) -> float:
     """Return the median over the rounds of the ratio of two ways in one round."""
-    return statistics.median(a / b for a, b in zip(rates[one], rates[other]))
+    return statistics.median(ratios(rates[one], rates[other]))
 
 
 def flops_per_image(net: str) -> float:
@@ -72,21 +97,6 @@ def flops_per_image(net: str) -> float:
     with FlopCounterMode(display=False) as counter:
         module(torch.zeros(8, 1, 28, 28, dtype=torch.uint8)).backward()
     return counter.get_total_flops() / 8
-
-
-def peak() -> dict[str, float]:
-    """Return the operations a second of a product of 1024 × 1024 matrices on this machine, in each precision."""
-    found = {}
-    for name, dtype in ("float32", torch.float32), ("bfloat16", torch.bfloat16):
-        a = torch.randn(1024, 1024).to(dtype)
-        with fast_matmul("cpu"):
-            seconds = []
-            for _ in range(8):
-                start = time.perf_counter()
-                a @ a
-                seconds.append(time.perf_counter() - start)
-        found[name] = 2 * 1024**3 / min(seconds)
-    return found
 
 
 def evaluation(images: Data, net: str, rounds: int) -> dict[str, Any]:

@@ -8,7 +8,6 @@ prints the seconds of one start.
 import argparse
 import json
 import sys
-import tempfile
 import time
 from itertools import cycle
 from typing import Any
@@ -16,8 +15,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments.benchmarks.processes import measured_by, random_images
-from experiments.benchmarks.ways import build
+from experiments.benchmarks.processes import empty_caches, random_images, timed_by
+from experiments.benchmarks.rows import Row, row
+from experiments.benchmarks.ways import NAMES, build
 from pyro_vae import fit
 from pyro_vae.data import Data
 from pyro_vae.plots import COLOURS
@@ -36,10 +36,26 @@ def measure(images: Data, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def cold_and_warm(net: str, batch: int) -> dict[str, float]:
-    """Return the seconds of both starts."""
-    words = ["experiments.benchmarks.start", net, str(batch)]
-    with tempfile.TemporaryDirectory() as cache:
-        return {state: measured_by(words, {"TORCHINDUCTOR_CACHE_DIR": cache}) for state in STATES}
+    """Return the seconds of both starts: of the training, and of its whole process."""
+    words, found = ["experiments.benchmarks.start", net, str(batch)], {}
+    with empty_caches() as environment:
+        for state in STATES:
+            found[state], found[f"{state}, whole process"] = timed_by(words, environment)
+    return found
+
+
+def rows(images: Data, args: argparse.Namespace) -> list[Row]:
+    """Return the seconds of each net, in batches of the first size."""
+    first = argparse.Namespace(**{**vars(args), "batches": args.batches[:1]})
+    return [row for case in measure(images, first) for row in rows_of(case)]
+
+
+def rows_of(case: dict[str, Any]) -> list[Row]:
+    """Return the rows of one net and batch size."""
+    about = f"{NAMES[case['net']]}, batch {case['batch']}: "
+    names = {state: f"{about}first compiled step, {state} cache" for state in STATES}
+    names |= {f"{state}, whole process": f"{about}fresh shell to two steps, {state} cache" for state in STATES}
+    return [row(name, [one[key] for one in case["rounds"]], "s", lower=True) for key, name in names.items()]
 
 
 def first_steps(net: str, batch: int) -> float:

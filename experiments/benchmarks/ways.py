@@ -1,10 +1,10 @@
 """Ways to write a training step of the same VAE: the engines of this library, Pyro's SVI, torch by hand, numpyro."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 import pyro
 import torch
@@ -12,6 +12,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 from torch.nn import functional as F
+from tqdm import tqdm
 
 from pyro_vae import VAE, fit, guides, likelihoods, networks, priors
 from pyro_vae.compiling.convolutions import Conv2d, ConvTranspose2d
@@ -21,6 +22,7 @@ from pyro_vae.networks import lowered_precision
 from pyro_vae.training.engines import Compiled, Eager, fast_matmul
 
 LATENT, LR = 20, 1e-3
+NAMES = {"mlp": "MLP", "conv": "conv 32-64", "default": "network of run.py"}
 Round = Callable[[Tensor], float]  # from batches (steps, B, C, H, W) of pixels to the seconds that they took
 
 
@@ -58,6 +60,29 @@ class ByHand(nn.Module):
         z = loc + log_scale.exp() * torch.randn_like(loc)
         kl = 0.5 * (loc.square() + (2 * log_scale).exp() - 1 - 2 * log_scale).sum()
         return F.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum") + kl
+
+
+def stacked(images: Data, batch: int, number: int) -> Tensor:
+    """Return the first training images, about so many and at least two batches, as batches (steps, B, C, H, W)."""
+    steps = max(2, number // batch)
+    return images.train.images[: steps * batch].unflatten(0, (steps, batch))
+
+
+Key = TypeVar("Key")
+
+
+def in_turns(ways: Mapping[Key, Callable[[], float]], rounds: int, about: str) -> dict[Key, list[float]]:
+    """Return what each function gives in every round, one after the other; the first round does not count.
+
+    >>> in_turns({"a": lambda: 1.0, "b": lambda: 2.0}, rounds=2, about="two functions")
+    {'a': [1.0, 1.0], 'b': [2.0, 2.0]}
+    """
+    found: dict[Key, list[float]] = {name: [] for name in ways}
+    for number in tqdm(range(rounds + 1), desc=about):
+        for name, way in ways.items():
+            value = way()
+            found[name] += [value] if number > 0 else []
+    return found
 
 
 def adam(module: nn.Module) -> torch.optim.Adam:

@@ -4,6 +4,7 @@ import argparse
 import inspect
 import re
 from copy import deepcopy
+from pathlib import Path
 
 import pyro
 import pytest
@@ -11,9 +12,10 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 
 from experiments import benchmark, run
-from experiments.benchmarks import parts, quality, ranks, scaling, speed, start, ways
+from experiments.benchmarks import parts, quality, ranks, scaling, speed, start, summary, ways
 from pyro_vae import load
 from pyro_vae.data import Data, Split
+from pyro_vae.files import cache_folder
 from pyro_vae.training.engines import Eager
 
 PIXELS = torch.randint(256, (40, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -94,7 +96,10 @@ def test_the_start_is_cold_once_and_warm_after(monkeypatch):
 
     monkeypatch.setattr("subprocess.run", in_this_process)
     found = start.measure(RANDOM, argparse.Namespace(nets=["mlp"], batches=[20], rounds=2))
-    assert len(set(caches)) == 2 and found[0]["rounds"] == [{"cold": 12.5, "warm": 2.5}] * 2
+    assert len(set(caches)) == 2 and [(row["cold"], row["warm"]) for row in found[0]["rounds"]] == [(12.5, 2.5)] * 2
+    rows = {row.name: row for row in start.rows_of(found[0])}
+    assert rows["MLP, batch 20: first compiled step, warm cache"].rounds == [2.5, 2.5]
+    assert all(0 < value < 2.5 for value in rows["MLP, batch 20: fresh shell to two steps, cold cache"].rounds)
     assert start.table(found) == "mlp, batch 20: cold 12.5 to 12.5 s, warm 2.5 to 2.5 s"
 
 
@@ -117,23 +122,32 @@ def test_time_to_quality_is_that_of_the_recipe_from_a_cold_start(tmp_path, monke
 
     def in_this_process(command, check, env):
         caches.append(env["TORCHINDUCTOR_CACHE_DIR"])
+        assert env["XDG_CACHE_HOME"] == caches[-1] and Path(env["PYRO_VAE_DATA"]) == cache_folder()
         assert command[1] == run.__file__ and run.main(command[2:]) == 0
 
+    monkeypatch.delenv("PYRO_VAE_DATA", raising=False)
     monkeypatch.setattr("subprocess.run", in_this_process)
     monkeypatch.setattr("pyro_vae.runs.origins.git_commit", lambda: None)
     small = ["--dataset", "digits", "--net", "mlp", "--hidden", "16", "--flow-width", "8", "--latent", "2"]
     words = [*small, "--epochs", "2", "--engine", "eager", "--precision", "float32"]
-    runs = [quality.trained(seed, 30, tmp_path / f"seed{seed}", words) for seed in (0, 1, 0)]
-    with pytest.raises(ValueError, match=r"seed0 holds a run whose log p\(x\) is by 30 particles, wanted 31"):
-        quality.trained(0, 31, tmp_path / "seed0", words)
+    runs = [quality.trained("fast", seed, 30, tmp_path, words) for seed in (0, 1, 0)]
+    with pytest.raises(ValueError, match=r"fast_seed0 holds a run whose log p\(x\) is by 30 particles, wanted 31"):
+        quality.trained("fast", 0, 31, tmp_path, words)
     del caches[3]
     assert len(set(caches)) == 3 and runs[0] == runs[2] != runs[1]
     assert runs[0]["settings"]["prior"] == "autoregressive" and len(runs[0]["history"]) == 2
     assert runs[0]["seconds"] == runs[0]["history"][-1]["seconds"] > 0
     assert runs[0]["evidence"]["num_particles"] == 30 and runs[0]["evidence"]["images"] == 250
+    assert runs[0]["seconds"] < runs[0]["seconds_from_shell"]
+    lowest = min(run["evidence"]["log_px"] for run in runs)
+    assert [row.rounds for row in quality.rows_of(runs)][1] == [lowest] and quality.rows_of(runs)[0].wanted == 60
+    (tmp_path / "fast_seed0_shell.json").unlink()  # as if the run had been interrupted
+    assert quality.trained("fast", 0, 30, tmp_path, words)["seconds_from_shell"] is None
     assert "reached" in quality.table(runs)  # images of 64 pixels have few nats
     runs[0]["evidence"]["log_px"] = quality.TARGET - 1
     assert "missed by 1.00" in quality.table(runs)
+    assert re.search(r"\n\| fast \| 1 \| \d+ \| \d+ \| −\d+\.\d\d nats ± \d", quality.markdown(runs))
+    assert "\n| 1 | −" in quality.markdown(runs)
     assert len(quality.figure(runs).axes[0].get_lines()) > 2 * len(runs)
 
 
@@ -142,11 +156,18 @@ def test_time_to_quality_is_that_of_the_recipe_from_a_cold_start(tmp_path, monke
     [
         (
             ["--scaling", "--nets", "mlp"],
-            "--nets: ignored beside --scaling; write --start or --ranks, or no question, or leave --nets out",
+            "--nets: ignored beside --scaling; write --start or --ranks or --profile or --summary, or no",
         ),
-        (["--parts", "--only", "fit"], "--only: ignored beside --parts; write no question, or leave --only out"),
-        (["--start", "--images", "9"], "--images: ignored beside --start; write --ranks, or no question, or leave"),
-        (["--seeds", "0", "1", "2"], "--seeds: ignored without a question; write --quality, or leave --seeds out"),
+        (
+            ["--parts", "--only", "fit"],
+            "--only: ignored beside --parts; write --summary, or no question, or leave --only",
+        ),
+        (
+            ["--start", "--images", "9"],
+            "--images: ignored beside --start; write --ranks or --profile or --summary, or no",
+        ),
+        (["--seeds", "0"], "--seeds: ignored without a question; write --quality or --summary, or leave --seeds out"),
+        (["--groups", "step"], "--groups: ignored without a question; write --summary, or leave --groups out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -159,8 +180,12 @@ def test_an_option_that_the_question_ignores_is_refused(capsys, words, message):
 def test_a_question_takes_the_options_that_it_reads(question):
     module = benchmark.QUESTIONS[question]
     read = set(re.findall(r"args\.(\w+)", inspect.getsource(module)))
+    if module is summary:
+        assert all(set(group.OPTIONS) - {"recipes"} <= set(module.OPTIONS) for group in summary.GROUPS.values())
+        read.update(*(group.OPTIONS for group in summary.GROUPS.values()))
+        read.remove("recipes")
     assert read - {"out", "data_dir"} == set(module.OPTIONS)
     flag = [] if question == benchmark.SPEED else [f"--{question}"]
-    values = {"nets": "mlp", "only": "fit"}
-    words = [word for option in module.OPTIONS for word in (f"--{option}", values.get(option, "1"))]
+    values = {"nets": ["mlp"], "only": ["fit"], "groups": ["step"], "resume": []}
+    words = [word for option in module.OPTIONS for word in (f"--{option}", *values.get(option, ["1"]))]
     assert benchmark.parse_arguments([*flag, *words]).question == question
