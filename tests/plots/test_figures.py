@@ -28,11 +28,12 @@ def formatter(inline):
 
 @pytest.mark.parametrize("inline", [False, True])
 def test_a_notebook_shows_a_figure_once(inline):
+    before = plt.get_fignums()
     figure = plots.samples(torch.rand(4, 1, 8, 8))
     data, sizes = formatter(inline).format(figure)
     assert set(data) == {"text/plain", "image/png"}
     assert inline or sizes["image/png"]["width"] == round(figure.get_figwidth() * 96)
-    assert not plt.get_fignums()  # pyplot shows what it knows at the end of a cell
+    assert plt.get_fignums() == before  # pyplot shows what it knows at the end of a cell
 
 
 def test_all_plots_make_this_figure():
