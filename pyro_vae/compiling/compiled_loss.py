@@ -15,7 +15,7 @@ from pyro_vae.compiling.joint import Recorded, check_same, record
 from pyro_vae.compiling.loss import ProgramLoss
 from pyro_vae.compiling.outcomes import contents_kept
 from pyro_vae.compiling.private import tensors_only
-from pyro_vae.compiling.signatures import Signature, signature_of
+from pyro_vae.compiling.signatures import Signature, apart, interference, signature_of
 from pyro_vae.compiling.untraceable import Untraceable
 from pyro_vae.random import forked_rng
 from pyro_vae.tracing.leaves import leaves
@@ -56,6 +56,9 @@ class CompiledLoss(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss, in nats."""
+        around = interference()
+        if around:
+            raise Untraceable(f"the loss is called within {around}, which a graph does not see; use it in the program")
         self.graphs.follow()
         return self.graph(args, kwargs)(args, kwargs)
 
@@ -76,6 +79,7 @@ class LossGraph:
     """A loss and its gradients in one compiled graph, for arguments of one signature."""
 
     def __init__(self, loss: ProgramLoss, signature: Signature, tensors: Sequence[Tensor], watched: Any):
+        tensors = apart(tensors)
         self.kept = signature.others  # their identity is part of the key
         self.signature = signature
         kept = [*loss.parameters(), *loss.buffers(), *watched.tensors(LARGEST), *tensors]

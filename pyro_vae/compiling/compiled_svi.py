@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from operator import is_not
 from typing import Any
 
 import pyro
@@ -19,7 +20,7 @@ from pyro_vae.compiling.followed import FollowedGraphs
 from pyro_vae.compiling.joint import check_same, own_gradients, record
 from pyro_vae.compiling.loss import STORE
 from pyro_vae.compiling.private import stored_parameters
-from pyro_vae.compiling.signatures import Signature, signature_of
+from pyro_vae.compiling.signatures import Signature, apart, interference, signature_of
 from pyro_vae.compiling.steps import Steps
 from pyro_vae.compiling.untraceable import Untraceable, first_line
 
@@ -70,9 +71,12 @@ class CompiledSVI(SVI):
     ):
         super().__init__(model, guide, optim, loss, loss_and_grads)
         self.most, self.roots = most, {"model": model, "guide": guide, "loss": loss, "loss_and_grads": loss_and_grads}
+        self.parts = self._parts()
+        self.store = stored_parameters()
         self.graphs: FollowedGraphs | None = None  # from the second step on
         self.seen: set[Any] = set()  # keys of the steps so far
         self.eager: set[Any] = set()  # keys that are never compiled
+        self.said: set[str] = set()  # what surrounded steps
         self.ended = False  # whether the program changed too often
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
@@ -81,7 +85,7 @@ class CompiledSVI(SVI):
         if graph is None:
             return super().step(*args, **kwargs)
         parts, gradients = graph(tensors)
-        graph.steps(gradients)
+        graph.step(gradients)
         return graph.as_loss(parts)
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
@@ -93,7 +97,7 @@ class CompiledSVI(SVI):
         """Return the graph for such arguments, None if SVI is to take the step, and the tensors among them."""
         signature, tensors = signature_of(args, kwargs)
         key = method, signature.key
-        if self.ended or key in self.eager or not self._follows():
+        if self.ended or key in self.eager or self._is_surrounded(method) or not self._follows():
             return None, tensors
         if key not in self.seen:
             self.seen.add(key)
@@ -107,12 +111,29 @@ class CompiledSVI(SVI):
             logging.getLogger(__name__).warning("steps like this one are not compiled: %s", first_line(error))
             return None, tensors
 
+    def _is_surrounded(self, method: str) -> bool:
+        """Return whether the call lies within something that a graph does not see; say so the first time."""
+        around = interference() or (None if method != "step" or torch.is_grad_enabled() else "torch.no_grad")
+        if around and around not in self.said:
+            self.said.add(around)
+            logging.getLogger(__name__).warning("steps within %s are not compiled", around)
+        return around is not None
+
+    def _parts(self) -> list[Any]:
+        return [self.model, self.guide, self.loss, self.loss_and_grads, self.optim]
+
     def _follows(self) -> bool:
         """Return whether the graphs are those of the program as it is now; if not, all further steps are eager."""
+        if any(map(is_not, self._parts(), self.parts)):  # a script set one of them
+            self.parts, self.graphs, self.seen = self._parts(), None, set()
+            self.roots = dict(zip(self.roots, self.parts))
         if self.graphs is None:
-            return True
-        if self.graphs.changes_of_store():  # all begins anew: SVI makes the parameters
+            if self.store is not stored_parameters():
+                self.seen = set()
+        elif self.graphs.changes_of_store():  # all begins anew: SVI makes the parameters
             self.graphs, self.seen = None, set()
+        self.store = stored_parameters()
+        if self.graphs is None:
             return True
         try:
             self.graphs.follow()
@@ -131,6 +152,10 @@ class CompiledSVI(SVI):
         missing = missing_compiler()
         if missing:
             raise Untraceable(f"nothing can be compiled here: {missing}; {INSTEAD}")
+        if method == "step" and any(tensor.requires_grad for tensor in tensors):
+            raise Untraceable(
+                f"an argument requires a gradient, which a graph does not compute; detach it, or {INSTEAD}"
+            )
         assert self.graphs is not None
         watched = self.graphs.watched
         watched.roots = {**watched.roots, **{f"argument {id(other)}": other for other in signature.others}}
@@ -144,6 +169,7 @@ class StepGraph:
     Attributes:
         trained: parameters that get a gradient.
         untrained: other parameters of the program, which the optimiser sees, too.
+        others: tensors that get a gradient and are no parameters that SVI trains, as blocked ones.
         steps: takes the optimiser's step.
     """
 
@@ -151,20 +177,29 @@ class StepGraph:
         self.svi, self.function, self.signature = svi, function, signature
         self.trained: list[Tensor] = []
         self.untrained: list[Tensor] = []
+        self.others: list[Tensor] = []
+        tensors = apart(tensors)
         self.kind, self.parts = None, 0  # of the loss: its type if it is a tuple, and how many numbers it has
         assert svi.graphs is not None
         self.watched = svi.graphs.watched
         self.recorded = record(self._outcome, tensors, self.watched)
-        others = [f"part {number} of the loss" for number in range(2, self.parts + 1)]
-        names = others + [pyro.get_param_store().param_name(leaf) or "a parameter" for leaf in self.trained]
+        names = [f"part {number} of the loss" for number in range(2, self.parts + 1)]
+        leaves = enumerate([*self.trained, *self.others])
+        names += [pyro.get_param_store().param_name(leaf) or f"a parameter ({i})" for i, leaf in leaves]
         check_same(self.recorded, self._outcome, tensors, names, INSTEAD)
         self.is_stale = self.recorded.is_stale
         self.steps = Steps(svi.optim, self.trained, self.untrained)
 
     def __call__(self, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """Return the parts of the loss, and the gradients of ``trained``."""
+        """Return the parts of the loss, and the gradients of ``trained`` and of ``others``."""
         results = self.recorded([tensor.detach() if tensor.requires_grad else tensor for tensor in tensors])
         return results[: self.parts], results[self.parts :]
+
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Take the optimiser's step, and add the gradients of ``others`` to theirs, as SVI does."""
+        self.steps(gradients[: len(self.trained)])
+        for leaf, gradient in zip(self.others, gradients[len(self.trained) :]):
+            leaf.grad = gradient.clone() if leaf.grad is None else leaf.grad.add_(gradient)
 
     def as_loss(self, parts: Sequence[Tensor]) -> Any:
         """Return the loss as a number, or as the tuple that it is."""
@@ -176,14 +211,17 @@ class StepGraph:
     def _outcome(self, *tensors: Tensor) -> list[Tensor]:
         """Do what ``SVI.step`` does before the optimiser's step."""
         args, kwargs = self.signature.rebuild(tensors)
-        with own_gradients(self._leaves()), poutine.trace(param_only=True) as captured:
+        leaves = self._leaves()
+        with own_gradients(leaves), poutine.trace(param_only=True) as captured:
             loss: Any = self.function(self.svi.model, self.svi.guide, *args, **kwargs)
             sites: Any = captured.trace.nodes.values()
             found = [site["value"].unconstrained() for site in sites]
             found = list({id(leaf): leaf for leaf in found}.values())
             self.trained = [leaf for leaf in found if leaf.grad is not None]
             self.untrained = [leaf for leaf in found if leaf.grad is None]
-            gradients: list[Any] = [leaf.grad for leaf in self.trained]
+            known = {id(leaf) for leaf in found}
+            self.others = [leaf for leaf in leaves if leaf.grad is not None and id(leaf) not in known]
+            gradients: list[Any] = [leaf.grad for leaf in (*self.trained, *self.others)]
         self.kind = type(loss) if isinstance(loss, tuple) else None
         parts = tree_leaves(detach_provenance(loss))  # pyright: ignore[reportArgumentType]
         self.parts = len(parts)

@@ -35,7 +35,7 @@ def warm_up() -> Thread | None:
     """
     if missing_compiler():
         return None
-    thread = Thread(target=compile_first_kernel, daemon=True)
+    thread = Thread(target=compile_first_kernel)
     thread.start()
     return thread
 

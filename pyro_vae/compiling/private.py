@@ -89,6 +89,7 @@ CONVOLUTIONS = ("conv2d.default", "conv2d.padding", "conv_transpose2d.input")
 CONTIGUOUS = "contiguous.default"
 FOREACH = "_foreach_"  # begins the names of torch's functions of lists of tensors
 FAKE = "FakeTensor"
+STACK = "_PYRO_STACK"  # of pyro.poutine.runtime: the handlers at work
 STORE = "_params"
 ELBOS = (renyi_elbo, rws, trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_elbo, tracetmc_elbo)
 OUR_ELBOS = "pyro_vae.estimation.base"  # it needs this package, and is looked up where it is loaded
@@ -224,6 +225,16 @@ def recorded(function: Callable[..., Any], args: Sequence[Tensor]) -> GraphModul
             f"torch {torch.__version__} has no {'.'.join(RECORDER)}; install an older torch, {OR_EAGERLY}"
         )
     return make(function)(*args)
+
+
+def within_handlers() -> bool:
+    """Return whether this runs within a handler of Pyro, such as a plate or ``poutine.scale``.
+
+    >>> with pyro.poutine.scale(scale=2.0):
+    ...     within_handlers()
+    True
+    """
+    return bool(getattr(pyro.poutine.runtime, STACK, ()))
 
 
 def foreach(*names: str) -> list[Callable[..., Any]]:

@@ -1,6 +1,6 @@
 """The arguments of a program, split into tensors, which a graph takes, and all else, which is part of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_vae.compiling.places import is_plain
+from pyro_vae.compiling.private import within_handlers
 from pyro_vae.compiling.untraceable import Untraceable
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a graph depends on: shapes and dtypes of the tensors, and the values of all other arguments.
+    """What a graph depends on: shapes and dtypes of tensors, values of all other arguments, and torch's defaults.
 
     Attributes:
         key: tells two signatures apart.
@@ -48,7 +49,7 @@ def signature_of(args: tuple, kwargs: Mapping[str, Any]) -> tuple[Signature, lis
             "an argument is a NumPy array, whose content a graph would keep; give torch.from_numpy(array), and use a "
             "tensor in the model and in the guide"
         )
-    key = tree, tuple(_kind(leaf) for leaf in found)
+    key = tree, tuple(_kind(leaf) for leaf in found), torch.get_default_dtype(), torch.get_default_device()
 
     def rebuild(values: Any) -> tuple[tuple, dict[str, Any]]:
         rest = iter(values)
@@ -56,6 +57,29 @@ def signature_of(args: tuple, kwargs: Mapping[str, Any]) -> tuple[Signature, lis
 
     kinds = [torch.empty(0) if isinstance(leaf, Tensor) else leaf for leaf in found]  # keeps no data alive
     return Signature(key, others, rebuild), tensors
+
+
+def interference() -> str | None:
+    """Return what surrounds a call and changes what it computes; None if there is nothing.
+
+    >>> with torch.autocast("cpu"):
+    ...     interference()
+    'torch.autocast'
+    """
+    if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        return "torch.autocast"
+    return "a handler of Pyro" if within_handlers() else None
+
+
+def apart(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return other objects with the same memory: one may be given twice, or be a tensor that the program refers to.
+
+    >>> x = torch.ones(2)
+    >>> one, other = apart([x, x])
+    >>> one is x, one is other
+    (False, False)
+    """
+    return [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in tensors]
 
 
 def _kind(leaf: Any) -> tuple:

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 from programs import DIGITS, needs_compiler, small_vae
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 from watched_programs import Program, normalised, program
 
@@ -54,6 +55,27 @@ def test_a_compiled_loss_moves_buffers_as_the_eager_one_and_is_refused_for_other
     drawing = program(lambda self: None, lambda self: random.random())()
     with pytest.raises(Untraceable, match="draws from Python's module random"):
         compiled(Trace_ELBO(), drawing.model, drawing.guide, x)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("quick_compiler", "no_validation")
+def test_a_tensor_of_the_program_as_an_argument_is_two_tensors_and_handlers_around_a_call_are_refused():
+    made, x, y = Program(), torch.rand(5, 4), torch.rand(5, 4)
+
+    def model(a):
+        return made.model(a * x)
+
+    def guide(a):
+        return made.guide(a * x)
+
+    loss = compiled(Trace_ELBO(), model, guide, x)
+    values = []
+    for function in (loss, lambda a: Trace_ELBO().differentiable_loss(model, guide, a)):
+        torch.manual_seed(0)
+        values.append(function(y))
+    torch.testing.assert_close(*values)
+    with poutine.scale(scale=2.0), pytest.raises(Untraceable, match="within a handler of Pyro"):
+        loss(y)
 
 
 @needs_compiler

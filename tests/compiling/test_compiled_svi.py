@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from programs import needs_compiler
+from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, autoguide
 from torch import nn
 
@@ -199,3 +200,86 @@ def test_without_a_compiler_the_second_step_says_so(monkeypatch):
     svi.step(X)
     with pytest.raises(Untraceable, match=r"nothing can be compiled here: no C\+\+ compiler.*pyro.infer.SVI"):
         svi.step(X)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["one tensor twice", "a tensor of the program"])
+def test_one_tensor_in_two_places_is_two_tensors_at_the_next_step(name):
+    other = torch.tensor([1.5, 0.7, -2.0, 0.1])
+
+    def twice(x, y):
+        return model(x + y + (X if name != "one tensor twice" else 0.0))
+
+    calls = [((X, X), {})] * 2 + [((X, other), {}), ((other, X), {})]
+    assert_same(calls, functions=(twice, lambda x, y: guide(x)))
+
+
+@needs_compiler
+@pytest.mark.parametrize("around", [lambda: poutine.scale(scale=0.5), lambda: torch.autocast("cpu")])
+def test_steps_within_something_that_a_graph_does_not_see_are_those_of_svi(around, caplog):
+    found = []
+    for kind in (SVI, CompiledSVI):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        svi = kind(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        losses = [svi.step(X) for _ in range(2)]
+        with around():
+            losses += [svi.step(X) for _ in range(2)]
+        found.append(torch.tensor(losses))
+    torch.testing.assert_close(*found)
+    assert "are not compiled" in caplog.text
+
+
+@needs_compiler
+@pytest.mark.parametrize("what", ["optim", "model", "guide"])
+def test_a_part_that_a_script_replaces_is_followed(what):
+    news = {"optim": pyro.optim.Adam({"lr": 1.0}), "model": lambda x: model(x, True), "guide": lambda x: guide(2 * x)}
+    found = []
+    for kind in (SVI, CompiledSVI):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        news["optim"] = pyro.optim.Adam({"lr": 1.0})
+        svi = kind(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        losses = [svi.step(X) for _ in range(2)]
+        setattr(svi, what, news[what])
+        found.append(torch.tensor(losses + [svi.step(X) for _ in range(3)]))
+    torch.testing.assert_close(*found)
+
+
+@needs_compiler
+def test_gradients_of_what_svi_does_not_train_are_added_up():
+    found = []
+    for kind in (SVI, CompiledSVI):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        shift = torch.zeros((), requires_grad=True)
+
+        def shifted(x):
+            with poutine.block(hide=["scale"]):
+                return model(x + shift)  # noqa: B023
+
+        svi = kind(shifted, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        losses = [svi.step(X) for _ in range(4)]
+        gradients = [leaf.grad for _, leaf in pyro.get_param_store().named_parameters()]
+        found.append([torch.tensor(losses), shift.grad, *gradients])
+    assert found[0][1] != 0
+    torch.testing.assert_close(*found)
+
+
+@needs_compiler
+def test_an_argument_that_requires_a_gradient_is_refused():
+    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    given = X.clone().requires_grad_()
+    svi.step(given)
+    with pytest.raises(Untraceable, match="an argument requires a gradient"):
+        svi.step(given)
+    assert svi.evaluate_loss(given) > 0 and svi.evaluate_loss(given) > 0
+
+
+@needs_compiler
+def test_a_store_that_is_cleared_before_the_second_step():
+    svi = CompiledSVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    svi.step(X)
+    pyro.clear_param_store()
+    losses = [svi.step(X) for _ in range(3)]
+    assert len(losses) == 3 and len(svi.graphs.state.graphs) == 1

@@ -31,3 +31,9 @@ def test_arguments_are_rebuilt_from_other_tensors():
 def test_an_array_is_refused():
     with pytest.raises(Untraceable, match=r"torch\.from_numpy"):
         signature_of((np.ones(2),), {})
+
+
+def test_defaults_of_torch_are_part_of_the_key(float64):
+    in_float64 = signature_of((X,), {})[0].key
+    torch.set_default_dtype(torch.float32)
+    assert signature_of((X,), {})[0].key != in_float64
