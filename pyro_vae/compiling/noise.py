@@ -39,16 +39,17 @@ class Draw:
         """Draw from torch's generator."""
         return self.function(*(torch.empty_like(a) if isinstance(a, Tensor) else a for a in self.args), **self.kwargs)
 
-    def dim_of_rows(self, part: torch.Size, parts: int) -> int | None:
-        """Return the dimension along which this shape is ``parts`` times that of a part; None if they are equal.
+    def dim_of_rows(self, part: torch.Size, rows: tuple[int, int]) -> int | None:
+        """Return the dimension that has these numbers of rows, here and in a part; None if the shapes are equal.
 
-        Raises ``Untraceable`` for any other shape.
+        Raises ``Untraceable`` for any other shape: where a dimension holds several numbers for each row, their order
+        is not known.
         """
         differing = [dim for dim, pair in enumerate(zip(self.shape, part)) if pair[0] != pair[1]]
         if len(self.shape) != len(part) or len(differing) > 1:
             raise Untraceable(f"a draw of shape {tuple(self.shape)} is no batch of draws of shape {tuple(part)}")
-        if differing and self.shape[differing[0]] != parts * part[differing[0]]:
-            raise Untraceable(f"a draw of shape {tuple(self.shape)} has no {parts} parts of shape {tuple(part)}")
+        if differing and (self.shape[differing[0]], part[differing[0]]) != rows:
+            raise Untraceable(f"a draw of shape {tuple(self.shape)} has no dimension of {rows[0]} rows")
         return differing[0] if differing else None
 
 

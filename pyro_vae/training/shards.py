@@ -62,7 +62,8 @@ class Shards:
         whole, part = _draws(loss, self.raw), _draws(loss, self.rows)
         if [draw.function for draw in whole] != [draw.function for draw in part]:
             raise Untraceable("the program draws other random numbers for fewer rows")
-        self.draws = [(w, w.dim_of_rows(p.shape, self.count)) for w, p in zip(whole, part)]
+        rows = len(self.raw[0]), len(self.rows[0])
+        self.draws = [(w, w.dim_of_rows(p.shape, rows)) for w, p in zip(whole, part)]
 
     def take(self, step: Callable[..., Any], values: Sequence[Tensor]) -> "ShardedStep":
         """Return a step whose function from parameters and rows gives loss and gradients."""

@@ -55,14 +55,16 @@ def test_rows_are_the_dimension_that_grows():
     with Draws() as whole:
         torch.randn(3, 8, 2), torch.randn(5), torch.randn(8)
     shapes = [torch.Size([3, 4, 2]), torch.Size([5]), torch.Size([4])]
-    dims = [draw.dim_of_rows(shape, 2) for draw, shape in zip(whole.found, shapes)]
+    dims = [draw.dim_of_rows(shape, (8, 4)) for draw, shape in zip(whole.found, shapes)]
     assert dims == [1, None, 0]
     noise = torch.arange(8.0)
     assert [part.tolist() for part in parts_of(noise, 0, 2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert all(part is noise for part in parts_of(noise, None, 2))
     for shape in ([3, 3, 2], [2, 4, 2], [4, 2]):
         with pytest.raises(Untraceable, match="a draw of shape"):
-            whole.found[0].dim_of_rows(torch.Size(shape), 2)
+            whole.found[0].dim_of_rows(torch.Size(shape), (8, 4))
+    with pytest.raises(Untraceable, match="no dimension of 4 rows"):
+        whole.found[2].dim_of_rows(torch.Size([4]), (4, 2))
 
 
 def test_dropout_is_drawn_before():

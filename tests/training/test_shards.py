@@ -88,6 +88,18 @@ def test_rows_without_anything_in_common_are_shared_out():
     assert steps_of(Shared()).shards.count == 3
 
 
+class Interleaved(Shared):
+    """A program whose noise of a row lies in two places of one draw, too small to be seen in a comparison of losses."""
+
+    def model(self, x):
+        noise = 1e-6 * torch.randn(2 * len(x), 2)
+        super().model(x + noise[: len(x)] + noise[len(x) :])
+
+
+def test_several_numbers_of_a_row_in_one_dimension_are_not_shared_out():
+    assert steps_of(Interleaved()).shards is None
+
+
 class Decaying(Shared):
     """A program with a prior of its parameters, which is far below the rounding of the loss."""
 
