@@ -58,7 +58,7 @@ def at_once(functions: Sequence[Callable[[], T]]) -> list[T]:
     """
     if len(functions) == 1:
         return [functions[0]()]
-    with _one_thread():
+    with threads(1):
         others = [_pool().submit(function) for function in functions[1:]]
         try:
             first = functions[0]()
@@ -83,9 +83,15 @@ def balanced(sizes: Sequence[int], parts: int) -> list[list[int]]:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def threads(number: int) -> Iterator[None]:
+    """Context manager in which torch computes on so many threads.
+
+    >>> with threads(1):
+    ...     torch.get_num_threads()
+    1
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(number)
     try:
         yield
     finally:
@@ -94,7 +100,7 @@ def _one_thread() -> Iterator[None]:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    # Each thread sets its own number of OpenMP threads; that of MKL is one for all, and is set by ``_one_thread``.
+    # Each thread sets its own number of OpenMP threads; that of MKL is one for all, and is set by ``threads``.
     return ThreadPoolExecutor(os.cpu_count() or 1, "pyro_vae", initializer=torch.set_num_threads, initargs=(1,))
 
 

@@ -1,15 +1,14 @@
 """The compiled step on all cores against one thread, in each precision, in turns in one process."""
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
 from experiments.benchmarks.rows import Row, ratios, row
 from experiments.benchmarks.ways import NAMES, WAYS, Round, in_turns, stacked
 from pyro_vae.data import Data
-from pyro_vae.parallel import usable_cores
+from pyro_vae.parallel import threads, usable_cores
 
 OPTIONS = ("nets", "batches", "images", "rounds")
 COMPILED = ("compiled", "compiled bfloat16")
@@ -45,14 +44,3 @@ def on_threads(make: Callable[[str], Round], net: str, number: int) -> Round:
             return run(pixels)
 
     return limited
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Context manager in which torch uses so many threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -7,7 +7,7 @@
 - ``values``: programs whose operations depend on the values of tensors, found while they are recorded.
 - ``signatures``: arguments, split into tensors and what is part of a graph.
 - ``followed``: the graphs of a program that changes between calls.
-- ``steps``: a step of Pyro's optimiser on gradients that are known.
+- ``steps``: steps of optimisers, Pyro's and plain Adam, on gradients that are known.
 - ``export``: ``traced``, a program as one graph of tensor operations.
 - ``graphs``: functions compiled once for each shape of their arguments.
 - ``loss``: the loss of a program as a module that holds all its parameters.

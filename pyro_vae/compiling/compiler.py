@@ -11,6 +11,8 @@ from threading import Thread
 from types import FunctionType
 from typing import Any
 
+import torch
+
 from pyro_vae.compiling.private import compile_first_kernel
 
 # Draw by torch's own generators: the same numbers as eagerly, and on a CPU faster than the compiler's own draws.
@@ -50,6 +52,16 @@ def own_code(function: Callable) -> Callable:
         return function
     code = function.__code__.replace()
     return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+
+
+def unguarded(function: Callable, **options: Any) -> Callable:
+    """Return a function compiled for the arguments of its first call; later calls are not checked.
+
+    Checks take longer than a small step. The caller sees to it that shapes and strides stay the same. torch stores
+    graphs by code object, so that each needs its own if nothing is checked. ``options`` are further ones of Inductor.
+    """
+    options = {**OPTIONS, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe, **options}
+    return torch.compile(own_code(function), fullgraph=True, dynamic=False, options=options)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from pyro_vae.compiling.compiler import OPTIONS, own_code, quiet_torch, warm_up
+from pyro_vae.compiling.compiler import quiet_torch, unguarded, warm_up
 from pyro_vae.compiling.constants import Changes, WatchedConstants
 from pyro_vae.compiling.export import LARGEST, check_not_read, restored_if_untraceable, run_alone
 from pyro_vae.compiling.outcomes import Outcome, contents_kept, difference, lowest_precision
@@ -48,11 +48,10 @@ class Recorded:
     """
 
     def __init__(self, graph: GraphModule, read: Sequence[Tensor] = ()):
-        self.graph, self.held = graph, with_inputs(graph)
+        self.graph, self.held = graph, _with_inputs(graph)
         self.read = [(tensor, in_place_changes(tensor)) for tensor in read]
         self.values = [tensor.detach() for tensor in self.held]
-        options = {**OPTIONS, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        self._compiled = torch.compile(_function(graph), fullgraph=True, dynamic=False, options=options)
+        self._compiled = unguarded(lambda *tensors: graph(*tensors))
 
     def __call__(self, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the results for tensors of the shapes and strides that were recorded."""
@@ -200,7 +199,7 @@ def _is_held(node: Node) -> bool:
     return node.op == "get_attr" and not (node.users and all(FRESH in str(user.target) for user in node.users))
 
 
-def with_inputs(graph: GraphModule) -> list[Tensor]:
+def _with_inputs(graph: GraphModule) -> list[Tensor]:
     """Make arguments of the tensors that a graph refers to, its first ones, and return these tensors."""
     first = next(iter(graph.graph.nodes))
     inputs: dict[str, Any] = {}
@@ -213,7 +212,3 @@ def with_inputs(graph: GraphModule) -> list[Tensor]:
             graph.graph.erase_node(node)
     graph.recompile()
     return [getattr(graph, name) for name in inputs]
-
-
-def _function(graph: GraphModule) -> Callable[..., Any]:
-    return own_code(lambda *tensors: graph(*tensors))

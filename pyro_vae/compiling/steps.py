@@ -48,7 +48,7 @@ class Steps:
             self._one_by_one(gradients)
             return
         with torch.no_grad():
-            together(self, [_ordered(gradient, p) for gradient, p in zip(gradients, self.trained)])
+            together(self, [ordered(gradient, p) for gradient, p in zip(gradients, self.trained)])
         if self.untrained:
             self.optim(self.untrained)
 
@@ -99,14 +99,34 @@ class Steps:
         return _together().get(kinds.pop())
 
 
-def _adam(steps: Steps, gradients: Sequence[Tensor]) -> None:
+def plain_adam(
+    settings: Settings,
+    values: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    states: Sequence[Settings],
+    left_out: Tensor | None = None,
+) -> None:
+    """Take a step of plain Adam by torch's fused kernel (``functional_adam``), in the memory of values and states.
+
+    Args:
+        settings: those of the parameters' group.
+        values: the parameters, without gradients.
+        gradients: theirs, which lie in memory as they do (``ordered``).
+        states: theirs, as ``Adam`` makes them.
+        left_out: 1.0 where no value is to change; None: all do.
+    """
     adam = functional_adam()
-    assert adam is not None  # ``_together``
+    assert adam is not None  # callers have asked
+    means, squares, counts = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
+    betas = {"beta1": settings["betas"][0], "beta2": settings["betas"][1]}
+    flags = {"fused": True, "weight_decay": 0.0, "amsgrad": False, "maximize": False, "found_inf": left_out}
+    with torch.no_grad():
+        adam(values, gradients, means, squares, [], counts, lr=settings["lr"], eps=settings["eps"], **betas, **flags)
+
+
+def _adam(steps: Steps, gradients: Sequence[Tensor]) -> None:
     for group, parameters, of_group, states in steps.groups(gradients):
-        means, squares, counts = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))
-        settings = {"beta1": group["betas"][0], "beta2": group["betas"][1], "lr": group["lr"], "eps": group["eps"]}
-        flags = {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
-        adam(parameters, of_group, means, squares, [], counts, fused=True, found_inf=None, **settings, **flags)
+        plain_adam(group, parameters, of_group, states)
 
 
 def _clipped_adam(steps: Steps, gradients: Sequence[Tensor]) -> None:
@@ -139,6 +159,6 @@ def _together() -> dict[type, Callable[[Steps, Sequence[Tensor]], None]]:
     return known
 
 
-def _ordered(gradient: Tensor, parameter: Tensor) -> Tensor:
+def ordered(gradient: Tensor, parameter: Tensor) -> Tensor:
     """Return a gradient that lies in memory as its parameter does: fused optimisers read memory in order."""
     return gradient if gradient.stride() == parameter.stride() else torch.empty_like(parameter).copy_(gradient)

@@ -4,13 +4,13 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import torch
 
+from pyro_vae.parallel import threads
 from pyro_vae.runs.commands import ERRORS, reason
 from pyro_vae.runs.origins import started_at
 
@@ -48,22 +48,6 @@ def attempt(name: str, work: Callable[[], str], origin: Origin) -> Outcome:
         except Exception as error:  # of any kind: the other runs go on
             failed, line = True, why(error)
         return Outcome(name, failed, line, time.perf_counter() - started)
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    """Context manager in which torch computes on so many threads.
-
-    >>> with threads(1):
-    ...     torch.get_num_threads()
-    1
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def why(error: Exception) -> str:

@@ -1,14 +1,14 @@
 """A step of plain Adam by torch's fused kernel, without what ``Adam.step`` does in Python."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer
 
 from pyro_vae.compiling.private import functional_adam, has_step_hooks
+from pyro_vae.compiling.steps import plain_adam
 from pyro_vae.parallel import at_once, balanced, cores
 
 PLAIN = {"weight_decay": 0, "amsgrad": False, "maximize": False}
@@ -46,39 +46,11 @@ def adam_step(
         loss: the loss.
     """
     (group,) = optimizer.param_groups
-    states: list[dict[str, Any]] = [optimizer.state[parameter] for parameter in parameters]
-    fused = partial(_fused, group, (~loss.isfinite()).float())
-    lists = [values, gradients, *([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq", "step"))]
+    states, left_out = [optimizer.state[parameter] for parameter in parameters], (~loss.isfinite()).float()
+
+    def step(indices: list[int]) -> None:
+        of_all: tuple[list[Any], ...] = values, gradients, states
+        plain_adam(group, *([tensors[i] for i in indices] for tensors in of_all), left_out)
+
     groups = balanced([value.numel() for value in values], cores() if loss.device.type == "cpu" else 1)
-    at_once([partial(fused, *([tensors[i] for i in indices] for tensors in lists)) for indices in groups])
-
-
-def _fused(
-    group: Mapping[str, Any],
-    left_out: Tensor,
-    values: list[Tensor],
-    gradients: list[Tensor],
-    means: list[Tensor],
-    squares: list[Tensor],
-    counts: list[Tensor],
-) -> None:
-    adam = functional_adam()
-    assert adam is not None  # ``is_plain_adam``
-    with torch.no_grad():
-        adam(
-            values,
-            gradients,
-            means,
-            squares,
-            [],
-            counts,
-            fused=True,
-            lr=group["lr"],
-            eps=group["eps"],
-            found_inf=left_out,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=0.0,
-            amsgrad=False,
-            maximize=False,
-        )
+    at_once([partial(step, indices) for indices in groups])

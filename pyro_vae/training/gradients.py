@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from pyro_vae.compiling.compiler import OPTIONS, own_code
+from pyro_vae.compiling.compiler import unguarded
 from pyro_vae.compiling.constants import Changes
 from pyro_vae.compiling.outcomes import Outcome, lowest_precision
+from pyro_vae.compiling.steps import ordered
 from pyro_vae.training.shards import ShardedStep, Shards
 
 
@@ -51,10 +52,7 @@ class GradientGraph:
         loss, gradients, moved, norm = self._compiled(self.values, raw)
         for buffer, value in zip(self.buffers, moved):
             buffer.copy_(value)
-        # Fused optimisers read memory in order, so gradient and parameter must have the same strides.
-        alike = (g.stride() == p.stride() for g, p in zip(gradients, self.values))
-        ordered = [g if same else torch.empty_like(p).copy_(g) for g, p, same in zip(gradients, self.values, alike)]
-        return loss, ordered, norm
+        return loss, [*map(ordered, gradients, self.values)], norm
 
     def outcome(self, *raw: Tensor) -> Outcome:
         """Return the outcome, to be compared with that of an eager run; no buffer is moved."""
@@ -94,14 +92,9 @@ def _step_of(graph: nn.Module, trained: Sequence[Tensor], buffers: Sequence[Tens
 
 
 def _compiled(step: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """Return the function compiled for the arguments of its first call.
+    """Return the function compiled for the tensors and the shape of rows that an engine calls it with.
 
-    Later calls are not checked, since checks take longer than a small step: engines call it with the same tensors and
-    one shape of rows. On a GPU it is one CUDA graph: its results are overwritten by the next call, and its random
-    numbers go on with each replay. torch stores graphs by code object, so that each needs its own if nothing is
-    checked.
+    On a GPU it is one CUDA graph: its results are overwritten by the next call, and its random numbers go on with each
+    replay.
     """
-    options = {**OPTIONS, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    if device.type == "cuda":
-        options["triton.cudagraphs"] = True
-    return torch.compile(own_code(step), fullgraph=True, dynamic=False, options=options)
+    return unguarded(step, **({"triton.cudagraphs": True} if device.type == "cuda" else {}))

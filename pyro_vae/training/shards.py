@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_vae.arguments import as_arguments
-from pyro_vae.compiling.artifacts import compiled_graph
-from pyro_vae.compiling.joint import with_inputs
+from pyro_vae.compiling.artifacts import compiled_graph, lifted
 from pyro_vae.compiling.loss import ProgramLoss
 from pyro_vae.compiling.noise import Draw, Draws, parts_of, without_draws
 from pyro_vae.compiling.private import recorded, tensors_only
@@ -181,7 +180,4 @@ def _recorded(step: Callable[..., Any], values: Sequence[Tensor], shards: Shards
     functions = without_draws(graph)
     if functions != [draw.function for draw, _ in shards.draws]:
         raise Untraceable("the trace draws other random numbers than the program")
-    held = [tensor.detach() for tensor in with_inputs(graph)]
-    for node in graph.graph.find_nodes(op="placeholder"):
-        node.meta.clear()  # the compiler would take shapes from it, and the new ones have none
-    return GraphModule(graph, graph.graph), held
+    return lifted(graph)
