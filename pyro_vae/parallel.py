@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+FEWEST = 1 << 17  # numbers: handing work to a thread takes 0.1 ms, in which a core updates about so many
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "max 100000", or microseconds of all cores together per period
 
 
@@ -80,6 +81,15 @@ def balanced(sizes: Sequence[int], parts: int) -> list[list[int]]:
         groups[least].append(index)
         sums[least] += sizes[index]
     return [sorted(group) for group in groups if group]
+
+
+def shared_out(sizes: Sequence[int], parts: int) -> list[list[int]]:
+    """Return the groups of ``balanced``, or a single one where all sizes together are less than ``FEWEST`` numbers.
+
+    >>> shared_out([10, 20, 30], 2), shared_out([FEWEST, FEWEST], 2)
+    ([[0, 1, 2]], [[0], [1]])
+    """
+    return balanced(sizes, parts if sum(sizes) >= FEWEST else 1)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch.optim import Adam, Optimizer
 
 from pyro_vae.compiling.private import functional_adam, has_step_hooks
 from pyro_vae.compiling.steps import plain_adam
-from pyro_vae.parallel import at_once, balanced, cores
+from pyro_vae.parallel import at_once, cores, shared_out
 
 PLAIN = {"weight_decay": 0, "amsgrad": False, "maximize": False}
 
@@ -52,5 +52,5 @@ def adam_step(
         of_all: tuple[list[Any], ...] = values, gradients, states
         plain_adam(group, *([tensors[i] for i in indices] for tensors in of_all), left_out)
 
-    groups = balanced([value.numel() for value in values], cores() if loss.device.type == "cpu" else 1)
+    groups = shared_out([value.numel() for value in values], cores() if loss.device.type == "cpu" else 1)
     at_once([partial(step, indices) for indices in groups])

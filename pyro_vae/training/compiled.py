@@ -164,7 +164,7 @@ class CompiledEngine:
 
     def _sharded(self, raw: Sequence[Tensor], watched: WatchedConstants) -> GradientGraph | None:
         """Return a graph by which each core computes its share of the rows; None if the loss is no sum over rows."""
-        shards = Shards.of(raw)
+        shards = Shards.of(self.eager.loss, raw)
         if shards is None:
             return None
         graph = traced(self.eager.loss, shards.rows, watched)

@@ -16,13 +16,15 @@ from pyro_vae.compiling.noise import Draw, Draws, parts_of, without_draws
 from pyro_vae.compiling.private import recorded, tensors_only
 from pyro_vae.compiling.untraceable import Untraceable, first_line
 from pyro_vae.estimation import describe
-from pyro_vae.parallel import at_once, balanced, cores
+from pyro_vae.parallel import at_once, cores, shared_out
 from pyro_vae.random import forked_rng
 from pyro_vae.tracing.independence import check_rows
 from pyro_vae.tracing.matching import sample_sites
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.tracing.rows import image_plate
 from pyro_vae.tracing.traces import paired_traces
+
+WORTH = 10_000_000  # rows × parameters, about the multiplications of a step's forward pass; fewer take a millisecond
 
 
 class Shards:
@@ -46,8 +48,14 @@ class Shards:
         self.draws: list[tuple[Draw, int | None]] = []
 
     @classmethod
-    def of(cls, raw: Sequence[Tensor]) -> "Shards | None":
-        """Return the shares of a batch on a CPU, one for each core; None if there is one core, or no equal shares."""
+    def of(cls, loss: ProgramLoss, raw: Sequence[Tensor]) -> "Shards | None":
+        """Return the shares of a batch on a CPU, one for each core.
+
+        Return None if there is one core, if there are no equal shares, and if a step computes less than ``WORTH``:
+        threads would then wait for each other longer than they compute.
+        """
+        if len(raw[0]) * sum(parameter.numel() for parameter in loss.parameters()) < WORTH:
+            return None
         count = max(n for n in range(1, cores() + 1) if len(raw[0]) % n == 0)
         return cls(count, raw) if count > 1 and raw[0].device.type == "cpu" else None
 
@@ -81,7 +89,7 @@ class ShardedStep:
     def __init__(self, shards: Shards, step: Callable[..., Any], values: Sequence[Tensor]):
         self.shards, self.function = shards, None
         self.graph, self.held = _recorded(step, values, shards)
-        self.groups = balanced([value.numel() for value in values], shards.count)
+        self.groups = shared_out([value.numel() for value in values], shards.count)
 
     def __call__(
         self, values: Sequence[Tensor], raw: Sequence[Tensor]

@@ -22,6 +22,7 @@ BATCH = BATCHES[0][:48]
 @pytest.fixture(autouse=True)
 def three_cores(monkeypatch):
     monkeypatch.setattr(shards, "cores", lambda: 3)
+    monkeypatch.setattr(shards, "WORTH", 0)  # programs of tests are small
 
 
 def engine(program, estimator=None):
@@ -130,8 +131,18 @@ def test_a_loss_that_is_no_sum_over_rows_is_computed_whole(make):
 
 
 def test_no_equal_shares():
-    assert shards.Shards.of([BATCH[:47]]) is None
-    assert shards.Shards.of([BATCH[:2]]).count == 2
+    loss = engine(small_vae()).eager.loss
+    assert shards.Shards.of(loss, [BATCH[:47]]) is None
+    assert shards.Shards.of(loss, [BATCH[:2]]).count == 2
+
+
+def test_little_work_is_not_shared_out(monkeypatch):
+    loss = engine(small_vae()).eager.loss
+    work = 48 * sum(parameter.numel() for parameter in loss.parameters())
+    monkeypatch.setattr(shards, "WORTH", work)
+    assert shards.Shards.of(loss, [BATCH]).count == 3
+    monkeypatch.setattr(shards, "WORTH", work + 1)
+    assert shards.Shards.of(loss, [BATCH]) is None
 
 
 def test_gradients_that_share_memory_are_summed_once():
