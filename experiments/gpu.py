@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # also where the package is 
 
 from experiments.on_gpu.running import taken
 from experiments.on_gpu.steps import ROOT, limits, steps
-from pyro_vae.runs.options import home_path  # needs neither torch nor pyro
+from pyro_vae.files import write_whole  # like the options, it needs neither torch nor pyro
+from pyro_vae.runs.options import home_path
 
 RESULTS = "results.json"
 
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         seconds = limits([later.share for later in todo[number:]], left)
         print(f"{step.name}: at most {seconds:.0f} s", flush=True)
         content["steps"][step.name] = taken(step, seconds, environment, work)
-        write(file, content)
+        write_whole(file, json.dumps(content, indent=1).encode())
         print(summary(step.name, content["steps"][step.name]), flush=True)
     return int(any(content["steps"][step.name]["status"] != "done" for step in chosen))
 
@@ -113,13 +114,6 @@ def machine() -> str:
         return subprocess.run(query, capture_output=True, text=True, timeout=60).stdout.strip() or "no GPU"
     except (OSError, subprocess.TimeoutExpired):
         return "no GPU"
-
-
-def write(file: Path, content: dict[str, Any]) -> None:
-    """Write the results, whole or not at all."""
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1))
-    part.replace(file)
 
 
 def summary(name: str, result: dict[str, Any]) -> str:

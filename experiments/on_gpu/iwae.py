@@ -4,17 +4,14 @@ The networks are those of Burda et al. (2016), table 1, one stochastic layer: 78
 3,280 epochs; their NLL are 86.76, 85.54 and 84.78. On a CPU all is small.
 """
 
-import argparse
-import json
-import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from experiments.on_gpu.partial import Partial
 from pyro_vae import VAE, guides, likelihoods, load, log_evidence, networks, priors
 from pyro_vae.data import Data
 from pyro_vae.estimators import ImportanceWeighted
@@ -27,18 +24,14 @@ MEASURED = 0.25  # share of the time for log p(x)
 
 def main(argv: list[str] | None = None) -> int:
     """Train and measure for each k that the file does not hold yet."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args(argv)
-    small, end = args.device == "cpu", time.monotonic() + float(os.environ.get("SECONDS_LEFT", "600"))
-    found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {}
+    step = Partial(__doc__, argv, {})
+    found, small = step.found, step.small
     data = load("digits" if small else "auto")
     todo = [k for k in ((1, 2) if small else PUBLISHED) if str(k) not in found]
     for number, k in enumerate(todo):
-        seconds = (end - time.monotonic()) / (len(todo) - number)
-        found[str(k)] = trained(data, k, args.device, (1 - MEASURED) * seconds, 1 if small else None)
-        args.out.write_text(json.dumps(found, indent=1))
+        seconds = (step.end - time.monotonic()) / (len(todo) - number)
+        found[str(k)] = trained(data, k, step.device, (1 - MEASURED) * seconds, 1 if small else None)
+        step.keep()
         print(k, found[str(k)], flush=True)
     return 0
 

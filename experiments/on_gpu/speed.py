@@ -3,16 +3,12 @@
 One JSON is written after each way, and ways that it holds are not measured again. On a CPU all is small.
 """
 
-import argparse
-import json
-import os
 import statistics
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -22,6 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from experiments.benchmarks.ways import ByHand
+from experiments.on_gpu.partial import Partial
 from experiments.on_gpu.ways import COMPILING, IN_A_GRAPH, WAYS, Case, Steps
 from pyro_vae import load
 
@@ -31,24 +28,20 @@ STATES = 6  # tensors like the parameters that Adam's step reads and writes: par
 
 def main(argv: list[str] | None = None) -> int:
     """Measure every way for each network and batch size, as far as the time goes."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args(argv)
-    small, end = args.device == "cpu", time.monotonic() + float(os.environ.get("SECONDS_LEFT", "600"))
-    found: dict[str, Any] = json.loads(args.out.read_text()) if args.out.is_file() else {"steps": {}}
-    images = load("digits" if small else "auto").train.images.to(args.device)
+    step = Partial(__doc__, argv, {"steps": {}})
+    found, small = step.found, step.small
+    images = load("digits" if small else "auto").train.images.to(step.device)
     found["torch"] = str(torch.__version__)
-    found.setdefault("peak", peak(args.device, 64 if small else 8192))
+    found.setdefault("peak", peak(step.device, 64 if small else 8192))
     ways = [name for name in WAYS if not (small and name in COMPILING)]
     with pyro.validation_enabled(False):
         for batch in (16,) if small else (128, 512, 4096):
             for name, net in product(ways, ("mlp",) if small else ("mlp", "conv")):
                 key = f"{net}, batch {batch}, {name}"
-                if key in found["steps"] or time.monotonic() > end:
+                if key in found["steps"] or time.monotonic() > step.end:
                     continue
                 found["steps"][key] = attempted(WAYS[name], Case(net, images, batch), found["peak"], small)
-                args.out.write_text(json.dumps(found, indent=1))
+                step.keep()
                 print(line(key, found["steps"][key]), flush=True)
     return 0
 

@@ -13,13 +13,7 @@ from pyro_vae import load
 from pyro_vae.data import sets
 from pyro_vae.runs import data
 
-
-@pytest.fixture(autouse=True)
-def searched(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path / "named"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "300")
-    return tmp_path / "named"
+pytestmark = pytest.mark.usefixtures("searched")
 
 
 def said(capsys, *words, status=0):

@@ -1,0 +1,12 @@
+"""What all tests of commands share."""
+
+import pytest
+
+
+@pytest.fixture
+def searched(tmp_path, monkeypatch):
+    """A folder that is searched for data, and no other one of this machine."""
+    monkeypatch.setenv("PYRO_VAE_DATA", str(tmp_path / "named"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "300")
+    return tmp_path / "named"
