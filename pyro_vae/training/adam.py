@@ -49,8 +49,8 @@ def adam_step(
     states, left_out = [optimizer.state[parameter] for parameter in parameters], (~loss.isfinite()).float()
 
     def step(indices: list[int]) -> None:
-        of_all: tuple[list[Any], ...] = values, gradients, states
-        plain_adam(group, *([tensors[i] for i in indices] for tensors in of_all), left_out)
+        of_these: list[list[Any]] = [[tensors[i] for i in indices] for tensors in (values, gradients, states)]
+        plain_adam(group, *of_these, left_out=left_out)
 
     groups = shared_out([value.numel() for value in values], cores() if loss.device.type == "cpu" else 1)
     at_once([partial(step, indices) for indices in groups])
