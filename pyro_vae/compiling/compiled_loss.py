@@ -8,7 +8,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pyro_vae.compiling.compiler import missing_compiler, quiet_torch
+from pyro_vae.compiling.compiler import check_compiler, quiet_torch
 from pyro_vae.compiling.export import LARGEST
 from pyro_vae.compiling.followed import FollowedGraphs
 from pyro_vae.compiling.joint import Recorded, check_same, record
@@ -60,18 +60,19 @@ class CompiledLoss(nn.Module):
         if around:
             raise Untraceable(f"the loss is called within {around}, which a graph does not see; use it in the program")
         self.graphs.follow()
-        return self.graph(args, kwargs)(args, kwargs)
+        signature, tensors = signature_of(args, kwargs)
+        return self._graph_of(signature, tensors)(tensors)
 
     def graph(self, args: tuple, kwargs: dict[str, Any] | None = None) -> "LossGraph":
         """Return the compiled graph for such arguments; it is made if it is new."""
-        signature, tensors = signature_of(args, kwargs or {})
+        return self._graph_of(*signature_of(args, kwargs or {}))
+
+    def _graph_of(self, signature: Signature, tensors: Sequence[Tensor]) -> "LossGraph":
         key = signature.key, torch.is_grad_enabled()
         return self.graphs.get(key, lambda: self._made(signature, tensors))
 
     def _made(self, signature: Signature, tensors: Sequence[Tensor]) -> "LossGraph":
-        missing = missing_compiler()
-        if missing:
-            raise Untraceable(f"nothing can be compiled here: {missing}; {INSTEAD}")
+        check_compiler(INSTEAD)
         return LossGraph(self.loss, signature, tensors, self.graphs.watched)
 
 
@@ -109,9 +110,8 @@ class LossGraph:
         args, kwargs = self.signature.rebuild(tensors)
         return torch.as_tensor(loss(*args, **kwargs))
 
-    def __call__(self, args: tuple, kwargs: dict[str, Any]) -> Tensor:
-        """Return the loss of these arguments, with a gradient to parameters and arguments that require one."""
-        _, tensors = signature_of(args, kwargs)
+    def __call__(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the loss for the tensors of a signature, with a gradient to parameters and those that require one."""
         wanted = [*self.trained, *(tensors[i] for i in self.places)]
         return _Loss.apply(self.recorded, [tensor.detach() for tensor in tensors], *wanted)
 

@@ -15,7 +15,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pyro_vae.compiling.compiler import missing_compiler
+from pyro_vae.compiling.compiler import check_compiler
 from pyro_vae.compiling.followed import FollowedGraphs
 from pyro_vae.compiling.joint import check_same, own_gradients, record
 from pyro_vae.compiling.loss import STORE
@@ -149,9 +149,7 @@ class CompiledSVI(SVI):
         return self.graphs.get(key, lambda: self._made(key[0], signature, tensors))
 
     def _made(self, method: str, signature: Signature, tensors: Sequence[Tensor]) -> "StepGraph":
-        missing = missing_compiler()
-        if missing:
-            raise Untraceable(f"nothing can be compiled here: {missing}; {INSTEAD}")
+        check_compiler(INSTEAD)
         if method == "step" and any(tensor.requires_grad for tensor in tensors):
             raise Untraceable(
                 f"an argument requires a gradient, which a graph does not compute; detach it, or {INSTEAD}"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from pyro_vae.compiling.private import compile_first_kernel
+from pyro_vae.compiling.untraceable import Untraceable
 
 # Draw by torch's own generators: the same numbers as eagerly, and on a CPU faster than the compiler's own draws.
 OPTIONS: dict[str, Any] = {"fallback_random": True}
@@ -26,6 +27,13 @@ def missing_compiler() -> str | None:
     """
     name = os.environ.get("CXX") or "g++"
     return None if shutil.which(name) else f"no C++ compiler: {name!r} is not found; install one, or set CXX"
+
+
+def check_compiler(instead: str) -> None:
+    """Raise ``Untraceable`` if nothing can be compiled on this machine; the message ends with what to do instead."""
+    missing = missing_compiler()
+    if missing:
+        raise Untraceable(f"nothing can be compiled here: {missing}; {instead}")
 
 
 @cache
