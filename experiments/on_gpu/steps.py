@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -60,8 +61,9 @@ def _tests(small: bool, work: Path) -> tuple[str, ...]:
     Warnings of other versions of packages than those of the suite are no failures here.
     """
     chosen = [MARKED[0], "-k", "rules"] if small else [*MARKED, "-m", "gpu"]
-    options = ("-q", "-W", "default", "-p", "no:cacheprovider", f"--junitxml={work / 'tests.xml'}")
-    return (sys.executable, "-m", "pytest", *options, *chosen)
+    options = ["-q", "-W", "default", "-p", "no:cacheprovider", f"--junitxml={work / 'tests.xml'}"]
+    together = [] if small or find_spec("xdist") is None else ["-n", "8"]  # compiling them takes the CPU's time
+    return (sys.executable, "-m", "pytest", *options, *together, *chosen)
 
 
 def _module(name: str, device: str, results: Path) -> tuple[str, ...]:

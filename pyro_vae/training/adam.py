@@ -34,7 +34,12 @@ def is_plain_adam(optimizer: Optimizer) -> bool:
 
 
 def adam_step(
-    optimizer: Optimizer, parameters: Sequence[Tensor], values: list[Tensor], gradients: list[Tensor], loss: Tensor
+    optimizer: Optimizer,
+    parameters: Sequence[Tensor],
+    values: list[Tensor],
+    gradients: list[Tensor],
+    loss: Tensor,
+    lr: float | Tensor | None = None,
 ) -> None:
     """Take a step of plain Adam; a step whose loss is not finite is left out.
 
@@ -44,8 +49,10 @@ def adam_step(
         values: the same parameters, detached.
         gradients: their gradients.
         loss: the loss.
+        lr: the learning rate, a tensor () on the GPU where the step is part of a CUDA graph; None: the optimiser's.
     """
     (group,) = optimizer.param_groups
+    group = group if lr is None else {**group, "lr": lr}
     states, left_out = [optimizer.state[parameter] for parameter in parameters], (~loss.isfinite()).float()
 
     def step(indices: list[int]) -> None:

@@ -4,10 +4,12 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vae.compiling.captured import Captured
 from pyro_vae.compiling.compiler import quiet_torch
 from pyro_vae.compiling.constants import Changes, Patience, WatchedConstants, in_words
 from pyro_vae.compiling.export import traced
@@ -24,6 +26,8 @@ from pyro_vae.training.gradients import GradientGraph
 from pyro_vae.training.held import held_parameters
 from pyro_vae.training.shards import Shards
 
+Gradients = tuple[Tensor, list[Tensor], Tensor]  # the loss, its gradients and their norm
+
 
 class EngineWarning(UserWarning):
     """Steps are not compiled as was asked, or some may have been wrong; the message says why and names the cure."""
@@ -33,8 +37,8 @@ class CompiledEngine:
     """Computes x, the loss and its gradient from raw rows by one compiled graph, then takes the optimiser's step.
 
     Plain Adam calls torch's fused kernel directly. Inside the graph it would be no faster, and take half as long again
-    to compile. The first step is eager, as torch's optimiser makes its own state; so is a batch of another size than
-    the first, such as the last of an epoch.
+    to compile. On a GPU all that a step computes is one CUDA graph (``captured.Captured``). The first step is eager, as
+    torch's optimiser makes its own state; so is a batch of another size than the first, such as the last of an epoch.
 
     A trace turns numbers and flags of the program into constants. If one of them changes, or a parameter is frozen or
     unfrozen, the step is eager and the next one is traced again. If they change from step to step, training goes on
@@ -50,6 +54,7 @@ class CompiledEngine:
     """
 
     name = "compiled"
+    compiles = True
 
     def __init__(
         self,
@@ -68,6 +73,7 @@ class CompiledEngine:
         self.watched: WatchedConstants | None = None  # from the first trace on
         self.patience, self.doubted = Patience(), False
         self.graph: GradientGraph | None = None
+        self.captured: tuple[Any, Captured] | None = None  # on a GPU, with what it depends on
         self.batch: Sequence[Tensor] | None = None  # the last compiled one of this epoch, or its first part
 
     def __call__(self, *raw: Tensor) -> Tensor:
@@ -147,7 +153,7 @@ class CompiledEngine:
     def _compiled(self, raw: Sequence[Tensor], watched: WatchedConstants) -> GradientGraph | None:
         """Return a new graph; None if the optimiser has no state yet of a parameter that it trains."""
         optimizer = self.eager.optimizer
-        compiled = self._sharded(raw, watched) or self._whole(raw, watched)
+        compiled = (self.compiles and self._sharded(raw, watched)) or self._whole(raw, watched)
         if is_plain_adam(optimizer) and not all(optimizer.state.get(parameter) for parameter in compiled.trained):
             return None
         optimizer.zero_grad()
@@ -160,7 +166,7 @@ class CompiledEngine:
     def _whole(self, raw: Sequence[Tensor], watched: WatchedConstants) -> GradientGraph:
         """Return the graph of the whole batch."""
         graph = traced(self.eager.loss, tuple(raw), watched)
-        return GradientGraph(graph, self._parameters(), self._buffers(), self._expected(raw))
+        return GradientGraph(graph, self._parameters(), self._buffers(), self._expected(raw), compiled=self.compiles)
 
     def _sharded(self, raw: Sequence[Tensor], watched: WatchedConstants) -> GradientGraph | None:
         """Return a graph by which each core computes its share of the rows; None if the loss is no sum over rows."""
@@ -216,13 +222,24 @@ class CompiledEngine:
 
     def _step(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Tensor:
         """Step the optimiser and the schedule; return the loss, which is NaN if a gradient is not finite."""
-        loss, gradients, norm = graph(*raw)
-        optimizer, clip = self.eager.optimizer, self.eager.clip
+        optimizer = self.eager.optimizer
         if not is_plain_adam(optimizer):
+            loss, gradients, _ = self._gradients(graph, raw)
             optimizer.zero_grad()
             for parameter, gradient in zip(graph.trained, gradients):
                 parameter.grad = gradient
             return self.eager.update(loss)
+        if self._replays(raw) and ranks.world_size() == 1:
+            loss = self._replayed_step(graph, raw)
+        else:
+            loss = self._adam_step(graph, self._gradients(graph, raw))
+        if self.eager.scheduler is not None:
+            self.eager.scheduler.step()
+        return loss
+
+    def _adam_step(self, graph: GradientGraph, found: Gradients, lr: Tensor | None = None) -> Tensor:
+        """Take the step of plain Adam; return the loss, which is NaN if a gradient is not finite."""
+        (loss, gradients, norm), clip = found, self.eager.clip
         if ranks.world_size() > 1:
             ranks.all_reduce([loss, *gradients])
             norm = nn.utils.get_total_norm(gradients)
@@ -230,20 +247,64 @@ class CompiledEngine:
         if clip is not None:
             share = (clip / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grads_with_norm_
             gradients = [gradient * share for gradient in gradients]
-        adam_step(optimizer, graph.trained, graph.values, gradients, loss)
-        if self.eager.scheduler is not None:
-            self.eager.scheduler.step()
+        adam_step(self.eager.optimizer, graph.trained, graph.values, gradients, loss, lr)
         return loss
+
+    def _replayed_step(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Tensor:
+        """Take the step of plain Adam by a CUDA graph, gradients included."""
+        (group,) = self.eager.optimizer.param_groups
+        states = [tensor for p in graph.trained for tensor in self.eager.optimizer.state[p].values()]
+        depends = graph, group["betas"], group["eps"], self.eager.clip, *(tensor.data_ptr() for tensor in states)
+        lr = torch.full((), float(group["lr"]), device=raw[0].device)
+
+        def step(lr: Tensor, *raw: Tensor) -> list[Tensor]:
+            return [self._adam_step(graph, graph(*raw), lr)]
+
+        return self._replayed(depends, step, (lr, *raw), [*graph.values, *states, *graph.buffers])[0].clone()
+
+    def _gradients(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Gradients:
+        """Return loss, gradients and their norm, by a CUDA graph on a GPU: its next call overwrites the gradients."""
+        if not self._replays(raw):
+            return graph(*raw)
+
+        def found(*raw: Tensor) -> list[Tensor]:
+            loss, gradients, norm = graph(*raw)
+            return [loss, norm, *gradients]
+
+        loss, norm, *gradients = self._replayed((graph,), found, raw, graph.buffers)
+        return loss.clone(), gradients, norm
+
+    def _replays(self, raw: Sequence[Tensor]) -> bool:
+        return raw[0].is_cuda or not self.compiles
+
+    def _replayed(
+        self, depends: tuple, function: Callable[..., list[Tensor]], args: Sequence[Tensor], changed: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """Return the results of a CUDA graph of a function, which is captured anew where what it depends on differs."""
+        if self.captured is None or self.captured[0] != depends:
+            self.captured = depends, Captured(function, args, changed)
+        return self.captured[1](*args)
 
     def _add_gradient(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Tensor:
         """Do by the graph what ``EagerEngine.add_gradient`` does."""
         if len(raw[0]) != self.rows:
             return self.eager.add_gradient(*raw)
-        loss, gradients, _ = graph(*raw)
+        loss, gradients, _ = self._gradients(graph, raw)
         for parameter, gradient in zip(graph.trained, gradients):
             parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
         return loss.clone()  # the graph may write its next result to the same memory
 
     def _go_on_eagerly(self, reason: str) -> None:
-        self.name, self.graph, self.watched = "eager", None, None
+        self.name, self.graph, self.captured, self.watched = "eager", None, None, None
         warn(f"training eagerly: {reason}", EngineWarning)
+
+
+class CapturedEngine(CompiledEngine):
+    """Takes steps on a GPU by a CUDA graph of what an eager step computes: traced, but not compiled.
+
+    It is ready in a second or two, and a step of small networks takes a small part of an eager one's time, which is
+    Python's. On a CPU the traced operations are called one by one. Arguments and errors: see ``CompiledEngine``.
+    """
+
+    name = "captured"
+    compiles = False

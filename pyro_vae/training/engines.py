@@ -21,7 +21,7 @@ from pyro_vae.errors import warn
 from pyro_vae.hardware import fast_matmul, keep_freed_memory, warn_if_emulated
 from pyro_vae.program import Program
 from pyro_vae.training import ranks
-from pyro_vae.training.compiled import CompiledEngine, EngineWarning
+from pyro_vae.training.compiled import CapturedEngine, CompiledEngine, EngineWarning
 from pyro_vae.training.eager import EagerEngine, chunks
 from pyro_vae.training.svi import SVIEngine
 from pyro_vae.training.worth import FEWEST, work_of
@@ -31,6 +31,7 @@ __all__ = [
     "ENGINES",
     "SVI",
     "AutoEngine",
+    "CapturedEngine",
     "Compiled",
     "CompiledEngine",
     "Eager",
@@ -130,17 +131,19 @@ def engine(
     accumulate: int = 1,
     fields: Sequence[str] = ("images",),
 ) -> Engine:
-    """Return the engine of that name; "auto" compiles on a CPU where ``steps``, the number of all steps, earn it back.
+    """Return the engine of that name.
 
-    Its ``name`` says which engine it is. ``rows`` is that of ``CompiledEngine``, the other arguments are those of
-    ``EagerEngine``. If nothing can be compiled on this machine, the engine is "eager": an ``EngineWarning`` says so.
+    "auto" takes compiled steps on a CPU where ``steps``, the number of all steps, earn the compiler's time back, and
+    captured ones on a GPU from ``worth.FEWEST`` steps on. The engine's ``name`` says which it is. ``rows`` is that of
+    ``CompiledEngine``, the other arguments are those of ``EagerEngine``. If nothing can be compiled on this machine,
+    "compiled" is "eager": an ``EngineWarning`` says so.
 
     Raises ValueError for a name not among ``ENGINES``, and for what "svi" cannot do.
 
     >>> engine("fast", None, None, None)
     Traceback (most recent call last):
         ...
-    ValueError: engine: wanted one of auto, eager, compiled, svi, got 'fast'
+    ValueError: engine: wanted one of auto, eager, compiled, captured, svi, got 'fast'
     """
     if name not in ENGINES:
         raise ValueError(f"engine: wanted one of {', '.join(ENGINES)}, got {name!r}")
@@ -153,10 +156,14 @@ def engine(
     if name == "svi":
         return SVIEngine(*arguments, fields=fields)
     eager = EagerEngine(*arguments, accumulate, fields)
+    traced: dict[str, Any] = {"strict": name != "auto", "rows": rows, "accumulate": accumulate, "fields": fields}
 
     def compiled() -> CompiledEngine:
-        return CompiledEngine(*arguments, strict=name == "compiled", rows=rows, accumulate=accumulate, fields=fields)
+        return CompiledEngine(*arguments, **traced)
 
+    on_gpu = next(program.parameters()).device.type == "cuda" and torch.cuda.is_available()
+    if name == "captured" or (name == "auto" and on_gpu and steps >= FEWEST):
+        return CapturedEngine(*arguments, **traced)
     if name == "auto" and next(program.parameters()).device.type == "cpu":
         return AutoEngine(eager, compiled, steps, rows)
     missing = missing_compiler()

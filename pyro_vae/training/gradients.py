@@ -25,6 +25,7 @@ class GradientGraph:
         buffers: the buffers of the program, by name.
         outcome: the outcome of an eager run.
         shards: how the rows are shared out among the cores; ``graph`` is then that of one share.
+        compiled: whether the graph is compiled, or its operations are called as they are.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class GradientGraph:
         buffers: Mapping[str, Tensor],
         outcome: Outcome,
         shards: Shards | None = None,
+        compiled: bool = True,
     ):
         self.names, self.moving = list(outcome.gradients), list(outcome.buffers)
         self.trained = [parameters[name] for name in self.names]
@@ -42,10 +44,10 @@ class GradientGraph:
         self.shards, self.precision = shards, lowest_precision(graph)
         self._known = [(f"{name}.requires_grad", p, p.requires_grad) for name, p in parameters.items()]
         step = _step_of(graph, self.trained, self.buffers)
-        if shards is None:
-            self._compiled = _compiled(step, self.values[0].device)
-        else:
+        if shards is not None:
             self._compiled = shards.take(step, self.values)
+        else:
+            self._compiled = unguarded(step) if compiled else step
 
     def __call__(self, *raw: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Return loss, gradients and their norm; the buffers are moved."""
@@ -89,12 +91,3 @@ def _step_of(graph: nn.Module, trained: Sequence[Tensor], buffers: Sequence[Tens
         return loss, gradients, moved, norm
 
     return step
-
-
-def _compiled(step: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """Return the function compiled for the tensors and the shape of rows that an engine calls it with.
-
-    On a GPU it is one CUDA graph: its results are overwritten by the next call, and its random numbers go on with each
-    replay.
-    """
-    return unguarded(step, **({"triton.cudagraphs": True} if device.type == "cuda" else {}))

@@ -1,4 +1,8 @@
-"""The rows of a batch shared out among the cores, each of which computes the gradient of its share."""
+"""The rows of a batch shared out among the cores, each of which computes the gradient of its share.
+
+On a GPU all rows are one share: random numbers are drawn first there, too, since before version 2.14 torch's compiler
+changes the order of draws.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,6 +15,7 @@ from torch.fx import GraphModule
 
 from pyro_vae.arguments import as_arguments
 from pyro_vae.compiling.artifacts import compiled_graph, lifted
+from pyro_vae.compiling.compiler import unguarded
 from pyro_vae.compiling.loss import ProgramLoss
 from pyro_vae.compiling.noise import Draw, Draws, parts_of, without_draws
 from pyro_vae.compiling.private import recorded, tensors_only
@@ -49,15 +54,17 @@ class Shards:
 
     @classmethod
     def of(cls, loss: ProgramLoss, raw: Sequence[Tensor]) -> "Shards | None":
-        """Return the shares of a batch on a CPU, one for each core.
+        """Return the shares of a batch: on a CPU one for each core, elsewhere a single one.
 
         Return None if there is one core, if there are no equal shares, and if a step computes less than ``WORTH``:
         threads would then wait for each other longer than they compute.
         """
+        if raw[0].device.type != "cpu":
+            return cls(1, raw)
         if len(raw[0]) * sum(parameter.numel() for parameter in loss.parameters()) < WORTH:
             return None
         count = max(n for n in range(1, cores() + 1) if len(raw[0]) % n == 0)
-        return cls(count, raw) if count > 1 and raw[0].device.type == "cpu" else None
+        return cls(count, raw) if count > 1 else None
 
     def watch_draws(self, loss: ProgramLoss) -> None:
         """Take note of what the loss draws; a trace has shown that its runs change nothing.
@@ -65,7 +72,8 @@ class Shards:
         Raises ``Untraceable`` if the loss is no sum over rows, and if random numbers cannot be drawn before the program
         runs, or have no rows.
         """
-        _check_sum_over_rows(loss, self.raw)
+        if self.count > 1:
+            _check_sum_over_rows(loss, self.raw)
         whole, part = _draws(loss, self.raw), _draws(loss, self.rows)
         if [draw.function for draw in whole] != [draw.function for draw in part]:
             raise Untraceable("the program draws other random numbers for fewer rows")
@@ -97,7 +105,7 @@ class ShardedStep:
         """Return loss, gradients, no buffers, and the norm of the gradients."""
         given = self._given(values, raw)
         if self.function is None:
-            self.function = compiled_graph(self.graph, given[0], threads=1)
+            self.function = self._compiled(given[0])
         return self._sum(at_once([partial(self.function, *args) for args in given]), given[0])
 
     def eagerly(
@@ -107,6 +115,12 @@ class ShardedStep:
         with torch.no_grad():
             given = self._given(values, raw)
             return self._sum([self.graph(*args) for args in given], given[0])
+
+    def _compiled(self, given: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+        if given[-1].device.type == "cpu":
+            return compiled_graph(self.graph, given, threads=1)
+        graph = self.graph
+        return unguarded(lambda *tensors: graph(*tensors))
 
     def _given(self, values: Sequence[Tensor], raw: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return the arguments of each share."""

@@ -11,7 +11,7 @@ from pyro.infer import Trace_ELBO
 
 from pyro_vae import VAE, guides, handlers, likelihoods, networks, priors
 from pyro_vae.compiling import missing_compiler
-from pyro_vae.training.engines import CompiledEngine, EagerEngine, EngineWarning
+from pyro_vae.training.engines import CapturedEngine, CompiledEngine, EagerEngine, EngineWarning
 
 pytestmark = pytest.mark.usefixtures("no_validation")
 
@@ -65,22 +65,45 @@ def test_compiled_convolutions_of_lowered_precision_have_the_eager_gradients():
         assert (one["exp_avg"] - other["exp_avg"]).norm() < 0.05 * one["exp_avg"].norm()
 
 
+@pytest.mark.parametrize("clip", [None, 60.0])
+def test_captured_is_eager(clip):
+    captured, eager = (Training(kind, clip=clip) for kind in (CapturedEngine, EagerEngine))
+    assert captured.step.name == "captured" and captured.step.captured is not None
+    assert_same_training(captured, eager)
+
+
+def test_captured_follows_other_optimisers_and_states():
+    def sgd(parameters):
+        return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
+
+    trainings = [Training(kind, optimizer=sgd) for kind in (CapturedEngine, EagerEngine)]
+    torch.testing.assert_close(trainings[0].losses, trainings[1].losses, rtol=1e-5, atol=0.0)
+    trainings = [Training(kind, batches=BATCHES[:5]) for kind in (CapturedEngine, EagerEngine)]
+    for training in trainings:
+        training.optimizer.load_state_dict(copy.deepcopy(training.optimizer.state_dict()))  # in other memory
+        training.optimizer.param_groups[0]["betas"] = 0.5, 0.9
+        torch.manual_seed(2)
+        training.losses = torch.stack([training.step(batch) for batch in BATCHES[:10]])
+    assert_same_training(*trainings)
+
+
 @pytest.mark.gpu
-@needs_compiler
-def test_compiled_is_eager_on_a_gpu():
+@pytest.mark.parametrize("kind", [CapturedEngine, pytest.param(CompiledEngine, marks=needs_compiler)])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_on_a_gpu_are_the_eager_ones(kind, accumulate):
     batches = [batch.cuda() for batch in BATCHES]
-    assert_same_training(
-        *(Training(kind, small_vae().cuda(), batches=batches) for kind in (CompiledEngine, EagerEngine))
-    )
+    trainings = [Training(k, small_vae().cuda(), batches=batches, accumulate=accumulate) for k in (kind, EagerEngine)]
+    assert trainings[0].step.name == kind.name and trainings[0].step.captured[1].graph is not None
+    assert_same_training(*trainings)
 
 
 @pytest.mark.gpu
-@needs_compiler
-def test_two_replays_of_a_cuda_graph_draw_other_numbers():
+@pytest.mark.parametrize("kind", [CapturedEngine, pytest.param(CompiledEngine, marks=needs_compiler)])
+def test_two_replays_of_a_cuda_graph_draw_other_numbers(kind):
     def still(parameters):
         return torch.optim.Adam(parameters, lr=0.0, fused=True)
 
-    losses = Training(CompiledEngine, small_vae().cuda(), still, [BATCHES[0].cuda()] * 10, schedule=None).losses
+    losses = Training(kind, small_vae().cuda(), still, [BATCHES[0].cuda()] * 10, schedule=None).losses
     assert len(set(losses.tolist())) == len(losses)
 
 

@@ -21,7 +21,7 @@ from pyro_vae.compiling.private import tensors_only
 from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted, ScoreFunction, StickingTheLanding, WakeSleep
 from pyro_vae.evidence import refit_guide
 from pyro_vae.observation import fixed_arguments, fixed_x
-from pyro_vae.training.engines import CompiledEngine, EagerEngine, SVIEngine
+from pyro_vae.training.engines import CapturedEngine, CompiledEngine, EagerEngine, SVIEngine
 
 TINY = pv.Data("tiny", DIGITS.train[:8], DIGITS.valid[:6], DIGITS.test[:6])
 
@@ -83,8 +83,13 @@ def test_the_host_reads_nothing_in_an_eager_step_but_what_the_elbo_does():
         assert all("util.py" in read for read in gpu.reads[1:])  # Pyro's ELBO
 
 
-@pytest.mark.parametrize("engine", ["eager", pytest.param("compiled", marks=[pytest.mark.gpu, needs_compiler])])
+@pytest.mark.parametrize(
+    "engine", ["eager", "captured", pytest.param("compiled", marks=[pytest.mark.gpu, needs_compiler])]
+)
 def test_a_training_that_was_killed_goes_on_to_the_same_bits(gpu, engine, tmp_path):
+    if gpu is not None and engine != "eager":
+        pytest.skip("a graph does not see the simulation")
+
     def trained(folder, resume=False, steps=None):
         program = small_vae().to("cuda")
         checkpoints = pv.Checkpoints(tmp_path / folder, resume=resume, steps=1)
@@ -181,19 +186,42 @@ def test_rows_of_the_host_go_to_the_program(gpu):
 @pytest.mark.usefixtures("no_validation")
 @pytest.mark.parametrize("make", [small_vae, conv_vae])
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
-def test_compiled_steps_are_the_eager_ones(make, precision, monkeypatch):
+@pytest.mark.parametrize("kind", [CapturedEngine, CompiledEngine])
+def test_steps_in_a_graph_are_the_eager_ones(kind, make, precision, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # by torch's default convolutions have 10 bits
     batches = [batch.cuda() for batch in BATCHES[:8]]
     trainings = []
-    for kind in (CompiledEngine, EagerEngine):
+    for each in (kind, EagerEngine):
         program = make().cuda()
         with pv.networks.lowered_precision(program, precision):
-            trainings.append(Training(kind, program, adam, batches))
-    assert trainings[0].step.name == "compiled"
+            trainings.append(Training(each, program, adam, batches))
+    assert trainings[0].step.name == kind.name
     if precision is None:
         assert_same_training(*trainings)
     else:
         torch.testing.assert_close(trainings[0].losses, trainings[1].losses, rtol=1e-2, atol=0.0)
+
+
+@pytest.mark.gpu
+@needs_compiler
+@pytest.mark.usefixtures("no_validation")
+@pytest.mark.parametrize("kind", [CapturedEngine, CompiledEngine])
+def test_the_host_waits_for_no_step_in_a_graph(kind):
+    training = Training(kind, small_vae().cuda(), batches=[batch.cuda() for batch in BATCHES[:4]])
+    batches = [batch.cuda() for batch in BATCHES[5:8]]
+    torch.cuda.set_sync_debug_mode("error")  # torch then raises an error where the host would wait
+    try:
+        losses = [training.step(batch) for batch in batches]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.stack(losses).isfinite().all()
+
+
+@pytest.mark.gpu
+def test_auto_captures_a_training_on_a_gpu():
+    program = small_vae().cuda()
+    history = quick(program, FEW, epochs=60, batch_size=50)
+    assert history.engine == "captured"
 
 
 @pytest.mark.gpu
