@@ -13,14 +13,17 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from experiments.benchmarks.ways import ByHand
+from experiments.benchmarks.ways import ByHand, build
 from experiments.on_gpu.partial import Partial
-from experiments.on_gpu.ways import COMPILING, IN_A_GRAPH, WAYS, Case, Steps
-from pyro_vae import load
+from experiments.on_gpu.ways import COMPILING, IN_A_GRAPH, WAYS, Case, Steps, adam, products
+from pyro_vae import fit, load
+from pyro_vae.networks import lowered_precision
+from pyro_vae.training.engines import EagerEngine
 
 READS = ("_local_scalar_dense", "Memcpy DtoH", "StreamSynchronize", "DeviceSynchronize")
 STATES = 6  # tensors like the parameters that Adam's step reads and writes: parameters, two moments
@@ -43,6 +46,14 @@ def main(argv: list[str] | None = None) -> int:
                 found["steps"][key] = attempted(WAYS[name], Case(net, images, batch), found["peak"], small)
                 step.keep()
                 print(line(key, found["steps"][key]), flush=True)
+            for net in ("mlp",) if small else ("mlp", "conv"):
+                case = Case(net, images, batch)
+                found.setdefault("errors", {}).setdefault(f"{net}, batch {batch}", errors(case))
+    for key, way in () if small else product(("mlp", "conv"), ("captured", "compiled")):
+        if f"{key}, {way}" not in found.setdefault("fit", {}) and time.monotonic() < step.end:
+            found["fit"][f"{key}, {way}"] = fitted(key, way, step.device)
+            step.keep()
+            print("fit", key, way, found["fit"][f"{key}, {way}"], flush=True)
     return 0
 
 
@@ -62,20 +73,55 @@ def measured(
     """Return images a second in each round, of about so many seconds, and what belongs to them."""
     begun = time.perf_counter()
     take = make(case)
-    float(take(1))
-    first = time.perf_counter() - begun
+    float(take(3))  # the engines' first step is eager, and their second one is traced
+    ready = time.perf_counter() - begun
     float(take(2 * IN_A_GRAPH))
     steps = IN_A_GRAPH * max(1, round(seconds / timed(take, IN_A_GRAPH, case.images)))
     rates = [steps * case.batch / timed(take, steps, case.images) for _ in range(rounds)]
     floor = floor_seconds(case, top)
+    begun = time.perf_counter()
+    last = take(steps)
+    host = time.perf_counter() - begun  # the device may still compute
+    float(last)
     return {
         "images_per_second": rates,
+        "host_seconds_per_step": host / steps,
         "median": statistics.median(rates),
-        "seconds_to_first_step": first,
+        "seconds_to_third_step": ready,
         "share_of_roofline": floor * statistics.median(rates) / case.batch,
         "host_reads_per_step": host_reads(take),
         "steps_a_round": steps,
     }
+
+
+def errors(case: Case) -> dict[str, dict[str, float]]:
+    """Return the relative differences of loss and gradient of lower precisions from those of float32, same draws."""
+
+    def found(precision: torch.dtype | None, tf32: bool) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(1)
+        vae = case.vae()
+        with lowered_precision(vae, precision), products(tf32):
+            loss = EagerEngine(vae, Trace_ELBO(), adam(vae)).loss(case.images[: case.batch])
+            gradients = torch.autograd.grad(loss, list(vae.parameters()))
+        return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+    exact = found(None, False)
+    return {
+        name: {
+            what: float((a - b).norm() / b.norm())
+            for what, a, b in zip(("loss", "gradient"), found(precision, tf32), exact)
+        }
+        for name, precision, tf32 in (("TF32", None, True), ("bfloat16", BF16, False), ("again", None, False))
+    }
+
+
+def fitted(net: str, engine: str, device: str) -> dict[str, float]:
+    """Return what ``fit`` takes with batches of 128: seconds of the first epoch, images a second of the third."""
+    data = load("auto")
+    vae = build(net, data.shape).to(device)
+    rows = fit(vae, data, epochs=3, batch_size=128, engine=engine, progress=False).rows
+    seconds = rows[2]["seconds"] - rows[1]["seconds"]
+    return {"seconds of the first epoch": rows[0]["seconds"], "images_per_second": len(data.train) / seconds}
 
 
 def timed(take: Steps, count: int, images: Tensor) -> float:
@@ -149,7 +195,7 @@ def line(key: str, found: dict[str, Any]) -> str:
     reads = ", ".join(f"{word} {count:g}" for word, count in found["host_reads_per_step"].items()) or "reads nothing"
     return (
         f"{key:<50} {found['median']:12,.0f} images/s, {100 * found['share_of_roofline']:5.1f} % of the roofline, "
-        f"first step {found['seconds_to_first_step']:.1f} s, {reads}"
+        f"ready in {found['seconds_to_third_step']:.1f} s, host {1e6 * found['host_seconds_per_step']:.0f} µs, {reads}"
     )
 
 

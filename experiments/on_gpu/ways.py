@@ -1,7 +1,7 @@
 """Ways to write a training step on a GPU: the data are on the device, and a batch is drawn there."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from experiments.benchmarks.ways import LR, ByHand, build
 from experiments.on_gpu.graphed import GraphedSteps
-from pyro_vae.compiling.private import tensors_only
 from pyro_vae.networks import lowered_precision
-from pyro_vae.training.engines import CompiledEngine, EagerEngine
+from pyro_vae.training.engines import CapturedEngine, CompiledEngine, EagerEngine
 
 IN_A_GRAPH = 20  # steps of a replay
 Steps = Callable[[int], Tensor]  # from a number of steps, which it takes, to a loss on the device
@@ -71,27 +70,17 @@ def svi(case: Case) -> Steps:
     return repeated(lambda: inference.step(vae.observe(case.drawn())))
 
 
-def engine(kind: type, precision: torch.dtype | None = None) -> Callable[[Case], Steps]:
+def engine(
+    kind: type, precision: torch.dtype | None = None, tf32: bool = False, channels_last: bool = False
+) -> Callable[[Case], Steps]:
     """Return the way of an engine of ``fit``."""
 
     def make(case: Case) -> Steps:
         vae = case.vae()
+        vae = vae.to(memory_format=torch.channels_last) if channels_last else vae
         step = kind(vae, Trace_ELBO(), adam(vae))
-        take = repeated(lambda: step(case.drawn()))
+        take = within(lambda: products(tf32), repeated(lambda: step(case.drawn())))
         return within(lambda: lowered_precision(vae, precision), take)
-
-    return make
-
-
-def captured(precision: torch.dtype | None = None) -> Callable[[Case], Steps]:
-    """Return the way of the eager engine, Pyro included, as a CUDA graph, which is replayed without Python."""
-
-    def make(case: Case) -> Steps:
-        vae = case.vae()
-        step = EagerEngine(vae, Trace_ELBO(), adam(vae, graphed=True))
-        with lowered_precision(vae, precision), tensors_only():
-            taken = graphed(lambda: step(case.drawn()), case.images.device)
-        return within(tensors_only, within(lambda: lowered_precision(vae, precision), taken))
 
     return make
 
@@ -101,6 +90,7 @@ def by_hand(
     compiled: bool = False,
     precision: torch.dtype | None = None,
     channels_last: bool = False,
+    tf32: bool = False,
 ) -> Callable[[Case], Steps]:
     """Return the way of the step by torch alone, eager or as a CUDA graph, its loss compiled or not."""
 
@@ -119,7 +109,9 @@ def by_hand(
             optimizer.step()
             return loss.detach()
 
-        return graphed(step, device) if in_graph else repeated(step)
+        with products(tf32):
+            taken = graphed(step, device) if in_graph else repeated(step)
+        return within(lambda: products(tf32), taken)
 
     return make
 
@@ -138,6 +130,19 @@ def numpyro_way(case: Case) -> Steps:
     return take
 
 
+@contextmanager
+def products(tf32: bool) -> Iterator[None]:
+    """Context manager in which matrix products and convolutions on a GPU round their factors to TF32, or do not."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
 def within(context: Callable[[], Any], take: Steps) -> Steps:
     """Return a way whose steps are taken in a context manager."""
 
@@ -152,18 +157,20 @@ def within(context: Callable[[], Any], take: Steps) -> Steps:
 BF16 = torch.bfloat16
 WAYS: dict[str, Callable[[Case], Steps]] = {  # in the order of their worth: the time may end before the last
     "svi": svi,
-    "eager": engine(EagerEngine),
-    "torch graph": by_hand(in_graph=True),
-    "eager engine in a graph": captured(),
+    "captured": engine(CapturedEngine),
     "compiled": engine(CompiledEngine),
-    "torch eager": by_hand(),
-    "eager engine in a graph, bfloat16": captured(BF16),
-    "torch graph, bfloat16": by_hand(in_graph=True, precision=BF16),
-    "compiled bfloat16": engine(CompiledEngine, BF16),
-    "torch compiled": by_hand(compiled=True),
+    "torch graph": by_hand(in_graph=True),
     "torch graph, compiled": by_hand(in_graph=True, compiled=True),
-    "torch graph, channels last": by_hand(in_graph=True, channels_last=True),
-    "torch graph, channels last, bfloat16": by_hand(in_graph=True, precision=BF16, channels_last=True),
+    "captured, TF32": engine(CapturedEngine, tf32=True),
+    "compiled, TF32": engine(CompiledEngine, tf32=True),
+    "torch graph, compiled, TF32": by_hand(in_graph=True, compiled=True, tf32=True),
+    "captured, bfloat16": engine(CapturedEngine, BF16),
+    "compiled, bfloat16": engine(CompiledEngine, BF16),
+    "torch graph, compiled, bfloat16": by_hand(in_graph=True, compiled=True, precision=BF16),
+    "eager": engine(EagerEngine),
+    "torch eager": by_hand(),
     **({"numpyro": numpyro_way} if find_spec("numpyro") and find_spec("jax") else {}),
+    "torch compiled": by_hand(compiled=True),
+    "compiled, channels last, bfloat16": engine(CompiledEngine, BF16, channels_last=True),
 }
 COMPILING = {name for name in WAYS if "compiled" in name or name == "numpyro"}

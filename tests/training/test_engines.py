@@ -98,7 +98,7 @@ def test_fit_says_which_engine_it_took(name):
 
 
 def test_unknown_engines_and_clips():
-    with pytest.raises(ValueError, match="wanted one of auto, eager, compiled, svi, got 'fast'"):
+    with pytest.raises(ValueError, match="wanted one of auto, eager, compiled, captured, svi, got 'fast'"):
         fit(small_vae(), DIGITS, engine="fast")
     with pytest.raises(ValueError, match="clip: wanted a positive number"):
         fit(small_vae(), DIGITS, clip=0.0)
