@@ -150,6 +150,19 @@ def set_random_state(state: Mapping[str, Any], device: torch.device | str = "cpu
         random.setstate((version, tuple(words.tolist()), gauss))
 
 
+def random_states_between(before: Mapping[str, Any], after: Mapping[str, Any], steps: int) -> list[dict[str, Any]]:
+    """Return the states of ``torch_random_state`` before each of some steps, which draw alike, on a GPU.
+
+    torch counts there what was drawn, in the second half of the generator's state.
+
+    >>> before, after = ({"cuda": torch.tensor([7, drawn]).view(torch.uint8)} for drawn in (10, 16))
+    >>> [state["cuda"].view(torch.int64).tolist() for state in random_states_between(before, after, 3)]
+    [[7, 10], [7, 12], [7, 14]]
+    """
+    first, last = (state["cuda"].view(torch.int64) for state in (before, after))
+    return [{**before, "cuda": (first + (last - first) * step // steps).view(torch.uint8)} for step in range(steps)]
+
+
 class RandomStream:
     """Random numbers of its own, of torch, NumPy and Python, that are swapped in for a while and then go on.
 

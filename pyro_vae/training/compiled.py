@@ -4,12 +4,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vae.compiling.captured import Captured
 from pyro_vae.compiling.compiler import quiet_torch
 from pyro_vae.compiling.constants import Changes, Patience, WatchedConstants, in_words
 from pyro_vae.compiling.export import traced
@@ -19,14 +17,12 @@ from pyro_vae.compiling.untraceable import IN_PLACE, NOT_THE_SAME, OR_EAGERLY, U
 from pyro_vae.errors import warn
 from pyro_vae.program import Program
 from pyro_vae.random import forked_rng
-from pyro_vae.training import ranks
-from pyro_vae.training.adam import adam_step, is_plain_adam
+from pyro_vae.training.adam import is_plain_adam
 from pyro_vae.training.eager import EagerEngine, chunks, total
 from pyro_vae.training.gradients import GradientGraph
+from pyro_vae.training.graphed import SEVERAL, Gradients, Replays, take_step
 from pyro_vae.training.held import held_parameters
 from pyro_vae.training.shards import Shards
-
-Gradients = tuple[Tensor, list[Tensor], Tensor]  # the loss, its gradients and their norm
 
 
 class EngineWarning(UserWarning):
@@ -37,7 +33,7 @@ class CompiledEngine:
     """Computes x, the loss and its gradient from raw rows by one compiled graph, then takes the optimiser's step.
 
     Plain Adam calls torch's fused kernel directly. Inside the graph it would be no faster, and take half as long again
-    to compile. On a GPU all that a step computes is one CUDA graph (``captured.Captured``). The first step is eager, as
+    to compile. On a GPU all that a step computes is a CUDA graph (``graphed.Replays``). The first step is eager, as
     torch's optimiser makes its own state; so is a batch of another size than the first, such as the last of an epoch.
 
     A trace turns numbers and flags of the program into constants. If one of them changes, or a parameter is frozen or
@@ -73,7 +69,7 @@ class CompiledEngine:
         self.watched: WatchedConstants | None = None  # from the first trace on
         self.patience, self.doubted = Patience(), False
         self.graph: GradientGraph | None = None
-        self.captured: tuple[Any, Captured] | None = None  # on a GPU, with what it depends on
+        self.replays = Replays(self.eager)  # on a GPU
         self.batch: Sequence[Tensor] | None = None  # the last compiled one of this epoch, or its first part
 
     def __call__(self, *raw: Tensor) -> Tensor:
@@ -87,6 +83,20 @@ class CompiledEngine:
             return self._step(graph, raw)
         self.eager.optimizer.zero_grad()
         return self.eager.update(total([self._add_gradient(graph, part) for part in parts]))
+
+    def several(self, fields: Sequence[Tensor], index: Tensor) -> Tensor | None:
+        """Take the steps on the rows (steps, rows) of the fields; return their losses, (steps,).
+
+        Return None, and take no step, if they are not to be one CUDA graph: at first, for other sizes of batches, and
+        where more than Adam and its learning rate belongs to a step.
+        """
+        graph, rows = self.graph, index[0]
+        if graph is None or len(index) != SEVERAL or len(rows) != self.rows or self.eager.accumulate > 1:
+            return None
+        if not (self._replays([index]) and self.replays.whole and self._is_as_traced()):
+            return None
+        self.batch = [field[rows] for field in fields]
+        return self.replays.several(graph, fields, index)
 
     def end_epoch(self) -> None:
         """Compare a compiled step with the eager one; both are undone."""
@@ -229,61 +239,19 @@ class CompiledEngine:
             for parameter, gradient in zip(graph.trained, gradients):
                 parameter.grad = gradient
             return self.eager.update(loss)
-        if self._replays(raw) and ranks.world_size() == 1:
-            loss = self._replayed_step(graph, raw)
+        if self._replays(raw) and self.replays.whole:
+            loss = self.replays.step(graph, raw)
         else:
-            loss = self._adam_step(graph, self._gradients(graph, raw))
+            loss = take_step(graph, self._gradients(graph, raw), optimizer, self.eager.clip)
         if self.eager.scheduler is not None:
             self.eager.scheduler.step()
         return loss
 
-    def _adam_step(self, graph: GradientGraph, found: Gradients, lr: Tensor | None = None) -> Tensor:
-        """Take the step of plain Adam; return the loss, which is NaN if a gradient is not finite."""
-        (loss, gradients, norm), clip = found, self.eager.clip
-        if ranks.world_size() > 1:
-            ranks.all_reduce([loss, *gradients])
-            norm = nn.utils.get_total_norm(gradients)
-        loss = loss + 0 * norm
-        if clip is not None:
-            share = (clip / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grads_with_norm_
-            gradients = [gradient * share for gradient in gradients]
-        adam_step(self.eager.optimizer, graph.trained, graph.values, gradients, loss, lr)
-        return loss
-
-    def _replayed_step(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Tensor:
-        """Take the step of plain Adam by a CUDA graph, gradients included."""
-        (group,) = self.eager.optimizer.param_groups
-        states = [tensor for p in graph.trained for tensor in self.eager.optimizer.state[p].values()]
-        depends = graph, group["betas"], group["eps"], self.eager.clip, *(tensor.data_ptr() for tensor in states)
-        lr = torch.full((), float(group["lr"]), device=raw[0].device)
-
-        def step(lr: Tensor, *raw: Tensor) -> list[Tensor]:
-            return [self._adam_step(graph, graph(*raw), lr)]
-
-        return self._replayed(depends, step, (lr, *raw), [*graph.values, *states, *graph.buffers])[0].clone()
-
     def _gradients(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Gradients:
-        """Return loss, gradients and their norm, by a CUDA graph on a GPU: its next call overwrites the gradients."""
-        if not self._replays(raw):
-            return graph(*raw)
-
-        def found(*raw: Tensor) -> list[Tensor]:
-            loss, gradients, norm = graph(*raw)
-            return [loss, norm, *gradients]
-
-        loss, norm, *gradients = self._replayed((graph,), found, raw, graph.buffers)
-        return loss.clone(), gradients, norm
+        return self.replays.gradients(graph, raw) if self._replays(raw) else graph(*raw)
 
     def _replays(self, raw: Sequence[Tensor]) -> bool:
         return raw[0].is_cuda or not self.compiles
-
-    def _replayed(
-        self, depends: tuple, function: Callable[..., list[Tensor]], args: Sequence[Tensor], changed: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
-        """Return the results of a CUDA graph of a function, which is captured anew where what it depends on differs."""
-        if self.captured is None or self.captured[0] != depends:
-            self.captured = depends, Captured(function, args, changed)
-        return self.captured[1](*args)
 
     def _add_gradient(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Tensor:
         """Do by the graph what ``EagerEngine.add_gradient`` does."""
@@ -295,7 +263,8 @@ class CompiledEngine:
         return loss.clone()  # the graph may write its next result to the same memory
 
     def _go_on_eagerly(self, reason: str) -> None:
-        self.name, self.graph, self.captured, self.watched = "eager", None, None, None
+        self.name, self.graph, self.watched = "eager", None, None
+        self.replays.captured.clear()
         warn(f"training eagerly: {reason}", EngineWarning)
 
 

@@ -23,12 +23,14 @@ from pyro_vae.program import Program
 from pyro_vae.training import ranks
 from pyro_vae.training.compiled import CapturedEngine, CompiledEngine, EngineWarning
 from pyro_vae.training.eager import EagerEngine, chunks
+from pyro_vae.training.graphed import SEVERAL
 from pyro_vae.training.svi import SVIEngine
 from pyro_vae.training.worth import FEWEST, work_of
 from pyro_vae.words import ENGINES
 
 __all__ = [
     "ENGINES",
+    "SEVERAL",
     "SVI",
     "AutoEngine",
     "CapturedEngine",

@@ -15,10 +15,10 @@ from pyro_vae.errors import warn
 from pyro_vae.hardware import fast_matmul, warn_if_emulated
 from pyro_vae.networks import lowered_precision
 from pyro_vae.observation import Arguments, fields_of, from_fields
-from pyro_vae.random import set_random_state, torch_random_state
+from pyro_vae.random import random_states_between, set_random_state, torch_random_state
 from pyro_vae.training import ranks
 from pyro_vae.training.eager import as_module
-from pyro_vae.training.engines import Engine, engine
+from pyro_vae.training.engines import SEVERAL, Engine, engine
 from pyro_vae.training.evaluation import shared_evaluation
 from pyro_vae.training.history import TrainingWarning
 from pyro_vae.training.nonfinite import NonFiniteLoss, culprit
@@ -96,9 +96,10 @@ class Epochs:
         every = 1 if run.device.type == "cpu" else UNREAD
         with self._computing():
             while run.taken < run.epoch_steps:
-                losses.append(self._step())
-                if len(losses) == every or run.taken == run.epoch_steps:
+                losses += self._several() or [self._step()]
+                if len(losses) >= every or run.taken == run.epoch_steps:
                     self._check_finite(torch.stack(losses))
+                    self._count(0, 0)  # an accelerator has ended these steps only now
                     self.saver.between_steps(raise_if_asked)
                     losses.clear()
         return self._end_epoch()
@@ -150,10 +151,30 @@ class Epochs:
         run, index = self.run, self._index(self.run.taken)
         run.unread.append((index, torch_random_state(run.device)))
         loss = self.engine(*self._raw(ranks.share(index)))
-        run.taken += 1
-        run.seconds = time.perf_counter() - self.clock
-        self.progress.step(len(index))
+        self._count(1, len(index))
         return loss
+
+    def _several(self) -> list[Tensor]:
+        """Take some steps at once, if the engine can and the rows lie on the device; return their losses."""
+        run, size = self.run, self.given.batch_size
+        index = self.order[run.taken * size : (run.taken + SEVERAL) * size]
+        fields = [self.rows.fields[name] for name in self.fields]
+        if run.device.type == "cpu" or len(index) < SEVERAL * size or any(f.device != run.device for f in fields):
+            return []
+        before = torch_random_state(run.device)
+        several = getattr(self.engine, "several", None)
+        losses = several(fields, index.view(SEVERAL, size)) if several else None
+        if losses is None:
+            return []
+        states = random_states_between(before, torch_random_state(run.device), SEVERAL)
+        run.unread += zip(index.view(SEVERAL, size), states)
+        self._count(SEVERAL, len(index))
+        return list(losses)
+
+    def _count(self, steps: int, images: int) -> None:
+        self.run.taken += steps
+        self.run.seconds = time.perf_counter() - self.clock
+        self.progress.step(images)
 
     def _check_finite(self, losses: Tensor) -> None:
         """Count the last steps whose loss or gradient is not finite. Raise NonFiniteLoss where they are too many."""

@@ -54,7 +54,11 @@ class GradientGraph:
         loss, gradients, moved, norm = self._compiled(self.values, raw)
         for buffer, value in zip(self.buffers, moved):
             buffer.copy_(value)
-        return loss, [*map(ordered, gradients, self.values)], norm
+        return (
+            loss,
+            [*map(ordered, gradients, self.values)],
+            nn.utils.get_total_norm(gradients) if norm is None else norm,
+        )
 
     def outcome(self, *raw: Tensor) -> Outcome:
         """Return the outcome, to be compared with that of an eager run; no buffer is moved."""
@@ -85,8 +89,10 @@ def _step_of(graph: nn.Module, trained: Sequence[Tensor], buffers: Sequence[Tens
         moved = [buffer.clone() for buffer in buffers]  # torch.func lets no other memory be changed in place
         return functional_call(graph, rest | dict(zip([*inputs, *others], [*values, *moved])), raw), moved
 
-    def step(values: Sequence[Tensor], raw: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+    def step(values: Sequence[Tensor], raw: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor], list[Tensor], Any]:
         gradients, (loss, moved) = grad_and_value(value, has_aux=True)(values, raw)
+        if gradients[0].is_cuda:  # where one kernel outside the graph takes less time than one for each gradient
+            return loss, gradients, moved, None
         norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
         return loss, gradients, moved, norm
 

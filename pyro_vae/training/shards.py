@@ -137,7 +137,7 @@ class ShardedStep:
         gradients[0] = _own(gradients[0], given)
         summed = at_once([partial(_sums, gradients, indices) for indices in self.groups])
         by_index = {i: tensor for indices, (sums, _) in zip(self.groups, summed) for i, tensor in zip(indices, sums)}
-        norm = torch.cat([norms for _, norms in summed]).norm()
+        norm = torch.stack([norm for _, norm in summed]).norm()
         loss = torch.stack([result[0] for result in results]).sum()
         return loss, [by_index[i] for i in range(len(by_index))], [], norm
 
@@ -150,13 +150,13 @@ def _own(results: list[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _sums(gradients: Sequence[Sequence[Tensor]], indices: Sequence[int]) -> tuple[list[Tensor], Tensor]:
-    """Return the sums of these gradients, in the memory of those of the first share, and the norm of each."""
+    """Return the sums of these gradients, in the memory of those of the first share, and the norm of all."""
     first, *others = ([of_share[index] for index in indices] for of_share in gradients)
     with torch.no_grad():
         for other in others:
             for tensor, share in zip(first, other):
                 tensor += share
-        return first, torch.stack([torch.linalg.vector_norm(tensor) for tensor in first])
+        return first, torch.nn.utils.get_total_norm(first)
 
 
 def _check_sum_over_rows(loss: ProgramLoss, raw: Sequence[Tensor]) -> None:

@@ -21,7 +21,7 @@ from pyro_vae.compiling.private import tensors_only
 from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted, ScoreFunction, StickingTheLanding, WakeSleep
 from pyro_vae.evidence import refit_guide
 from pyro_vae.observation import fixed_arguments, fixed_x
-from pyro_vae.training.engines import CapturedEngine, CompiledEngine, EagerEngine, SVIEngine
+from pyro_vae.training.engines import SEVERAL, CapturedEngine, CompiledEngine, EagerEngine, SVIEngine
 
 TINY = pv.Data("tiny", DIGITS.train[:8], DIGITS.valid[:6], DIGITS.test[:6])
 
@@ -208,13 +208,33 @@ def test_steps_in_a_graph_are_the_eager_ones(kind, make, precision, monkeypatch)
 @pytest.mark.parametrize("kind", [CapturedEngine, CompiledEngine])
 def test_the_host_waits_for_no_step_in_a_graph(kind):
     training = Training(kind, small_vae().cuda(), batches=[batch.cuda() for batch in BATCHES[:4]])
-    batches = [batch.cuda() for batch in BATCHES[5:8]]
+    batches, rows = [batch.cuda() for batch in BATCHES[5:8]], DIGITS.train.images[:500].cuda()
+    index = torch.randperm(500, device="cuda").view(SEVERAL, 50)
+    losses = [training.step.several([rows], index)]  # is captured
     torch.cuda.set_sync_debug_mode("error")  # torch then raises an error where the host would wait
     try:
-        losses = [training.step(batch) for batch in batches]
+        losses += [*map(training.step, batches), training.step.several([rows], index)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.stack(losses).isfinite().all()
+    assert all(loss.isfinite().all() for loss in losses)
+
+
+@pytest.mark.gpu
+@needs_compiler
+@pytest.mark.parametrize("engine", ["captured", "compiled"])
+def test_several_steps_at_once_have_the_bits_of_single_ones(engine):
+    def trained(one_by_one):
+        program = small_vae().cuda()
+        data = pv.Data("digits", DIGITS.train[:1190], FEW.valid, FEW.test)
+        training = pv.Training(
+            program, data, epochs=2, batch_size=50, engine=engine, progress=False, schedule=pv.warm_cosine
+        )
+        for _ in training.steps() if one_by_one else training:
+            pass
+        return parameters(program), torch.tensor([row["valid_bound"] for row in training.history.rows])
+
+    with deterministic():
+        assert all(map(torch.equal, trained(True), trained(False)))
 
 
 @pytest.mark.gpu
