@@ -10,8 +10,8 @@ repeated there, one that was cut off goes on.
 
     tests      the tests marked ``gpu``
     speed      images a second of a training step: SVI, eager, compiled, torch by hand, CUDA graphs, numpyro
-    quality    run.py --recipe fast, with log p(x) by 5,000 particles of all test images
-    evidence   the seconds of L_5000 of all test images and of annealing
+    quality    log p(x) of all test images after longer and longer runs of run.py --recipe fast
+    evidence   the seconds of L_5000 of all test images, and of annealing for some
     iwae       log p(x) after short trainings with k = 1, 5 and 50 (Burda et al. 2016, table 1)
 
 It needs torch and what this package imports. A machine without network gets what it lacks as wheels in a folder, which
@@ -118,7 +118,7 @@ def machine() -> str:
 
 def summary(name: str, result: dict[str, Any]) -> str:
     """Return how a step ended, with the end of its log where it is not done."""
-    log = result["attempts"][-1]["log"].strip().splitlines()
+    log = result["log"].strip().splitlines()
     shown = log[-1:] if result["status"] == "done" else log[-15:]
     return "\n".join(
         [f"{name}: {result['status']} after {result['seconds']:.0f} s", *(f"    {line}" for line in shown)]

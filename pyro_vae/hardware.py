@@ -49,6 +49,27 @@ def fast_matmul(device: torch.device | str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Context manager in which convolutions on a GPU multiply float32 as it is, for numbers that are reported.
+
+    By torch's default they round it to TF32, which has 10 bits of a fraction. Training keeps the caller's setting.
+
+    >>> with exact_convolutions():
+    ...     torch.backends.cudnn.allow_tf32
+    False
+    """
+    cudnn = torch.backends.cudnn
+    before = [(part, part.fp32_precision) for part in (cudnn.conv, cudnn.rnn)]
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = any(precision == "tf32" for _, precision in before)
+        for part, precision in before:
+            part.fp32_precision = precision
+
+
 @cache
 def keep_freed_memory() -> bool:
     """Make the C library keep up to 1 GiB of freed memory in this process; return whether it can (only glibc can).

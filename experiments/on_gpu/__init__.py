@@ -4,5 +4,6 @@
 - ``running``: a step in a process of its own, ended when its time is over.
 - ``partial``: what a step has found so far, in a file.
 - ``speed``: images a second of every way to write a training step, with the ways in ``ways`` and ``graphed``.
+- ``quality``: log p(x) after trainings by a recipe, and the seconds they took.
 - ``iwae``: log p(x) after a short training with k = 1, 5 and 50 particles.
 """

@@ -42,7 +42,13 @@ def trained(data: Data, k: int, device: str, seconds: float, epochs: int | None)
     vae = network(data.shape, hidden=200 if epochs is None else 16).to(device)
     begun = time.monotonic()
     training = Training(
-        vae, data, ImportanceWeighted(K=k), epochs=epochs or 10_000, batch_size=512, progress=False, engine="eager"
+        vae,
+        data,
+        ImportanceWeighted(K=k),
+        epochs=epochs or 10_000,
+        batch_size=512,
+        progress=False,
+        engine="auto" if epochs is None else "eager",
     )
     for _ in training:
         if time.monotonic() - begun > seconds:

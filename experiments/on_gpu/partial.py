@@ -22,6 +22,7 @@ class Partial:
         device: where the step computes.
         small: whether this is only a trial, on a CPU.
         found: the results; ``keep`` writes them.
+        file: where they are written.
         end: when the step has to end, by ``time.monotonic``.
     """
 
@@ -30,10 +31,10 @@ class Partial:
         parser.add_argument("--device", default="cuda")
         parser.add_argument("--out", type=home_path, required=True)
         args = parser.parse_args(argv)
-        self.device, self.small, self._file = args.device, args.device == "cpu", args.out
+        self.device, self.small, self.file = args.device, args.device == "cpu", args.out
         self.end = time.monotonic() + float(os.environ.get("SECONDS_LEFT", "600"))
-        self.found: dict[str, Any] = json.loads(self._file.read_text()) if self._file.is_file() else start
+        self.found: dict[str, Any] = json.loads(self.file.read_text()) if self.file.is_file() else start
 
     def keep(self) -> None:
         """Write what is found so far."""
-        write_whole(self._file, json.dumps(self.found, indent=1).encode())
+        write_whole(self.file, json.dumps(self.found, indent=1).encode())

@@ -17,17 +17,16 @@ TAIL = 4000  # characters of a log that the results hold
 
 def taken(step: Step, seconds: float, environment: Mapping[str, str], logs: Path) -> dict[str, Any]:
     """Take a step in at most ``seconds``; return how it ended and what it found. Raises nothing but Ctrl-C."""
-    begun = time.monotonic()
-    ended = []
-    for number, command in enumerate(step.commands):
-        left = seconds - (time.monotonic() - begun)
-        log = logs / f"{step.name}{number or ''}.log"
-        status = run(command, left, {**environment, "SECONDS_LEFT": f"{left:.0f}"}, log)
-        ended.append({"command": " ".join(command), "status": status, "log": _tail(log)})
-        if status == "done" or left <= 0:
-            break
+    begun, log = time.monotonic(), logs / f"{step.name}.log"
+    status = run(step.command, seconds, {**environment, "SECONDS_LEFT": f"{seconds:.0f}"}, log)
     took = round(time.monotonic() - begun, 1)
-    return {"status": ended[-1]["status"], "seconds": took, "attempts": ended, "found": found(step.results)}
+    return {
+        "status": status,
+        "seconds": took,
+        "command": " ".join(step.command),
+        "log": _tail(log),
+        "found": found(step.results),
+    }
 
 
 def run(command: tuple[str, ...], seconds: float, environment: Mapping[str, str], log: Path) -> str:

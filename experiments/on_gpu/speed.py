@@ -26,6 +26,8 @@ from pyro_vae.networks import lowered_precision
 from pyro_vae.training.engines import EagerEngine
 
 READS = ("_local_scalar_dense", "Memcpy DtoH", "StreamSynchronize", "DeviceSynchronize")
+MAIN = 5  # ways that are measured at every size of batches
+FITS = [("mlp", "captured"), ("mlp", "compiled"), ("conv", "captured"), ("conv", "compiled")]
 STATES = 6  # tensors like the parameters that Adam's step reads and writes: parameters, two moments
 
 
@@ -37,23 +39,20 @@ def main(argv: list[str] | None = None) -> int:
     found["torch"] = str(torch.__version__)
     found.setdefault("peak", peak(step.device, 64 if small else 8192))
     ways = [name for name in WAYS if not (small and name in COMPILING)]
+    nets, sizes = ("mlp",) if small else ("mlp", "conv"), (16,) if small else (128, 512, 4096)
+    first = [*product(sizes, ways[:MAIN], nets)]
     with pyro.validation_enabled(False):
-        for batch in (16,) if small else (128, 512, 4096):
-            for name, net in product(ways, ("mlp",) if small else ("mlp", "conv")):
-                key = f"{net}, batch {batch}, {name}"
-                if key in found["steps"] or time.monotonic() > step.end:
-                    continue
-                found["steps"][key] = attempted(WAYS[name], Case(net, images, batch), found["peak"], small)
-                step.keep()
-                print(line(key, found["steps"][key]), flush=True)
-            for net in ("mlp",) if small else ("mlp", "conv"):
-                case = Case(net, images, batch)
-                found.setdefault("errors", {}).setdefault(f"{net}, batch {batch}", errors(case))
-    for key, way in () if small else product(("mlp", "conv"), ("captured", "compiled")):
-        if f"{key}, {way}" not in found.setdefault("fit", {}) and time.monotonic() < step.end:
-            found["fit"][f"{key}, {way}"] = fitted(key, way, step.device)
+        for batch, name, net in [*first, *product(sizes[:1], ways[MAIN:], nets)]:
+            key = f"{net}, batch {batch}, {name}"
+            if key in found["steps"] or time.monotonic() > step.end:
+                continue
+            found["steps"][key] = attempted(WAYS[name], Case(net, images, batch), found["peak"], small)
             step.keep()
-            print("fit", key, way, found["fit"][f"{key}, {way}"], flush=True)
+            print(line(key, found["steps"][key]), flush=True)
+            if len(found["steps"]) == len(first):
+                found["errors"] = {net: errors(Case(net, images, batch)) for net in nets}
+                found["fit"] = {} if small else {f"{net}, {way}": fitted(net, way, step.device) for net, way in FITS}
+    step.keep()
     return 0
 
 
@@ -62,7 +61,7 @@ def attempted(make: Callable[[Case], Steps], case: Case, top: dict[str, float], 
     try:
         torch._dynamo.reset()
         torch.manual_seed(0)
-        return measured(make, case, top, rounds=2 if small else 7, seconds=0.05 if small else 0.3)
+        return measured(make, case, top, rounds=2 if small else 5, seconds=0.05 if small else 0.2)
     except Exception as error:  # of any kind: the other ways are still to be measured
         return {"error": f"{type(error).__name__}: {error}"[:500], "where": traceback.format_exc()[-1500:]}
 

@@ -8,8 +8,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 MARKED = ("tests/training/test_on_gpu.py", "tests/training/test_compiled.py")  # all files with tests marked ``gpu``
-SMALL = ["--dataset", "digits", "--net", "mlp", "--hidden", "16", "--flow-width", "8", "--latent", "2"]
-SMALL += ["--epochs", "1", "--engine", "eager", "--precision", "float32"]  # of the recipe, for a trial on a CPU
 
 
 @dataclass(frozen=True)
@@ -19,13 +17,13 @@ class Step:
     Attributes:
         name: of the step.
         share: of the time that is left, in proportion to those of this step and all after it.
-        commands: command lines, of which the later ones are tried where those before them fail.
-        results: the JSON file that it writes.
+        command: the command line.
+        results: the file that it writes, JSON or, of tests, XML.
     """
 
     name: str
     share: float
-    commands: tuple[tuple[str, ...], ...]
+    command: tuple[str, ...]
     results: Path | None = None
 
 
@@ -36,13 +34,20 @@ def steps(device: str, work: Path) -> list[Step]:
     ['tests', 'speed', 'quality', 'evidence', 'iwae']
     """
     small = device == "cpu"
-    speed, run, evidence, iwae = work / "speed.json", work / "quality", work / "evidence", work / "iwae.json"
+    evidence = work / "evidence"
+
+    def module(name: str, share: float) -> Step:
+        file = work / f"{name}.json"
+        command = (sys.executable, "-m", f"experiments.on_gpu.{name}", "--device", device, "--out", str(file))
+        return Step(name, share, command, file)
+
+    run = work / ("quality-1" if small else "quality-14")
     return [
-        Step("tests", 3.0, (_tests(small, work),), work / "tests.xml"),
-        Step("speed", 3.0, (_module("speed", device, speed),), speed),
-        Step("quality", 2.0, _quality(device, run), run / "metrics.json"),
-        Step("evidence", 1.0, (_evidence(device, run, evidence),), evidence / "metrics.json"),
-        Step("iwae", 1.5, (_module("iwae", device, iwae),), iwae),
+        Step("tests", 2.0, _tests(small, work), work / "tests.xml"),
+        module("speed", 4.0),
+        module("quality", 3.0),
+        Step("evidence", 2.0, _evidence(device, run, evidence), evidence / "metrics.json"),
+        module("iwae", 1.5),
     ]
 
 
@@ -64,19 +69,6 @@ def _tests(small: bool, work: Path) -> tuple[str, ...]:
     options = ["-q", "-W", "default", "-p", "no:cacheprovider", f"--junitxml={work / 'tests.xml'}"]
     together = [] if small or find_spec("xdist") is None else ["-n", "8"]  # compiling them takes the CPU's time
     return (sys.executable, "-m", "pytest", *options, *together, *chosen)
-
-
-def _module(name: str, device: str, results: Path) -> tuple[str, ...]:
-    return (sys.executable, "-m", f"experiments.on_gpu.{name}", "--device", device, "--out", str(results))
-
-
-def _quality(device: str, out: Path) -> tuple[tuple[str, ...], ...]:
-    """Return the command of the recipe, and the same without a compiler, for where nothing can be compiled."""
-    words = (sys.executable, "experiments/run.py", "--recipe", "fast", "--device", device, "--quiet", "--out", str(out))
-    if device == "cpu":
-        return ((*words, "--resume", "--evidence", "20", *SMALL),)
-    words = (*words, "--evidence", "5000")
-    return ((*words, "--resume"), (*words, "--engine", "eager", "--overwrite"))
 
 
 def _evidence(device: str, run: Path, out: Path) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from pyro_vae.checks import whole_number
 from pyro_vae.compiling import owners
 from pyro_vae.errors import short_errors
 from pyro_vae.evidence.plan import is_automatic
-from pyro_vae.hardware import fast_matmul, warn_if_emulated
+from pyro_vae.hardware import exact_convolutions, fast_matmul, warn_if_emulated
 from pyro_vae.networks import lowered_precision
 from pyro_vae.observation import observed_once
 from pyro_vae.program import model_and_guide
@@ -117,6 +117,7 @@ def measuring(
             stack.enter_context(mode(owner, training=False))
             stack.enter_context(lowered_precision(owner, precision))
         stack.enter_context(fast_matmul(given.device))
+        stack.enter_context(exact_convolutions())
         if seed is not None:
             stack.enter_context(seeded(seed, given.device))
         yield

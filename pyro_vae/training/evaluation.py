@@ -12,7 +12,7 @@ from pyro_vae.checks import whole_number
 from pyro_vae.data.frames import framed
 from pyro_vae.data.splits import Split
 from pyro_vae.errors import short_errors
-from pyro_vae.hardware import widest_float
+from pyro_vae.hardware import exact_convolutions, widest_float
 from pyro_vae.observation import Arguments, fixed_x
 from pyro_vae.program import Program, check_has, dtype_of, given_all_arguments
 from pyro_vae.random import measurement, mode, seeded
@@ -77,6 +77,7 @@ class Evaluation:
 
 
 @measurement
+@exact_convolutions()
 def evaluate(
     program: Program, x: Tensor | Arguments | Split, *, particles: int = 1, seed: int = 0, batch_size: int = 1000
 ) -> Evaluation:
