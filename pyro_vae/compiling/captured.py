@@ -6,10 +6,14 @@ import torch
 from torch import Tensor
 
 from pyro_vae.compiling.outcomes import contents_kept
-from pyro_vae.compiling.untraceable import Untraceable
+from pyro_vae.compiling.untraceable import first_line
 from pyro_vae.random import forked_rng
 
 ALIKE = 1e-4  # relative difference between the first results of a call and of a replay, which run the same kernels
+
+
+class NotCaptured(RuntimeError):
+    """A function cannot become a CUDA graph."""
 
 
 class Captured:
@@ -24,7 +28,8 @@ class Captured:
         args: the arguments of a call; later ones have their shapes and dtypes.
         changed: the tensors that the function changes; the capture leaves them, and random numbers, as they were.
 
-    Raises Untraceable if a replay gives another first result than the function.
+    Raises NotCaptured, and leaves everything as it was, if torch cannot capture the function or a replay gives another
+    first result than the function.
 
     >>> total = Captured(lambda x: [x.sum()], [torch.zeros(3)], [])
     >>> total(torch.ones(3))
@@ -46,17 +51,19 @@ class Captured:
         return self.results
 
     def _captured(self, changed: Sequence[Tensor]) -> torch.cuda.CUDAGraph:
-        device = self.args[0].device
+        device, graph = self.args[0].device, torch.cuda.CUDAGraph()
         with forked_rng(device), contents_kept(changed):
             wanted = self._called_on_another_stream(device)[0].clone()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self.results = self.function(*self.args)
+        try:
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.results = self.function(*self.args)
+        except RuntimeError as error:
+            raise NotCaptured(f"torch cannot make a CUDA graph of the step ({first_line(error)})") from error
         with forked_rng(device), contents_kept(changed):
             graph.replay()
             got = self.results[0].clone()
         if not torch.allclose(got, wanted, rtol=ALIKE, equal_nan=True):
-            raise Untraceable(f"a CUDA graph of the step gives {got.tolist()}, the step itself {wanted.tolist()}")
+            raise NotCaptured(f"a CUDA graph of the step gives {got.tolist()}, the step itself {wanted.tolist()}")
         return graph
 
     def _called_on_another_stream(self, device: torch.device) -> Sequence[Tensor]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vae.compiling.captured import NotCaptured
 from pyro_vae.compiling.compiler import quiet_torch
 from pyro_vae.compiling.constants import Changes, Patience, WatchedConstants, in_words
 from pyro_vae.compiling.export import traced
@@ -78,11 +79,11 @@ class CompiledEngine:
         graph = self._graph_for(parts[0])
         if graph is None:
             return self.eager(*raw)
-        self.batch = parts[0]
-        if len(parts) == 1:
-            return self._step(graph, raw)
-        self.eager.optimizer.zero_grad()
-        return self.eager.update(total([self._add_gradient(graph, part) for part in parts]))
+        try:
+            return self._taken(graph, parts)
+        except NotCaptured as error:
+            self._go_on_eagerly(first_line(error))
+            return self.eager(*raw)
 
     def several(self, fields: Sequence[Tensor], index: Tensor) -> Tensor | None:
         """Take the steps on the rows (steps, rows) of the fields; return their losses, (steps,).
@@ -95,8 +96,13 @@ class CompiledEngine:
             return None
         if not (self._replays([index]) and self.replays.whole and self._is_as_traced()):
             return None
+        try:
+            losses = self.replays.several(graph, fields, index)
+        except NotCaptured as error:
+            self._go_on_eagerly(first_line(error))
+            return None
         self.batch = [field[rows] for field in fields]
-        return self.replays.several(graph, fields, index)
+        return losses
 
     def end_epoch(self) -> None:
         """Compare a compiled step with the eager one; both are undone."""
@@ -229,6 +235,14 @@ class CompiledEngine:
 
     def _buffers(self) -> dict[str, Tensor]:
         return dict(self.eager.module.named_buffers())
+
+    def _taken(self, graph: GradientGraph, parts: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Take the step on a batch in these parts; return its loss."""
+        self.batch = parts[0]
+        if len(parts) == 1:
+            return self._step(graph, parts[0])
+        self.eager.optimizer.zero_grad()
+        return self.eager.update(total([self._add_gradient(graph, part) for part in parts]))
 
     def _step(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Tensor:
         """Step the optimiser and the schedule; return the loss, which is NaN if a gradient is not finite."""

@@ -36,7 +36,8 @@ class Replays:
     """The CUDA graphs of an engine's steps; each is captured anew where something that it depends on changes.
 
     Learning rates are arguments of the graphs. All else that a schedule may change is fixed in them, so that a step
-    under another schedule than those of ``LR_ONLY`` has only its gradients in a graph.
+    under another schedule than those of ``LR_ONLY`` has only its gradients in a graph. A capture that fails raises
+    NotCaptured, and nothing has changed then.
 
     Args:
         eager: the engine of eager steps, with optimiser, schedule and clipping.
@@ -60,13 +61,14 @@ class Replays:
             loss, gradients, norm = graph(*raw)
             return [loss, norm, *gradients]
 
-        loss, norm, *gradients = self._replayed("gradients", (graph,), found, raw, graph.buffers)
+        loss, norm, *gradients = self._replay("gradients", (graph,), found, raw, graph.buffers)(*raw)
         return loss.clone(), gradients, norm
 
     def step(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Tensor:
         """Take a step of plain Adam; return its loss. The schedule is not stepped."""
-        lr = torch.full((1,), float(self.eager.optimizer.param_groups[0]["lr"]), device=raw[0].device)
-        return self._steps("step", graph, lambda lr, *raw: [(lr[0], raw)], (lr, *raw))[0]
+        lr = torch.full((1,), self._rate(), device=raw[0].device)
+        replay = self._steps("step", graph, lambda lr, *raw: [(lr[0], raw)], (lr, *raw))
+        return replay(lr, *raw)[0][0].clone()
 
     def several(self, graph: GradientGraph, fields: Sequence[Tensor], index: Tensor) -> Tensor:
         """Take ``SEVERAL`` steps of plain Adam, and of the schedule; return their losses, (steps,).
@@ -76,47 +78,51 @@ class Replays:
             fields: the rows of the data, a tensor on the GPU for each field.
             index: the rows of each step, (steps, rows).
         """
-        rates = []
-        for _ in index:
-            rates.append(float(self.eager.optimizer.param_groups[0]["lr"]))
-            if self.eager.scheduler is not None:
-                self.eager.scheduler.step()
-        lr = torch.tensor(rates, pin_memory=index.is_cuda).to(index.device, non_blocking=True)
 
         def batches(lr: Tensor, index: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
             return [(rate, [field[rows] for field in fields]) for rate, rows in zip(lr, index)]
 
         memory = tuple(field.data_ptr() for field in fields)
-        return self._steps("several", graph, batches, (lr, index), memory)
+        replay = self._steps("several", graph, batches, (torch.zeros(len(index), device=index.device), index), memory)
+        rates = []
+        for _ in index:
+            rates.append(self._rate())
+            if self.eager.scheduler is not None:
+                self.eager.scheduler.step()
+        lr = torch.tensor(rates, pin_memory=index.is_cuda).to(index.device, non_blocking=True)
+        return replay(lr, index)[0].clone()
+
+    def _rate(self) -> float:
+        return float(self.eager.optimizer.param_groups[0]["lr"])
 
     def _steps(
         self, kind: str, graph: GradientGraph, batches: Callable[..., Any], args: Sequence[Tensor], memory: tuple = ()
-    ) -> Tensor:
-        """Return the losses of a step for each learning rate and batch that ``batches`` makes of the arguments."""
+    ) -> Captured:
+        """Return the graph that takes a step for each learning rate and batch that ``batches`` makes of arguments."""
         optimizer, clip = self.eager.optimizer, self.eager.clip
         (group,) = optimizer.param_groups
         states = [tensor for p in graph.trained for tensor in optimizer.state[p].values()]
-        memory = (graph, clip, group["betas"], group["eps"], *memory, *(tensor.data_ptr() for tensor in states))
+        depends = (graph, clip, group["betas"], group["eps"], *memory, *(tensor.data_ptr() for tensor in states))
 
         def taken(*args: Tensor) -> list[Tensor]:
             return [torch.stack([take_step(graph, graph(*raw), optimizer, clip, lr) for lr, raw in batches(*args)])]
 
-        changed = [*graph.values, *states, *graph.buffers]
-        return self._replayed(kind, memory, taken, args, changed)[0].clone()
+        return self._replay(kind, depends, taken, args, [*graph.values, *states, *graph.buffers])
 
-    def _replayed(
+    def _replay(
         self,
         kind: str,
         depends: tuple,
         function: Callable[..., list[Tensor]],
         args: Sequence[Tensor],
         changed: Sequence[Tensor],
-    ) -> Sequence[Tensor]:
+    ) -> Captured:
+        """Return the graph of a function, which is captured if it is new or depends on other things than before."""
         known = self.captured.get(kind)
         if known is None or known[0] != depends:
             self.captured.pop(kind, None)  # its memory is free for the next one
             known = self.captured[kind] = depends, Captured(function, args, changed)
-        return known[1](*args)
+        return known[1]
 
 
 def take_step(

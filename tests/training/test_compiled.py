@@ -11,6 +11,7 @@ from pyro.infer import Trace_ELBO
 
 from pyro_vae import VAE, guides, handlers, likelihoods, networks, priors
 from pyro_vae.compiling import missing_compiler
+from pyro_vae.compiling.captured import NotCaptured
 from pyro_vae.training.engines import SEVERAL, CapturedEngine, CompiledEngine, EagerEngine, EngineWarning
 
 pytestmark = pytest.mark.usefixtures("no_validation")
@@ -253,3 +254,14 @@ def test_compiled_parts_of_a_batch_are_eager():
     assert trainings[0].step.graph is not None
     for one, other in zip(*(training.program.parameters() for training in trainings)):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_steps_that_cannot_be_captured_are_eager(monkeypatch):
+    def fails(function, args, changed):
+        raise NotCaptured("no memory")
+
+    monkeypatch.setattr("pyro_vae.training.graphed.Captured", fails)
+    with pytest.warns(EngineWarning, match="eagerly: no memory"):
+        captured = Training(CapturedEngine)
+    assert captured.step.name == "eager"
+    assert_same_training(captured, Training(EagerEngine))
