@@ -37,6 +37,7 @@ from experiments.on_gpu.running import taken
 from experiments.on_gpu.steps import ROOT, limits, steps
 from pyro_vae.files import write_whole  # like the options, it needs neither torch nor pyro
 from pyro_vae.runs.options import home_path
+from pyro_vae.runs.origins import git_commit
 
 RESULTS = "results.json"
 
@@ -73,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     environment = surroundings(args, work)
     file = args.out / RESULTS
     content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {"steps": {}}
-    content["machine"] = machine()
+    content |= {"machine": machine(), "commit": git_commit()}
     chosen = [step for step in steps(args.device, work) if not args.only or step.name in args.only]
     todo = [step for step in chosen if content["steps"].get(step.name, {}).get("status") != "done"]
     for number, step in enumerate(todo):
