@@ -5,6 +5,7 @@ The particles of an image are decoded in slices, so that memory is that of a few
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Any, TypedDict, overload
 
 import pyro
@@ -18,9 +19,12 @@ from typing_extensions import Unpack
 from pyro_vae.arguments import ProgramArguments, checked_arguments
 from pyro_vae.checks import whole_number
 from pyro_vae.compiling import Graphs, Untraceable, owners, traced
+from pyro_vae.evidence.budgeted import EvidencePlan
 from pyro_vae.evidence.measuring import Engine, chunk_size, measuring, progress_bar, takes_program, whether_compiled
+from pyro_vae.evidence.methods import UNIT, ImportanceDraws, annealing_ladder
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.evidence.results import Evidence, as_array, joined, warn_untrusted, weight_statistics
+from pyro_vae.evidence.spending import Budget, rows_of_budget, spend
 from pyro_vae.program import Program
 from pyro_vae.tracing.enumeration import Enumeration, row_terms
 from pyro_vae.tracing.traces import (
@@ -42,13 +46,17 @@ class ImportanceOptions(TypedDict, total=False):
 
     batch_size: int | None
     precision: torch.dtype | None
+    target: float | None
+    seconds: float | None
+    plan: EvidencePlan | None
+    checkpoint: Path | str | None
 
 
 @overload
 def log_evidence(
     program: Program,
     x: Tensor | tuple,
-    particles: int,
+    particles: int | None = None,
     *,
     chunk: int | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -62,7 +70,7 @@ def log_evidence(
     model: Callable,
     guide: Callable,
     x: Tensor | tuple,
-    particles: int,
+    particles: int | None = None,
     *,
     chunk: int | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -76,7 +84,7 @@ def log_evidence(
     model: Callable,
     guide: Callable,
     x: Tensor | tuple,
-    particles: int,
+    particles: int | None = None,
     *,
     chunk: int | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -134,27 +142,30 @@ def log_evidence(
     if guide is None:
         raise ValueError("guide: wanted a function, got None; annealed_evidence(model, None, x) starts from the prior")
     given, compiled = checked_arguments(x, kwargs), whether_compiled(engine)
-    whole_number("particles", particles)
     chunk, batch_size = chunk_size(chunk, given.device), options.get("batch_size")
-    if batch_size is not None:
-        whole_number("batch_size", batch_size)
+    budget = Budget.of(particles, **{name: options.get(name) for name in Budget._fields})
+    for name, number in (("particles", particles), ("batch_size", batch_size)):
+        if number is not None:
+            whole_number(name, number)
     with measuring(model, guide, given, seed, options.get("precision")):
-        most = min(max(DRAWN_AT_ONCE // particles, 1), MOST_IMAGES)
-        enumeration = Enumeration.of(model, guide, given.args, given.kwargs, particles)
+        K = particles or UNIT
+        enumeration = Enumeration.of(model, guide, given.args, given.kwargs, K)
         held = model if enumeration is None else enumeration.held
+        most = min(max(DRAWN_AT_ONCE // K, 1), MOST_IMAGES) if budget is None else rows_of_budget(given, chunk)
         plan = MeasurementPlan.of(held, guide, given, batch_size, most)
-        total = plan.weights * particles
         if enumeration is None:
-            sampler = ImportanceSampler(model, guide, plan, chunk, plan.graphs(compiled, total // chunk))
+            sampler = ImportanceSampler(model, guide, plan, chunk, plan.graphs(compiled, plan.weights * K // chunk))
         else:
             sampler = EnumeratedSampler(enumeration, plan, chunk, compiled)
+        if budget is not None:
+            further = [] if enumeration else annealing_ladder(model, guide, plan, compiled, chunk)
+            return spend(budget, [ImportanceDraws(sampler, plan.size), *further], plan, seed, progress, model, guide)
         columns = []
-        with progress_bar(total, "particle", progress) as bar:
+        with progress_bar(plan.weights * K, "particle", progress) as bar:
             for batch in plan.batches():
-                log_w = as_array(sampler(batch, particles, bar))
+                log_w = as_array(sampler(batch, K, bar))
                 columns.append(weight_statistics(log_w, first=sum(len(column[0]) for column in columns)))
-    log_px, error, ess, k_hat = joined(columns)
-    evidence = Evidence(log_px, error, ess, k_hat, particles, seed, plan.joint)
+    evidence = Evidence(*joined(columns), K, seed, plan.joint)
     warn_untrusted(evidence)
     return evidence
 
