@@ -87,7 +87,9 @@ class ProgramArguments(NamedTuple):
         """Return the arguments with everything cut that has one entry for each row."""
 
         def of(argument: Any) -> Any:
-            return tree_map(lambda value: cut(value) if self._of_rows(value) else value, argument, is_leaf=self._of_rows)
+            return tree_map(
+                lambda value: cut(value) if self._of_rows(value) else value, argument, is_leaf=self._of_rows
+            )
 
         return ProgramArguments(tuple(map(of, self.args)), {name: of(x) for name, x in self.kwargs.items()}, rows)
 

@@ -23,7 +23,6 @@ from pyro_vae.random import seeded
 
 SAFETY = 1.2  # the variance that few draws show is mostly too small
 PILOTS_SHARE = 0.4  # of the seconds, after which no further image is tried by a dearer method
-LEAST = 2  # units of draws of each image
 UNTRUSTED = 4  # times its pilot draws, of an image that no method can be trusted for
 TARGETS = np.geomspace(1e-3, 10, 161)  # standard errors to which ``seconds`` is rounded
 DEFAULT_TARGET = 0.05
@@ -95,14 +94,16 @@ class Verdicts:
     def __init__(self, methods: Sequence[Method], images: int):
         self.methods, self.method = methods, np.zeros(images, int)
         self.variance, self.trusted = np.full(images, math.inf), np.zeros(images, bool)
+        self.enough = np.zeros(images)  # draws for which log p̂ is about normal
 
-    def judge(self, number: int, image: int, log_w: np.ndarray) -> None:
-        """Take note of pilot draws (K, 1) of an image; a later method must be trusted where an earlier one was."""
-        method = self.methods[number]
-        trusted = bool(method.trusts(log_w)[0])
-        if trusted or not self.trusted[image]:
-            self.method[image], self.trusted[image] = number, trusted
-            self.variance[image] = method.variance(log_w)[0]
+    def judge(self, number: int, images: Sequence[int], log_w: np.ndarray) -> None:
+        """Take note of pilot draws (K, B) of images; a later method must be trusted where an earlier one was."""
+        method, images = self.methods[number], np.asarray(images, int)
+        trusted, variance = method.trusts(log_w), method.variance(log_w)
+        better = trusted | ~self.trusted[images]
+        index = images[better]
+        self.method[index], self.trusted[index] = number, trusted[better]
+        self.variance[index], self.enough[index] = variance[better], method.enough(log_w)[better]
 
     def unsettled(self, target: float) -> np.ndarray:
         """Return the numbers of the images that are not trusted, or too dear, the largest error first."""
@@ -112,7 +113,7 @@ class Verdicts:
     def units(self, target: float) -> np.ndarray:
         """Return how many units of draws each image gets: few if they cannot be trusted, since more cure nothing."""
         most = np.where(self.trusted, self._of_each("most"), UNTRUSTED * self._of_each("pilots"))
-        return np.clip(self._needed(target), LEAST, most).astype(int)
+        return np.clip(self._needed(target), self._of_each("least"), most).astype(int)
 
     def affordable(self, draws: Draws, seconds: float) -> float:
         """Return the smallest standard error, of some round ones, that all images can have within these seconds."""
@@ -127,7 +128,8 @@ class Verdicts:
         return EvidencePlan(names, *map(torch.from_numpy, (self.method, draws, self.trusted)), target)
 
     def _needed(self, target: float) -> np.ndarray:
-        return np.ceil(SAFETY * self.variance / target**2 / self._of_each("draws"))
+        wanted = np.maximum(SAFETY * self.variance / target**2, self.enough)
+        return np.ceil(wanted / self._of_each("draws"))
 
     def _of_each(self, name: str) -> np.ndarray:
         return np.array([getattr(method, name) for method in self.methods])[self.method]
@@ -143,16 +145,26 @@ def planned(
     """
     ends = math.inf if seconds is None else time.perf_counter() + seconds
     found, wanted = Verdicts(methods, images), target or DEFAULT_TARGET
-    for number, method in enumerate(methods):
+    for number in range(len(methods)):
+        until = math.inf if seconds is None or not number else ends - (1 - PILOTS_SHARE) * seconds
         order = found.unsettled(wanted).tolist()
-        pilots = draws.of(method, order, [method.pilots] * len(order), "pilot")
-        for image, log_w in zip(order, pilots):
-            found.judge(number, image, log_w)
-            if number and seconds is not None and time.perf_counter() > ends - (1 - PILOTS_SHARE) * seconds:
-                break
+        pilots = _pilots(methods[number], draws, order, until)
+        if pilots:
+            found.judge(number, order[: len(pilots)], np.concatenate(pilots, 1))
     if seconds is not None:
         wanted = max(found.affordable(draws, ends - time.perf_counter()), target or 0.0)
     return found.plan(wanted)
+
+
+def _pilots(method: Method, draws: Draws, order: list[int], until: float) -> list[np.ndarray]:
+    """Return pilot draws (K, 1) of images in this order; of no further ones after a time."""
+    units, found = max(method.pilots, math.ceil(method.together / (method.draws * max(len(order), 1)))), []
+    for image, log_w in zip(order, draws.of(method, order, [units] * len(order), "pilot")):
+        weight_statistics(log_w, first=image)  # raises if there are none
+        found.append(log_w)
+        if time.perf_counter() > until:
+            break
+    return found
 
 
 def count(

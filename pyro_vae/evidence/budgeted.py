@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from pyro_vae.evidence.results import TRUSTED, Evidence
@@ -22,6 +21,7 @@ class EvidencePlan:
         trusted: whether the pilot draws say that value and error will be right, (images,).
         target: the wanted standard error of each image, in nats.
 
+    >>> import torch
     >>> plan = EvidencePlan(("importance",), torch.tensor([0]), torch.tensor([500]), torch.tensor([True]), 0.05)
     >>> EvidencePlan.from_tensors(plan.to_tensors()).draws
     tensor([500])

@@ -106,6 +106,10 @@ def log_evidence(
     Sites that are marked for enumeration, in the guide or in the model alone, are summed out exactly: one weight is
     Σ_y p(x, y, z_y) / q(z_y | x, y), z_y ~ q(z | x, y).
 
+    Write ``log_evidence(vae, x, target=0.05)`` for a standard error instead of a number of draws. Pilot draws decide
+    how many draws each image gets, and whether by importance sampling or by annealing. They are then thrown away, so
+    that the choice biases nothing. The result is a ``BudgetedEvidence``, which says which images can be trusted.
+
     Write ``log_evidence(vae, x, 100)`` or ``log_evidence(model, guide, x, 100)``. Images are the rows of the data: the
     plate that all sites share. Modules run in evaluation mode, without gradients. Warns by ``UntrustedEvidence`` of
     images with k̂ > 0.7.
@@ -114,7 +118,15 @@ def log_evidence(
         program: a module with ``model`` and ``guide``; or
         model, guide: any Pyro program.
         x: (images, ...), on the program's device; or a tuple of all positional arguments of the program, of any types.
-        particles: K, the exact number for each image.
+        particles: K, the exact number for each image; or give ``target`` or ``seconds``.
+        target: the wanted standard error of log p(x) of each image, in nats; that of the mean of n images is then about
+            target / √n. Trusted images mostly reach it; the result says which.
+        seconds: about so many are spent, on the smallest standard error for which they suffice, and on none below
+            ``target`` if that is given too. Their number depends on the clock, and with it the draws. The result has
+            them in ``plan``. The pilots of importance sampling, 1,000 draws of each image, are always drawn.
+        plan: of another result: the same images are measured by the same draws, to the last bit.
+        checkpoint: a file in which a budgeted measurement is saved every half minute and at Ctrl-C, which raises
+            ``EvidenceInterrupted``; the same call continues, with the same bits.
         chunk: number of z decoded at once; 500 by default on a CPU, whose cache holds them, and 20,000 on a GPU. It
             changes only speed, memory and rounding.
         batch_size: images whose K particles are drawn at once; by default 250,000 / K, at most 250. Another batch size
@@ -138,6 +150,8 @@ def log_evidence(
     >>> evidence = log_evidence(program, x, 50)  # its guide is the exact posterior
     >>> torch.allclose(evidence.log_px, program.log_px(x))
     True
+    >>> log_evidence(program, x, target=0.05, engine="eager").method
+    ('importance', 'importance')
     """
     if guide is None:
         raise ValueError("guide: wanted a function, got None; annealed_evidence(model, None, x) starts from the prior")

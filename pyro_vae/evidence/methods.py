@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,15 +17,18 @@ from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs
 from pyro_vae.compiling.untraceable import first_line
 from pyro_vae.evidence.annealing import PILOTS, AnnealingSettings, annealing_settings, forward_chains
-from pyro_vae.evidence.pareto import NORMAL_95, pareto_limit
+from pyro_vae.evidence.pareto import NORMAL_95, pareto_limit, shrunk
 from pyro_vae.evidence.path import AnnealingPath
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.evidence.results import as_array
 
 UNIT = 250  # importance weights of a row that are drawn at once
-TAIL = 0.6  # the largest upper limit of the tail's shape at which importance weights are trusted
+TAIL = 0.5  # the largest upper limit of the tail's shape at which weights are trusted: their variance is finite
 SPREAD = 1.2  # the largest upper limit of the variance of an annealed log weight at which its error can be trusted
-LADDER = ({"num_temperatures": 10, "leapfrog": 8}, {"num_temperatures": 50, "leapfrog": 8})  # of annealing
+# Of annealing: temperatures, and the length of a transition at the first step size, for a standard normal posterior. A
+# length of π would reverse z and keep |z|, so that the tail of the weights would stay. Steps grow at each temperature.
+LADDER = ((10, math.pi / 2), (50, math.pi / 4))
+OFF = 0.1  # standard errors by which log p̂ may be too low on average
 SILENT = tqdm(disable=True)
 
 
@@ -36,14 +38,16 @@ class Method(Protocol):
     Attributes:
         name: in results and saved plans.
         draws: the number of weights of a row that are drawn at once, the unit of a budget.
-        pilots: how many such units decide on an image.
-        most: so many units are at most spent on an image.
+        pilots: how many such units decide on an image, and ``together`` how many draws on all of them.
+        least, most: so many units are at least and at most spent on an image.
         rows: the number of rows that run at once.
     """
 
     name: str
     draws: int
     pilots: int
+    together: int
+    least: int
     most: int
     rows: int
 
@@ -53,6 +57,10 @@ class Method(Protocol):
 
     def variance(self, log_w: np.ndarray) -> np.ndarray:
         """Return the relative variance Var w / (E w)² of each column of log weights (K, B), (B,)."""
+        ...
+
+    def enough(self, log_w: np.ndarray) -> np.ndarray:
+        """Return how many draws make log p̂ about normal, by these log weights (K, B), (B,)."""
         ...
 
     def trusts(self, log_w: np.ndarray) -> np.ndarray:
@@ -68,7 +76,7 @@ class ImportanceDraws:
         sampler: draws log weights (K, B) of a batch.
         rows: the number of rows that run at once.
 
-    >>> method = ImportanceDraws(lambda batch, K, bar: torch.zeros(K, batch.rows), rows=1)
+    >>> method = ImportanceDraws(lambda batch, K, bar: None, rows=1)
     >>> log_u = np.log(np.random.default_rng(0).random((1000, 1)))  # of tails of shape 0.1 and 0.6
     >>> method.trusts(-0.1 * log_u), method.trusts(-0.6 * log_u)
     (array([ True]), array([False]))
@@ -79,6 +87,8 @@ class ImportanceDraws:
     name: str = "importance"
     draws: int = UNIT
     pilots: int = 4
+    together: int = 0
+    least: int = 2
     most: int = 400
 
     def weigh(self, batch: ProgramArguments) -> np.ndarray:
@@ -88,6 +98,10 @@ class ImportanceDraws:
     def variance(self, log_w: np.ndarray) -> np.ndarray:
         """Return the relative variance of the weights, (B,)."""
         return relative_variance(log_w)
+
+    def enough(self, log_w: np.ndarray) -> np.ndarray:
+        """Return how many draws make log p̂ about normal, by the skewness of these, (B,)."""
+        return draws_for_a_normal(self.variance(log_w), skewness(log_w))
 
     def trusts(self, log_w: np.ndarray) -> np.ndarray:
         """Return whether the shape of the tail is at most ``TAIL``, with 95 % confidence, (B,)."""
@@ -99,7 +113,8 @@ class AnnealedDraws:
     """Annealed importance sampling, trusted where the log weights hardly differ.
 
     The steps of a chain take the tail of the weights apart: each counts by a small power of the importance weight. What
-    is left is about a normal distribution of log w, whose variance few chains show.
+    is left is about a normal distribution of log w, whose variance few chains show. Whether a tail is left, because
+    the chains did not move far enough, only many chains show: those of all images together.
     """
 
     model: Callable
@@ -111,6 +126,8 @@ class AnnealedDraws:
     name: str = field(init=False)
     draws: int = field(init=False)
     pilots: int = 1
+    together: int = 1000
+    least: int = 4
     most: int = 250
 
     def __post_init__(self) -> None:
@@ -123,13 +140,21 @@ class AnnealedDraws:
 
     def variance(self, log_w: np.ndarray) -> np.ndarray:
         """Return the relative variance of the weights, and at least that of a normal log w of their variance, (B,)."""
-        spread = _variance_of_log(log_w)
-        return np.maximum(relative_variance(log_w), np.expm1(np.minimum(spread, 100)))
+        mean, spread = _log_spread(log_w)
+        return np.maximum(relative_variance(log_w), np.expm1(np.exp(mean + spread**2 / 2).clip(max=100)))
+
+    def enough(self, log_w: np.ndarray) -> np.ndarray:
+        """Return how many draws make log p̂ about normal, by the skewness of the weights of all images, (B,)."""
+        variance = self.variance(log_w)
+        return draws_for_a_normal(variance, np.maximum(skewness(_together(log_w)), (variance + 3) * np.sqrt(variance)))
 
     def trusts(self, log_w: np.ndarray) -> np.ndarray:
-        """Return whether the variance of log w is at most ``SPREAD``, with 95 % confidence, (B,)."""
-        limit = _variance_of_log(log_w) * (len(log_w) - 1) / chi_square_quantile(len(log_w) - 1)
-        return limit <= SPREAD
+        """Return whether the variance of log w is at most ``SPREAD``, with 95 % confidence, (B,).
+
+        False if the weights of all these images together, each divided by its geometric mean, have a heavy tail.
+        """
+        near = _near(log_w)
+        return near & (near.any() and pareto_limit(_together(log_w)) <= TAIL)
 
 
 def annealing_ladder(
@@ -137,14 +162,15 @@ def annealing_ladder(
 ) -> list[AnnealedDraws]:
     """Return the methods of annealing, by more and more temperatures; none if the program cannot be annealed."""
     try:
-        AnnealingPath(model, guide, *next(plan.batches()), plan=plan)
+        path = AnnealingPath(model, guide, *next(plan.batches()), plan=plan)
     except (ValueError, NotImplementedError) as error:
         logging.getLogger(__name__).info("log p(x) is not annealed: %s", first_line(error))
         return []
-    ladder = [annealing_settings(**options) for options in LADDER]
+    first_step = 0.5 * sum(shape.numel() for shape in path.shapes.values()) ** -0.25
+    ladder = [annealing_settings(T, leapfrog=max(1, round(length / first_step))) for T, length in LADDER]
     graphs = plan.graphs(compiled, plan.weights * ladder[0].num_temperatures)
-    at_once = [max(1, min(plan.weights, chunk // (settings.chains + PILOTS))) for settings in ladder]
-    return [AnnealedDraws(model, guide, plan, *each, graphs=graphs) for each in zip(ladder, at_once)]
+    rows = max(1, min(plan.weights, chunk // (ladder[0].chains + PILOTS)))
+    return [AnnealedDraws(model, guide, plan, settings, rows, graphs) for settings in ladder]
 
 
 def relative_variance(log_w: np.ndarray) -> np.ndarray:
@@ -159,16 +185,46 @@ def relative_variance(log_w: np.ndarray) -> np.ndarray:
     return np.divide(w.var(0, ddof=1), mean**2, out=np.full(len(mean), np.inf), where=mean > 0)
 
 
-def chi_square_quantile(freedom: int) -> float:
-    """Return about the 5 % quantile of the χ² distribution (Wilson & Hilferty 1931).
+def skewness(log_w: np.ndarray) -> np.ndarray:
+    """Return the skewness of the weights of each column of log weights (K, B), (B,); 0 where all are equal.
 
-    >>> round(chi_square_quantile(15), 1)
-    7.3
+    >>> skewness(np.log([[1.0, 1.0], [1.0, 1.0], [4.0, 1.0]])).round(2)
+    array([0.71, 0.  ])
     """
-    spread = 2 / (9 * freedom)
-    return freedom * (1 - spread - NORMAL_95 * math.sqrt(spread)) ** 3
+    w = np.exp(log_w - log_w.max(0))
+    spread, third = w.std(0), np.mean((w - w.mean(0)) ** 3, 0)
+    return np.divide(third, spread**3, out=np.zeros_like(spread), where=spread > 0)
 
 
-def _variance_of_log(log_w: np.ndarray) -> np.ndarray:
+def draws_for_a_normal(variance: np.ndarray, skewness: np.ndarray) -> np.ndarray:
+    """Return the number of draws K for which z = (log p̂ − log p) / error is off by at most ``OFF`` on average.
+
+    A skewed sample whose mean is low has a small standard deviation as well, and the logarithm is curved, so that
+
+        E z ≈ −(skewness + √variance) / (2 √K)
+
+    with the relative variance of a weight. The first part is that of Student's statistic (Hall 1987).
+
+    >>> draws_for_a_normal(np.array([1.0]), np.array([2.0]))
+    array([225.])
+    """
+    return ((np.abs(skewness) + np.sqrt(variance)) / (2 * OFF)) ** 2
+
+
+def _near(log_w: np.ndarray) -> np.ndarray:
+    """Return whether the variance of log w is surely small, for each column (K, B)."""
+    mean, spread = _log_spread(log_w)
+    return np.exp(mean + NORMAL_95 * spread) <= SPREAD
+
+
+def _together(log_w: np.ndarray) -> np.ndarray:
+    """Return the log weights of all images whose variance is small, or of all, each less its mean, in one column."""
+    near = _near(log_w)
+    return (log_w - log_w.mean(0))[:, near if near.any() else slice(None)].reshape(-1, 1)
+
+
+def _log_spread(log_w: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return means and standard deviation of what the log of the variance of log w is, for each column (K, B)."""
     with np.errstate(invalid="ignore"):
-        return np.nan_to_num(np.asarray(log_w, np.float64).var(0, ddof=1), nan=math.inf)
+        variance = np.nan_to_num(np.asarray(log_w, np.float64).var(0, ddof=1), nan=math.inf)
+    return shrunk(np.log(variance.clip(1e-12, 1e12)), math.sqrt(2 / (len(log_w) - 1)))
