@@ -98,10 +98,10 @@ class Verdicts:
 
     def judge(self, number: int, images: Sequence[int], log_w: np.ndarray) -> None:
         """Take note of pilot draws (K, B) of images; a later method must be trusted where an earlier one was."""
-        method, images = self.methods[number], np.asarray(images, int)
+        method, index = self.methods[number], np.asarray(images, int)
         trusted, variance = method.trusts(log_w), method.variance(log_w)
-        better = trusted | ~self.trusted[images]
-        index = images[better]
+        better = trusted | ~self.trusted[index]
+        index = index[better]
         self.method[index], self.trusted[index] = number, trusted[better]
         self.variance[index], self.enough[index] = variance[better], method.enough(log_w)[better]
 
@@ -125,7 +125,8 @@ class Verdicts:
         """Return the plan whose standard errors are about the target."""
         draws = self.units(target) * self._of_each("draws")
         names = tuple(method.name for method in self.methods)
-        return EvidencePlan(names, *map(torch.from_numpy, (self.method, draws, self.trusted)), target)
+        method, draws, trusted = map(torch.from_numpy, (self.method, draws, self.trusted))
+        return EvidencePlan(names, method, draws, trusted, target)
 
     def _needed(self, target: float) -> np.ndarray:
         wanted = np.maximum(SAFETY * self.variance / target**2, self.enough)

@@ -63,6 +63,7 @@ class BudgetedEvidence(Evidence):
         "a better guide (refit_guide) cures it, or annealed_evidence with more temperatures; as it stands, their "
         "log p(x) is a lower bound in expectation"
     )
+    DOUBT: ClassVar[str] = "weights that may have a heavy tail"
     COLUMNS: ClassVar[tuple[str, ...]] = (*Evidence.COLUMNS, "draws", "trusted")
 
     plan: EvidencePlan
@@ -103,6 +104,7 @@ class BudgetedEvidence(Evidence):
         settled = {name: self.method.count(name) for name in self.plan.methods}
         return super().to_dict() | {
             "target": self.plan.target,
+            "share_pareto_k_above_0.7": (self.pareto_k > TRUSTED).double().mean().item(),
             "share_untrusted": self.untrusted,
             "share_reached": self.reached,
             "draws": int(self.draws.sum()),

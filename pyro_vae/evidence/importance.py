@@ -179,7 +179,8 @@ def log_evidence(
             for batch in plan.batches():
                 log_w = as_array(sampler(batch, K, bar))
                 columns.append(weight_statistics(log_w, first=sum(len(column[0]) for column in columns)))
-    evidence = Evidence(*joined(columns), K, seed, plan.joint)
+    log_px, error, ess, k_hat = joined(columns)
+    evidence = Evidence(log_px, error, ess, k_hat, K, seed, plan.joint)
     warn_untrusted(evidence)
     return evidence
 

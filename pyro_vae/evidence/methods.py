@@ -17,7 +17,7 @@ from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs
 from pyro_vae.compiling.untraceable import first_line
 from pyro_vae.evidence.annealing import PILOTS, AnnealingSettings, annealing_settings, forward_chains
-from pyro_vae.evidence.pareto import NORMAL_95, pareto_limit, shrunk
+from pyro_vae.evidence.pareto import NORMAL_95, pareto_limit, rounding_error, shrunk
 from pyro_vae.evidence.path import AnnealingPath
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.evidence.results import as_array
@@ -105,7 +105,7 @@ class ImportanceDraws:
 
     def trusts(self, log_w: np.ndarray) -> np.ndarray:
         """Return whether the shape of the tail is at most ``TAIL``, with 95 % confidence, (B,)."""
-        return pareto_limit(log_w) <= TAIL
+        return pareto_limit(log_w, rounding_error(log_w)) <= TAIL
 
 
 @dataclass
@@ -154,7 +154,8 @@ class AnnealedDraws:
         False if the weights of all these images together, each divided by its geometric mean, have a heavy tail.
         """
         near = _near(log_w)
-        return near & (near.any() and pareto_limit(_together(log_w)) <= TAIL)
+        together = _together(log_w)
+        return near & (near.any() and pareto_limit(together, rounding_error(together)) <= TAIL)
 
 
 def annealing_ladder(

@@ -36,6 +36,15 @@ def pareto_k(log_w: np.ndarray, rounding: float | np.ndarray = 0.0) -> np.ndarra
     return np.array([_tail_shape(*column) for column in zip(top.T, np.broadcast_to(rounding, log_w.shape[1]))])
 
 
+def rounding_error(log_w: np.ndarray) -> np.ndarray:
+    """Return the relative error of the largest weights of each column of log w (K, B), from their dtype, (B,).
+
+    >>> rounding_error(np.array([[-100.0]], dtype=np.float32)).round(5)
+    array([0.0001])
+    """
+    return 8 * np.finfo(log_w.dtype).eps * np.abs(log_w.max(0).astype(np.float64)).clip(min=1)
+
+
 def pareto_limit(log_w: np.ndarray, rounding: float | np.ndarray = 0.0) -> np.ndarray:
     """Return an upper limit of the shape of the tail of each column of log w (K, B), that holds for 95 % of them.
 

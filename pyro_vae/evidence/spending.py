@@ -22,7 +22,7 @@ from pyro_vae.evidence.budgeted import BudgetedEvidence, EvidenceInterrupted, Ev
 from pyro_vae.evidence.measuring import progress_bar
 from pyro_vae.evidence.methods import UNIT, Method
 from pyro_vae.evidence.plan import MeasurementPlan, is_automatic
-from pyro_vae.evidence.results import warn_untrusted
+from pyro_vae.evidence.results import joined, warn_untrusted
 from pyro_vae.files import CheckpointError, expanded, load_tree, read_bytes, write_whole
 from pyro_vae.random import deferred_interrupt
 
@@ -134,13 +134,12 @@ class Spending:
         """Return the images that are done, in order."""
         assert self.plan is not None
         index = sorted(self.done)
-        values = (torch.from_numpy(np.concatenate(column)) for column in zip(*(self.done[i] for i in index)))
+        log_px, error, ess, k_hat = joined([self.done[i] for i in index])
         plan, weights = self.plan.of(index), self.draws.weights
         pilots = {name: n for (purpose, name), n in weights.items() if purpose == "pilot"}
         seconds = {name: sum(batches) for name, batches in self.draws.seconds.items()}
-        return BudgetedEvidence(
-            *values, int(plan.draws.max()), self.seed, plan=plan, pilots=pilots, seconds=seconds
-        )  # fmt: skip
+        most = int(plan.draws.max())
+        return BudgetedEvidence(log_px, error, ess, k_hat, most, self.seed, plan=plan, pilots=pilots, seconds=seconds)
 
     @contextmanager
     def _kept(self) -> Iterator[None]:
