@@ -305,7 +305,7 @@ def joined(batches: Iterable[Sequence[np.ndarray]]) -> Iterator[Tensor]:
 
 
 def warn_untrusted(evidence: Evidence) -> None:
-    """Warn the caller of an evidence function of images that cannot be trusted, by ``UntrustedEvidence``, and give advice."""
+    """Warn the caller of an evidence function of images that cannot be trusted, and give advice."""
     if evidence.untrusted > 0:
         count = round(evidence.untrusted * len(evidence.pareto_k))
         warn(
