@@ -31,12 +31,13 @@ Statistics = dict[int, tuple[np.ndarray, ...]]  # of each image that is done
 
 
 class Budget(NamedTuple):
-    """What may be spent: a standard error for each image, seconds, or a plan; and where what is done is saved."""
+    """What may be spent: a standard error for each image, seconds, or a plan; where what is done is saved; the dtype."""
 
     target: float | None = None
     seconds: float | None = None
     plan: EvidencePlan | None = None
     checkpoint: Path | str | None = None
+    precision: torch.dtype | None = None
 
     @classmethod
     def of(cls, particles: int | None, **options: Any) -> "Budget | None":
@@ -191,12 +192,17 @@ class Spending:
 
 def identity(budget: Budget, given: ProgramArguments, methods: Sequence[Method], seed: int, *functions: Any) -> str:
     """Return a fingerprint of all that the bits of a measurement depend on: data, parameters, options."""
-    digest = hashlib.sha256(repr((budget[:2], seed, torch.__version__, torch.get_num_threads())).encode())
+    digest = hashlib.sha256(
+        repr(
+            (budget.target, budget.seconds, budget.precision, seed, torch.__version__, torch.get_num_threads())
+        ).encode()
+    )
     for method in methods:
         digest.update(f"{method.name} {method.draws} {method.pilots} {method.most} {method.rows}".encode())
     modules = [tensor for owner in owners(*functions) for tensor in owner.state_dict().values()]
+    plan = () if budget.plan is None else budget.plan.to_tensors().values()
     store = [value for _, value in sorted(pyro.get_param_store().items())]
-    for tensor in (*given.tensors, *modules, *(() if modules else store)):
+    for tensor in (*given.tensors, *plan, *modules, *(() if modules else store)):
         if isinstance(tensor, Tensor):
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

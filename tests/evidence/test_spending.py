@@ -149,6 +149,8 @@ def test_the_identity_follows_the_parameters():
     program, budget = rough(), spending.Budget(target=0.1)
     given = spending.ProgramArguments.of((images(program, 3),))
     before = spending.identity(budget, given, [], 0, program.model, program.guide)
+    other = budget._replace(precision=torch.bfloat16)
+    assert spending.identity(other, given, [], 0, program.model, program.guide) != before
     with torch.no_grad():
         program.bias += 1e-9
     assert spending.identity(budget, given, [], 0, program.model, program.guide) != before
