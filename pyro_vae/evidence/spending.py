@@ -31,7 +31,7 @@ Statistics = dict[int, tuple[np.ndarray, ...]]  # of each image that is done
 
 
 class Budget(NamedTuple):
-    """What may be spent: a standard error for each image, seconds, or a plan; where what is done is saved; the dtype."""
+    """What may be spent: a standard error for each image, seconds, or a plan; where it is saved; the dtype."""
 
     target: float | None = None
     seconds: float | None = None
@@ -192,11 +192,8 @@ class Spending:
 
 def identity(budget: Budget, given: ProgramArguments, methods: Sequence[Method], seed: int, *functions: Any) -> str:
     """Return a fingerprint of all that the bits of a measurement depend on: data, parameters, options."""
-    digest = hashlib.sha256(
-        repr(
-            (budget.target, budget.seconds, budget.precision, seed, torch.__version__, torch.get_num_threads())
-        ).encode()
-    )
+    options = budget.target, budget.seconds, budget.precision
+    digest = hashlib.sha256(repr((options, seed, torch.__version__, torch.get_num_threads())).encode())
     for method in methods:
         digest.update(f"{method.name} {method.draws} {method.pilots} {method.most} {method.rows}".encode())
     modules = [tensor for owner in owners(*functions) for tensor in owner.state_dict().values()]
