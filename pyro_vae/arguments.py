@@ -1,6 +1,6 @@
 """The arguments of a program: how they are made from a batch of a data set, and cut into batches of rows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -61,9 +61,15 @@ class ProgramArguments(NamedTuple):
 
     def part(self, start: int, stop: int) -> "ProgramArguments":
         """Return the arguments of the rows from ``start`` to ``stop``."""
-        cut = partial(self._cut, part=slice(start, stop))
-        kwargs = {name: cut(value) for name, value in self.kwargs.items()}
-        return ProgramArguments(tuple(map(cut, self.args)), kwargs, stop - start)
+        return self._cut_all(partial(_sliced, part=slice(start, stop)), stop - start)
+
+    def at(self, index: Sequence[int]) -> "ProgramArguments":
+        """Return the arguments of the rows with these numbers, in this order; a row may be there several times.
+
+        >>> ProgramArguments.of((torch.arange(4),)).at([3, 0, 0]).args
+        (tensor([3, 0, 0]),)
+        """
+        return self._cut_all(partial(_chosen, index=list(index)), len(index))
 
     @property
     def only_tensors(self) -> bool:
@@ -77,8 +83,15 @@ class ProgramArguments(NamedTuple):
     def _of_rows(self, value: Any) -> bool:
         return self.rows is not None and _length(value) == self.rows
 
-    def _cut(self, argument: Any, part: slice) -> Any:
-        return tree_map(lambda value: value[part] if self._of_rows(value) else value, argument, is_leaf=self._of_rows)
+    def _cut_all(self, cut: Callable[[Any], Any], rows: int) -> "ProgramArguments":
+        """Return the arguments with everything cut that has one entry for each row."""
+
+        def of(argument: Any) -> Any:
+            return tree_map(
+                lambda value: cut(value) if self._of_rows(value) else value, argument, is_leaf=self._of_rows
+            )
+
+        return ProgramArguments(tuple(map(of, self.args)), {name: of(x) for name, x in self.kwargs.items()}, rows)
 
 
 def as_arguments(x: Any) -> tuple[Any, ...]:
@@ -116,6 +129,14 @@ def checked_arguments(x: Any, kwargs: Mapping[str, Any] | None = None) -> Progra
         raise ValueError("x: wanted at least one row, got none")
     copies = (tensor.clone() if tensor.is_inference() else tensor for tensor in found.tensors)
     return found.with_tensors(tuple(copies))
+
+
+def _sliced(value: Any, part: slice) -> Any:
+    return value[part]
+
+
+def _chosen(value: Any, index: list[int]) -> Any:
+    return value[index] if isinstance(value, Tensor | np.ndarray) else type(value)(value[i] for i in index)
 
 
 def _length(value: Any) -> int | None:

@@ -2,6 +2,9 @@
 
 - ``results``: what the estimates return, with diagnostics and summaries.
 - ``importance``: ``log_evidence``, importance sampling from the guide.
+- ``budget``: pilot draws decide how each image is measured, and the draws that count follow.
+- ``methods``: the methods of a budget, from the cheapest to the surest.
+- ``spending``: its options, checkpoints and result; ``budgeted``: ``BudgetedEvidence`` and ``EvidencePlan``.
 - ``annealed``: ``annealed_evidence`` and, on simulated data, ``bidirectional``.
 - ``annealing``: the chains: temperatures, Hamiltonian transitions, weights.
 - ``path``: the densities that the chains pass, and their gradients.
@@ -14,6 +17,7 @@
 
 from pyro_vae.evidence.annealed import StuckChains, annealed_evidence, bidirectional
 from pyro_vae.evidence.annealing import linear, sigmoid
+from pyro_vae.evidence.budgeted import BudgetedEvidence, EvidenceInterrupted, EvidencePlan
 from pyro_vae.evidence.importance import log_evidence
 from pyro_vae.evidence.pareto import pareto_k
 from pyro_vae.evidence.refitting import refit_guide
@@ -27,7 +31,10 @@ from pyro_vae.evidence.results import (
 
 __all__ = [
     "AnnealedEvidence",
+    "BudgetedEvidence",
     "Evidence",
+    "EvidenceInterrupted",
+    "EvidencePlan",
     "Sandwich",
     "StuckChains",
     "UntrustedEvidence",

@@ -5,6 +5,7 @@ The particles of an image are decoded in slices, so that memory is that of a few
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Any, TypedDict, overload
 
 import pyro
@@ -18,9 +19,12 @@ from typing_extensions import Unpack
 from pyro_vae.arguments import ProgramArguments, checked_arguments
 from pyro_vae.checks import whole_number
 from pyro_vae.compiling import Graphs, Untraceable, owners, traced
+from pyro_vae.evidence.budgeted import EvidencePlan
 from pyro_vae.evidence.measuring import Engine, chunk_size, measuring, progress_bar, takes_program, whether_compiled
+from pyro_vae.evidence.methods import UNIT, ImportanceDraws, annealing_ladder
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.evidence.results import Evidence, as_array, joined, warn_untrusted, weight_statistics
+from pyro_vae.evidence.spending import Budget, rows_of_budget, spend
 from pyro_vae.program import Program
 from pyro_vae.tracing.enumeration import Enumeration, row_terms
 from pyro_vae.tracing.traces import (
@@ -42,13 +46,17 @@ class ImportanceOptions(TypedDict, total=False):
 
     batch_size: int | None
     precision: torch.dtype | None
+    target: float | None
+    seconds: float | None
+    plan: EvidencePlan | None
+    checkpoint: Path | str | None
 
 
 @overload
 def log_evidence(
     program: Program,
     x: Tensor | tuple,
-    particles: int,
+    particles: int | None = None,
     *,
     chunk: int | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -62,7 +70,7 @@ def log_evidence(
     model: Callable,
     guide: Callable,
     x: Tensor | tuple,
-    particles: int,
+    particles: int | None = None,
     *,
     chunk: int | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -76,7 +84,7 @@ def log_evidence(
     model: Callable,
     guide: Callable,
     x: Tensor | tuple,
-    particles: int,
+    particles: int | None = None,
     *,
     chunk: int | None = None,
     kwargs: Mapping[str, Any] | None = None,
@@ -98,6 +106,10 @@ def log_evidence(
     Sites that are marked for enumeration, in the guide or in the model alone, are summed out exactly: one weight is
     Σ_y p(x, y, z_y) / q(z_y | x, y), z_y ~ q(z | x, y).
 
+    Write ``log_evidence(vae, x, target=0.05)`` for a standard error instead of a number of draws. Pilot draws decide
+    how many draws each image gets, and whether by importance sampling or by annealing. They are then thrown away, so
+    that the choice biases nothing. The result is a ``BudgetedEvidence``, which says which images can be trusted.
+
     Write ``log_evidence(vae, x, 100)`` or ``log_evidence(model, guide, x, 100)``. Images are the rows of the data: the
     plate that all sites share. Modules run in evaluation mode, without gradients. Warns by ``UntrustedEvidence`` of
     images with k̂ > 0.7.
@@ -106,7 +118,15 @@ def log_evidence(
         program: a module with ``model`` and ``guide``; or
         model, guide: any Pyro program.
         x: (images, ...), on the program's device; or a tuple of all positional arguments of the program, of any types.
-        particles: K, the exact number for each image.
+        particles: K, the exact number for each image; or give ``target`` or ``seconds``.
+        target: the wanted standard error of log p(x) of each image, in nats; that of the mean of n images is then about
+            target / √n. Trusted images mostly reach it; the result says which.
+        seconds: about so many are spent, on the smallest standard error for which they suffice, and on none below
+            ``target`` if that is given too. Their number depends on the clock, and with it the draws. The result has
+            them in ``plan``. The pilots of importance sampling, 1,000 draws of each image, are always drawn.
+        plan: of another result: the same images are measured by the same draws, to the last bit.
+        checkpoint: a file in which a budgeted measurement is saved every half minute and at Ctrl-C, which raises
+            ``EvidenceInterrupted``; the same call continues, with the same bits.
         chunk: number of z decoded at once; 500 by default on a CPU, whose cache holds them, and 20,000 on a GPU. It
             changes only speed, memory and rounding.
         batch_size: images whose K particles are drawn at once; by default 250,000 / K, at most 250. Another batch size
@@ -130,31 +150,37 @@ def log_evidence(
     >>> evidence = log_evidence(program, x, 50)  # its guide is the exact posterior
     >>> torch.allclose(evidence.log_px, program.log_px(x))
     True
+    >>> log_evidence(program, x, target=0.05, engine="eager").method
+    ('importance', 'importance')
     """
     if guide is None:
         raise ValueError("guide: wanted a function, got None; annealed_evidence(model, None, x) starts from the prior")
     given, compiled = checked_arguments(x, kwargs), whether_compiled(engine)
-    whole_number("particles", particles)
     chunk, batch_size = chunk_size(chunk, given.device), options.get("batch_size")
-    if batch_size is not None:
-        whole_number("batch_size", batch_size)
+    budget = Budget.of(particles, **{name: options.get(name) for name in Budget._fields})
+    for name, number in (("particles", particles), ("batch_size", batch_size)):
+        if number is not None:
+            whole_number(name, number)
     with measuring(model, guide, given, seed, options.get("precision")):
-        most = min(max(DRAWN_AT_ONCE // particles, 1), MOST_IMAGES)
-        enumeration = Enumeration.of(model, guide, given.args, given.kwargs, particles)
+        K = particles or UNIT
+        enumeration = Enumeration.of(model, guide, given.args, given.kwargs, K)
         held = model if enumeration is None else enumeration.held
+        most = min(max(DRAWN_AT_ONCE // K, 1), MOST_IMAGES) if budget is None else rows_of_budget(given, chunk)
         plan = MeasurementPlan.of(held, guide, given, batch_size, most)
-        total = plan.weights * particles
         if enumeration is None:
-            sampler = ImportanceSampler(model, guide, plan, chunk, plan.graphs(compiled, total // chunk))
+            sampler = ImportanceSampler(model, guide, plan, chunk, plan.graphs(compiled, plan.weights * K // chunk))
         else:
             sampler = EnumeratedSampler(enumeration, plan, chunk, compiled)
+        if budget is not None:
+            further = [] if enumeration else annealing_ladder(model, guide, plan, compiled, chunk)
+            return spend(budget, [ImportanceDraws(sampler, plan.size), *further], plan, seed, progress, model, guide)
         columns = []
-        with progress_bar(total, "particle", progress) as bar:
+        with progress_bar(plan.weights * K, "particle", progress) as bar:
             for batch in plan.batches():
-                log_w = as_array(sampler(batch, particles, bar))
+                log_w = as_array(sampler(batch, K, bar))
                 columns.append(weight_statistics(log_w, first=sum(len(column[0]) for column in columns)))
     log_px, error, ess, k_hat = joined(columns)
-    evidence = Evidence(log_px, error, ess, k_hat, particles, seed, plan.joint)
+    evidence = Evidence(log_px, error, ess, k_hat, K, seed, plan.joint)
     warn_untrusted(evidence)
     return evidence
 

@@ -8,6 +8,8 @@ import math
 import numpy as np
 
 FEWEST = 5  # different weights that a tail must have for an estimate of its shape; equal ones that end it
+ALIKE = 10  # values, from which on they say how much they vary
+NORMAL_95 = 1.645  # the 95 % quantile of the standard normal
 VANISHED = math.log(1e-290)  # log ratio to the largest weight, below which differences of two weights underflow
 
 
@@ -32,6 +34,50 @@ def pareto_k(log_w: np.ndarray, rounding: float | np.ndarray = 0.0) -> np.ndarra
         return np.full(log_w.shape[1], np.nan)
     top = -np.sort(np.partition(-log_w, tail, axis=0)[: tail + 1], axis=0)
     return np.array([_tail_shape(*column) for column in zip(top.T, np.broadcast_to(rounding, log_w.shape[1]))])
+
+
+def rounding_error(log_w: np.ndarray) -> np.ndarray:
+    """Return the relative error of the largest weights of each column of log w (K, B), from their dtype, (B,).
+
+    >>> rounding_error(np.array([[-100.0]], dtype=np.float32)).round(5)
+    array([0.0001])
+    """
+    return 8 * np.finfo(log_w.dtype).eps * np.abs(log_w.max(0).astype(np.float64)).clip(min=1)
+
+
+def pareto_limit(log_w: np.ndarray, rounding: float | np.ndarray = 0.0) -> np.ndarray:
+    """Return an upper limit of the shape of the tail of each column of log w (K, B), that holds for 95 % of them.
+
+    k̂ of a few hundred weights is itself uncertain, by about (1 + k) / √M for a tail of M weights. A sample that has
+    missed the large weights has a small k̂, a mean that is too low, and an error that is too small, all at once. So
+    each k̂ is seen among those of the other columns, as ``shrunk`` does.
+
+    >>> u = np.random.default_rng(0).random((1000, 1))
+    >>> pareto_k(-0.6 * np.log(u)).round(1), pareto_limit(-0.6 * np.log(u)).round(1)
+    (array([0.8]), array([1.1]))
+    """
+    limit = pareto_k(log_w, rounding)
+    finite = np.isfinite(limit)
+    if finite.any():
+        tail = math.ceil(min(len(log_w) / 5, 3 * math.sqrt(len(log_w))))
+        mean, spread = shrunk(limit[finite], (1 + max(limit[finite].mean(), 0)) / math.sqrt(tail))
+        limit[finite] = mean + NORMAL_95 * spread
+    return limit
+
+
+def shrunk(values: np.ndarray, noise: float) -> tuple[np.ndarray, float]:
+    """Return means and standard deviation of what lies under noisy values (B,), if it is normal (Efron & Morris 1973).
+
+    How much it varies follows from the values themselves; fewer than ``ALIKE`` values say nothing about each other.
+
+    >>> shrunk(np.array([0.1, 0.3] * 10), noise=0.1)[0].round(1)[:2], shrunk(np.array([0.1, 0.3]), noise=0.1)[0]
+    (array([0.2, 0.2]), array([0.1, 0.3]))
+    """
+    if len(values) < ALIKE:
+        return values, noise
+    mean, between = values.mean(), max(values.var(ddof=1) - noise**2, 0.0)
+    share = between / (between + noise**2)
+    return mean + share * (values - mean), math.sqrt(share * noise**2 + (1 - share) * noise**2 / len(values))
 
 
 def _tail_shape(top: np.ndarray, rounding: float) -> float:

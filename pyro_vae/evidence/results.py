@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.data.frames import framed
 from pyro_vae.errors import warn
-from pyro_vae.evidence.pareto import pareto_k
+from pyro_vae.evidence.pareto import pareto_k, rounding_error
 from pyro_vae.printing import listed
 from pyro_vae.showing import Shown, on_one_line
 
@@ -55,6 +55,7 @@ class Evidence:
         "does, which moves the guide's draws to where the posterior is, and refit_guide, which trains a richer guide "
         "for this model, helps; as it stands, log p(x) is a lower bound in expectation"
     )
+    DOUBT: ClassVar[str] = f"Pareto k̂ > {TRUSTED}"
     COLUMNS: ClassVar[tuple[str, ...]] = ("log_px", "standard_error", "ess", "pareto_k")
 
     log_px: Tensor
@@ -141,7 +142,7 @@ class Evidence:
 
     def __repr__(self) -> str:
         unit = "of all images together" if self.joint else f"per image, n = {len(self.log_px)}"
-        k_hat = "" if math.isnan(self.untrusted) else f", k̂ > {TRUSTED} for {self.untrusted:.1%}"
+        k_hat = "" if math.isnan(self.untrusted) else f", {self.DOUBT} for {self.untrusted:.1%}"
         name, value = type(self).__name__, self._value(2)
         return on_one_line(f"{name}(log p(x) ≥ {value} nats {unit}, K = {self.num_particles}{k_hat})")
 
@@ -282,15 +283,14 @@ def weight_statistics(log_w: np.ndarray, first: int = 0) -> tuple[np.ndarray, ..
     >>> [value.round(2).tolist() for value in weight_statistics(np.log([[1.0], [3.0]]))[:3]]
     [[0.69], [0.5], [1.6]]
     """
-    rounding = 8 * np.finfo(log_w.dtype).eps
-    log_w = log_w.astype(np.float64)
+    log_w, rounded = log_w.astype(np.float64), log_w
     peak = log_w.max(0)
     _check_weights(log_w, peak, first)
     w = np.exp(log_w - peak)
     mean, K = w.mean(0), len(w)
     error = w.std(0, ddof=1) / (mean * math.sqrt(K)) if K > 1 else np.full_like(mean, np.nan)
     ess = w.sum(0) ** 2 / (w**2).sum(0)
-    return peak + np.log(mean), error, ess, pareto_k(log_w, rounding * np.abs(peak).clip(min=1))
+    return peak + np.log(mean), error, ess, pareto_k(log_w, rounding_error(rounded))
 
 
 def as_array(tensor: Tensor) -> np.ndarray:
@@ -305,11 +305,11 @@ def joined(batches: Iterable[Sequence[np.ndarray]]) -> Iterator[Tensor]:
 
 
 def warn_untrusted(evidence: Evidence) -> None:
-    """Warn the caller of an evidence function of images with k̂ > 0.7, by ``UntrustedEvidence``, and give advice."""
-    count = int((evidence.pareto_k > TRUSTED).sum())
-    if count:
+    """Warn the caller of an evidence function of images that cannot be trusted, and give advice."""
+    if evidence.untrusted > 0:
+        count = round(evidence.untrusted * len(evidence.pareto_k))
         warn(
-            f"Pareto k̂ > {TRUSTED} for {count} of {len(evidence.pareto_k)} images ({evidence.untrusted:.1%}): neither "
+            f"{evidence.DOUBT} for {count} of {len(evidence.pareto_k)} images ({evidence.untrusted:.1%}): neither "
             f"their log p(x) nor its standard error can be trusted; {evidence.ADVICE}",
             UntrustedEvidence,  # the caller of a function under takes_program
         )

@@ -19,9 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvid
 
 @pytest.mark.parametrize("value", [0, -1, 2.0, math.nan, True, "3", None, torch.tensor(3)])
 def test_numbers_that_are_none(value):
-    for name in ("particles", "chunk", "batch_size"):
-        if value is None and name != "particles":
-            continue
+    for name in ("particles", "chunk", "batch_size") if value is not None else ():
         with pytest.raises(ValueError, match=f"{name}: wanted a whole number of at least 1, got"):
             log_evidence(scaled, proposed, X, **{"particles": 5} | {name: value})
     for name in ("num_temperatures", "chains", "leapfrog"):

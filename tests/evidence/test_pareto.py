@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as arrays
 from pyro.ops.stats import fit_generalized_pareto
 
 from pyro_vae.evidence import from_log_weights
-from pyro_vae.evidence.pareto import generalized_pareto_shape, pareto_k
+from pyro_vae.evidence.pareto import generalized_pareto_shape, pareto_k, pareto_limit, shrunk
 
 
 @pytest.mark.parametrize("k", [-1.0, -0.3, 0.0, 0.3, 0.7, 1.5])
@@ -135,3 +135,21 @@ def test_weights_that_have_collapsed_onto_a_few_are_not_trusted():
     log_w[3:6] = -math.inf
     evidence = from_log_weights(log_w)
     assert evidence.pareto_k.tolist() == [math.inf] and evidence.untrusted == 1.0
+
+
+def test_limit_of_many_tails_is_sharper_than_that_of_one():
+    log_u = np.log(np.random.default_rng(1).random((1000, 60)))
+    alone = np.concatenate([pareto_limit(-0.3 * column[:, None]) for column in log_u.T])
+    together = pareto_limit(-0.3 * log_u)
+    assert (alone > 0.3).mean() > 0.9 and (together > 0.3).mean() > 0.9
+    assert alone.max() > 0.6 and together.max() < 0.5
+    assert pareto_limit(np.zeros((1000, 2))).tolist() == [-np.inf, -np.inf]
+    assert np.isnan(pareto_limit(log_u[:10])).all()
+
+
+def test_shrunk_values_are_nearer_to_what_lies_under_them():
+    generator = np.random.default_rng(2)
+    truth = generator.normal(1.0, 0.3, 2000)
+    mean, spread = shrunk(truth + generator.normal(0, 0.4, 2000), noise=0.4)
+    assert spread == pytest.approx(0.24, rel=0.05)  # 1 / √(1/0.3² + 1/0.4²)
+    assert (mean - truth).std() == pytest.approx(spread, rel=0.05)

@@ -1,0 +1,231 @@
+"""How a budget is spent: methods of weighing an image, from the cheapest to the surest.
+
+A method is anything with the fields and functions of ``Method``. ``budget.spend`` tries them in their order.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_vae.arguments import ProgramArguments
+from pyro_vae.compiling import Graphs
+from pyro_vae.compiling.untraceable import first_line
+from pyro_vae.evidence.annealing import PILOTS, AnnealingSettings, annealing_settings, forward_chains
+from pyro_vae.evidence.pareto import NORMAL_95, pareto_limit, rounding_error, shrunk
+from pyro_vae.evidence.path import AnnealingPath
+from pyro_vae.evidence.plan import MeasurementPlan
+from pyro_vae.evidence.results import as_array
+
+UNIT = 250  # importance weights of a row that are drawn at once
+TAIL = 0.5  # the largest upper limit of the tail's shape at which weights are trusted: their variance is finite
+SPREAD = 1.2  # the largest upper limit of the variance of an annealed log weight at which its error can be trusted
+# Of annealing: temperatures, and the length of a transition at the first step size, for a standard normal posterior. A
+# length of π would reverse z and keep |z|, so that the tail of the weights would stay. Steps grow at each temperature.
+LADDER = ((10, math.pi / 2), (50, math.pi / 4))
+OFF = 0.1  # standard errors by which log p̂ may be too low on average
+SILENT = tqdm(disable=True)
+
+
+class Method(Protocol):
+    """A way of drawing weights of each row, with E w = p(x).
+
+    Attributes:
+        name: in results and saved plans.
+        draws: the number of weights of a row that are drawn at once, the unit of a budget.
+        pilots: how many such units decide on an image, and ``together`` how many draws on all of them.
+        least, most: so many units are at least and at most spent on an image.
+        rows: the number of rows that run at once.
+    """
+
+    name: str
+    draws: int
+    pilots: int
+    together: int
+    least: int
+    most: int
+    rows: int
+
+    def weigh(self, batch: ProgramArguments) -> np.ndarray:
+        """Return log weights (draws, B)."""
+        ...
+
+    def variance(self, log_w: np.ndarray) -> np.ndarray:
+        """Return the relative variance Var w / (E w)² of each column of log weights (K, B), (B,)."""
+        ...
+
+    def enough(self, log_w: np.ndarray) -> np.ndarray:
+        """Return how many draws make log p̂ about normal, by these log weights (K, B), (B,)."""
+        ...
+
+    def trusts(self, log_w: np.ndarray) -> np.ndarray:
+        """Return whether value and error of further draws can be trusted, by these log weights (K, B), (B,)."""
+        ...
+
+
+@dataclass
+class ImportanceDraws:
+    """Importance sampling, trusted where the tail of the weights is surely light.
+
+    Args:
+        sampler: draws log weights (K, B) of a batch.
+        rows: the number of rows that run at once.
+
+    >>> method = ImportanceDraws(lambda batch, K, bar: None, rows=1)
+    >>> log_u = np.log(np.random.default_rng(0).random((1000, 1)))  # of tails of shape 0.1 and 0.6
+    >>> method.trusts(-0.1 * log_u), method.trusts(-0.6 * log_u)
+    (array([ True]), array([False]))
+    """
+
+    sampler: Callable[[ProgramArguments, int, tqdm], Tensor]
+    rows: int
+    name: str = "importance"
+    draws: int = UNIT
+    pilots: int = 4
+    together: int = 0
+    least: int = 2
+    most: int = 400
+
+    def weigh(self, batch: ProgramArguments) -> np.ndarray:
+        """Return log weights (draws, B)."""
+        return as_array(self.sampler(batch, self.draws, SILENT))
+
+    def variance(self, log_w: np.ndarray) -> np.ndarray:
+        """Return the relative variance of the weights, (B,)."""
+        return relative_variance(log_w)
+
+    def enough(self, log_w: np.ndarray) -> np.ndarray:
+        """Return how many draws make log p̂ about normal, by the skewness of these, (B,)."""
+        return draws_for_a_normal(self.variance(log_w), skewness(log_w))
+
+    def trusts(self, log_w: np.ndarray) -> np.ndarray:
+        """Return whether the shape of the tail is at most ``TAIL``, with 95 % confidence, (B,)."""
+        return pareto_limit(log_w, rounding_error(log_w)) <= TAIL
+
+
+@dataclass
+class AnnealedDraws:
+    """Annealed importance sampling, trusted where the log weights hardly differ.
+
+    The steps of a chain take the tail of the weights apart: each counts by a small power of the importance weight. What
+    is left is about a normal distribution of log w, whose variance few chains show. Whether a tail is left, because
+    the chains did not move far enough, only many chains show: those of all images together.
+    """
+
+    model: Callable
+    guide: Callable | None
+    plan: MeasurementPlan
+    settings: AnnealingSettings
+    rows: int
+    graphs: Graphs
+    name: str = field(init=False)
+    draws: int = field(init=False)
+    pilots: int = 1
+    together: int = 1000
+    least: int = 4
+    most: int = 250
+
+    def __post_init__(self) -> None:
+        self.name, self.draws = f"annealed-{self.settings.num_temperatures}", self.settings.chains
+
+    def weigh(self, batch: ProgramArguments) -> np.ndarray:
+        """Return log weights (draws, B), of chains whose step sizes two others set."""
+        path = AnnealingPath(self.model, self.guide, *batch, self.graphs, plan=self.plan)
+        return forward_chains(path, self.settings, SILENT).log_w
+
+    def variance(self, log_w: np.ndarray) -> np.ndarray:
+        """Return the relative variance of the weights, and at least that of a normal log w of their variance, (B,)."""
+        mean, spread = _log_spread(log_w)
+        return np.maximum(relative_variance(log_w), np.expm1(np.exp(mean + spread**2 / 2).clip(max=100)))
+
+    def enough(self, log_w: np.ndarray) -> np.ndarray:
+        """Return how many draws make log p̂ about normal, by the skewness of the weights of all images, (B,)."""
+        variance = self.variance(log_w)
+        return draws_for_a_normal(variance, np.maximum(skewness(_together(log_w)), (variance + 3) * np.sqrt(variance)))
+
+    def trusts(self, log_w: np.ndarray) -> np.ndarray:
+        """Return whether the variance of log w is at most ``SPREAD``, with 95 % confidence, (B,).
+
+        False if the weights of all these images together, each divided by its geometric mean, have a heavy tail.
+        """
+        near = _near(log_w)
+        together = _together(log_w)
+        return near & (near.any() and pareto_limit(together, rounding_error(together)) <= TAIL)
+
+
+def annealing_ladder(
+    model: Callable, guide: Callable | None, plan: MeasurementPlan, compiled: bool | None, chunk: int
+) -> list[AnnealedDraws]:
+    """Return the methods of annealing, by more and more temperatures; none if the program cannot be annealed."""
+    try:
+        path = AnnealingPath(model, guide, *next(plan.batches()), plan=plan)
+    except (ValueError, NotImplementedError) as error:
+        logging.getLogger(__name__).info("log p(x) is not annealed: %s", first_line(error))
+        return []
+    first_step = 0.5 * sum(shape.numel() for shape in path.shapes.values()) ** -0.25
+    ladder = [annealing_settings(T, leapfrog=max(1, round(length / first_step))) for T, length in LADDER]
+    graphs = plan.graphs(compiled, plan.weights * ladder[0].num_temperatures)
+    rows = max(1, min(plan.weights, chunk // (ladder[0].chains + PILOTS)))
+    return [AnnealedDraws(model, guide, plan, settings, rows, graphs) for settings in ladder]
+
+
+def relative_variance(log_w: np.ndarray) -> np.ndarray:
+    """Return Var w / (mean w)² of each column of log weights (K, B); ∞ where all are zero.
+
+    >>> relative_variance(np.log([[1.0, 2.0], [3.0, 2.0]])).round(2)
+    array([0.5, 0. ])
+    """
+    peak = log_w.max(0)
+    w = np.exp(np.asarray(log_w, np.float64) - np.where(np.isfinite(peak), peak, 0))
+    mean = w.mean(0)
+    return np.divide(w.var(0, ddof=1), mean**2, out=np.full(len(mean), np.inf), where=mean > 0)
+
+
+def skewness(log_w: np.ndarray) -> np.ndarray:
+    """Return the skewness of the weights of each column of log weights (K, B), (B,); 0 where all are equal.
+
+    >>> skewness(np.log([[1.0, 1.0], [1.0, 1.0], [4.0, 1.0]])).round(2)
+    array([0.71, 0.  ])
+    """
+    w = np.exp(log_w - log_w.max(0))
+    spread, third = w.std(0), np.mean((w - w.mean(0)) ** 3, 0)
+    return np.divide(third, spread**3, out=np.zeros_like(spread), where=spread > 0)
+
+
+def draws_for_a_normal(variance: np.ndarray, skewness: np.ndarray) -> np.ndarray:
+    """Return the number of draws K for which z = (log p̂ − log p) / error is off by at most ``OFF`` on average.
+
+    A skewed sample whose mean is low has a small standard deviation as well, and the logarithm is curved, so that
+
+        E z ≈ −(skewness + √variance) / (2 √K)
+
+    with the relative variance of a weight. The first part is that of Student's statistic (Hall 1987).
+
+    >>> draws_for_a_normal(np.array([1.0]), np.array([2.0]))
+    array([225.])
+    """
+    return ((np.abs(skewness) + np.sqrt(variance)) / (2 * OFF)) ** 2
+
+
+def _near(log_w: np.ndarray) -> np.ndarray:
+    """Return whether the variance of log w is surely small, for each column (K, B)."""
+    mean, spread = _log_spread(log_w)
+    return np.exp(mean + NORMAL_95 * spread) <= SPREAD
+
+
+def _together(log_w: np.ndarray) -> np.ndarray:
+    """Return the log weights of all images whose variance is small, or of all, each less its mean, in one column."""
+    near = _near(log_w)
+    return (log_w - log_w.mean(0))[:, near if near.any() else slice(None)].reshape(-1, 1)
+
+
+def _log_spread(log_w: np.ndarray) -> tuple[np.ndarray, float]:
+    """Return means and standard deviation of what the log of the variance of log w is, for each column (K, B)."""
+    with np.errstate(invalid="ignore"):
+        variance = np.nan_to_num(np.asarray(log_w, np.float64).var(0, ddof=1), nan=math.inf)
+    return shrunk(np.log(variance.clip(1e-12, 1e12)), math.sqrt(2 / (len(log_w) - 1)))

@@ -1,0 +1,73 @@
+"""What pilot draws say of further ones, against distributions whose tails and moments are known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from evidence_programs import images, rough, truth
+
+from pyro_vae.arguments import ProgramArguments
+from pyro_vae.compiling import Graphs
+from pyro_vae.evidence.annealing import annealing_settings
+from pyro_vae.evidence.methods import (
+    AnnealedDraws,
+    ImportanceDraws,
+    annealing_ladder,
+    draws_for_a_normal,
+    relative_variance,
+    skewness,
+)
+from pyro_vae.evidence.plan import MeasurementPlan
+
+RNG = np.random.default_rng(0)
+IMPORTANCE = ImportanceDraws(lambda batch, K, bar: None, rows=1)
+ANNEALED = AnnealedDraws(None, None, None, annealing_settings(10), 1, Graphs(False, 0, "cpu"))
+
+
+def lognormal(s, shape):
+    return RNG.normal(-(s**2) / 2, s, shape)
+
+
+def test_moments_of_a_log_normal_distribution():
+    log_w, v = lognormal(0.5, (400_000, 1)), math.expm1(0.25)
+    assert relative_variance(log_w) == pytest.approx(v, rel=0.02)
+    assert skewness(log_w) == pytest.approx((v + 3) * math.sqrt(v), rel=0.05)
+    assert ANNEALED.variance(lognormal(0.5, (16, 500))).mean() == pytest.approx(v, rel=0.3)
+
+
+@pytest.mark.parametrize("s", [0.5, 1.0])
+def test_so_many_draws_make_z_about_normal(s):
+    v = math.expm1(s**2)
+    (K,) = draws_for_a_normal(np.array([v]), np.array([(v + 3) * math.sqrt(v)]))
+    w = np.exp(lognormal(s, (int(K), 4000)))
+    z = np.log(w.mean(0)) / (w.std(0, ddof=1) / w.mean(0) / math.sqrt(K))
+    assert -0.16 < z.mean() < 0.0
+    assert 0.935 < (np.abs(z) < 1.96).mean() < 0.96
+
+
+def test_importance_draws_are_trusted_by_their_tails():
+    log_u = np.log(RNG.random((1000, 50)))
+    assert IMPORTANCE.trusts(-0.2 * log_u).all() and not IMPORTANCE.trusts(-0.6 * log_u).any()
+    assert IMPORTANCE.trusts(np.zeros((1000, 1))).all()  # no tail
+    assert IMPORTANCE.trusts(-40 + 1e-14 * RNG.normal(size=(1000, 3))).all()  # nothing but rounding
+
+
+def test_annealed_draws_are_trusted_by_their_spread_and_common_tail():
+    assert ANNEALED.trusts(lognormal(0.5, (16, 100))).all()
+    assert not ANNEALED.trusts(lognormal(1.5, (16, 100))).any()
+    heavy = -0.6 * np.log(RNG.random((16, 100)))  # log w has a variance of 0.36 only
+    assert not ANNEALED.trusts(heavy).any()
+
+
+def test_annealed_draws_weigh_without_bias():
+    program = rough(narrower=0.6)
+    x = images(program, 2).repeat_interleave(200, 0)
+    plan = MeasurementPlan.of(program.model, program.guide, ProgramArguments.of((x,)), None, 400)
+    first, second = annealing_ladder(program.model, program.guide, plan, compiled=False, chunk=20_000)
+    assert (first.name, first.settings.leapfrog, second.settings.leapfrog) == ("annealed-10", 4, 2)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        w = np.exp(first.weigh(plan.given) - truth(program, x).numpy())
+    means = w.reshape(16, 2, 200).mean((0, 2))
+    assert (np.abs(means - 1) < 4 * w.std() / math.sqrt(3200)).all()

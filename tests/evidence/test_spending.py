@@ -1,0 +1,156 @@
+"""log p(x) by a budget: coverage against known values, what is saved, and what is refused."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from evidence_programs import EAGER, images, rough, shared_rate, shared_rate_guide, truth
+from pyro.infer.autoguide import AutoNormal
+
+from pyro_vae.evidence import BudgetedEvidence, EvidenceInterrupted, log_evidence, spending
+from pyro_vae.evidence.budget import Draws
+from pyro_vae.files import CheckpointError
+
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")
+
+QUIET = {"progress": False, "chunk": 20_000, **EAGER}
+A = torch.tensor([2.3, -0.4, -3.2, 0.8, -1.6, -2.0, 0.6, 1.2]).double()  # of a logistic regression on z
+
+
+def logistic(x):
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+        pyro.sample("x", dist.Bernoulli(logits=z.unsqueeze(-1) * A).to_event(1), obs=x)
+
+
+def logistic_guide(x):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(0.2 * (x - 0.5) @ A, 0.5))
+
+
+def by_quadrature(x):
+    """log p(x) of the logistic regression, by the trapezoidal rule: exact to 10⁻¹², since the integrand is smooth."""
+    z = torch.linspace(-10, 10, 801).double()
+    joint = dist.Normal(0.0, 1.0).log_prob(z)[:, None]
+    joint = joint + dist.Bernoulli(logits=z[:, None, None] * A).log_prob(x).sum(-1)
+    return joint.logsumexp(0) + math.log(20 / 800)
+
+
+def covered(evidence, exact):
+    """The share of the trusted images whose 95 % interval holds the truth."""
+    z = (evidence.log_px - exact) / evidence.standard_error
+    return (z.abs() < 1.96)[evidence.trusted].double().mean().item()
+
+
+def test_logistic_regression_against_quadrature():
+    torch.manual_seed(0)
+    x = torch.bernoulli(torch.sigmoid(torch.randn(1000, 1).double() * A))
+    evidence = log_evidence(logistic, logistic_guide, x, target=0.05, **QUIET)
+    exact = by_quadrature(x)
+    assert isinstance(evidence, BudgetedEvidence) and evidence.untrusted < 0.1 and evidence.reached > 0.8
+    assert 0.93 <= covered(evidence, exact) <= 0.97
+    z = ((evidence.log_px - exact) / evidence.standard_error)[evidence.trusted].sort().values
+    empirical = torch.arange(1, len(z) + 1) / len(z)
+    assert (dist.Normal(0.0, 1.0).cdf(z) - empirical).abs().max() < 1.63 / math.sqrt(len(z))  # Kolmogorov, 1 %
+
+
+def test_a_guide_that_is_too_narrow():
+    program = rough(narrower=0.6)  # k = 0.64
+    x = images(program, 150)
+    evidence = log_evidence(program, x, target=0.1, **QUIET)
+    assert set(evidence.method) <= {"annealed-10", "annealed-50"}  # none is settled by importance draws
+    assert evidence.untrusted < 0.1
+    assert 0.9 <= covered(evidence, truth(program, x)) <= 1.0  # 150 images: 0.95 ± 0.018
+
+
+def test_interrupted_and_continued(tmp_path, monkeypatch):
+    program = rough()
+    x, path = images(program, 60), tmp_path / "evidence.pt"
+    whole = log_evidence(program, x, target=0.02, **QUIET)
+    drawn, batches = Draws._batch, []
+
+    def stopped(self, method, part, purpose):
+        if purpose.startswith("count"):
+            batches.append(purpose)
+            if len(batches) == 4:
+                raise KeyboardInterrupt
+        return drawn(self, method, part, purpose)
+
+    monkeypatch.setattr(Draws, "_batch", stopped)
+    with pytest.raises(EvidenceInterrupted, match="the same call continues") as caught:
+        log_evidence(program, x, target=0.02, checkpoint=path, **QUIET)
+    part, done = caught.value.evidence, caught.value.images
+    assert 0 < len(done) < 60 and torch.equal(part.log_px, whole.log_px[done])
+    batches.extend("never again")
+    with pytest.raises(CheckpointError, match="another measurement"):
+        log_evidence(program, x, target=0.03, checkpoint=path, **QUIET)
+    rest = log_evidence(program, x, target=0.02, checkpoint=path, **QUIET)
+    assert torch.equal(rest.log_px, whole.log_px) and torch.equal(rest.pareto_k, whole.pareto_k)
+    assert batches.count("count importance 0") == 1  # what was done is not done again
+    again = log_evidence(program, x, target=0.02, checkpoint=path, **QUIET)
+    assert torch.equal(again.log_px, whole.log_px)
+
+
+def test_seconds_can_be_repeated_by_the_plan():
+    program = rough()
+    x = images(program, 20)
+    evidence = log_evidence(program, x, seconds=1.0, seed=3, **QUIET)
+    again = log_evidence(program, x, plan=evidence.plan, seed=3, **QUIET)
+    assert torch.equal(again.log_px, evidence.log_px) and torch.equal(again.standard_error, evidence.standard_error)
+    assert not again.pilots and evidence.pilots["importance"] == 20_000
+    with pytest.raises(ValueError, match="plan: wanted one of 10 images"):
+        log_evidence(program, x[:10], plan=evidence.plan, **QUIET)
+
+
+def test_discrete_latents_have_importance_sampling_alone():
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            y = pyro.sample("y", dist.Bernoulli(x.new_full((len(x),), 0.3)))
+            pyro.sample("x", dist.Normal(2 * y, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Bernoulli(torch.sigmoid(x - 1)))
+
+    x = torch.linspace(-2, 3, 6)
+    evidence = log_evidence(model, guide, x, target=0.01, **QUIET)
+    log_p = torch.stack([math.log(0.7) + dist.Normal(0, 1).log_prob(x), math.log(0.3) + dist.Normal(2, 1).log_prob(x)])
+    assert evidence.plan.methods == ("importance",) and evidence.trusted.all()
+    assert ((evidence.log_px - log_p.logsumexp(0)).abs() < 5 * evidence.standard_error + 1e-5).all()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({}, "wanted either particles"),
+        ({"particles": 10, "target": 0.1}, "got particles, target"),
+        ({"target": -1.0}, "target: wanted a positive number"),
+        ({"seconds": math.nan}, "seconds: wanted a positive number"),
+        ({"particles": 10, "checkpoint": "file"}, "checkpoint: wanted a budget"),
+    ],
+)
+def test_options_that_cannot_be(options, message):
+    program = rough()
+    with pytest.raises(ValueError, match=message):
+        log_evidence(program, images(program, 2), **options, **QUIET)
+
+
+def test_rows_that_need_each_other_are_refused():
+    x, offset = torch.ones(4, 3), torch.ones(4)
+    with pytest.raises(ValueError, match="rows can be measured apart"):
+        log_evidence(shared_rate, shared_rate_guide, x, target=0.1, kwargs={"offset": offset}, **QUIET)
+    with pytest.raises(ValueError, match="rows can be measured apart"):
+        log_evidence(logistic, AutoNormal(logistic), torch.ones(4, 8).double(), target=0.1, **QUIET)
+
+
+def test_the_identity_follows_the_parameters():
+    program, budget = rough(), spending.Budget(target=0.1)
+    given = spending.ProgramArguments.of((images(program, 3),))
+    before = spending.identity(budget, given, [], 0, program.model, program.guide)
+    other = budget._replace(precision=torch.bfloat16)
+    assert spending.identity(other, given, [], 0, program.model, program.guide) != before
+    with torch.no_grad():
+        program.bias += 1e-9
+    assert spending.identity(budget, given, [], 0, program.model, program.guide) != before
