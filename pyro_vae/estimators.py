@@ -24,15 +24,15 @@ from torch import Tensor
 
 from pyro_vae.checks import whole_number
 from pyro_vae.estimation import Description, Estimator, check_analytic_kl, describe, importance_weighted_bound
+from pyro_vae.estimation.doubly_reparameterized import DoublyReparameterized, RenyiBound
+from pyro_vae.estimation.generalized import GeneralizedDReG
 from pyro_vae.tracing.matching import core
 from pyro_vae.tracing.paths import (
     Detached,
     GatedPaths,
     check_observed,
     check_reparameterised,
-    inner,
     leave_score_out,
-    partial_derivatives,
 )
 from pyro_vae.tracing.traces import (
     PARTICLES,
@@ -43,7 +43,6 @@ from pyro_vae.tracing.traces import (
     log_weights,
     sample_sites,
     score,
-    spread,
     trace_of,
 )
 
@@ -51,7 +50,9 @@ __all__ = [
     "Description",
     "DoublyReparameterized",
     "Estimator",
+    "GeneralizedDReG",
     "ImportanceWeighted",
+    "RenyiBound",
     "ScoreFunction",
     "StickingTheLanding",
     "WakeSleep",
@@ -130,50 +131,6 @@ class ImportanceWeighted(Estimator):
         bounds = (log_w.logsumexp(1) - math.log(self.K)).mean(0)
         bound = (bounds * common_scale(*traces, plate=plate)).sum()
         return bound, bound
-
-
-class DoublyReparameterized(Estimator):
-    """L_K with a guide's gradient whose signal-to-noise ratio does not fall with K (Tucker et al. 2019).
-
-        w̃_k = w_k / Σ_j w_j,    ∇_φ = Σ_k w̃_k² ∂log w_k/∂z_k ∂z_k/∂φ,    ∇_θ = Σ_k w̃_k ∇_θ log p(x, z_k)
-
-    Parameters that model and guide share receive both. K = 1 is sticking-the-landing. Errors are those of
-    ``ImportanceWeighted``.
-
-    >>> from pyro_vae.linear_gaussian import LinearGaussian
-    >>> program = LinearGaussian(torch.ones(3, 1))
-    >>> DoublyReparameterized(K=5)(program.model, program.guide)(program.simulate(2)).backward()
-    >>> bool(program.posterior.loc_bias.grad.abs() < 1e-5)  # the guide is exact
-    True
-    """
-
-    def __init__(self, K: int, *, vectorize: bool | None = None):
-        super().__init__(K, vectorize=vectorize)
-
-    @property
-    def description(self) -> Description:
-        """L_K in value and gradient."""
-        return Description.unbiased(importance_weighted_bound(self.num_particles), plain=True)
-
-    def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
-        """Return L_K, and a surrogate in which the guide's paths have the weights w̃²."""
-        paths = GatedPaths()
-        model_trace, guide_trace = traces = self._get_trace(model, guide, args, kwargs, paths)
-        plate = self._plate(model, guide, args, kwargs, traces)
-        scale = common_scale(*traces, plate=plate)
-        leave_score_out(guide_trace)
-        log_w = log_weights(model_trace, guide_trace, plate=plate)
-        share = log_w.detach().softmax(0)
-        surrogate = (share * scale * log_w).sum()
-        if self.num_particles > 1:
-            # The paths have the model's weights so far; the difference is added: w̃ + (w̃² − w̃) = w̃².
-            sites = sample_sites(guide_trace)
-            for name, slope in partial_derivatives(log_w.sum(), guide_trace).items():
-                difference = spread((share.square() - share) * scale, sites[name], plate)
-                surrogate = surrogate + inner(difference * slope, sites[name]).sum()
-        paths.open()
-        bound = ((log_w.detach().logsumexp(0) - math.log(self.num_particles)) * scale).sum()
-        return bound, surrogate
 
 
 class ScoreFunction(Estimator):

@@ -23,7 +23,7 @@ from pyro_vae.config.building import (
     decoders,
     hidden,
 )
-from pyro_vae.config.estimators import ESTIMATOR, ESTIMATORS, FREE_BITS, PARTICLES, build_estimator
+from pyro_vae.config.estimators import ALPHA, ESTIMATOR, ESTIMATORS, FREE_BITS, PARTICLES, build_estimator
 from pyro_vae.config.parts import (
     ACTIVATION,
     ACTIVATIONS,
@@ -46,6 +46,7 @@ from pyro_vae.config.parts import (
 __all__ = [
     "ACTIVATION",
     "ACTIVATIONS",
+    "ALPHA",
     "BINARIZE",
     "ESTIMATOR",
     "ESTIMATORS",

@@ -16,6 +16,7 @@ else:
     infer, estimators, handlers = map(LazyModule, ("pyro.infer", "pyro_vae.estimators", "pyro_vae.handlers"))
 
 PARTICLES = Option("particles", int, 1, "draws of z per image", metavar="K")
+ALPHA = Option("alpha", float, 0.5, "order of the Rényi bound: 0 is L_K, near 1 the ELBO", metavar="A")
 FREE_BITS = Option(
     "free_bits", float, 0.5, "nats of each latent dimension's KL that cost nothing (Kingma et al. 2016)", metavar="NATS"
 )
@@ -44,6 +45,17 @@ ESTIMATORS = table(
         "doubly-reparameterized",
         lambda K: estimators.DoublyReparameterized(K),
         "L_K by a gradient of lower variance",
+    ),
+    _estimator(
+        "generalized-dreg",
+        lambda K: estimators.GeneralizedDReG(K),
+        "L_K by a gradient of lower variance in guide and priors",
+    ),
+    Part(
+        "renyi-bound",
+        lambda particles, alpha: estimators.RenyiBound(alpha, particles),
+        "the Rényi bound of order --alpha, between the ELBO and L_K",
+        (PARTICLES, ALPHA),
     ),
     _estimator("score-function", lambda K: estimators.ScoreFunction(K), "L^A by the log-derivative trick"),
     _estimator(
