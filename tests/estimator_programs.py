@@ -230,3 +230,78 @@ def variances(estimator, program, x, n=2000, runs=100):
     x = x.expand(n, *x.shape[1:])
     found = [estimate(estimator, program, x, seed)[1] for seed in range(runs)]
     return {key: torch.stack([one[key] for one in found]).var(0).sum().item() / n for key in found[0]}
+
+
+# Exact gradients by enumeration ---------------------------------------------------------------------------------------
+
+
+class Bits(nn.Module):
+    """Three bits z with logits, a prior of their own, y ~ N(w·z + c z₁ z₂ z₃, 0.6)."""
+
+    def __init__(self, cubic=1.5, infer=None):
+        super().__init__()
+        self.logits = nn.Parameter(torch.tensor([0.4, -0.8, 0.1]))
+        self.prior = nn.Parameter(torch.tensor([0.0, 0.5, -0.3]))
+        self.weight, self.cubic = nn.Parameter(torch.tensor([0.7, -0.9, 1.1])), cubic
+
+    def p_y(self, z):
+        return dist.Normal((z * self.weight).sum(-1) + self.cubic * z.prod(-1), 0.6)
+
+    def model(self, y):
+        with pyro.plate("images", len(y)):
+            z = pyro.sample("z", dist.Bernoulli(logits=self.prior).to_event(1))
+            pyro.sample("y", self.p_y(z), obs=y)
+
+    def guide(self, y):
+        with pyro.plate("images", len(y)):
+            pyro.sample("z", self.q())
+
+    def q(self):
+        return dist.Bernoulli(logits=self.logits).to_event(1)
+
+    def values(self):
+        return torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * len(self.logits)).reshape(-1, len(self.logits))
+
+    def log_w(self, y, z):
+        log_p = dist.Bernoulli(logits=self.prior).to_event(1).log_prob(z) + self.p_y(z).log_prob(y)
+        return log_p - self.q().log_prob(z)
+
+
+class Choice(nn.Module):
+    """One of four z with logits, y ~ N(loc·z + bent · sin loc·z, 0.6): log p(y, z) is quadratic in z if not bent."""
+
+    def __init__(self, bent=0.0, infer=None):
+        super().__init__()
+        self.logits, self.infer = nn.Parameter(torch.tensor([0.4, -0.8, 0.1, 0.6])), infer or {}
+        self.prior = nn.Parameter(torch.tensor([0.0, 0.5, -0.3, 0.2]))
+        self.loc, self.bent = nn.Parameter(torch.tensor([0.7, -0.9, 1.1, 0.2])), bent
+
+    def p_y(self, z):
+        loc = (z * self.loc).sum(-1)
+        return dist.Normal(loc + self.bent * loc.sin(), 0.6)
+
+    def model(self, y):
+        with pyro.plate("images", len(y)):
+            z = pyro.sample("z", dist.OneHotCategorical(logits=self.prior))
+            pyro.sample("y", self.p_y(z), obs=y)
+
+    def guide(self, y):
+        with pyro.plate("images", len(y)):
+            pyro.sample("z", self.q(), infer=self.infer)
+
+    def q(self):
+        return dist.OneHotCategorical(logits=self.logits)
+
+    def values(self):
+        return torch.eye(len(self.logits))
+
+    def log_w(self, y, z):
+        log_p = dist.OneHotCategorical(logits=self.prior).log_prob(z) + self.p_y(z).log_prob(y)
+        return log_p - self.q().log_prob(z)
+
+
+def enumerated_gradient(program, y):
+    """Return the gradient of minus the ELBO at one image, summed over all values of z."""
+    z = program.values()
+    elbo = (program.q().log_prob(z).exp() * program.log_w(y, z)).sum()
+    return torch.cat([gradient.flatten() for gradient in gradients(-elbo, program).values()])

@@ -17,6 +17,7 @@ else:
 
 PARTICLES = Option("particles", int, 1, "draws of z per image", metavar="K")
 ALPHA = Option("alpha", float, 0.5, "order of the Rényi bound: 0 is L_K, near 1 the ELBO", metavar="A")
+TEMPERATURE = Option("temperature", float, 1.0, "of the Gumbel-softmax: a low one has less bias and more variance")
 FREE_BITS = Option(
     "free_bits", float, 0.5, "nats of each latent dimension's KL that cost nothing (Kingma et al. 2016)", metavar="NATS"
 )
@@ -62,6 +63,28 @@ ESTIMATORS = table(
         "score-function-baseline",
         lambda K: estimators.ScoreFunction(K, baseline="leave-one-out"),
         "the same with a leave-one-out baseline",
+    ),
+    _estimator(
+        "disarm",
+        lambda K: estimators.DisARM(K),
+        "L^A for Bernoulli sites by antithetic pairs, an even number of draws",
+    ),
+    Part(
+        "straight-through",
+        lambda particles, temperature: estimators.StraightThrough(particles, temperature),
+        "L^A for one-hot and Bernoulli sites by a Gumbel-softmax, biased",
+        (PARTICLES, TEMPERATURE),
+    ),
+    _estimator("reinmax", lambda K: estimators.ReinMax(K), "the same by a path of second order, biased"),
+    _estimator(
+        "antithetic",
+        lambda K: estimators.Antithetic(estimators.StickingTheLanding(K)),
+        "sticking-the-landing with draws in pairs of opposite noise",
+    ),
+    _estimator(
+        "quasi-monte-carlo",
+        lambda K: estimators.QuasiMonteCarlo(estimators.StickingTheLanding(K)),
+        "sticking-the-landing with draws from an even set of points",
     ),
     Part("wake-sleep", lambda: estimators.WakeSleep(), "wake phase for the model, sleep phase for the guide, no bound"),
     Part(

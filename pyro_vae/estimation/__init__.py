@@ -5,6 +5,9 @@ description.py             what an estimator estimates and needs: its class or a
 closed_form.py             whether every KL of a program has a closed form
 doubly_reparameterized.py  bounds of several weights whose guide's gradient goes through the draws alone
 generalized.py             the same, with the priors' gradient
+score_function.py          the log-derivative trick, with baselines and antithetic pairs
+straight_through.py        biased paths through discrete draws
+coupled.py                 estimators whose particles depend on each other
 """
 
 from pyro_vae.estimation.base import Estimator

@@ -1,12 +1,13 @@
 """The base noise of a draw: what a distribution turns into a value by a map that depends on its parameters."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution
 
-from pyro_vae.tracing.matching import core
+from pyro_vae.tracing.matching import Site, core
 
 _OF_LOC_AND_SCALE = torch.distributions.Normal, torch.distributions.Laplace, torch.distributions.Cauchy
 _GAUSSIAN = torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal
@@ -18,6 +19,7 @@ def redrawn(fn: Distribution, value: Tensor) -> Tensor | None:
     None where no such map is known: it is for Gaussian, Laplace and Cauchy distributions, and for those that a map of
     each element makes of one.
 
+    >>> import pyro.distributions as dist
     >>> loc = torch.zeros(2, requires_grad=True)
     >>> z = redrawn(dist.Normal(loc, 1.0).to_event(1), torch.tensor([3.0, 4.0]))
     >>> z.detach(), torch.autograd.grad(z.sum(), loc)
@@ -39,6 +41,59 @@ def redrawn(fn: Distribution, value: Tensor) -> Tensor | None:
             drawn = None if drawn is None else transform(drawn)
         return drawn
     return None
+
+
+def drawn_from(fn: Distribution, uniforms: Tensor) -> Tensor:
+    """Return the draw of ``fn`` that is made of independent uniform numbers in (0, 1), with a path where it has one.
+
+    ``uniforms`` have the shape of a draw. Elements are drawn by the inverse of their distribution function. Raises
+    ValueError for a distribution of which no such map is known.
+
+    >>> import pyro.distributions as dist
+    >>> drawn_from(dist.Normal(1.0, 2.0), torch.tensor(0.5)), drawn_from(dist.Bernoulli(0.3), torch.tensor(0.2))
+    (tensor(1.), tensor(1.))
+    """
+    inside: Any = core(fn)
+    if isinstance(inside, torch.distributions.Bernoulli):
+        return (uniforms < inside.probs).to(inside.probs.dtype)
+    if isinstance(inside, torch.distributions.Categorical):
+        return _category(inside.probs, uniforms)
+    if isinstance(inside, torch.distributions.OneHotCategorical):
+        category = _category(inside.probs, uniforms[..., 0])
+        return torch.nn.functional.one_hot(category, inside.probs.shape[-1]).to(inside.probs.dtype)
+    if isinstance(inside, _GAUSSIAN):
+        noise = torch.special.ndtri(uniforms).unsqueeze(-1)
+        return inside.loc + (inside.scale_tril @ noise).squeeze(-1)
+    if isinstance(inside, TransformedDistribution) and not all(map(_is_by_element, inside.transforms)):
+        drawn = drawn_from(inside.base_dist, uniforms)
+        for transform in inside.transforms:
+            drawn = transform(drawn)
+        return drawn
+    try:
+        return inside.icdf(uniforms)
+    except NotImplementedError:
+        raise ValueError(
+            f"{type(inside).__name__} has no known map from uniform numbers to its draws; take the estimator without "
+            "antithetic or quasi-random draws"
+        ) from None
+
+
+def of_fns(site: Site, parameter: Callable[[Any], Tensor]) -> Tensor:
+    """Return a parameter of the innermost distribution of a guide's or model's latent site, in the value's shape.
+
+    The particles that ran one after the other have distributions of their own.
+
+    >>> import pyro.distributions as dist
+    >>> of_fns({"fn": dist.Normal(2.0, 1.0), "value": torch.zeros(3)}, lambda fn: fn.loc)
+    tensor([2., 2., 2.])
+    """
+    values = site.get("values", [site["value"]])
+    parts = [parameter(core(fn)).expand(value.shape) for fn, value in zip(site.get("fns", [site["fn"]]), values)]
+    return parts[0] if len(parts) == 1 else torch.stack(parts).reshape(site["value"].shape)
+
+
+def _category(probs: Tensor, uniforms: Tensor) -> Tensor:
+    return (probs.cumsum(-1)[..., :-1] < uniforms.unsqueeze(-1)).sum(-1)
 
 
 def _is_by_element(transform: Any) -> bool:

@@ -18,10 +18,14 @@ from pyro.infer import (
 from pyro_vae import estimators, handlers
 from pyro_vae.estimation.description import OF_PYRO, Description, describe
 from pyro_vae.estimators import (
+    Antithetic,
+    DisARM,
     DoublyReparameterized,
     Estimator,
     GeneralizedDReG,
     ImportanceWeighted,
+    QuasiMonteCarlo,
+    ReinMax,
     RenyiBound,
     ScoreFunction,
     StickingTheLanding,
@@ -61,6 +65,10 @@ class NotElbo(TraceMeanField_ELBO):
         (ImportanceWeighted(5, M=2), "L_5", "L_5"),
         (DoublyReparameterized(1), "ELBO", "ELBO"),
         (DoublyReparameterized(5), "L_5", "L_5"),
+        (DisARM(), "ELBO", "ELBO"),
+        (ReinMax(), None, "ELBO"),
+        (Antithetic(StickingTheLanding(4)), "ELBO", "ELBO"),
+        (QuasiMonteCarlo(ImportanceWeighted(4)), "L_4, quasi-random draws", "L_4, quasi-random draws"),
         (GeneralizedDReG(5), "L_5", "L_5"),
         (RenyiBound(0, 5), "L_5", "L_5"),
         (RenyiBound(0.5, 1), "ELBO", "ELBO"),
