@@ -26,7 +26,7 @@ from pyro_vae.estimation import Description, Estimator, check_analytic_kl, descr
 from pyro_vae.estimation.coupled import Antithetic, QuasiMonteCarlo
 from pyro_vae.estimation.doubly_reparameterized import DoublyReparameterized, RenyiBound
 from pyro_vae.estimation.generalized import GeneralizedDReG
-from pyro_vae.estimation.score_function import DisARM, ScoreFunction
+from pyro_vae.estimation.score_function import OVIS, DisARM, ScoreFunction
 from pyro_vae.estimation.straight_through import ReinMax, StraightThrough
 from pyro_vae.tracing.matching import core
 from pyro_vae.tracing.paths import (
@@ -47,6 +47,7 @@ from pyro_vae.tracing.traces import (
 )
 
 __all__ = [
+    "OVIS",
     "Antithetic",
     "Description",
     "DisARM",

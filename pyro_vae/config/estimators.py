@@ -69,6 +69,7 @@ ESTIMATORS = table(
         lambda K: estimators.DisARM(K),
         "L^A for Bernoulli sites by antithetic pairs, an even number of draws",
     ),
+    _estimator("ovis", lambda K: estimators.OVIS(K), "L_K by the log-derivative trick, from 2 draws on"),
     Part(
         "straight-through",
         lambda particles, temperature: estimators.StraightThrough(particles, temperature),

@@ -60,10 +60,14 @@ class Antithetic(_Coupled):
     """
 
     draws = "antithetic"
-    description = _Coupled.description
 
     def __init__(self, estimator: Estimator):
         super().__init__(estimator, antithetic)
+
+    @property
+    def description(self) -> Description:
+        """Value and gradient of the ELBO, or of the bound that these draws make of several weights."""
+        return super().description
 
 
 class QuasiMonteCarlo(_Coupled):
@@ -81,7 +85,11 @@ class QuasiMonteCarlo(_Coupled):
     """
 
     draws = "quasi-random"
-    description = _Coupled.description
 
     def __init__(self, estimator: Estimator):
         super().__init__(estimator, quasi_random)
+
+    @property
+    def description(self) -> Description:
+        """Value and gradient of the ELBO, or of the bound that these draws make of several weights."""
+        return super().description

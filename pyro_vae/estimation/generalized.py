@@ -107,7 +107,7 @@ class GeneralizedDReG(Estimator):
 def _redrawn(prior: Site, site: Site) -> Tensor | None:
     """Return the value of a guide's site as a draw of its prior: zero plus a path to the prior's parameters."""
     values = site.get("values", [site["value"]])
-    parts = [redrawn(fn, value.detach()) for fn, value in zip(prior.get("fns", [prior["fn"]]), values)]
+    parts: list[Any] = [redrawn(fn, value.detach()) for fn, value in zip(prior.get("fns", [prior["fn"]]), values)]
     if any(part is None or not part.requires_grad for part in parts):
         return None
     path = torch.stack(parts).reshape(site["value"].shape) if len(parts) > 1 else parts[0]

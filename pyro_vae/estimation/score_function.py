@@ -1,7 +1,8 @@
 """Gradients of the guide by the log-derivative trick, which takes draws of any kind."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pyro.infer.util import MultiFrameTensor
@@ -9,12 +10,20 @@ from torch import Tensor
 from torch.distributions import Bernoulli
 
 from pyro_vae.estimation.base import Estimator
-from pyro_vae.estimation.description import Description
+from pyro_vae.estimation.description import Description, importance_weighted_bound
 from pyro_vae.tracing.base_noise import of_fns
 from pyro_vae.tracing.coupling import antithetic
-from pyro_vae.tracing.matching import PARTICLES, Site, core, is_tracing
+from pyro_vae.tracing.matching import PARTICLES, Site, changed, core, is_tracing
 from pyro_vae.tracing.paths import Detached, check_observed
-from pyro_vae.tracing.traces import Traces, log_prob, sample_sites
+from pyro_vae.tracing.traces import (
+    Traces,
+    common_scale,
+    log_prob,
+    log_weights,
+    per_image,
+    proposal_sites,
+    sample_sites,
+)
 
 
 class ScoreFunction(Estimator):
@@ -106,6 +115,52 @@ class DisARM(Estimator):
         return _objective(traces, _of_pairs, self.num_particles)
 
 
+class OVIS(Estimator):
+    """L_K; the guide's gradient by the log-derivative trick with the best baseline (Liévin et al. 2020).
+
+        w̃_k = w_k / Σ_j w_j,    ∇_φ = Σ_k (−log(1 − w̃_k) − w̃_k) ∇_φ log q(z_k; φ),    ∇_θ = Σ_k w̃_k ∇_θ log p(x, z_k)
+
+    log L̂ − w̃_k is the weight of a score, L̂ = 1/K Σ_j w_j. Its baseline log 1/K Σ_{j≠k} w_j leaves what is of second
+    order in w̃_k: the best one where many particles share the weight. Where the weights are bounded, the
+    signal-to-noise ratio grows with K; a few dominant ones undo that.
+    It works for any site, discrete ones too. K must be at least 2 (ValueError); other errors are those of
+    ``ImportanceWeighted``.
+
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.ones(3, 1))
+    >>> loss = OVIS(K=5)(program.model, program.guide)(program.simulate(2))
+    """
+
+    def __init__(self, K: int, *, vectorize: bool | None = None):
+        super().__init__(K, vectorize=vectorize)
+        if K < 2:
+            raise ValueError("K: the baseline is made of the other particles; write K=2 or more")
+
+    @property
+    def description(self) -> Description:
+        """L_K in value and gradient."""
+        return Description.unbiased(importance_weighted_bound(self.num_particles), plain=True)
+
+    def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
+        """Return L_K, and a surrogate with the scores of q."""
+        traces = self._get_trace(model, guide, args, kwargs, Detached())
+        plate = self._plate(model, guide, args, kwargs, traces)
+        scale = common_scale(*traces, plate=plate)
+        log_w = log_weights(*traces, plate=plate)
+        weights, total = log_w.detach(), log_w.detach().logsumexp(0)
+        share = weights.softmax(0)
+        itself = torch.eye(self.num_particles, dtype=torch.bool, device=weights.device).unsqueeze(-1)
+        others = weights.masked_fill(itself, -math.inf).logsumexp(1)  # (K, 1, images) of which each leaves out one
+        cost = total - others - share
+        surrogate = (share * scale * log_w).sum()
+        for site in proposal_sites(traces[1]).values():
+            if "score" in site:  # others are points, which keep their paths
+                surrogate = surrogate + (share * per_image(site, plate)).sum()
+                score = per_image(changed(site, log_prob=site["score"]), plate)
+                surrogate = surrogate + (scale * cost * score).sum()
+        return ((total - math.log(self.num_particles)) * scale).sum(), surrogate
+
+
 def _objective(traces: Traces, term: Callable[[Tensor, Site], Tensor], particles: int) -> tuple[Tensor, Tensor]:
     """Return the ELBO, and a surrogate with ``term(cost, site)`` for each site that the guide draws.
 
@@ -121,7 +176,8 @@ def _objective(traces: Traces, term: Callable[[Tensor, Site], Tensor], particles
         if site["is_observed"]:
             check_observed(site, rsample=True)
         if "score" in site:
-            surrogate = surrogate + term(log_w.sum_to(site["cond_indep_stack"]), site).sum()
+            cost: Any = log_w.sum_to(site["cond_indep_stack"])
+            surrogate = surrogate + term(cost, site).sum()
         else:  # a point or an observed site has a derivative of its own
             surrogate = surrogate - site["log_prob"].sum()
     bound = log_prob(model_trace) - log_prob(guide_trace)

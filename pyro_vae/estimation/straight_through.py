@@ -73,7 +73,10 @@ class StraightThrough(_Relaxing):
         super().__init__(K, vectorize=vectorize)
         self.temperature = positive_number("temperature", temperature)
 
-    description = _Relaxing.description
+    @property
+    def description(self) -> Description:
+        """The ELBO in value and in the gradient of the model; that of the guide is biased."""
+        return super().description
 
     def relax(self, logits: Tensor) -> Tensor:
         """Return the argmax of perturbed logits, with the path of their softmax."""
@@ -106,7 +109,10 @@ class ReinMax(_Relaxing):
     torch.Size([3])
     """
 
-    description = _Relaxing.description
+    @property
+    def description(self) -> Description:
+        """The ELBO in value and in the gradient of the model; that of the guide is biased."""
+        return super().description
 
     def relax(self, logits: Tensor) -> Tensor:
         """Return a draw, with the path of Heun's method."""

@@ -33,7 +33,7 @@ def redrawn(fn: Distribution, value: Tensor) -> Tensor | None:
         noise = torch.linalg.solve_triangular(inside.scale_tril, off, upper=False).detach()
         return inside.loc + (inside.scale_tril @ noise).squeeze(-1)
     if isinstance(inside, TransformedDistribution) and all(map(_is_by_element, inside.transforms)):
-        base = value
+        base: Any = value
         for transform in reversed(inside.transforms):
             base = transform.inv(base)
         drawn = redrawn(inside.base_dist, base.detach())
@@ -65,8 +65,8 @@ def drawn_from(fn: Distribution, uniforms: Tensor) -> Tensor:
         noise = torch.special.ndtri(uniforms).unsqueeze(-1)
         return inside.loc + (inside.scale_tril @ noise).squeeze(-1)
     if isinstance(inside, TransformedDistribution) and not all(map(_is_by_element, inside.transforms)):
-        drawn = drawn_from(inside.base_dist, uniforms)
-        for transform in inside.transforms:
+        drawn, steps = drawn_from(inside.base_dist, uniforms), list[Any](inside.transforms)
+        for transform in steps:
             drawn = transform(drawn)
         return drawn
     try:

@@ -29,7 +29,7 @@ class Run:
 Uniforms = Callable[[int, tuple[int, ...], tuple[int, ...], Tensor, Run], Tensor]
 
 
-def coupled(uniforms: Uniforms, particles: int, draws: Messenger) -> Callable[[Callable], Callable]:
+def coupled(uniforms: Uniforms, particles: int, draws: Callable) -> Callable[[Callable], Callable]:
     """Return a handler of a guide that makes ``draws`` of K particles from coupled noise.
 
     >>> import pyro

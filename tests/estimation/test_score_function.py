@@ -4,10 +4,19 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from estimator_programs import Bits, assert_mean, enumerated_gradient, estimate, mixture, variances
+from estimator_programs import (
+    Bits,
+    assert_mean,
+    enumerated_gradient,
+    estimate,
+    exact_gradient,
+    known_programs,
+    mixture,
+    variances,
+)
 from torch import nn
 
-from pyro_vae.estimators import DisARM, ScoreFunction
+from pyro_vae.estimators import OVIS, DisARM, ImportanceWeighted, ScoreFunction
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -42,6 +51,32 @@ def test_pairs_are_antithetic_by_hand():
         f = torch.stack([program.log_w(y, z[k]) for k in range(2)]).detach()
         by_hand = 0.5 * ((f[0] - f[1])[:, None] * (z[0] - z[1])).sum(0) * program.logits.abs().sigmoid()
         torch.testing.assert_close(ours, -by_hand.detach())
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("vectorize", [None, False])
+def test_the_mean_gradient_of_ovis_is_that_of_l_k(number, vectorize):
+    program, x = known_programs()[number]
+    _, expected = exact_gradient(program, x, lambda log_w: log_w.exp().mean(-1).log(), K=2)
+    assert_mean(OVIS(2, vectorize=vectorize), program, x, expected, n=1000 if vectorize is None else 100)
+
+
+def test_the_signal_of_ovis_grows_with_k_where_that_of_the_total_gradient_falls():
+    """On a guide that is wider than the posterior, so that the weights are bounded."""
+    program, x = known_programs()[0]
+    key = "posterior.loc_bias"
+
+    def signal(estimator):
+        found = torch.stack([estimate(estimator, program, x.expand(50, 2), seed)[1][key] for seed in range(100)])
+        return (found.mean() / found.std()).abs()
+
+    assert signal(OVIS(128)) > 1.5 * signal(OVIS(4))
+    assert signal(ImportanceWeighted(128)) < signal(ImportanceWeighted(4))
+
+
+def test_ovis_needs_other_particles():
+    with pytest.raises(ValueError, match="write K=2 or more"):
+        OVIS(1)
 
 
 def test_what_disarm_cannot_take_is_refused():
