@@ -37,9 +37,7 @@ def redrawn(fn: Distribution, value: Tensor) -> Tensor | None:
         for transform in reversed(inside.transforms):
             base = transform.inv(base)
         drawn = redrawn(inside.base_dist, base.detach())
-        for transform in inside.transforms:
-            drawn = None if drawn is None else transform(drawn)
-        return drawn
+        return None if drawn is None else _through(inside.transforms, drawn)
     return None
 
 
@@ -65,10 +63,7 @@ def drawn_from(fn: Distribution, uniforms: Tensor) -> Tensor:
         noise = torch.special.ndtri(uniforms).unsqueeze(-1)
         return inside.loc + (inside.scale_tril @ noise).squeeze(-1)
     if isinstance(inside, TransformedDistribution) and not all(map(_is_by_element, inside.transforms)):
-        drawn, steps = drawn_from(inside.base_dist, uniforms), list[Any](inside.transforms)
-        for transform in steps:
-            drawn = transform(drawn)
-        return drawn
+        return _through(inside.transforms, drawn_from(inside.base_dist, uniforms))
     try:
         return inside.icdf(uniforms)
     except NotImplementedError:
@@ -90,6 +85,12 @@ def of_fns(site: Site, parameter: Callable[[Any], Tensor]) -> Tensor:
     values = site.get("values", [site["value"]])
     parts = [parameter(core(fn)).expand(value.shape) for fn, value in zip(site.get("fns", [site["fn"]]), values)]
     return parts[0] if len(parts) == 1 else torch.stack(parts).reshape(site["value"].shape)
+
+
+def _through(transforms: Any, value: Any) -> Any:
+    for transform in transforms:
+        value = transform(value)
+    return value
 
 
 def _category(probs: Tensor, uniforms: Tensor) -> Tensor:
