@@ -28,6 +28,7 @@ from pyro_vae.estimation.doubly_reparameterized import DoublyReparameterized, Re
 from pyro_vae.estimation.generalized import GeneralizedDReG
 from pyro_vae.estimation.score_function import OVIS, DisARM, ScoreFunction
 from pyro_vae.estimation.straight_through import ReinMax, StraightThrough
+from pyro_vae.estimation.thermodynamic import TVO
 from pyro_vae.tracing.matching import core
 from pyro_vae.tracing.paths import (
     GatedPaths,
@@ -48,6 +49,7 @@ from pyro_vae.tracing.traces import (
 
 __all__ = [
     "OVIS",
+    "TVO",
     "Antithetic",
     "Description",
     "DisARM",

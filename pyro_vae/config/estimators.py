@@ -69,6 +69,7 @@ ESTIMATORS = table(
         lambda K: estimators.DisARM(K),
         "L^A for Bernoulli sites by antithetic pairs, an even number of draws",
     ),
+    _estimator("tvo", lambda K: estimators.TVO(K), "a thermodynamic bound between L^A and L_K, of 5 temperatures"),
     _estimator("ovis", lambda K: estimators.OVIS(K), "L_K by the log-derivative trick, from 2 draws on"),
     Part(
         "straight-through",
