@@ -1,7 +1,7 @@
 """The base noise of a draw: what a distribution turns into a value by a map that depends on its parameters."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -65,7 +65,7 @@ def drawn_from(fn: Distribution, uniforms: Tensor) -> Tensor:
     if isinstance(inside, TransformedDistribution) and not all(map(_is_by_element, inside.transforms)):
         return _through(inside.transforms, drawn_from(inside.base_dist, uniforms))
     try:
-        return inside.icdf(uniforms)
+        return cast(Tensor, inside.icdf(uniforms))
     except NotImplementedError:
         raise ValueError(
             f"{type(inside).__name__} has no known map from uniform numbers to its draws; take the estimator without "
