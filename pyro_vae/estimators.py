@@ -14,7 +14,6 @@ knows this for Pyro's own classes, too.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
 
 import torch
 from pyro import distributions as dist
@@ -24,18 +23,20 @@ from torch import Tensor
 
 from pyro_vae.checks import whole_number
 from pyro_vae.estimation import Description, Estimator, check_analytic_kl, describe, importance_weighted_bound
+from pyro_vae.estimation.coupled import Antithetic, QuasiMonteCarlo
+from pyro_vae.estimation.doubly_reparameterized import DoublyReparameterized, RenyiBound
+from pyro_vae.estimation.generalized import GeneralizedDReG
+from pyro_vae.estimation.score_function import OVIS, DisARM, ScoreFunction
+from pyro_vae.estimation.straight_through import ReinMax, StraightThrough
+from pyro_vae.estimation.thermodynamic import TVO
 from pyro_vae.tracing.matching import core
 from pyro_vae.tracing.paths import (
-    Detached,
     GatedPaths,
     check_observed,
     check_reparameterised,
-    inner,
     leave_score_out,
-    partial_derivatives,
 )
 from pyro_vae.tracing.traces import (
-    PARTICLES,
     Replay,
     check_sites,
     common_scale,
@@ -43,17 +44,25 @@ from pyro_vae.tracing.traces import (
     log_weights,
     sample_sites,
     score,
-    spread,
     trace_of,
 )
 
 __all__ = [
+    "OVIS",
+    "TVO",
+    "Antithetic",
     "Description",
+    "DisARM",
     "DoublyReparameterized",
     "Estimator",
+    "GeneralizedDReG",
     "ImportanceWeighted",
+    "QuasiMonteCarlo",
+    "ReinMax",
+    "RenyiBound",
     "ScoreFunction",
     "StickingTheLanding",
+    "StraightThrough",
     "WakeSleep",
     "check_analytic_kl",
     "describe",
@@ -76,6 +85,8 @@ class StickingTheLanding(Estimator):
     >>> bool(program.posterior.loc_bias.grad.abs() < 1e-5)  # the guide is exact
     True
     """
+
+    couples = True
 
     @property
     def description(self) -> Description:
@@ -110,6 +121,8 @@ class ImportanceWeighted(Estimator):
     True
     """
 
+    couples = True
+
     def __init__(self, K: int, M: int = 1, *, vectorize: bool | None = None):
         self.K, self.M = whole_number("K", K), whole_number("M", M)
         super().__init__(self.K * self.M, vectorize=vectorize)
@@ -130,102 +143,6 @@ class ImportanceWeighted(Estimator):
         bounds = (log_w.logsumexp(1) - math.log(self.K)).mean(0)
         bound = (bounds * common_scale(*traces, plate=plate)).sum()
         return bound, bound
-
-
-class DoublyReparameterized(Estimator):
-    """L_K with a guide's gradient whose signal-to-noise ratio does not fall with K (Tucker et al. 2019).
-
-        w̃_k = w_k / Σ_j w_j,    ∇_φ = Σ_k w̃_k² ∂log w_k/∂z_k ∂z_k/∂φ,    ∇_θ = Σ_k w̃_k ∇_θ log p(x, z_k)
-
-    Parameters that model and guide share receive both. K = 1 is sticking-the-landing. Errors are those of
-    ``ImportanceWeighted``.
-
-    >>> from pyro_vae.linear_gaussian import LinearGaussian
-    >>> program = LinearGaussian(torch.ones(3, 1))
-    >>> DoublyReparameterized(K=5)(program.model, program.guide)(program.simulate(2)).backward()
-    >>> bool(program.posterior.loc_bias.grad.abs() < 1e-5)  # the guide is exact
-    True
-    """
-
-    def __init__(self, K: int, *, vectorize: bool | None = None):
-        super().__init__(K, vectorize=vectorize)
-
-    @property
-    def description(self) -> Description:
-        """L_K in value and gradient."""
-        return Description.unbiased(importance_weighted_bound(self.num_particles), plain=True)
-
-    def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
-        """Return L_K, and a surrogate in which the guide's paths have the weights w̃²."""
-        paths = GatedPaths()
-        model_trace, guide_trace = traces = self._get_trace(model, guide, args, kwargs, paths)
-        plate = self._plate(model, guide, args, kwargs, traces)
-        scale = common_scale(*traces, plate=plate)
-        leave_score_out(guide_trace)
-        log_w = log_weights(model_trace, guide_trace, plate=plate)
-        share = log_w.detach().softmax(0)
-        surrogate = (share * scale * log_w).sum()
-        if self.num_particles > 1:
-            # The paths have the model's weights so far; the difference is added: w̃ + (w̃² − w̃) = w̃².
-            sites = sample_sites(guide_trace)
-            for name, slope in partial_derivatives(log_w.sum(), guide_trace).items():
-                difference = spread((share.square() - share) * scale, sites[name], plate)
-                surrogate = surrogate + inner(difference * slope, sites[name]).sum()
-        paths.open()
-        bound = ((log_w.detach().logsumexp(0) - math.log(self.num_particles)) * scale).sum()
-        return bound, surrogate
-
-
-class ScoreFunction(Estimator):
-    """The ELBO by K particles; the guide's gradient by the log-derivative trick (Paisley et al. 2012).
-
-        ∇_φ = 1/K Σ_k (log w_k − c_k) ∇_φ log q(z_k; φ)
-
-    It works for any site, discrete ones too. log w is taken for each image separately, as in ``Trace_ELBO``: the score
-    of a site is multiplied only by terms of log w in its own plates, since all other terms contribute zero on average
-    (Ranganath et al. 2014). c_k is zero, or for ``baseline="leave-one-out"`` the mean of the other particles' log w
-    (Mnih & Rezende 2016), for which K must be at least 2 (ValueError). A point (``Delta``) has no score and keeps its
-    path. Factors and sites that the guide observes count as in ``Trace_ELBO``; those with ``has_rsample=False`` raise
-    ValueError.
-
-    >>> from pyro_vae.linear_gaussian import LinearGaussian
-    >>> program = LinearGaussian(torch.ones(3, 1))
-    >>> loss = ScoreFunction(K=2, baseline="leave-one-out")(program.model, program.guide)(program.simulate(2))
-    """
-
-    def __init__(self, K: int = 1, baseline: Literal["leave-one-out"] | None = None, *, vectorize: bool | None = None):
-        super().__init__(K, vectorize=vectorize)
-        if baseline not in (None, "leave-one-out"):
-            raise ValueError(f"baseline: got {baseline!r}, wanted None or 'leave-one-out'")
-        if baseline and K < 2:
-            raise ValueError("baseline: 'leave-one-out' is the mean of the other particles; write K=2 or more")
-        self.baseline = baseline
-
-    @property
-    def description(self) -> Description:
-        """The ELBO in value and gradient."""
-        return Description.unbiased("ELBO", plain=True)
-
-    def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
-        """Return the ELBO, and a surrogate with the scores of q."""
-        model_trace, guide_trace = self._get_trace(model, guide, args, kwargs, Detached())
-        log_w = MultiFrameTensor()
-        for trace, sign in (model_trace, 1), (guide_trace, -1):
-            for site in sample_sites(trace).values():
-                log_w.add((site["cond_indep_stack"], sign * site["log_prob"].detach()))
-        surrogate = log_prob(model_trace)
-        for site in sample_sites(guide_trace).values():
-            if site["is_observed"]:
-                check_observed(site, rsample=True)
-            if "score" not in site:  # a point or an observed site has a derivative of its own
-                surrogate = surrogate - site["log_prob"].sum()
-                continue
-            cost: Any = log_w.sum_to(site["cond_indep_stack"])
-            if self.baseline:
-                cost = _minus_baseline(cost, site)
-            surrogate = surrogate + (cost * site["score"]).sum()
-        bound = log_prob(model_trace) - log_prob(guide_trace)
-        return bound / self.num_particles, surrogate / self.num_particles
 
 
 class WakeSleep(Estimator):
@@ -286,13 +203,6 @@ def _of_factors(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Tenso
             total = total + (log_r.sum_to(site["cond_indep_stack"]) * site["unscaled_log_prob"]).sum()
             site["log_prob"] = site["log_prob"].detach()
     return total
-
-
-def _minus_baseline(cost: Tensor, site: Mapping[str, Any]) -> Tensor:
-    """Return each particle's cost minus the mean of the other particles' costs."""
-    (dim,) = (frame.dim for frame in site["cond_indep_stack"] if frame.name == PARTICLES)
-    K = cost.shape[dim]
-    return cost - (cost.sum(dim, keepdim=True) - cost) / (K - 1)
 
 
 def _observed_argument(wake: poutine.Trace, seen: poutine.Trace, args: Sequence) -> str:

@@ -10,6 +10,20 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
 import pytest
 import torch
+from estimator_programs import (
+    B,
+    D,
+    Local,
+    P,
+    TwoLayers,
+    assert_equal,
+    assert_same_mean,
+    draws,
+    estimate,
+    gradients,
+    mixture,
+    name,
+)
 from programs import linear_gaussian
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -38,7 +52,6 @@ from pyro_vae.tracing.traces import log_weights, paired_traces
 
 pytestmark = pytest.mark.usefixtures("float64")
 
-B, P, D = 3, 5, 2
 ESTIMATORS = [
     StickingTheLanding(),
     StickingTheLanding(3),
@@ -48,10 +61,6 @@ ESTIMATORS = [
     ScoreFunction(),
     ScoreFunction(3, "leave-one-out"),
 ]
-
-
-def name(estimator):
-    return f"{type(estimator).__name__}({estimator.num_particles})"
 
 
 each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=name)
@@ -67,25 +76,6 @@ def far(program):
     """The same program, its guide not exact."""
     program.posterior = LinearPosterior(0.1 * torch.randn(D, P), torch.randn(D), log_scale=torch.tensor([-0.5, -0.2]))
     return program
-
-
-def gradients(loss, module):
-    parameters = dict(module.named_parameters())
-    values = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True, allow_unused=True)
-    return {key: 0 * p if value is None else value for (key, p), value in zip(parameters.items(), values)}
-
-
-def estimate(estimator, program, x, seed=0):
-    """The loss and its gradient in every parameter."""
-    torch.manual_seed(seed)
-    loss = estimator(program.model, program.guide)(x)
-    return loss, gradients(loss, program)
-
-
-def assert_equal(ours, expected):
-    assert set(ours) == set(expected)
-    for key, value in ours.items():
-        torch.testing.assert_close(value, expected[key], rtol=1e-9, atol=1e-9, msg=lambda m, key=key: f"{key}: {m}")
 
 
 # Where the guide is exact ---------------------------------------------------------------------------------------------
@@ -122,18 +112,6 @@ def test_path_derivatives_vanish_at_the_exact_guide(program, estimator, lands):
     assert largest < 1e-10 or largest > 0.1
 
 
-class Local(nn.Module):
-    """A guide with parameters of its own for every image: of equal images, each gradient is an independent draw."""
-
-    def __init__(self, q, n):
-        super().__init__()
-        self.loc = nn.Parameter(q.mean.detach()[:1].repeat(n, 1))
-        self.log_scale = nn.Parameter(q.stddev.detach()[:1].log().repeat(n, 1))
-
-    def forward(self, x):
-        return dist.Normal(self.loc, self.log_scale.exp()).to_event(1)
-
-
 @pytest.mark.parametrize(
     ("estimator", "closed_form"),
     [
@@ -155,58 +133,6 @@ def test_measured_variances_are_the_closed_forms(estimator, closed_form):
 
 
 # By hand, at the same noise -------------------------------------------------------------------------------------------
-
-
-class TwoLayers(nn.Module):
-    """p(z1) p(z2 | z1) p(x | z1) p(y | z2), q(z1 | x) q(z2 | z1, x); ``shared`` enters both model and guide."""
-
-    def __init__(self):
-        super().__init__()
-        self.shared = nn.Parameter(0.3 * torch.randn(D, D))
-        self.x_weight, self.y_weight = (nn.Parameter(torch.randn(P, D)) for _ in range(2))
-        self.q1, self.q2 = nn.Linear(P, 2 * D), nn.Linear(P + D, 2 * D)
-        self.q3 = nn.Linear(D, D)
-
-    def p_z2(self, z1):
-        return dist.Normal((z1 @ self.shared).tanh(), 0.8).to_event(1)
-
-    def p_x(self, z1):
-        return dist.Normal(z1 @ self.x_weight.T, 0.5).to_event(1)
-
-    def p_y(self, z2):
-        return dist.Bernoulli(logits=z2 @ self.y_weight.T).to_event(1)
-
-    def q_z1(self, x):
-        loc, log_scale = self.q1(x).chunk(2, -1)
-        return dist.Normal(loc @ self.shared, log_scale.exp()).to_event(1)
-
-    def q_z2(self, x, z1):
-        together = torch.cat([x.expand(*z1.shape[:-1], P), z1], -1)
-        loc, log_scale = self.q2(together).chunk(2, -1)
-        return dist.Normal(loc, (0.3 * log_scale).exp()).to_event(1)
-
-    def model(self, x, y):
-        with pyro.plate("images", len(x)):
-            z1 = pyro.sample("z1", dist.Normal(torch.zeros(D), 1.0).to_event(1))
-            z2 = pyro.sample("z2", self.p_z2(z1))
-            pyro.sample("x", self.p_x(z1), obs=x)
-            pyro.sample("y", self.p_y(z2), obs=y)
-
-    def guide(self, x, y):
-        with pyro.plate("images", len(x)):
-            z1 = pyro.sample("z1", self.q_z1(x))
-            pyro.sample("z2", self.q_z2(x, z1))
-
-    def log_p(self, x, y, z1, z2):
-        log_p = dist.Normal(torch.zeros(D), 1.0).to_event(1).log_prob(z1) + self.p_z2(z1).log_prob(z2)
-        return log_p + self.p_x(z1).log_prob(x) + self.p_y(z2).log_prob(y)
-
-    def log_q(self, x, z1, z2):
-        return self.q_z1(x).log_prob(z1) + self.q_z2(x, z1).log_prob(z2)
-
-    def draw(self, x, K):
-        z1 = self.q_z1(x).expand((K, len(x)) if K > 1 else (len(x),)).rsample()
-        return z1, self.q_z2(x, z1).rsample()
 
 
 @pytest.fixture
@@ -439,23 +365,6 @@ def test_maps_that_keep_their_last_pass_have_the_gradient_of_those_that_do_not(t
 # Means and variances --------------------------------------------------------------------------------------------------
 
 
-def draws(estimator, program, args, runs=40):
-    values = []
-    for seed in range(runs):
-        torch.manual_seed(seed)
-        loss = estimator(program.model, program.guide)(*args)
-        values.append(torch.cat([gradient.flatten() for gradient in gradients(loss, program).values()]))
-    return torch.stack(values)
-
-
-def assert_same_mean(one, other, program, *args, runs=40):
-    """No entry of the mean gradients is further apart than 5 standard errors, and most are within 2."""
-    a, b = draws(one, program, args, runs), draws(other, program, args, runs)
-    z = (a.mean(0) - b.mean(0)) / ((a.var(0) + b.var(0)) / runs).sqrt().clamp(min=1e-10)
-    assert z.abs().max() < 5, f"{name(one)} against {name(other)}: {z}"
-    assert z.abs().median() < 2
-
-
 @pytest.mark.parametrize("K", [2, 8])
 def test_mean_gradients_of_dreg_are_those_of_iwae(far, K):
     x = far.simulate(1).expand(2000, P)
@@ -553,30 +462,6 @@ def test_sleep_gradient_vanishes_on_average_at_the_exact_guide_alone(program):
 
 
 # Discrete sites -------------------------------------------------------------------------------------------------------
-
-
-def mixture():
-    """p(z) p(x | z) q(z | x) with z in {0, 1, 2}; the guide has logits of its own for every image."""
-    logits, loc = torch.tensor([0.0, 1.0, -1.0]), nn.Parameter(torch.tensor([-1.0, 0.0, 2.0]))
-    program = nn.Module()
-    program.loc = loc
-
-    def model(x):
-        with pyro.plate("images", len(x)):
-            z = pyro.sample("z", dist.Categorical(logits=logits))
-            pyro.sample("x", dist.Normal(loc[z], 0.7), obs=x)
-
-    def guide(x):
-        with pyro.plate("images", len(x)):
-            pyro.sample("z", dist.Categorical(logits=program.logits))
-
-    def elbo(x):
-        q = program.logits.softmax(-1)
-        log_joint = logits.log_softmax(-1) + dist.Normal(loc, 0.7).log_prob(x.unsqueeze(-1))
-        return (q * (log_joint - q.log())).sum(-1)
-
-    program.model, program.guide, program.elbo = model, guide, elbo
-    return program
 
 
 @pytest.mark.parametrize("estimator", [ScoreFunction(), ScoreFunction(5), ScoreFunction(5, "leave-one-out")], ids=name)

@@ -23,7 +23,15 @@ from pyro_vae.config.building import (
     decoders,
     hidden,
 )
-from pyro_vae.config.estimators import ESTIMATOR, ESTIMATORS, FREE_BITS, PARTICLES, build_estimator
+from pyro_vae.config.estimators import (
+    ALPHA,
+    ESTIMATOR,
+    ESTIMATORS,
+    FREE_BITS,
+    PARTICLES,
+    TEMPERATURE,
+    build_estimator,
+)
 from pyro_vae.config.parts import (
     ACTIVATION,
     ACTIVATIONS,
@@ -46,6 +54,7 @@ from pyro_vae.config.parts import (
 __all__ = [
     "ACTIVATION",
     "ACTIVATIONS",
+    "ALPHA",
     "BINARIZE",
     "ESTIMATOR",
     "ESTIMATORS",
@@ -63,6 +72,7 @@ __all__ = [
     "SETTINGS",
     "SLOTS",
     "TAKEN_BY",
+    "TEMPERATURE",
     "Networks",
     "PartSettings",
     "build_encoder",

@@ -16,6 +16,8 @@ else:
     infer, estimators, handlers = map(LazyModule, ("pyro.infer", "pyro_vae.estimators", "pyro_vae.handlers"))
 
 PARTICLES = Option("particles", int, 1, "draws of z per image", metavar="K")
+ALPHA = Option("alpha", float, 0.5, "order of the Rényi bound: 0 is L_K, near 1 the ELBO", metavar="A")
+TEMPERATURE = Option("temperature", float, 1.0, "of the Gumbel-softmax: a low one has less bias and more variance")
 FREE_BITS = Option(
     "free_bits", float, 0.5, "nats of each latent dimension's KL that cost nothing (Kingma et al. 2016)", metavar="NATS"
 )
@@ -45,11 +47,46 @@ ESTIMATORS = table(
         lambda K: estimators.DoublyReparameterized(K),
         "L_K by a gradient of lower variance",
     ),
+    _estimator(
+        "generalized-dreg",
+        lambda K: estimators.GeneralizedDReG(K),
+        "L_K by a gradient of lower variance in guide and priors",
+    ),
+    Part(
+        "renyi-bound",
+        lambda particles, alpha: estimators.RenyiBound(alpha, particles),
+        "the Rényi bound of order --alpha, between the ELBO and L_K",
+        (PARTICLES, ALPHA),
+    ),
     _estimator("score-function", lambda K: estimators.ScoreFunction(K), "L^A by the log-derivative trick"),
     _estimator(
         "score-function-baseline",
         lambda K: estimators.ScoreFunction(K, baseline="leave-one-out"),
         "the same with a leave-one-out baseline",
+    ),
+    _estimator(
+        "disarm",
+        lambda K: estimators.DisARM(K),
+        "L^A for Bernoulli sites by antithetic pairs, an even number of draws",
+    ),
+    _estimator("tvo", lambda K: estimators.TVO(K), "a thermodynamic bound between L^A and L_K, of 5 temperatures"),
+    _estimator("ovis", lambda K: estimators.OVIS(K), "L_K by the log-derivative trick, from 2 draws on"),
+    Part(
+        "straight-through",
+        lambda particles, temperature: estimators.StraightThrough(particles, temperature),
+        "L^A for one-hot and Bernoulli sites by a Gumbel-softmax, biased",
+        (PARTICLES, TEMPERATURE),
+    ),
+    _estimator("reinmax", lambda K: estimators.ReinMax(K), "the same by a path of second order, biased"),
+    _estimator(
+        "antithetic",
+        lambda K: estimators.Antithetic(estimators.StickingTheLanding(K)),
+        "sticking-the-landing with draws in pairs of opposite noise",
+    ),
+    _estimator(
+        "quasi-monte-carlo",
+        lambda K: estimators.QuasiMonteCarlo(estimators.StickingTheLanding(K)),
+        "sticking-the-landing with draws from an even set of points",
     ),
     Part("wake-sleep", lambda: estimators.WakeSleep(), "wake phase for the model, sleep phase for the guide, no bound"),
     Part(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_vae.checks import whole_number
 from pyro_vae.estimation.description import Description
+from pyro_vae.tracing.coupling import Drawn, Uniforms, coupled
 from pyro_vae.tracing.traces import ProgramRuns, Traces, shared_plates
 
 
@@ -32,6 +33,8 @@ class Estimator(ELBO):
     """
 
     is_bound = True
+    couples = False  # whether value and gradient stay right where the particles depend on each other
+    coupling: Uniforms | None = None  # how they do
 
     def __init__(self, K: int = 1, *, vectorize: bool | None = None):
         K = whole_number("K", K)
@@ -78,6 +81,8 @@ class Estimator(ELBO):
     ) -> Traces:
         """Return the model's and the guide's trace, all particles in one; ``handler`` handles the guide's effects."""
         self.runs.particles = self.num_particles
+        if self.coupling is not None:
+            handler = coupled(self.coupling, self.num_particles, handler or Drawn())
         return self.runs(model, guide, args, kwargs, handler)
 
     def _plate(

@@ -84,10 +84,17 @@ def importance_weighted_bound(K: int) -> str:
     return "ELBO" if K == 1 else f"L_{K}"
 
 
+def renyi_bound(alpha: float, K: int) -> str:
+    """Return the name of the Rényi bound of order α, which is L_K for α = 0 and the ELBO for K = 1.
+
+    >>> renyi_bound(0, 5), renyi_bound(0.5, 1), renyi_bound(0.5, 5)
+    ('L_5', 'ELBO', 'Rényi bound, α = 0.5, K = 5')
+    """
+    return importance_weighted_bound(K) if alpha == 0 or K == 1 else f"Rényi bound, α = {alpha:g}, K = {K}"
+
+
 def _renyi(estimator: RenyiELBO) -> Description:
-    if estimator.alpha == 0:
-        return Description.unbiased(importance_weighted_bound(estimator.num_particles))
-    bound = f"Rényi bound, α = {estimator.alpha:g}, K = {estimator.num_particles}"
+    bound = renyi_bound(estimator.alpha, estimator.num_particles)
     return Description.unbiased(bound, is_bound=estimator.alpha >= 0)
 
 

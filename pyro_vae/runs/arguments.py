@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyro_vae.config import ACTIVATION, ESTIMATOR, FREE_BITS, NETWORK, PARTICLES, SLOTS, hidden
-from pyro_vae.records import flag, taken_by
+from pyro_vae.config import ACTIVATION, ESTIMATOR, NETWORK, SLOTS, hidden
+from pyro_vae.records import flag, options_of, taken_by
 from pyro_vae.runs.options import (
     AUTO,
     BATCH,
@@ -130,7 +130,7 @@ def add_own_training_options(group: argparse._ArgumentGroup) -> None:
     batch = f"{BATCH.help} (default: {BATCH.default}, or all training images if they are fewer)"
     open_ones = replace(EPOCHS, default=None, help=epochs), replace(BATCH, default=None, help=batch)
     add_options(group, [*open_ones, LR, SEED, DEVICE, PATIENCE, BETA, WARM_UP])
-    add_options(group, [ESTIMATOR, PARTICLES, FREE_BITS], OPTIONS_TAKEN_BY)
+    add_options(group, [ESTIMATOR, *options_of(ESTIMATOR).values()], OPTIONS_TAKEN_BY)
     add_options(group, [OPTIMIZER, WEIGHT_DECAY, SCHEDULE, EMA, PRECISION, ENGINE])
     group.add_argument(
         "--clip",

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from pyro_vae.config import FREE_BITS
+from pyro_vae.config import ALPHA, FREE_BITS, TEMPERATURE
 from pyro_vae.files import CheckpointError, unfinished, write_whole
 from pyro_vae.records import flag
 from pyro_vae.runs.drawing import PICTURES
@@ -45,6 +45,8 @@ SINCE: dict[str, Any] = {  # options that earlier versions lacked, and what thes
     "beta": 1.0,
     "warm_up": 0.0,
     "free_bits": FREE_BITS.default,
+    "alpha": ALPHA.default,
+    "temperature": TEMPERATURE.default,
     "optimizer": "adam",
     "weight_decay": 0.0,
     "ema": None,

@@ -15,7 +15,14 @@ from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, Independent, TransformedDistribution
 
+from pyro_vae.tracing.base_noise import drawn_from
 from pyro_vae.tracing.matching import Site, core, moves_freely, sample_sites
+
+
+def is_drawn(msg: Site) -> bool:
+    """Return whether a message asks for a draw: neither done, observed, the indices of a plate, nor a point."""
+    open_ = not (msg["done"] or msg["is_observed"]) and msg["value"] is None and not site_is_subsample(msg)
+    return open_ and not isinstance(core(msg["fn"]), dist.Delta)
 
 
 class Detached(Messenger):
@@ -33,12 +40,10 @@ class Detached(Messenger):
     """
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["done"] or msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
-            return
-        if isinstance(core(msg["fn"]), dist.Delta):
+        if not is_drawn(msg):
             return
         fn = _unmasked(msg["fn"])
-        draw, noise = _draw(fn)
+        draw, noise = draw_of(fn, msg.get("uniforms"))
         msg["value"] = self._value(msg, draw)
         msg["score"] = _log_prob(fn, draw, noise, msg["value"])
         masked = fn is not msg["fn"]
@@ -175,18 +180,21 @@ def _unmasked(fn: Distribution) -> Distribution:
     return fn
 
 
-def _draw(fn: Any) -> tuple[Tensor, Tensor | None]:
-    """Return a draw and, for a flow that caches its last pass, the base draw that it was made from."""
+def draw_of(fn: Any, uniforms: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Return a draw and, for a flow that caches its last pass, the base draw that it was made from.
+
+    ``uniforms``, of the draw's shape, take the place of the random number generator.
+    """
     flow = _base(fn)
     if not (isinstance(flow, TransformedDistribution) and _caches(flow) and torch.is_grad_enabled()):
-        return fn(), None
+        return (fn() if uniforms is None else drawn_from(fn, uniforms)), None
     transforms: list[Callable] = []
     while isinstance(flow, TransformedDistribution):
         transforms = [*flow.transforms, *transforms]
         flow = _base(flow.base_dist)
     if not moves_freely(flow):  # its coordinates have no Jacobian; the steps from there have inverses
-        return fn(), None
-    noise = flow.rsample()
+        return (fn() if uniforms is None else drawn_from(fn, uniforms)), None
+    noise = flow.rsample() if uniforms is None else drawn_from(flow, uniforms)
     noise = noise if noise.requires_grad else noise.requires_grad_()
     draw = noise
     for transform in transforms:

@@ -1,0 +1,98 @@
+"""Score functions of discrete sites: exact gradients by enumeration, and the variance that DisARM claims to lower."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from estimator_programs import (
+    Bits,
+    assert_mean,
+    enumerated_gradient,
+    estimate,
+    exact_gradient,
+    known_programs,
+    mixture,
+    variances,
+)
+from torch import nn
+
+from pyro_vae.estimators import OVIS, DisARM, ImportanceWeighted, ScoreFunction
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [DisARM(), DisARM(4), DisARM(4, vectorize=False), ScoreFunction(2), ScoreFunction(4, "leave-one-out")],
+)
+def test_the_mean_gradient_is_that_by_enumeration(estimator):
+    program, y = Bits(), torch.tensor([0.7])
+    n = 500 if estimator.runs.vectorize is None else 100
+    assert_mean(estimator, program, y, enumerated_gradient(program, y), n=n, runs=100)
+
+
+def test_disarm_varies_less_than_the_leave_one_out_baseline_of_as_many_draws():
+    """As Dong et al. (2020) say; with K / 2 pairs of K / 2 times less."""
+    program, y = Bits(), torch.tensor([0.7])
+    disarm, more = (variances(DisARM(K), program, y, n=500)["logits"] for K in (2, 8))
+    baseline = variances(ScoreFunction(2, "leave-one-out"), program, y, n=500)["logits"]
+    assert disarm < 0.9 * baseline
+    assert disarm / more == pytest.approx(4, rel=0.3)
+
+
+def test_pairs_are_antithetic_by_hand():
+    program, y = Bits(), torch.tensor([0.7, -0.2])
+    for vectorize in (None, False):
+        ours = estimate(DisARM(2, vectorize=vectorize), program, y)[1]["logits"]
+        torch.manual_seed(0)
+        traces = DisARM(2, vectorize=vectorize)._get_trace(program.model, program.guide, (y,), {})
+        z = traces[1].nodes["z"]["value"]
+        assert ((z[0] != z[1]) | (program.logits > 0) == (z[0] + z[1] > 0)).all()
+        f = torch.stack([program.log_w(y, z[k]) for k in range(2)]).detach()
+        by_hand = 0.5 * ((f[0] - f[1])[:, None] * (z[0] - z[1])).sum(0) * program.logits.abs().sigmoid()
+        torch.testing.assert_close(ours, -by_hand.detach())
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("vectorize", [None, False])
+def test_the_mean_gradient_of_ovis_is_that_of_l_k(number, vectorize):
+    program, x = known_programs()[number]
+    _, expected = exact_gradient(program, x, lambda log_w: log_w.exp().mean(-1).log(), K=2)
+    assert_mean(OVIS(2, vectorize=vectorize), program, x, expected, n=1000 if vectorize is None else 100)
+
+
+def test_the_signal_of_ovis_grows_with_k_where_that_of_the_total_gradient_falls():
+    """On a guide that is wider than the posterior, so that the weights are bounded."""
+    program, x = known_programs()[0]
+    key = "posterior.loc_bias"
+
+    def signal(estimator):
+        found = torch.stack([estimate(estimator, program, x.expand(50, 2), seed)[1][key] for seed in range(100)])
+        return (found.mean() / found.std()).abs()
+
+    assert signal(OVIS(128)) > 1.5 * signal(OVIS(4))
+    assert signal(ImportanceWeighted(128)) < signal(ImportanceWeighted(4))
+
+
+def test_ovis_needs_other_particles():
+    with pytest.raises(ValueError, match="write K=2 or more"):
+        OVIS(1)
+
+
+def test_what_disarm_cannot_take_is_refused():
+    with pytest.raises(ValueError, match=r"K: wanted an even number.*got 3; write K=2"):
+        DisARM(3)
+    program = mixture()
+    program.logits = nn.Parameter(torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=r"site 'z' of the guide is no Bernoulli \(Categorical\).*leave-one-out"):
+        DisARM().differentiable_loss(program.model, program.guide, torch.zeros(3))
+    logits = torch.zeros((), requires_grad=True)
+
+    def guide(y):
+        with pyro.plate("images", len(y)):
+            z1 = pyro.sample("z1", dist.Bernoulli(logits=logits))
+            pyro.sample("z2", dist.Bernoulli(logits=logits + z1))
+
+    for vectorize in (None, False):
+        with pytest.raises(ValueError, match="site 'z2' of the guide has logits that depend on other draws"):
+            DisARM(vectorize=vectorize).differentiable_loss(guide, guide, torch.zeros(50))

@@ -1,0 +1,91 @@
+"""Straight-through gradients: where they are exact, and how far they are off elsewhere, by enumeration."""
+
+import pytest
+import torch
+from estimator_programs import Bits, Choice, assert_mean, draws, enumerated_gradient, mixture
+from pyro import poutine
+from pyro.infer import TraceEnum_ELBO
+from torch import nn
+
+from pyro_vae.estimation.description import describe
+from pyro_vae.estimators import ReinMax, ScoreFunction, StraightThrough
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def offset(estimator, program, y, n=20_000, runs=20):
+    """Return the bias of the guide's gradient over the size of the exact one, and its standard error."""
+    size = program.logits.numel()
+    exact = enumerated_gradient(program, y)[:size]
+    found = draws(estimator, program, (y.expand(n),), runs)[:, :size] / n
+    scale = exact.norm()
+    return ((found.mean(0) - exact).norm() / scale).item(), ((found.var(0) / runs).sum().sqrt() / scale).item()
+
+
+@pytest.mark.parametrize("kind", [Choice, Bits])
+def test_enumeration_is_pyros(kind):
+    program, y = kind(infer={"enumerate": "parallel"}), torch.tensor([0.7])
+    if kind is Choice:
+        loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(program.model, program.guide, y)
+        expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(program.parameters()))])
+        torch.testing.assert_close(enumerated_gradient(program, y), expected)
+    assert_mean(ScoreFunction(4, "leave-one-out"), program, y, enumerated_gradient(program, y), n=500)
+
+
+@pytest.mark.parametrize("K", [1, 3])
+@pytest.mark.parametrize("vectorize", [None, False])
+def test_reinmax_is_exact_for_quadratics(K, vectorize):
+    program, y = Choice(), torch.tensor([0.7])
+    n = 2000 if vectorize is None else 300
+    assert_mean(ReinMax(K, vectorize=vectorize), program, y, enumerated_gradient(program, y), n=n)
+
+
+def test_reinmax_is_exact_for_single_bits_in_a_quadratic():
+    program, y = Bits(cubic=0.0), torch.tensor([0.7])
+    program.logits.data = program.logits.data[:1]
+    program.prior.data, program.weight.data = program.prior.data[:1], program.weight.data[:1]
+    assert_mean(ReinMax(), program, y, enumerated_gradient(program, y))
+
+
+def test_both_are_biased_elsewhere_and_reinmax_less():
+    program, y = Choice(bent=1.0), torch.tensor([0.7])
+    second, error = offset(ReinMax(), program, y)
+    first, other = offset(StraightThrough(), program, y)
+    cold, _ = offset(StraightThrough(temperature=0.3), program, y)
+    assert second > 5 * error and first > 5 * other
+    assert second < 0.5 * first and cold < first
+
+
+@pytest.mark.parametrize("estimator", [StraightThrough(), ReinMax(2)])
+def test_the_models_gradient_is_unbiased_and_the_guides_is_not_claimed(estimator):
+    program, y = Choice(bent=1.0), torch.tensor([0.7])
+    expected, size = enumerated_gradient(program, y), program.logits.numel()
+    found = draws(estimator, program, (y.expand(2000),), 40)[:, size:] / 2000
+    z = (found.mean(0) - expected[size:]) / (found.var(0) / 40).sqrt()
+    assert z.abs().max() < 5
+    assert (describe(estimator).guide_gradient, describe(estimator).model_gradient) == (None, "ELBO")
+
+
+@pytest.mark.parametrize("estimator", [StraightThrough(), ReinMax()])
+def test_values_are_hard_and_masked_rows_count_nothing(estimator):
+    program, y = Choice(), torch.tensor([0.7, 0.7])
+    torch.manual_seed(0)
+    traces = estimator._get_trace(program.model, program.guide, (y,), {})
+    loss = estimator.loss(program.model, program.guide, y)
+    assert set(traces[1].nodes["z"]["value"].unique().tolist()) == {0.0, 1.0} and loss == loss
+    masked = poutine.mask(mask=torch.tensor([True, False]))
+    program.logits = nn.Parameter(program.logits.detach().repeat(2, 1))
+    torch.manual_seed(0)
+    found = torch.autograd.grad(
+        estimator.differentiable_loss(masked(program.model), masked(program.guide), y), program.logits
+    )[0]
+    assert found[0].abs().max() > 0 and found[1].abs().max() == 0
+
+
+def test_other_discrete_sites_are_refused():
+    program = mixture()
+    program.logits = nn.Parameter(torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=r"site 'z' of the guide is a Categorical.*write OneHotCategorical"):
+        ReinMax().differentiable_loss(program.model, program.guide, torch.zeros(3))
+    with pytest.raises(ValueError, match="temperature: "):
+        StraightThrough(temperature=0.0)
