@@ -4,6 +4,8 @@
 - ``importance``: ``log_evidence``, importance sampling from the guide.
 - ``annealed``: ``annealed_evidence`` and, on simulated data, ``bidirectional``.
 - ``annealing``: the chains: temperatures, Hamiltonian transitions, weights.
+- ``pilots``: chains without weight that find temperatures and step sizes.
+- ``smc``: resampling among the chains of an image.
 - ``path``: the densities that the chains pass, and their gradients.
 - ``plan``: how a program is measured: its rows, its batches, what can be compiled.
 - ``arguments``: the arguments of a program, cut into batches of rows.

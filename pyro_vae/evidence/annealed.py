@@ -219,7 +219,9 @@ def bidirectional(
         graphs = plan.graphs(compiled, _expected_calls(plan, settings))
         # First, so that the images are the same for any number of temperatures.
         draws = [_simulate(model, batch, plan) for batch in plan.batches()]
-        with progress_bar(plan.weights * (_temperatures(settings) + settings.num_temperatures), "step", progress) as bar:
+        with progress_bar(
+            plan.weights * (_temperatures(settings) + settings.num_temperatures), "step", progress
+        ) as bar:
             for batch, (values, images) in zip(plan.batches(), draws):
                 simulated = batch._replace(args=(images, *batch.args[1:]))
                 path = AnnealingPath(model, guide, *simulated, graphs, validated=False, plan=plan)
@@ -236,9 +238,7 @@ def bidirectional(
     return Sandwich(lower, upper, acceptance, images, settings.chains, settings.num_temperatures, seed, plan.joint)
 
 
-def _forward(
-    path: AnnealingPath, settings: AnnealingSettings, bar: tqdm
-) -> tuple[AnnealingPlan, AnnealedChains]:
+def _forward(path: AnnealingPath, settings: AnnealingSettings, bar: tqdm) -> tuple[AnnealingPlan, AnnealedChains]:
     """Run pilots, then chains from the starting density to p(x, z)."""
     moves = piloted(path, settings, bar)
     return moves, anneal(path, path.draw(settings.chains), moves, bar, settings.resample)

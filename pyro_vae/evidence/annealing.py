@@ -146,8 +146,8 @@ def hamiltonian(
     """Make a Hamiltonian transition that leaves f_β invariant (Neal 2011), and with it the momentum's N(0, I).
 
     The momentum is refreshed in part; if the proposal is rejected, it turns round. step: (B, D), the step size times
-    the unit of each dimension. It is jittered by up to 20 %, because trajectories of one length may be periodic. Returns
-    the next state, the next momentum and the acceptance probability (C, B).
+    the unit of each dimension. It is jittered by up to 20 %, because trajectories of one length may be periodic.
+    Returns the next state, the next momentum and the acceptance probability (C, B).
     """
     step = step * (0.8 + 0.4 * torch.rand_like(old.start)).unsqueeze(-1)
     kept = KEPT**leapfrog

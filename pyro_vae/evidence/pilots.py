@@ -3,8 +3,6 @@
 The weighted chains do not depend on their own past through what is adapted, so that E w = p(x) holds exactly.
 """
 
-import math
-
 import numpy as np
 import pyro
 import torch
