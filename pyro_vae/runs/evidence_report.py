@@ -90,7 +90,7 @@ def draw(
     seconds, values = [row["seconds"] / row["images"] for row in rows], [row[value] for row in rows]
     axes.errorbar(seconds, values, yerr=bars, label=label, color=colour, marker="o", markersize=4, capsize=2)
     style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "top", "fontsize": "x-small"}
-    for word, *place in zip(words, seconds, values):
+    for word, place in zip(words, zip(seconds, values)):
         axes.annotate(word, place, (0, -6), **style)
 
 
