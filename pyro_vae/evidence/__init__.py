@@ -7,6 +7,8 @@
 - ``spending``: its options, checkpoints and result; ``budgeted``: ``BudgetedEvidence`` and ``EvidencePlan``.
 - ``annealed``: ``annealed_evidence`` and, on simulated data, ``bidirectional``.
 - ``annealing``: the chains: temperatures, Hamiltonian transitions, weights.
+- ``pilots``: chains without weight that find temperatures and step sizes.
+- ``smc``: resampling among the chains of an image.
 - ``path``: the densities that the chains pass, and their gradients.
 - ``plan``: how a program is measured: its rows, its batches, what can be compiled.
 - ``arguments``: the arguments of a program, cut into batches of rows.

@@ -7,20 +7,23 @@ import numpy as np
 import torch
 from pyro import poutine
 from torch import Tensor
+from tqdm import tqdm
 from typing_extensions import Unpack
 
 from pyro_vae.arguments import ProgramArguments, checked_arguments
 from pyro_vae.errors import warn
 from pyro_vae.evidence.annealing import (
-    PILOTS,
+    AnnealedChains,
     AnnealingOptions,
+    AnnealingPlan,
     AnnealingSettings,
+    SequentialOptions,
     anneal,
     annealing_settings,
-    forward_chains,
 )
 from pyro_vae.evidence.measuring import Engine, chunk_size, measuring, progress_bar, takes_program, whether_compiled
 from pyro_vae.evidence.path import AnnealingPath
+from pyro_vae.evidence.pilots import pilot_temperatures, piloted
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.evidence.results import (
     AnnealedEvidence,
@@ -51,7 +54,7 @@ def annealed_evidence(
     engine: Engine = "auto",
     seed: int | None = 0,
     progress: bool = True,
-    **options: Unpack[AnnealingOptions],
+    **options: Unpack[SequentialOptions],
 ) -> AnnealedEvidence: ...
 @overload
 def annealed_evidence(
@@ -64,9 +67,9 @@ def annealed_evidence(
     engine: Engine = "auto",
     seed: int | None = 0,
     progress: bool = True,
-    **options: Unpack[AnnealingOptions],
+    **options: Unpack[SequentialOptions],
 ) -> AnnealedEvidence: ...
-@takes_program(AnnealingOptions)
+@takes_program(SequentialOptions)
 def annealed_evidence(
     model: Callable,
     guide: Callable | None,
@@ -77,7 +80,7 @@ def annealed_evidence(
     engine: Engine = "auto",
     seed: int | None = 0,
     progress: bool = True,
-    **options: Unpack[AnnealingOptions],
+    **options: Unpack[SequentialOptions],
 ) -> AnnealedEvidence:
     """Estimate log p(x) of each image by annealed importance sampling (Neal 2001; Wu et al. 2017).
 
@@ -87,8 +90,12 @@ def annealed_evidence(
 
         log w = Σ_t (β_t − β_{t−1}) (log p(x, z_{t−1}) − log f_0(z_{t−1})),   E w = p(x)
 
-    The step size of an image starts at ``step_size`` and is adapted to an acceptance of 0.65 of two further chains.
-    These have no weight. So the transitions of the weighted chains do not depend on their past, and w stays unbiased.
+    Their momentum lasts from one temperature to the next (Sohl-Dickstein & Culpepper 2012), so that one leapfrog step
+    at each of many temperatures does better than many steps at each of a few.
+
+    Pilots, as many chains at an eighth of the temperatures (at least 8), go first. They have no weight, and find the
+    step sizes of each image, for an acceptance of 0.9, and temperatures between which the weights of a batch lose
+    equally much. So the transitions of the weighted chains do not depend on their past, and w stays unbiased.
 
     A latent variable with a support other than all real numbers (a positive one, a simplex) is transformed by Pyro's
     ``biject_to`` to an unconstrained one. If images share a latent variable, the chains are those of all images
@@ -99,10 +106,13 @@ def annealed_evidence(
         model, guide: any Pyro program. With a guide of None the chains start from the prior.
         num_temperatures: T, by default 500: T − 1 transitions of ``leapfrog`` steps each.
         chains: weighted chains per image, by default 16.
-        leapfrog: steps of each transition, by default 10, of random length (± 20 %).
-        schedule: T -> β of shape (T + 1,): ``annealing.sigmoid``, the default, or ``annealing.linear``.
+        leapfrog: steps of each transition, by default 1, of random length (± 20 %).
+        schedule: T -> β of shape (T + 1,), such as ``annealing.sigmoid`` or ``annealing.linear``; None: as pilots find.
         step_size: the first one, in standard deviations of f_0, which are estimated for each image and dimension of z;
-            by default ½ D^−¼.
+            by default D^−¼.
+        resample: whether the chains of an image are resampled where their effective sample size falls below half:
+            sequential Monte Carlo (Del Moral et al. 2006). p̂ stays unbiased; the standard error is that of families of
+            chains (Chan & Lai 2013). It helps where weights differ much, as from the prior.
         chunk: number of z decoded at once. It sets how many images run together, and thus which random numbers.
         x, kwargs, engine, seed, progress: as in ``log_evidence``.
 
@@ -122,11 +132,11 @@ def annealed_evidence(
     with measuring(model, guide, given, seed):
         plan = MeasurementPlan.of(model, guide, given, None, _images_at_once(chunk, settings.chains))
         graphs = plan.graphs(compiled, _expected_calls(plan, settings))
-        with progress_bar(plan.weights * settings.num_temperatures, "step", progress) as bar:
+        with progress_bar(plan.weights * _temperatures(settings), "step", progress) as bar:
             for batch in plan.batches():
-                chains = forward_chains(AnnealingPath(model, guide, *batch, graphs, plan=plan), settings, bar)
+                moves, chains = _forward(AnnealingPath(model, guide, *batch, graphs, plan=plan), settings, bar)
                 first = sum(len(column[0]) for column in columns)
-                diagnostics = map(as_array, (chains.acceptance.mean(0), chains.steps[-1]))
+                diagnostics = map(as_array, (chains.acceptance.mean(0), moves.steps[-1]))
                 columns.append((*weight_statistics(chains.log_w, first), *diagnostics))
     log_px, error, ess, k_hat, acceptance, step = joined(columns)
     _check_acceptance(acceptance, step)
@@ -209,21 +219,29 @@ def bidirectional(
         graphs = plan.graphs(compiled, _expected_calls(plan, settings))
         # First, so that the images are the same for any number of temperatures.
         draws = [_simulate(model, batch, plan) for batch in plan.batches()]
-        with progress_bar(2 * plan.weights * settings.num_temperatures, "step", progress) as bar:
+        with progress_bar(
+            plan.weights * (_temperatures(settings) + settings.num_temperatures), "step", progress
+        ) as bar:
             for batch, (values, images) in zip(plan.batches(), draws):
                 simulated = batch._replace(args=(images, *batch.args[1:]))
                 path = AnnealingPath(model, guide, *simulated, graphs, validated=False, plan=plan)
-                forward = forward_chains(path, settings, bar)
+                moves, forward = _forward(path, settings, bar)
                 start = path.flatten(values).expand(settings.chains, -1, -1)
-                reverse = anneal(path, start, settings.reversed(), forward.steps.flip(0), forward.scale, 0, bar)
+                reverse = anneal(path, start, moves.reversed(), bar)
                 first = sum(len(column[0]) for column in columns)
                 lower, upper = (weight_statistics(chains.log_w, first)[0] for chains in (forward, reverse))
-                diagnostics = map(as_array, (forward.acceptance.mean(0), forward.steps[-1]))
+                diagnostics = map(as_array, (forward.acceptance.mean(0), moves.steps[-1]))
                 columns.append((lower, -upper, *diagnostics))
     lower, upper, acceptance, step = joined(columns)
     _check_acceptance(acceptance, step)
     images = torch.cat([images.cpu() for _, images in draws])
     return Sandwich(lower, upper, acceptance, images, settings.chains, settings.num_temperatures, seed, plan.joint)
+
+
+def _forward(path: AnnealingPath, settings: AnnealingSettings, bar: tqdm) -> tuple[AnnealingPlan, AnnealedChains]:
+    """Run pilots, then chains from the starting density to p(x, z)."""
+    moves = piloted(path, settings, bar)
+    return moves, anneal(path, path.draw(settings.chains), moves, bar, settings.resample)
 
 
 def _simulate(model: Callable, batch: ProgramArguments, plan: MeasurementPlan) -> tuple[dict[str, Tensor], Tensor]:
@@ -255,11 +273,16 @@ def _check_acceptance(acceptance: Tensor, step: Tensor) -> None:
     warn(message, StuckChains)  # at the caller of a function under takes_program
 
 
+def _temperatures(settings: AnnealingSettings) -> int:
+    """Return the number of temperatures that pilots and chains pass."""
+    return settings.num_temperatures + pilot_temperatures(settings.num_temperatures)
+
+
 def _expected_calls(plan: MeasurementPlan, settings: AnnealingSettings) -> int:
     """Return how often the densities of a batch are computed."""
-    return len(settings.betas) * settings.leapfrog * max(1, plan.weights // plan.size)
+    return _temperatures(settings) * settings.leapfrog * max(1, plan.weights // plan.size)
 
 
 def _images_at_once(chunk: int, chains: int) -> int:
     """Return the number of images whose chains run together."""
-    return max(1, chunk // (chains + PILOTS))
+    return max(1, chunk // chains)

@@ -49,10 +49,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     group = parser.add_argument_group("annealing", "from the prior, and from the guide, to the posterior")
     group.add_argument(
-        "--temperatures", type=int, nargs="+", default=[30, 100, 300], metavar="T", help="steps of that way"
+        "--temperatures", type=int, nargs="+", default=[100, 300, 1000], metavar="T", help="steps of that way"
     )
     group.add_argument("--chains", type=int, default=8, metavar="N", help="weighted chains per image")
-    group.add_argument("--leapfrog", type=int, default=8, metavar="N", help="steps of each Hamiltonian transition")
+    group.add_argument("--leapfrog", type=int, default=1, metavar="N", help="steps of each Hamiltonian transition")
     group.add_argument(
         "--simulated", type=int, default=100, metavar="N", help="images that the model draws for both bounds"
     )

@@ -1,5 +1,6 @@
 """What ``pyro-vae evidence`` shows: the bounds as a table, and as a figure of three panels."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ Rows = dict[str, list[dict[str, Any]]]  # kind of bound -> a row for each settin
 
 
 def picture(results: Rows) -> "Figure":
-    """Draw three panels: importance sampling, annealing, both bounds; those without rows stay empty."""
+    """Draw three panels against time: importance sampling, annealing, both bounds; those without rows stay empty."""
     figure = optional("matplotlib.figure", "figures").Figure(figsize=(11.5, 3.8), dpi=DPI, layout="constrained")
     panels = zip(figure.subplots(1, 3), (draw_importance, draw_annealed, draw_both), results.values())
     for axes, panel, rows in panels:
@@ -28,44 +29,46 @@ def picture(results: Rows) -> "Figure":
             continue
         panel(axes, results)
         axes.set_title(axes.get_title(), fontsize="medium")
-        axes.set_xscale("log")
-        axes.set_ylabel("nats per image")
+        axes.set(xscale="log", xlabel="seconds per image", ylabel="nats per image")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-        axes.margins(y=0.15)
+        axes.margins(0.12)
+        axes.xaxis.set_minor_formatter("")
     return figure
 
 
 def draw_importance(axes: "Axes", results: Rows) -> None:
-    """Draw the bound by importance sampling against the number of particles, with the share of untrusted images."""
-    importance = in_one_precision(results)
-    draw(axes, importance, "num_particles", "log_px", "monte_carlo_error", "importance sampling", IMPORTANCE)
-    for entry in importance:
-        if entry[SHARE] is not None:
-            place = entry["num_particles"], entry["log_px"]
-            words: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": "x-small"}
-            axes.annotate(f"{entry[SHARE]:.0%}", place, (0, -14), **words)
-    axes.set(xlabel="particles K", title=f"{importance[0]['images']} test images (%: share with k̂ > {TRUSTED})")
+    """Draw the bound by importance sampling for each number of particles, with the share of untrusted images."""
+    rows = in_one_precision(results)
+    shares = ["" if row[SHARE] is None else f"\n{row[SHARE]:.0%}" for row in rows]
+    words = [f"K = {row['num_particles']}{share}" for row, share in zip(rows, shares)]
+    draw(axes, rows, "log_px", "monte_carlo_error", "importance sampling", IMPORTANCE, words)
+    axes.set(title=f"{rows[0]['images']} test images (%: share with k̂ > {TRUSTED})")
 
 
 def draw_annealed(axes: "Axes", results: Rows) -> None:
-    """Draw the annealed bounds against the number of temperatures, and the best bound by importance sampling."""
+    """Draw the annealed bounds for each number of temperatures, and importance sampling of the same images."""
+    importance, annealed = in_one_precision(results), results["annealed"][0]["images"]
     for start, colour in STARTS.items():
         rows = [entry for entry in results["annealed"] if entry["start"] == start]
-        draw(axes, rows, "num_temperatures", "log_px", "monte_carlo_error", f"annealed from the {start}", colour)
-    best, annealed = in_one_precision(results)[-1], results["annealed"][0]["images"]
-    label = f"importance, K = {best['num_particles']}"
-    axes.axhline(best["log_px_of_annealed_images"], color=IMPORTANCE, linestyle="--", label=label)
-    which = "first" if annealed < best["images"] else "same"
-    axes.set(xlabel="temperatures T", title=f"the {which} {annealed} test images")
+        words = temperatures(rows) if start == "prior" else ()  # they are the same
+        draw(axes, rows, "log_px", "monte_carlo_error", f"annealed from the {start}", colour, words)
+    draw(axes, importance, "log_px_of_annealed_images", None, "importance sampling", IMPORTANCE)
+    which = "first" if annealed < importance[-1]["images"] else "same"
+    axes.set(title=f"the {which} {annealed} test images")
 
 
 def draw_both(axes: "Axes", results: Rows) -> None:
-    """Draw the lower and the upper bound against the number of temperatures."""
-    for name, colour in (("upper", UPPER), ("lower", GUIDE)):
-        draw(axes, results["bidirectional"], "num_temperatures", name, None, f"{name} bound", colour)
-    last = results["bidirectional"][-1]
-    axes.set(xlabel="temperatures T", title=f"{last['images']} simulated images: gap {last['gap']:.2f} nats")
+    """Draw the lower and the upper bound for each number of temperatures."""
+    rows = results["bidirectional"]
+    draw(axes, rows, "upper", None, "upper bound", UPPER, temperatures(rows))
+    draw(axes, rows, "lower", None, "lower bound", GUIDE)
+    axes.set(title=f"{rows[-1]['images']} simulated images: gap {rows[-1]['gap']:.2f} nats")
+
+
+def temperatures(rows: list[dict[str, Any]]) -> list[str]:
+    """Return words for the number of temperatures of each row."""
+    return [f"T = {row['num_temperatures']}" for row in rows]
 
 
 def in_one_precision(results: Rows) -> list[dict[str, Any]]:
@@ -73,11 +76,22 @@ def in_one_precision(results: Rows) -> list[dict[str, Any]]:
     return [row for row in results["importance"] if "bias" not in row]
 
 
-def draw(axes: "Axes", rows: list[dict], at: str, value: str, error: str | None, label: str, colour: str) -> None:
-    """Draw a line of values, with two Monte Carlo errors if they are given."""
-    bars = [2 * (entry[error] or 0) for entry in rows] if error else None
-    places, values = [entry[at] for entry in rows], [entry[value] for entry in rows]
-    axes.errorbar(places, values, yerr=bars, label=label, color=colour, marker="o", markersize=4, capsize=2)
+def draw(
+    axes: "Axes",
+    rows: list[dict[str, Any]],
+    value: str,
+    error: str | None,
+    label: str,
+    colour: str,
+    words: Sequence[str] = (),
+) -> None:
+    """Draw a line of values against time, with two Monte Carlo errors and words at each point, if they are given."""
+    bars = [2 * (row[error] or 0) for row in rows] if error else None
+    seconds, values = [row["seconds"] / row["images"] for row in rows], [row[value] for row in rows]
+    axes.errorbar(seconds, values, yerr=bars, label=label, color=colour, marker="o", markersize=4, capsize=2)
+    style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "top", "fontsize": "x-small"}
+    for word, place in zip(words, zip(seconds, values)):
+        axes.annotate(word, place, (0, -6), **style)
 
 
 def report(results: Rows, out: Path) -> str:

@@ -19,20 +19,24 @@ def test_schedules_run_from_zero_to_one():
         (3 * t.new_ones(())).sigmoid() - (-3 * t.new_ones(())).sigmoid()))  # fmt: skip
 
 
-def test_transitions_leave_the_posterior_alone_and_find_it():
+@pytest.mark.parametrize(("leapfrog", "transitions"), [(8, 12), (1, 100)])
+def test_transitions_leave_the_posterior_alone_and_find_it(leapfrog, transitions):
     program = oracle()
     x = images(program, 1)
     path = AnnealingPath(program.model, None, (x,))
     torch.manual_seed(0)
     point = path(path.draw(4000))
-    for _ in range(12):
-        point, probability = hamiltonian(path, point, 1.0, torch.full((1, D), 0.2).double(), leapfrog=8)
+    momentum = torch.randn_like(point.z)
+    for _ in range(transitions):
+        step = torch.full((1, D), 0.2).double()
+        point, momentum, probability = hamiltonian(path, point, momentum, 1.0, step, leapfrog)
     exact = program.exact_posterior(x)
     error = (point.z[:, 0].mean(0) - exact.mean[0]) / (exact.variance[0] / 4000).sqrt()
     assert error.abs().max() < 4
     spread = exact.variance[0].sqrt()
     assert (point.z[:, 0].T.cov() - exact.covariance_matrix[0]).div(spread * spread[:, None]).abs().max() < 0.1
     assert 0.5 < probability.mean() < 1
+    assert (momentum[:, 0].T.cov() - torch.eye(D)).abs().max() < 0.1 and momentum.mean().abs() < 0.05
 
 
 @pytest.mark.parametrize("options", [{"num_temperatures": 0}, {"num_temperatures": 1}, {"chains": 0}, {"leapfrog": 0},

@@ -40,8 +40,11 @@ def test_the_table_says_what_helps_where_importance_sampling_cannot_be_trusted(r
 def test_the_figure_has_the_numbers_of_the_table(results):
     left, middle, right = picture(results).axes
     assert list(next(line for line in left.lines if len(line.get_ydata()) == 2).get_ydata()) == [-9.0, -9.0]
-    assert [text.get_text() for text in left.texts] == ["25%", "25%"]
-    assert middle.get_legend_handles_labels()[1][0] == "importance, K = 100"
+    assert [text.get_text() for text in left.texts] == ["K = 10\n25%", "K = 100\n25%"]
+    assert [text.get_text() for text in middle.texts] == ["T = 30"]
+    assert middle.get_legend_handles_labels()[1][-1] == "importance sampling"
+    line = next(line for line in right.lines if len(line.get_xdata()) == 1)
+    assert line.get_xdata() == [0.4] and right.get_xlabel() == "seconds per image"  # 2 seconds, 5 images
     assert right.get_title() == "5 simulated images: gap 1.00 nats"
 
 
