@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 IMPORTANCE, PRIOR, GUIDE, UPPER = COLOURS[9], COLOURS[1], COLOURS[0], COLOURS[4]
 STARTS = {"prior": PRIOR, "guide": GUIDE}
+REFITTED, LOCAL = "refitted guide", "local proposals"  # what importance sampling draws from beside the guide
+PROPOSALS = {REFITTED: COLOURS[2], LOCAL: COLOURS[3]}
 SHARE = f"share_pareto_k_above_{TRUSTED}"
 
 Rows = dict[str, list[dict[str, Any]]]  # kind of bound -> a row for each setting
@@ -45,6 +47,10 @@ def draw_importance(axes: "Axes", results: Rows) -> None:
             place = entry["num_particles"], entry["log_px"]
             words: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": "x-small"}
             axes.annotate(f"{entry[SHARE]:.0%}", place, (0, -14), **words)
+    for name, colour in PROPOSALS.items():
+        rows = [entry for entry in results["proposals"] if entry["proposal"] == name]
+        if rows:
+            draw(axes, rows, "num_particles", "log_px", "monte_carlo_error", name, colour)
     axes.set(xlabel="particles K", title=f"{importance[0]['images']} test images (%: share with k̂ > {TRUSTED})")
 
 
@@ -84,6 +90,7 @@ def report(results: Rows, out: Path) -> str:
     """Return the rows as a table."""
     lines = [f"{'bound':<32} {'nats per image':>15} {'± Monte Carlo':>14} {'k̂ > 0.7':>8} {'seconds':>8}"]
     named = [(f"importance, K = {r['num_particles']}" + ", bfloat16" * ("bias" in r), r) for r in results["importance"]]
+    named += [(f"{r['proposal']}, K = {r['num_particles']}", r) for r in results["proposals"]]
     named += [(f"annealed from {r['start']}, T = {r['num_temperatures']}", r) for r in results["annealed"]]
     for name, r in named:
         error = "" if r["monte_carlo_error"] is None else f"{r['monte_carlo_error']:.3f}"
@@ -92,6 +99,9 @@ def report(results: Rows, out: Path) -> str:
             f"{name:<32} {r['log_px']:>15.3f} {error:>14} {'' if share is None else format(share, '.1%'):>8} "
             f"{r['seconds']:>8.0f}"
         )
+    for r in results["proposals"][:1]:
+        if "refit_seconds" in r:
+            lines.append(f"the guide was refitted by {r['refit_epochs']} epochs in {r['refit_seconds']:.0f} seconds")
     for r in results["importance"]:
         if "bias" in r:
             lines.append(
@@ -106,7 +116,7 @@ def report(results: Rows, out: Path) -> str:
     if best[SHARE]:
         lines.append(
             f"k̂ > {TRUSTED} for {best[SHARE]:.1%} of the images: importance sampling cannot be trusted there, nor with "
-            "more particles; take the annealed bounds, or train a richer guide, such as --guide full-rank"
+            "more particles; take --local or the annealed bounds, or train a richer guide, such as --guide full-rank"
         )
     for r in results["bidirectional"]:
         lines.append(
