@@ -23,6 +23,7 @@ from pyro_vae.evidence.path import AnnealingPath, PathDensities
 from pyro_vae.evidence.plan import MeasurementPlan
 
 SCALE_DRAWS = 64  # of the guide, whose mean and spread are where a fit starts
+SEARCHING = 0.5  # share of the rounds that move at a constant rate; the others settle
 WIDER, FREEDOM = 1.2, 3.0  # factor on the fitted variances; degrees of freedom of t for each dimension of z
 MOST_DIMENSIONS = 1000  # of z: a covariance of more is no longer a small matter
 
@@ -134,7 +135,8 @@ class LocalSampler:
         for t in range(self.settings.rounds):
             u = normals.sample((draws,))
             gradient = self._gradient(path, (centre + unit * u).to(drawn)).double().cpu()
-            normals = matched(normals, u, unit * gradient, rate=draws / (t + 1))
+            rate = draws / max(1, t + 1 - self.settings.rounds * SEARCHING)
+            normals = matched(normals, u, unit * gradient, rate)
         return LocalFit(centre, unit, normals)
 
     def log_weights(self, path: AnnealingPath, fit: LocalFit, K: int, bar: tqdm) -> Tensor:
