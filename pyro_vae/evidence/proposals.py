@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import MultivariateNormal, MultivariateStudentT
+from pyro.distributions import MultivariateStudentT
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 from tqdm import tqdm
 
 from pyro_vae.arguments import ProgramArguments
@@ -130,8 +131,8 @@ class LocalSampler:
         start, draws = drawn.double().cpu(), self.settings.draws
         centre, unit = start.mean(0), start.std(0)
         unit = torch.where(unit > 0, unit, 1.0)
-        normals = MultivariateNormal(torch.zeros_like(centre), scale_tril=torch.eye(centre.shape[-1]).to(centre))
-        normals = normals.expand(centre.shape[:1])
+        root = torch.eye(centre.shape[-1]).to(centre).expand(*centre.shape, -1)
+        normals = MultivariateNormal(torch.zeros_like(centre), scale_tril=root)
         for t in range(self.settings.rounds):
             u = normals.sample((draws,))
             gradient = self._gradient(path, (centre + unit * u).to(drawn)).double().cpu()

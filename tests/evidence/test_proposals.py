@@ -54,7 +54,8 @@ def test_it_is_tight_where_the_guide_is_not():
     given = rough(narrower=0.2)
     x = images(given, 60)
     guided, local = (
-        log_evidence(given, x, 500, proposal=proposal, **EAGER, seed=1) for proposal in (None, LocalProposal())
+        log_evidence(given, x, 500, proposal=proposal, chunk=20_000, **EAGER, seed=1)
+        for proposal in (None, LocalProposal())
     )
     check(local, truth(given, x))
     assert guided.untrusted > 0.5 and local.untrusted == 0
@@ -66,7 +67,7 @@ def test_the_mean_weight_is_p_of_x_for_any_fit(settings):
     """Fits that stopped early, with and without draws from the guide, give unbiased estimates and fair errors."""
     given = rough(narrower=0.8)
     x = images(given, 20).repeat_interleave(60, 0)
-    evidence = log_evidence(given, x, 30, proposal=LocalProposal(**settings), **EAGER, seed=2)
+    evidence = log_evidence(given, x, 30, proposal=LocalProposal(**settings), chunk=20_000, **EAGER, seed=2)
     ratio = (evidence.log_px - truth(given, x)).exp()
     assert ratio.std() > 0.01
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / len(ratio) ** 0.5
@@ -75,7 +76,7 @@ def test_the_mean_weight_is_p_of_x_for_any_fit(settings):
 def test_the_interval_covers_the_truth():
     given = rough(narrower=0.5)
     x = images(given, 40).repeat_interleave(25, 0)
-    evidence = log_evidence(given, x, 200, proposal=LocalProposal(), **EAGER, seed=3)
+    evidence = log_evidence(given, x, 200, proposal=LocalProposal(), chunk=20_000, **EAGER, seed=3)
     covered = (evidence.log_px - truth(given, x)).abs() < 1.96 * evidence.standard_error
     assert 0.93 <= covered.double().mean() <= 0.98
 

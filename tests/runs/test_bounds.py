@@ -45,7 +45,7 @@ def test_the_experiment_measures_a_trained_model(tmp_path, capsys):
         (refitted, 1, 250), (refitted, 30, 250), (local, 1, 250), (local, 30, 250)
     ]  # fmt: skip
     *_, full, lowered = metrics["importance"]
-    assert all(abs(row["log_px"] - full["log_px"]) < 0.5 for row in metrics["proposals"][1::2])
+    assert all(row["log_px"] > full["log_px"] - 0.5 for row in metrics["proposals"][1::2])
     assert metrics["proposals"][0]["refit_epochs"] == 1 and "refit_seconds" not in metrics["proposals"][2]
     assert (full["images"], lowered["images"], lowered["precision"]) == (250, 6, "bfloat16")
     everything = log_evidence(vae.model, vae.guide, fixed_x(vae, rows), 30, seed=0)
