@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pyro_vae.data import load as load
     from pyro_vae.evidence import AnnealedEvidence as AnnealedEvidence
     from pyro_vae.evidence import Evidence as Evidence
+    from pyro_vae.evidence import LocalProposal as LocalProposal
     from pyro_vae.evidence import Sandwich as Sandwich
     from pyro_vae.evidence import StuckChains as StuckChains
     from pyro_vae.evidence import UntrustedEvidence as UntrustedEvidence
@@ -90,6 +91,7 @@ _HOMES = {
     "Evaluation": "pyro_vae.training",
     "Evidence": "pyro_vae.evidence",
     "History": "pyro_vae.training",
+    "LocalProposal": "pyro_vae.evidence",
     "Masked": "pyro_vae.missing",
     "MissingData": "pyro_vae.data",
     "NonFiniteLoss": "pyro_vae.training",
@@ -183,6 +185,7 @@ __all__ = [
     "Evaluation",
     "Evidence",
     "History",
+    "LocalProposal",
     "Masked",
     "MissingData",
     "NonFiniteLoss",

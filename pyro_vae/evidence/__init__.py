@@ -13,6 +13,8 @@
 - ``plan``: how a program is measured: its rows, its batches, what can be compiled.
 - ``arguments``: the arguments of a program, cut into batches of rows.
 - ``measuring``: what the functions share: the two forms of a call, options, the state of torch.
+- ``proposals``: ``LocalProposal``, a proposal fitted to the posterior of each row.
+- ``matching``: normal distributions fitted to gradients.
 - ``refitting``: ``refit_guide``, another guide for a trained program.
 - ``pareto``: k̂, the shape of the tail of importance weights.
 """
@@ -22,6 +24,7 @@ from pyro_vae.evidence.annealing import linear, sigmoid
 from pyro_vae.evidence.budgeted import BudgetedEvidence, EvidenceInterrupted, EvidencePlan
 from pyro_vae.evidence.importance import log_evidence
 from pyro_vae.evidence.pareto import pareto_k
+from pyro_vae.evidence.proposals import LocalProposal
 from pyro_vae.evidence.refitting import refit_guide
 from pyro_vae.evidence.results import (
     AnnealedEvidence,
@@ -37,6 +40,7 @@ __all__ = [
     "Evidence",
     "EvidenceInterrupted",
     "EvidencePlan",
+    "LocalProposal",
     "Sandwich",
     "StuckChains",
     "UntrustedEvidence",

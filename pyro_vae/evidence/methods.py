@@ -16,7 +16,7 @@ from tqdm import tqdm
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs
 from pyro_vae.compiling.untraceable import first_line
-from pyro_vae.evidence.annealing import PILOTS, AnnealingSettings, annealing_settings, forward_chains
+from pyro_vae.evidence.annealing import AnnealingSettings, annealing_settings, forward_chains
 from pyro_vae.evidence.pareto import NORMAL_95, pareto_limit, rounding_error, shrunk
 from pyro_vae.evidence.path import AnnealingPath
 from pyro_vae.evidence.plan import MeasurementPlan
@@ -170,7 +170,7 @@ def annealing_ladder(
     first_step = 0.5 * sum(shape.numel() for shape in path.shapes.values()) ** -0.25
     ladder = [annealing_settings(T, leapfrog=max(1, round(length / first_step))) for T, length in LADDER]
     graphs = plan.graphs(compiled, plan.weights * ladder[0].num_temperatures)
-    rows = max(1, min(plan.weights, chunk // (ladder[0].chains + PILOTS)))
+    rows = max(1, min(plan.weights, chunk // ladder[0].chains))
     return [AnnealedDraws(model, guide, plan, settings, rows, graphs) for settings in ladder]
 
 

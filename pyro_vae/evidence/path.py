@@ -138,6 +138,21 @@ class AnnealingPath:
 
     def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return log f_0, with log |∂ value / ∂ z|, and log p(x, z) − log f_0, each (C, B)."""
+        prior, likelihood, volume, guide = self._terms(z)
+        if guide is None:
+            return prior + volume, likelihood
+        return guide + volume, prior + likelihood - guide
+
+    def log_start_and_joint(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log f_0 and log p(x, z), both with log |∂ value / ∂ z|, each (C, B).
+
+        Where log f_0 is huge, log p(x, z) keeps the digits that ``log_densities`` loses.
+        """
+        prior, likelihood, volume, guide = self._terms(z)
+        return (prior if guide is None else guide) + volume, prior + likelihood + volume
+
+    def _terms(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return log p(z), log p(x | z), log |∂ value / ∂ z| and, with a guide, log q(z | x), each (C, B)."""
         chains, free, latent = len(z), self._unflatten(z), poutine.Trace()
         for name, u in free.items():
             latent.add_node(name, **{**self.sites[name], "value": self.transforms[name](u)})
@@ -146,10 +161,9 @@ class AnnealingPath:
         prior = self._sum(sites[name] for name in self.shapes)
         likelihood = self._sum(site for name, site in sites.items() if name not in self.shapes)
         if self.guide is None:
-            return prior + volume, likelihood
+            return prior, likelihood, volume, None
         guide = self._trace(self.guide, chains, latent)
-        start = self._sum(guide.nodes[name] for name in self.shapes)
-        return start + volume, prior + likelihood - start
+        return prior, likelihood, volume, self._sum(guide.nodes[name] for name in self.shapes)
 
     def _trace(self, program: Callable, chains: int, replayed: poutine.Trace | None = None) -> poutine.Trace:
         return self.plan.trace(program, self.arguments, chains, replayed)
@@ -159,17 +173,21 @@ class AnnealingPath:
 
 
 class PathDensities(nn.Module):
-    """Both log densities of a path, (2, C, B), from z and the program's tensors, with the modules of the program."""
+    """Two log densities of a path, (2, C, B), from z and the program's tensors, with the modules of the program."""
 
-    def __init__(self, path: AnnealingPath):
+    def __init__(
+        self,
+        path: AnnealingPath,
+        densities: Callable[[AnnealingPath, Tensor], tuple[Tensor, Tensor]] = AnnealingPath.log_densities,
+    ):
         super().__init__()
-        self.path, self.owners = path, nn.ModuleList(owners(path.model, path.guide))
+        self.path, self.densities, self.owners = path, densities, nn.ModuleList(owners(path.model, path.guide))
 
     def forward(self, z: Tensor, *tensors: Tensor) -> Tensor:
-        """Return the stacked ``log_densities``."""
+        """Return the stacked densities."""
         path = copy(self.path)
         path.arguments = path.arguments.with_tensors(tensors)
-        return torch.stack(path.log_densities(z))
+        return torch.stack(self.densities(path, z))
 
 
 def _check_differentiable(modules: Iterable[nn.Module]) -> None:

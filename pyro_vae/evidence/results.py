@@ -51,9 +51,10 @@ class Evidence:
 
     # What helps where k̂ is above 0.7: in every warning and table.
     ADVICE: ClassVar[str] = (
-        "more particles do not cure it, since the guide hardly ever draws the z that count most; annealed_evidence "
-        "does, which moves the guide's draws to where the posterior is, and refit_guide, which trains a richer guide "
-        "for this model, helps; as it stands, log p(x) is a lower bound in expectation"
+        "more particles do not cure it, since the guide hardly ever draws the z that count most; "
+        "proposal=LocalProposal() helps, which fits a distribution to the posterior of each image, and so do "
+        "annealed_evidence, which moves the guide's draws to where the posterior is, and refit_guide, which trains a "
+        "richer guide for this model; as it stands, log p(x) is a lower bound in expectation"
     )
     DOUBT: ClassVar[str] = f"Pareto k̂ > {TRUSTED}"
     COLUMNS: ClassVar[tuple[str, ...]] = ("log_px", "standard_error", "ess", "pareto_k")

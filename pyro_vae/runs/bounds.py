@@ -11,12 +11,21 @@ import torch
 
 from pyro_vae.checks import whole_number
 from pyro_vae.data import Data, Split, load
-from pyro_vae.evidence import Evidence, Sandwich, UntrustedEvidence, annealed_evidence, bidirectional, log_evidence
+from pyro_vae.evidence import (
+    Evidence,
+    LocalProposal,
+    Sandwich,
+    UntrustedEvidence,
+    annealed_evidence,
+    bidirectional,
+    log_evidence,
+    refit_guide,
+)
 from pyro_vae.observation import Arguments, fixed_arguments
 from pyro_vae.program import Program
 from pyro_vae.runs.arguments import size_of
 from pyro_vae.runs.commands import attempted, choose_device
-from pyro_vae.runs.evidence_report import STARTS, Rows, picture, report
+from pyro_vae.runs.evidence_report import LOCAL, REFITTED, STARTS, Rows, picture, report
 from pyro_vae.runs.folders import results_folder, save_figure, write_json
 from pyro_vae.runs.origins import provenance
 from pyro_vae.runs.resume import EVIDENCE
@@ -39,7 +48,9 @@ def run(args: argparse.Namespace) -> int:
     out = args.out or args.run / EVIDENCE
     with results_folder(out, args.overwrite) as folder:
         left_out: dict[str, str] = {}
-        results = measure(program, fixed_arguments(program, rows), args, left_out)
+        x = fixed_arguments(program, rows)
+        refitted = refit(program, load_data(args.run, trained, args.data_dir, args.dataset), args) if args.refit else []
+        results = measure(program, x, args, left_out, refitted)
         attempted({"evidence.png": lambda: save_figure(folder / "evidence.png", picture(results))}, left_out)
         metrics = {
             "settings": vars(args),
@@ -64,6 +75,7 @@ def check_numbers(args: argparse.Namespace, images: int) -> None:
         )
     for name, number in (("particles", min(args.particles)), ("chains", args.chains), ("leapfrog", args.leapfrog)):
         whole_number(f"--{name}", number)
+    whole_number("--refit", args.refit, least=0)
 
 
 def load_run(
@@ -107,7 +119,20 @@ def load_data(folder: Path, metrics: dict[str, Any], data_dir: Path | None, data
     )
 
 
-def measure(program: Program, x: Arguments, args: argparse.Namespace, left_out: dict[str, str]) -> Rows:
+def refit(program: Program, data: Data, args: argparse.Namespace) -> list[tuple[Program, dict[str, Any]]]:
+    """Return the program with a guide that is refitted to the training rows, and the seconds it took."""
+    started = time.perf_counter()
+    refitted = refit_guide(program, data, epochs=args.refit, seed=args.seed, progress=not args.quiet)
+    return [(refitted, {"refit_epochs": args.refit, "refit_seconds": time.perf_counter() - started})]
+
+
+def measure(
+    program: Program,
+    x: Arguments,
+    args: argparse.Namespace,
+    left_out: dict[str, str],
+    refitted: list[tuple[Program, dict[str, Any]]],
+) -> Rows:
     """Return all bounds, a row each: summaries in nats per image, and seconds.
 
     A program that cannot be annealed, such as one with discrete latent variables, has no rows of that; ``left_out``
@@ -127,12 +152,14 @@ def measure(program: Program, x: Arguments, args: argparse.Namespace, left_out: 
         return timed(bidirectional, program.model, program.guide, template, num_temperatures=T, **chains)[1]
 
     temperatures = sorted(args.temperatures)
+    measured = x if args.all else first
     works = {
         "annealed": lambda: [{"start": start, **annealed(start, T)} for start in STARTS for T in temperatures],
         "bidirectional": lambda: [{"start": "guide", **both(T)} for T in temperatures],
+        "proposals": lambda: proposal_rows(program, measured, args, refitted, common),
     }
-    importance = importance_rows(program, x if args.all else first, args, common)
-    return {"importance": importance, "annealed": [], "bidirectional": [], **attempted(works, left_out)}
+    importance = importance_rows(program, measured, args, common)
+    return {"importance": importance, **{name: [] for name in works}, **attempted(works, left_out)}
 
 
 def importance_rows(
@@ -161,6 +188,23 @@ def importance_rows(
         rows.append(entry)
         log_px = evidence.log_px
     return rows
+
+
+def proposal_rows(
+    program: Program,
+    x: Arguments,
+    args: argparse.Namespace,
+    refitted: list[tuple[Program, dict[str, Any]]],
+    common: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Return a row for each K of importance sampling from other proposals than the guide: those that were asked for."""
+    asked = [(one, None, {"proposal": REFITTED, **entry}) for one, entry in refitted]
+    asked += [(program, LocalProposal(), {"proposal": LOCAL})] if args.local else []
+    return [
+        timed(log_evidence, one.model, one.guide, x, K, proposal=proposal, **common)[1] | entry
+        for one, proposal, entry in asked
+        for K in sorted(args.particles)
+    ]
 
 
 def timed(evaluator: Callable[..., Result], *args: Any, **options: Any) -> tuple[Result, dict[str, Any]]:

@@ -23,7 +23,7 @@ lower and an upper bound on log p(x). A table is printed, and drawn. Where k-hat
 importance weights (Vehtari et al. 2024), is above 0.7, importance sampling cannot be trusted.
 
     pyro-vae train --latent 20 --out figures/mnist
-    pyro-vae evidence --run figures/mnist
+    pyro-vae evidence --run figures/mnist --local
 """
 QUICK = {"images": 20, "particles": [1, 10, 100], "temperatures": [10, 30], "chains": 4, "simulated": 10}
 
@@ -46,6 +46,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--bfloat16",
         action="store_true",
         help="measure the first --images again with the networks in bfloat16 and the most particles, and compare",
+    )
+    group.add_argument(
+        "--local", action="store_true", help="also draw from a proposal that is fitted to the posterior of each image"
+    )
+    group.add_argument(
+        "--refit",
+        type=int,
+        default=0,
+        metavar="EPOCHS",
+        help="also draw from a guide that is refitted to the training images, by so many epochs; the model stays",
     )
     group = parser.add_argument_group("annealing", "from the prior, and from the guide, to the posterior")
     group.add_argument(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 IMPORTANCE, PRIOR, GUIDE, UPPER = COLOURS[9], COLOURS[1], COLOURS[0], COLOURS[4]
 STARTS = {"prior": PRIOR, "guide": GUIDE}
+REFITTED, LOCAL = "refitted guide", "local proposals"  # what importance sampling draws from beside the guide
+PROPOSALS = {REFITTED: COLOURS[2], LOCAL: COLOURS[3]}
 SHARE = f"share_pareto_k_above_{TRUSTED}"
 
 Rows = dict[str, list[dict[str, Any]]]  # kind of bound -> a row for each setting
@@ -43,6 +45,11 @@ def draw_importance(axes: "Axes", results: Rows) -> None:
     shares = ["" if row[SHARE] is None else f"\n{row[SHARE]:.0%}" for row in rows]
     words = [f"K = {row['num_particles']}{share}" for row, share in zip(rows, shares)]
     draw(axes, rows, "log_px", "monte_carlo_error", "importance sampling", IMPORTANCE, words)
+    for name, colour in PROPOSALS.items():
+        by_proposal = [entry for entry in results["proposals"] if entry["proposal"] == name]
+        if by_proposal:
+            words = [f"K = {row['num_particles']}" for row in by_proposal]
+            draw(axes, by_proposal, "log_px", "monte_carlo_error", name, colour, words)
     axes.set(title=f"{rows[0]['images']} test images (%: share with k̂ > {TRUSTED})")
 
 
@@ -98,6 +105,7 @@ def report(results: Rows, out: Path) -> str:
     """Return the rows as a table."""
     lines = [f"{'bound':<32} {'nats per image':>15} {'± Monte Carlo':>14} {'k̂ > 0.7':>8} {'seconds':>8}"]
     named = [(f"importance, K = {r['num_particles']}" + ", bfloat16" * ("bias" in r), r) for r in results["importance"]]
+    named += [(f"{r['proposal']}, K = {r['num_particles']}", r) for r in results["proposals"]]
     named += [(f"annealed from {r['start']}, T = {r['num_temperatures']}", r) for r in results["annealed"]]
     for name, r in named:
         error = "" if r["monte_carlo_error"] is None else f"{r['monte_carlo_error']:.3f}"
@@ -106,6 +114,9 @@ def report(results: Rows, out: Path) -> str:
             f"{name:<32} {r['log_px']:>15.3f} {error:>14} {'' if share is None else format(share, '.1%'):>8} "
             f"{r['seconds']:>8.0f}"
         )
+    for r in results["proposals"][:1]:
+        if "refit_seconds" in r:
+            lines.append(f"the guide was refitted by {r['refit_epochs']} epochs in {r['refit_seconds']:.0f} seconds")
     for r in results["importance"]:
         if "bias" in r:
             lines.append(
@@ -120,7 +131,7 @@ def report(results: Rows, out: Path) -> str:
     if best[SHARE]:
         lines.append(
             f"k̂ > {TRUSTED} for {best[SHARE]:.1%} of the images: importance sampling cannot be trusted there, nor with "
-            "more particles; take the annealed bounds, or train a richer guide, such as --guide full-rank"
+            "more particles; take --local or the annealed bounds, or train a richer guide, such as --guide full-rank"
         )
     for r in results["bidirectional"]:
         lines.append(

@@ -36,9 +36,17 @@ def test_the_experiment_measures_a_trained_model(tmp_path, capsys):
     assert again.mean == pytest.approx(metrics["importance"][1]["log_px"])
     assert f"importance, K = 30 {again.mean:>29.3f}" in capsys.readouterr().out
     assert command.main(words) == 1 and "--overwrite" in capsys.readouterr().err
-    assert command.main([*words, "--overwrite", "--all", "--bfloat16"]) == 0
+    assert metrics["proposals"] == []
+    assert command.main([*words, "--overwrite", "--all", "--bfloat16", "--local", "--refit", "1"]) == 0
     assert "bfloat16 moves it by" in capsys.readouterr().out
-    *_, full, lowered = json.loads((out / "metrics.json").read_text())["importance"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    refitted, local = "refitted guide", "local proposals"
+    assert [(row["proposal"], row["num_particles"], row["images"]) for row in metrics["proposals"]] == [
+        (refitted, 1, 250), (refitted, 30, 250), (local, 1, 250), (local, 30, 250)
+    ]  # fmt: skip
+    *_, full, lowered = metrics["importance"]
+    assert all(row["log_px"] > full["log_px"] - 0.5 for row in metrics["proposals"][1::2])
+    assert metrics["proposals"][0]["refit_epochs"] == 1 and "refit_seconds" not in metrics["proposals"][2]
     assert (full["images"], lowered["images"], lowered["precision"]) == (250, 6, "bfloat16")
     everything = log_evidence(vae.model, vae.guide, fixed_x(vae, rows), 30, seed=0)
     assert full["log_px_of_annealed_images"] == pytest.approx(everything.log_px[:6].mean().item())

@@ -14,6 +14,7 @@ def results():
         "importance": [{**row, **share, "num_particles": K, "log_px_of_annealed_images": -9.25} for K in (10, 100)],
         "annealed": [{**row, **share, "start": start, "num_temperatures": 30} for start in ("prior", "guide")],
         "bidirectional": [{**both, "start": "guide", "num_temperatures": 30}],
+        "proposals": [],
     }
 
 
@@ -52,3 +53,15 @@ def test_what_was_not_measured_has_no_panel_and_no_row(results):
     results |= {"annealed": [], "bidirectional": []}
     assert [axes.axison for axes in picture(results).axes] == [True, False, False]
     assert "annealed from" not in report(results, "out") and "≤ log p(x) ≤" not in report(results, "out")
+
+
+def test_other_proposals_have_rows_and_lines_of_their_own(results):
+    row = {**results["importance"][0], "log_px": -8.0}
+    refitted = {**row, "proposal": "refitted guide", "refit_epochs": 4, "refit_seconds": 17.2}
+    results["proposals"] = [refitted, {**row, "proposal": "local proposals", "log_px": -7.0}]
+    text = report(results, "out").splitlines()
+    assert [line.split()[5] for line in text[3:5]] == ["-8.000", "-7.000"]
+    assert text[3].startswith("refitted guide, K = 10") and text[4].startswith("local proposals, K = 10")
+    assert "the guide was refitted by 4 epochs in 17 seconds" in text
+    labels = picture(results).axes[0].get_legend_handles_labels()[1]
+    assert labels == ["importance sampling", "refitted guide", "local proposals"]

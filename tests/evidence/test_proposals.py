@@ -1,0 +1,206 @@
+"""Local proposals: weights of E w = p(x), against closed forms and quadrature, for good and for bad fits."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from evidence_programs import (
+    EAGER,
+    PROGRAMS,
+    X,
+    check,
+    hierarchical,
+    hierarchical_evidence,
+    images,
+    oracle,
+    program,
+    rough,
+    truth,
+)
+
+from pyro_vae.arguments import ProgramArguments
+from pyro_vae.evidence import LocalProposal, log_evidence
+from pyro_vae.evidence.path import AnnealingPath
+from pyro_vae.evidence.plan import MeasurementPlan
+
+pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")
+
+
+def fitted(given, x, **settings):
+    """The normal distributions of z that are fitted to rows."""
+    arguments = ProgramArguments.of((x,))
+    plan = MeasurementPlan.of(given.model, given.guide, arguments, None, len(x))
+    sampler = LocalProposal(**settings).sampler(given.model, given.guide, plan, 500, False)
+    with torch.no_grad():
+        fit = sampler.fit(AnnealingPath(given.model, given.guide, *arguments, plan=plan))
+    root = fit.unit.unsqueeze(-1) * fit.normals.scale_tril
+    return fit.centre + fit.unit * fit.normals.loc, root @ root.mT
+
+
+def test_a_normal_posterior_is_found_from_a_poor_guide():
+    torch.manual_seed(0)
+    given, exact = rough(narrower=0.3), oracle()
+    x = images(given, 5)
+    loc, covariance = fitted(given, x, rounds=30)
+    posterior = exact.posterior(x)
+    torch.testing.assert_close(loc, posterior.mean, rtol=0, atol=1e-3)
+    torch.testing.assert_close(covariance, posterior.covariance_matrix, rtol=0, atol=1e-3)
+
+
+def test_it_is_tight_where_the_guide_is_not():
+    given = rough(narrower=0.2)
+    x = images(given, 60)
+    guided, local = (
+        log_evidence(given, x, 500, proposal=proposal, chunk=20_000, **EAGER, seed=1)
+        for proposal in (None, LocalProposal())
+    )
+    check(local, truth(given, x))
+    assert guided.untrusted > 0.5 and local.untrusted == 0
+    assert local.ess.min() > 250 > 100 > guided.ess.median()
+
+
+@pytest.mark.parametrize("settings", [{"rounds": 1, "draws": 2}, {"rounds": 2, "share": 0}, {"share": 0.5}])
+def test_the_mean_weight_is_p_of_x_for_any_fit(settings):
+    """Fits that stopped early, with and without draws from the guide, give unbiased estimates and fair errors."""
+    given = rough(narrower=0.8)
+    x = images(given, 20).repeat_interleave(60, 0)
+    evidence = log_evidence(given, x, 30, proposal=LocalProposal(**settings), chunk=20_000, **EAGER, seed=2)
+    ratio = (evidence.log_px - truth(given, x)).exp()
+    assert ratio.std() > 0.01
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / len(ratio) ** 0.5
+
+
+def test_the_interval_covers_the_truth():
+    given = rough(narrower=0.5)
+    x = images(given, 40).repeat_interleave(25, 0)
+    evidence = log_evidence(given, x, 200, proposal=LocalProposal(), chunk=20_000, **EAGER, seed=3)
+    covered = (evidence.log_px - truth(given, x)).abs() < 1.96 * evidence.standard_error
+    assert 0.93 <= covered.double().mean() <= 0.98
+
+
+SLOPES, SHIFTS = torch.tensor([2.0, -1.0, 4.0, 0.5]), torch.tensor([0.0, 1.0, -2.0, 0.5])
+
+
+def logistic(x):
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Bernoulli(logits=z.unsqueeze(-1) * SLOPES + SHIFTS).to_event(1), obs=x)
+
+
+def narrow(x):
+    with pyro.plate("rows", len(x)):
+        pyro.sample("z", dist.Normal(x.new_zeros(()), 0.2))
+
+
+@pytest.mark.parametrize("guide", [None, narrow])
+def test_a_logistic_regression_agrees_with_quadrature(guide):
+    x = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 4)
+    evidence = log_evidence(logistic, guide, x, 500, proposal=LocalProposal(draws=8), **EAGER, seed=4)
+    z = torch.linspace(-12, 12, 4001).double()
+    logits = z[:, None, None] * SLOPES + SHIFTS
+    log_p = -z.square() / 2 - math.log(2 * math.pi) / 2
+    log_p = log_p[:, None] + dist.Bernoulli(logits=logits).log_prob(x.double()).sum(-1)
+    exact = log_p.exp().sum(0).mul(z[1] - z[0]).log()
+    z_scores = (evidence.log_px - exact) / evidence.standard_error
+    assert z_scores.abs().max() < 4 and z_scores.std() < 1.6
+    assert evidence.untrusted == 0 and evidence.ess.min() > 300
+    assert abs(evidence.log_px.exp().sum() - 1) < 0.01  # over all x
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_latent_variables_of_any_continuous_support(name):
+    latent, likelihood, guide, x, exact = PROGRAMS[name]
+    model, guide = program(latent, likelihood, guide)
+    evidence = log_evidence(model, guide, x, 1000, proposal=LocalProposal(draws=16), **EAGER)
+    check(evidence, exact(x).double())
+    assert evidence.ess.min() > 300
+
+
+def test_plates_within_the_plate_over_rows():
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    evidence = log_evidence(
+        hierarchical, lambda x: hierarchical(x, guide=True, scale=0.7), x, 1000, proposal=LocalProposal(), **EAGER
+    )
+    check(evidence, hierarchical_evidence(x))
+    assert evidence.ess.min() > 500
+
+
+def shared(x, guide=False):
+    z = pyro.sample("z", dist.Normal(x.new_zeros(()), 0.1 if guide else 1.0))
+    with pyro.plate("rows", len(x)):
+        return None if guide else pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_rows_that_share_a_latent_variable_have_one_estimate():
+    guide = lambda x: shared(x, guide=True)  # noqa: E731
+    evidence = log_evidence(shared, guide, X, 1000, proposal=LocalProposal(), **EAGER)
+    exact = dist.MultivariateNormal(torch.zeros(len(X)), torch.eye(len(X)) + 1).log_prob(X)
+    assert evidence.joint
+    check(evidence, exact.double().reshape(1))
+
+
+def test_a_seed_gives_the_same_bits_and_leaves_random_numbers_alone():
+    given = rough()
+    x, before = images(given, 7), torch.get_rng_state()
+    first, second, other = (
+        log_evidence(given, x, 20, proposal=LocalProposal(rounds=2), **EAGER, seed=seed) for seed in (5, 5, 6)
+    )
+    assert torch.equal(first.log_px, second.log_px) and not torch.equal(first.log_px, other.log_px)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_compiled_and_eager_agree():
+    given = rough()
+    x = images(given, 4)
+    options = {"chunk": 64, "proposal": LocalProposal(rounds=2), "seed": 7}
+    eager, compiled = (log_evidence(given, x, 70, engine=engine, **options) for engine in ("eager", "compiled"))
+    torch.testing.assert_close(compiled.log_px, eager.log_px, rtol=0, atol=1e-9)
+    torch.testing.assert_close(compiled.ess, eager.ess)
+
+
+def test_a_density_that_is_far_from_the_guide_keeps_its_digits():
+    """The guide's log density at the draws is about −5 × 10⁷, of which float32 has no digit behind the point."""
+    model, guide = program(
+        lambda x: dist.Normal(torch.zeros(len(x)), 1.0), lambda z: dist.Normal(z, 1.0),
+        lambda x: dist.Normal(torch.full((len(x),), -10.0), 1e-3),
+    )  # fmt: skip
+    evidence = log_evidence(model, guide, X, 500, proposal=LocalProposal(rounds=40, share=0.02), **EAGER)
+    check(evidence, dist.Normal(0.0, math.sqrt(2)).log_prob(X).double())
+
+
+def coin(x):
+    with pyro.plate("rows", len(x)):
+        y = pyro.sample("y", dist.Bernoulli(torch.full((len(x),), 0.5)))
+        pyro.sample("x", dist.Normal(y, 1.0), obs=x)
+
+
+def wide(x):
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(1001), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"), [(coin, "site 'y' is discrete"), (wide, "at most 1000 dimensions .* got 1001")]
+)
+def test_what_cannot_be_fitted_is_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        log_evidence(model, None, X, 10, proposal=LocalProposal(), **EAGER)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rounds": 0}, "rounds: wanted a whole number of at least 1, got 0"),
+        ({"draws": 1}, "draws: wanted a whole number of at least 2, got 1"),
+        ({"share": 1}, "share: wanted a number from 0 to less than 1, got 1"),
+        ({"share": np.nan}, "share: wanted .* got nan"),
+        ({"share": True}, "share: wanted .* got True"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LocalProposal(**settings)
