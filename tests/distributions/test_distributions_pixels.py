@@ -59,6 +59,18 @@ def test_supports():
     assert IntensityBernoulli(0.5).support.check(ends).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_support_holds_rounded_values_and_no_others(dtype):
+    """A value in float32 is a few millionths of a cell off; a hundredth of a cell is no rounding."""
+    levels = torch.arange(256, dtype=dtype) / 255
+    centres = (torch.arange(256, dtype=dtype) + 0.5) / 256
+    p, q = LogisticLevels(torch.zeros(()), torch.zeros(())), BinCentres(torch.zeros(256))
+    for support, values, cell in ((p.support, levels, 1 / 255), (q.support, centres, 1 / 256)):
+        assert support.check(values).all()
+        for off in (-0.01, 0.01, 0.5):
+            assert not support.check(values + off * cell).any()
+
+
 def test_an_intensity_has_the_cross_entropy_of_torch():
     x, logits = torch.rand(7), torch.randn(7)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")

@@ -141,6 +141,25 @@ def test_a_flow_is_scored_from_the_pass_that_made_its_draw(cache_size):
     torch.testing.assert_close(found[2].tril(), wanted[2].tril())
 
 
+def test_each_row_of_a_flow_has_its_own_derivatives():
+    """Rows with weights of their own: a derivative that were summed over rows, or mixed them, would show."""
+    loc, tril = torch.randn(3, 2).requires_grad_(), torch.tensor([[0.6, 0.0], [-0.4, 1.3]], requires_grad=True)
+    steps = [transforms.LowerCholeskyAffine(loc, tril, cache_size=1)]
+    flow = dist.TransformedDistribution(dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), steps)
+    assert flow.batch_shape == (3,)
+
+    def guide():
+        with pyro.plate("rows", 3):
+            pyro.sample("z", flow)
+
+    site = scored(GatedPaths(), guide).nodes["z"]
+    exact, weights = dist.MultivariateNormal(loc, scale_tril=tril), torch.tensor([1.0, -2.0, 5.0])
+    assert site["log_prob"].shape == (3,)
+    found = torch.autograd.grad(weights @ site["log_prob"], [site["value"], loc])
+    wanted = torch.autograd.grad(weights @ exact.log_prob(site["value"]), [site["value"], loc])
+    torch.testing.assert_close(found, wanted)
+
+
 def test_on_a_simplex_the_derivative_is_that_along_its_surface():
     """Three numbers that sum to one are a map of two: Jᵀ g is the derivative in these."""
     step = torch.distributions.StickBreakingTransform(cache_size=1)
