@@ -32,7 +32,8 @@ def drawn(source: str, count: int, random_numbers: random.Random) -> list[Mutant
     lines = _changes(source)
     chosen = sorted(random_numbers.sample(sorted(lines), min(count, len(lines))))
     places = [random_numbers.choice(list(lines[line].values())) for line in chosen]
-    return [_mutant(source, line, *random_numbers.choice(changes)) for line, changes in zip(chosen, places)]
+    mutants = [_mutant(source, line, *random_numbers.choice(changes)) for line, changes in zip(chosen, places)]
+    return [mutant for mutant in mutants if _is_python(mutant.source)]
 
 
 def _changes(source: str) -> dict[int, dict[int, list]]:
@@ -40,10 +41,10 @@ def _changes(source: str) -> dict[int, dict[int, list]]:
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator, operator_names
 
-    spans, lines = _Spans(source), defaultdict(lambda: defaultdict(list))
+    spans, nodes, lines = _Spans(source), list(ast_nodes(get_ast(source))), defaultdict(lambda: defaultdict(list))
     for name in filter(_sensible, operator_names()):
         operator, counter = get_operator(name)(), itertools.count()
-        for node in ast_nodes(get_ast(source)):
+        for node in nodes:
             for start, _ in operator.mutation_positions(node):
                 occurrence = next(counter)
                 if start in spans:
@@ -67,6 +68,15 @@ def _mutant(source: str, line: int, operator, occurrence: int) -> Mutant:
 
     after = mutate_code(source, operator, occurrence)
     return Mutant(line, *(text.splitlines()[line - 1].strip() for text in (source, after)), after)
+
+
+def _is_python(source: str) -> bool:
+    """Return whether a source can be read: an operator may be the bare star of a signature."""
+    try:
+        ast.parse(source)
+    except SyntaxError:
+        return False
+    return True
 
 
 class _Spans:

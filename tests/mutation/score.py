@@ -104,13 +104,15 @@ def _modules(words: list[str]) -> Iterator[Path]:
 
 def _try(copy: Copy, module: Path, args: argparse.Namespace, results: Results, end: float) -> None:
     """Run a module's tests on each of its mutants that is still to be tried."""
+    if time.monotonic() > end:
+        return
     name = str(module)
     mutants = drawn((PACKAGE / module).read_text(), args.mutants, random.Random(f"{args.seed} {name}"))
     mutants = [mutant for mutant in mutants if results.open(name, mutant, args.again)]
-    if not mutants or time.monotonic() > end:
+    if not mutants:
         return
     tests = [str(path.relative_to(ROOT)) for path in own_files(module)] + [f"pyro_vae/{name}"]
-    timeout = 20 + 4 * copy.seconds(tests)
+    timeout = 15 + 2 * copy.seconds(tests)
     for mutant in mutants:
         if time.monotonic() > end:
             return
