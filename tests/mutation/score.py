@@ -119,7 +119,9 @@ def _try(copy: Copy, module: Path, args: argparse.Namespace, results: Results, e
         start = time.monotonic()
         test = copy.caught_by(Path("pyro_vae") / module, mutant.source, tests, timeout)
         results.add(name, mutant, test)
-        print(f"{name}:{mutant.line}: {mutant.words}: {test or 'SURVIVED'} ({time.monotonic() - start:.1f} s)", flush=True)
+        print(
+            f"{name}:{mutant.line}: {mutant.words}: {test or 'SURVIVED'} ({time.monotonic() - start:.1f} s)", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -16,8 +16,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SLOW = ("torch", "pyro", "pyro.contrib.examples.util", "torch.export", "torch._dynamo", "torch._inductor.compile_fx",
-        "scipy.stats", "scipy.integrate", "hypothesis", "pandas", "sklearn.datasets", "torchvision", "matplotlib.pyplot")
+SLOW = (
+    "torch",
+    "pyro",
+    "pyro.contrib.examples.util",
+    "torch.export",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "scipy.stats",
+    "scipy.integrate",
+    "hypothesis",
+    "pandas",
+    "sklearn.datasets",
+    "torchvision",
+    "matplotlib.pyplot",
+)
 
 
 class Copy:
@@ -87,7 +100,16 @@ class Copy:
             file = os.open(printed, os.O_WRONLY | os.O_CREAT)
             os.dup2(file, 1)
             os.dup2(file, 2)
-            options = ["-q", "-rfE", "-W", "ignore::pytest.PytestAssertRewriteWarning", "--tb=no" if stop else "--tb=short", "-p", "no:cacheprovider", *["-x"] * stop]
+            options = [
+                "-q",
+                "-rfE",
+                "-W",
+                "ignore::pytest.PytestAssertRewriteWarning",
+                "--tb=no" if stop else "--tb=short",
+                "-p",
+                "no:cacheprovider",
+                *["-x"] * stop,
+            ]
             code = pytest.main([*options, *paths], plugins=[_QuickFirst(self.folder / "durations.txt", stop)])
         except BaseException:
             traceback.print_exc()
