@@ -28,7 +28,7 @@ class Mutant:
 
 
 def drawn(source: str, count: int, random_numbers: random.Random) -> list[Mutant]:
-    """Return at most ``count`` mutants of different lines: each line, place in it and change is as likely as any other."""
+    """Return at most ``count`` mutants of different lines; each line, place in it and change is equally likely."""
     lines = _changes(source)
     chosen = sorted(random_numbers.sample(sorted(lines), min(count, len(lines))))
     places = [random_numbers.choice(list(lines[line].values())) for line in chosen]

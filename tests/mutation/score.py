@@ -62,7 +62,7 @@ class Results:
         """Return whether a mutant is still to be tried."""
         found = self.found.get(module, {})
         return mutant.words not in self.known.get(module, {}) and (
-            mutant.words not in found or again and found[mutant.words] is None
+            mutant.words not in found or (again and found[mutant.words] is None)
         )
 
     def survivors(self, module: str) -> list[str]:
