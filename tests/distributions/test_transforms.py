@@ -106,13 +106,12 @@ def test_a_value_is_broadcast_against_the_batch():
 
 
 def test_a_value_of_fewer_dimensions_has_the_batch_shape_all_the_same():
-    """Shapes whose numbers compare as equal or greater are shapes to broadcast, too."""
+    """The network of a step joins the value to features of one row, and so needs a row."""
     base = dist.Normal(torch.zeros(1, 3).double(), 1.0).to_event(1)
     z = torch.randn(3).double()
-    for name in ("affine", "spline"):
-        f = transform(MAKERS[name], 3)
-        found = flows.Pushforward(base, [f]).log_prob(z)
-        alone = flows.Pushforward(base.expand((1,)), [transform(MAKERS[name], 3)]).log_prob(z.expand(1, 3))
+    for name in ("affine given h", "planar given h"):
+        found = flows.Pushforward(base, [transform(MAKERS[name], 3, batch=(1,))]).log_prob(z)
+        alone = flows.Pushforward(base, [transform(MAKERS[name], 3, batch=(1,))]).log_prob(z.expand(1, 3))
         assert found.shape == (1,)
         torch.testing.assert_close(found, alone)
 
