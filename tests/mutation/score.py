@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from mutation.mutants import Mutant, drawn
@@ -34,6 +33,7 @@ EQUIVALENT = Path(__file__).with_name("equivalent.json")
 def main() -> int:
     """Run the command; return 1 if a fault survived that is not listed as equivalent."""
     args = _parser().parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch, which reads it, is imported with the copy
     results = Results(args.out)
     modules = list(_modules(args.modules))
     end = time.monotonic() + args.seconds

@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[2]
 SLOW = (
     "torch",
     "pyro",
-    "pyro.contrib.examples.util",
     "torch.export",
     "torch._dynamo",
     "torch._inductor.compile_fx",
@@ -38,7 +37,6 @@ class Copy:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.durations: dict[str, dict[str, float]] = {}
 
     @classmethod
     @contextlib.contextmanager
