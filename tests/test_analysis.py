@@ -8,6 +8,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vae import VAE, analysis, guides, likelihoods, load, networks, priors
 from pyro_vae.linear_gaussian import LinearGaussian
+from pyro_vae.random import seeded
 
 SHAPE = (1, 4, 4)
 
@@ -36,6 +37,56 @@ def test_codes_are_the_exact_posterior_means_for_any_batch_size_and_leading_dime
     for batch_size in (1, 4, 100):
         assert torch.allclose(analysis.codes(program, x, batch_size=batch_size), expected)
     assert torch.allclose(analysis.codes(program, x.reshape(2, 3, *SHAPE)), expected.reshape(2, 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("function", "sizes"),
+    [
+        (lambda vae, x: analysis.codes(vae, x), [256, 256, 8]),
+        (lambda vae, x: analysis.draw_posterior(vae, x), [256, 256, 8]),
+        (lambda vae, x: analysis.reconstruct(vae, x, batch_size=300), [300, 220]),
+        (lambda vae, x: analysis.rate_per_dimension(vae, x), [256, 256, 8]),
+        (lambda vae, x: analysis.rate_per_dimension(vae, x, batch_size=520), [520]),
+        (lambda vae, x: analysis.pseudo_gibbs(vae, x[:3], x[:3] > 0.5, batch_size=2), [2] * 100 + [1] * 100),
+        (lambda vae, x: analysis.interpolate(vae, x, x, batch_size=400), [400, 120] * 2),
+    ],
+)
+def test_the_guide_sees_batches_of_the_given_size(program, function, sizes):
+    """The default is 256 images at once; pseudo-Gibbs sampling calls the guide once a step, 100 times by default."""
+    seen = []
+    program.posterior.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    with torch.no_grad():
+        function(program, images(520))
+    assert seen == sizes
+
+
+@pytest.mark.parametrize(
+    ("function", "sizes"),
+    [
+        (lambda vae: analysis.decode(vae, torch.zeros(300, 2)), [256, 44]),
+        (lambda vae: analysis.sample_prior(vae, 20, batch_size=15), [15, 5]),
+        (lambda vae: analysis.manifold(vae), [256, 144]),  # 20 × 20 images
+        (lambda vae: analysis.manifold(vae, side=3, batch_size=5), [5, 4]),
+        (lambda vae: analysis.interpolate(vae, *images(2)), [10]),
+    ],
+)
+def test_the_decoder_sees_batches_of_the_given_size(program, monkeypatch, function, sizes):
+    seen, likelihood = [], program.likelihood
+    monkeypatch.setattr(program, "likelihood", lambda z: seen.append(len(z)) or likelihood(z))
+    function(program)
+    assert seen == sizes
+
+
+def test_a_mean_without_closed_form_is_that_of_256_draws(flow):
+    x = torch.rand(2, 1, 8, 8)
+    for samples, options in ((256, {}), (3, {"samples": 3})):
+        with seeded(5), torch.no_grad():
+            q = flow.posterior(x)
+            wanted = torch.stack([q.sample() for _ in range(samples)]).mean(0)
+        torch.testing.assert_close(analysis.codes(flow, x, seed=5, **options), wanted)
+        torch.testing.assert_close(
+            analysis.reconstruct(flow, x, seed=5, **options), flow.likelihood(wanted).mean.detach()
+        )
 
 
 def test_codes_of_a_flow_are_averages_of_draws(flow):

@@ -206,6 +206,37 @@ def test_outputs_of_fifty_are_survived(make, output):
         assert all(p.grad.isfinite().all() for p in guide.parameters() if p.grad is not None)
 
 
+def test_the_order_of_an_autoregressive_flow_alternates_from_step_to_step():
+    orders = [step.network.permutation.tolist() for step in guides.inverse_autoregressive(3, 4, 5, 8)]
+    assert orders == [[0, 1, 2], [2, 1, 0]] * 2 + [[0, 1, 2]]
+    assert guides.InverseAutoregressiveStep(3, 4, 8).network.permutation.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("latent", [1, 2, 5])
+def test_a_planar_step_starts_at_the_identity_whatever_its_direction(latent):
+    """Without features the step is the bias of its last layer alone, at which û is zero."""
+    torch.manual_seed(0)
+    step, z = guides.PlanarStep(latent, context=4).double(), torch.randn(7, latent).double()
+    f = step(torch.zeros(7, 4).double())
+    torch.testing.assert_close(f(z), z, rtol=0, atol=1e-6)
+    torch.testing.assert_close(f.log_abs_det_jacobian(z, z), torch.zeros(7).double(), rtol=0, atol=1e-6)
+    direction = step.network[-1].bias[1 + latent :]
+    assert direction.norm().item() == pytest.approx(1.0)
+
+
+def test_a_guide_of_full_rank_starts_where_its_mean_field_guide_is():
+    mean_field = build(guides.MeanField, 3)
+    state, x = torch.get_rng_state(), torch.rand(5, *SHAPE).double()
+    full, q = guides.FullRank.started_at(mean_field)(x), mean_field(x)
+    torch.testing.assert_close(full.mean, q.mean)
+    torch.testing.assert_close(full.covariance_matrix, torch.diag_embed(q.variance))
+    torch.set_rng_state(state)
+    wanted = torch.rand(3)
+    torch.set_rng_state(state)
+    guides.FullRank.started_at(mean_field)
+    assert torch.equal(torch.rand(3), wanted)  # it draws nothing of the caller's
+
+
 def test_scale_is_bounded_with_a_gradient_on_either_side():
     raw = torch.tensor([-1e6, -50.0, -1e-3, 1e-3, 50.0, 1e6], requires_grad=True)
     scale = guides.bounded_scale(raw)

@@ -41,6 +41,36 @@ def test_a_large_batch_is_seen_in_parts_with_the_same_values():
     assert torch.allclose(decoder(z), decoder.layers(z))
 
 
+@pytest.mark.parametrize(
+    ("rows", "parts"), [(1, [1]), (ROWS, [ROWS]), (ROWS + 1, [ROWS, 1]), (2 * ROWS + 3, [ROWS, ROWS, 3])]
+)
+def test_the_layers_see_at_most_some_rows_at_once(rows, parts):
+    decoder, seen = MLPDecoder(3, (1, 8, 8), maps=1, hidden=(4,)), []
+    decoder.layers.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    decoder(torch.randn(rows, 3))
+    assert seen == parts
+    seen.clear()
+    decoder(torch.randn(rows, 2, 3))  # leading dimensions are rows too
+    assert sum(seen) == 2 * rows and max(seen) <= ROWS
+
+
+def test_weights_start_with_the_variance_of_he_and_biases_at_zero():
+    """N(0, 2 / fan-in), where a transposed convolution of stride 2 adds up a quarter of its inputs' products."""
+    torch.manual_seed(0)
+    encoder = ConvEncoder((3, 16, 16), channels=(32, 64), hidden=(300,))
+    decoder = ConvDecoder(100, (3, 16, 16), maps=3, channels=(64, 32), hidden=(300,))
+    layers = [layer for module in (encoder, decoder) for layer in module.modules() if hasattr(layer, "kernel_size")]
+    fan_in = [3 * 16, 32 * 16, 64 * 16 / 4, 32 * 16 / 4]
+    dense = [layer for module in (encoder, decoder) for layer in module.modules() if isinstance(layer, nn.Linear)]
+    layers, fan_in = layers + dense, fan_in + [layer.in_features for layer in dense]
+    assert len(layers) == len(fan_in) == 7
+    for layer, size in zip(layers, fan_in):
+        start = 0.1 if layer is decoder.layers[-1] else 1.0  # the last layer of a decoder starts near zero
+        spread = layer.weight.std().item() / start * (size / 2) ** 0.5
+        assert spread == pytest.approx(1.0, abs=5 / (2 * layer.weight.numel()) ** 0.5)
+        assert not layer.bias.any()
+
+
 def test_lowered_precision_is_near_comes_back_in_float32_and_ends_with_the_block():
     torch.manual_seed(0)
     module, x = nn.ModuleList([ConvEncoder((1, 8, 8), channels=(8, 16))]), torch.rand(5, 1, 8, 8)

@@ -194,6 +194,37 @@ def test_flow_against_autograd(steps):
         torch.testing.assert_close(p.log_prob(draw(noise).detach()), wanted)
 
 
+@pytest.mark.parametrize("step", [priors.AutoregressiveStep, priors.SplineStep])
+def test_a_step_goes_through_the_dimensions_in_order_unless_reversed(step):
+    """∂y_d / ∂z_e is zero for e > d, and for e < d in reverse."""
+    torch.manual_seed(0)
+    for options, triangle in (({}, torch.tril), ({"reverse": True}, torch.triu)):
+        made = build(lambda latent, options=options: step(latent, width=8, **options), 3)
+        jacobian = torch.autograd.functional.jacobian(made(), torch.randn(3).double())
+        assert torch.equal(jacobian, triangle(jacobian)) and (triangle(torch.ones(3, 3)) == (jacobian != 0)).all()
+
+
+@flow
+def test_the_order_alternates_from_step_to_step(steps):
+    for t, made in enumerate(steps(3, 4, 8)):
+        order = made.network.permutation.tolist()
+        assert order == ([2, 1, 0] if t % 2 else [0, 1, 2])
+
+
+def test_a_spline_starts_near_the_identity_with_slope_one_and_keeps_what_is_beyond_its_bound():
+    torch.manual_seed(0)
+    made = priors.SplineStep(2, width=8, bins=4, bound=2.0).double()
+    z = torch.linspace(-1.9, 1.9, 39).double()[:, None].expand(39, 2)
+    step = made()
+    assert (step(z) - z).abs().max() < 0.1
+    assert step.log_abs_det_jacobian(z, step(z)).abs().max() < 0.2
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    near, beyond = torch.tensor([[-1.9, 1.9]]).double(), torch.tensor([[-2.1, 3.0]]).double()
+    assert not torch.isclose(made()(near), near).any() and torch.equal(made()(beyond), beyond)
+
+
 @flow
 def test_a_flow_is_scored_anew_after_its_parameters_change(steps):
     prior = build(lambda latent: priors.Flow(latent, steps, width=8), 3)
@@ -295,6 +326,11 @@ def test_vamp_leaves_the_mode_of_the_posterior(training):
     pair = Pair().train(training)
     pair.prior()
     assert all(module.training == training for module in pair.modules())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_vamp_takes_any_number_of_images(count):
+    assert priors.Vamp(posterior(2), torch.rand(count, *SHAPE))().log_prob(torch.zeros(2)).shape == ()
 
 
 def test_vamp_random_is_seeded():

@@ -9,7 +9,7 @@ from gradients import Gaussians, Scores, draws, streamed
 from scipy.stats import skew
 from scipy.stats import t as student
 
-from pyro_vae.comparison.intervals import TAIL
+from pyro_vae.comparison.intervals import TAIL, Estimate, interval, quantile, short, skewness, without_skewness
 
 
 def test_intervals_cover_the_truth():
@@ -66,6 +66,62 @@ def test_interval_of_the_variance_is_halls():
         x = T + shape / 3 * T**2 + shape**2 / 27 * T**3 + shape / 6
         np.testing.assert_allclose(x, sign * student.ppf(0.975, 2 / spread), rtol=1e-6)
     np.testing.assert_allclose(estimate.freedom, 2 / spread, rtol=1e-6)
+
+
+@pytest.mark.parametrize("tail", [1.0, 1.5])
+@pytest.mark.parametrize("skewed", [-1.0, 1.0])
+def test_the_ends_are_where_halls_x_is_the_quantile(tail, skewed):
+    """The ends put into Hall's formula, which has another form than its inverse, give the quantiles of Student's t."""
+    u = skewed * torch.tensor([-0.3, -0.2, 0.1, 0.15, -0.25, 0.7, -0.05, 0.2]).double()
+    low, high, freedom = interval(2.0, u, tail)
+    error, m = u.norm().item(), len(u)
+    kurtosis = (u**4).sum().item() / error**4
+    assert freedom == pytest.approx(min(m - 1, 2 / (kurtosis - 1 / m)))
+    gamma = tail * (u**3).sum().item() / error**3
+    assert skewness(u) == pytest.approx(gamma / tail)
+    for end, sign in ((low, 1), (high, -1)):
+        assert without_skewness((2.0 - end) / error, gamma) == pytest.approx(sign * student.ppf(0.975, freedom))
+    assert interval(2.0, u)[:2] == interval(2.0, u, 1.0)[:2]
+    assert (interval(2.0, u, tail)[:2] == interval(2.0, u)[:2]) == (tail == 1.0)
+
+
+def test_an_interval_without_skewness_is_students():
+    u = torch.tensor([-0.3, 0.3, 0.1, -0.1]).double()
+    low, high, freedom = interval(1.0, u)
+    wanted = student.ppf(0.975, freedom) * u.norm().item()
+    assert (low, high) == pytest.approx((1 - wanted, 1 + wanted))
+    equal = torch.tensor([0.5, -0.5, 0.5, -0.5]).double()  # Σu⁴ = s⁴ / m: their spread says nothing
+    assert interval(0.0, equal)[2] == 3 and interval(0.0, equal)[1] == pytest.approx(student.ppf(0.975, 3))
+
+
+def test_an_interval_of_sections_that_agree_is_a_point_and_of_nan_is_nan():
+    assert interval(3.0, torch.zeros(5)) == (3.0, 3.0, math.inf)
+    assert all(math.isnan(end) for end in interval(3.0, torch.tensor([1.0, math.nan]))[:2])
+
+
+def test_an_estimate_is_doubtful_below_five_degrees_of_freedom():
+    assert [Estimate(0.0, -1.0, 1.0, freedom).doubtful for freedom in (4.99, 5.0, math.inf)] == [True, False, False]
+    assert not Estimate(0.0, -1.0, 1.0).doubtful
+    assert quantile(math.inf) == pytest.approx(1.959964, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (-0.001, "-0.001"),
+        (0.00099949, "9.99e-4"),
+        (99_949.0, "99900"),
+        (99_999.0, "100000"),
+        (100_000.0, "1.00e5"),
+        (-123_456.0, "-1.23e5"),
+        (1.005, "1"),
+        (12.36, "12.4"),
+        (math.inf, "inf"),
+    ],
+)
+def test_numbers_have_three_digits(value, text):
+    assert short(value) == text and len(text) <= 8
 
 
 @pytest.mark.parametrize("sizes", [(1000,), (333, 333, 333)])

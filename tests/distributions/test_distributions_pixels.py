@@ -59,6 +59,29 @@ def test_supports():
     assert IntensityBernoulli(0.5).support.check(ends).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_support_holds_rounded_values_and_no_others(dtype):
+    """A value in float32 is a few millionths of a cell off; a hundredth of a cell is no rounding."""
+    levels = torch.arange(256, dtype=dtype) / 255
+    centres = (torch.arange(256, dtype=dtype) + 0.5) / 256
+    p, q = LogisticLevels(torch.zeros(()), torch.zeros(())), BinCentres(torch.zeros(256))
+    for support, values, cell in ((p.support, levels, 1 / 255), (q.support, centres, 1 / 256)):
+        assert support.check(values).all()
+        for off in (-0.01, 0.01, 0.5):
+            assert not support.check(values + off * cell).any()
+
+
+def test_a_value_off_the_support_is_refused_in_validation_and_else_rounded():
+    logits = torch.randn(4)
+    bins, levels = BinCentres(logits, validate_args=True), LogisticLevels(torch.zeros(()), torch.zeros(()), True)
+    for p in (bins, levels, bins.expand((2,)), levels.expand((2,))):
+        assert p.support.is_discrete
+        with pytest.raises(ValueError, match="within the support"):
+            p.log_prob(torch.tensor(0.3))
+    loose = BinCentres(logits, validate_args=False)
+    torch.testing.assert_close(loose.log_prob(torch.tensor([0.3, 0.9])), logits.log_softmax(0)[[1, 3]])
+
+
 def test_an_intensity_has_the_cross_entropy_of_torch():
     x, logits = torch.rand(7), torch.randn(7)
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")

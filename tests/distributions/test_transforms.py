@@ -105,6 +105,17 @@ def test_a_value_is_broadcast_against_the_batch():
         torch.testing.assert_close(together[1], alone)
 
 
+def test_a_value_of_fewer_dimensions_has_the_batch_shape_all_the_same():
+    """The network of a step joins the value to features of one row, and so needs a row."""
+    base = dist.Normal(torch.zeros(1, 3).double(), 1.0).to_event(1)
+    z = torch.randn(3).double()
+    for name in ("affine given h", "planar given h"):
+        found = flows.Pushforward(base, [transform(MAKERS[name], 3, batch=(1,))]).log_prob(z)
+        alone = flows.Pushforward(base, [transform(MAKERS[name], 3, batch=(1,))]).log_prob(z.expand(1, 3))
+        assert found.shape == (1,)
+        torch.testing.assert_close(found, alone)
+
+
 @steps
 def test_the_graph_is_freed_without_the_garbage_collector(make):
     collecting = gc.isenabled()

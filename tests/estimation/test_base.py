@@ -1,11 +1,14 @@
 """The abstract estimator: what a class that only writes its objective can do."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
 from pyro_vae.estimation import Description, Estimator, describe
+from pyro_vae.estimators import ImportanceWeighted
 from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.tracing.traces import log_prob
 
@@ -73,6 +76,47 @@ def test_a_loss_that_is_nan_warns(program):
     for call in (estimator.loss, estimator.loss_and_grads, estimator.differentiable_loss):
         with pytest.warns(UserWarning, match="Encountered NaN: loss"):
             call(program.model, program.guide)
+
+
+def test_the_loss_is_the_bound_and_the_gradient_that_of_the_surrogate(program):
+    weight = torch.tensor(2.0, requires_grad=True)
+
+    class Apart(Estimator):
+        def objective(self, model, guide, args, kwargs):
+            return torch.tensor(3.0), 5 * weight
+
+    estimator = Apart()
+    for call in (estimator.loss, estimator.loss_and_grads, estimator.differentiable_loss):
+        assert call(program.model, program.guide) == -3.0
+    estimator.differentiable_loss(program.model, program.guide).backward()
+    assert weight.grad.item() == -10.0  # twice −5
+
+
+@pytest.mark.parametrize("vectorize", [None, True, False])
+def test_particles_together_or_one_by_one_give_the_exact_bound_of_an_exact_guide(program, vectorize):
+    program.posterior.loc_bias.data -= 0.3
+    x = program.simulate(3)
+    wanted = -program.log_px(x).sum().item()
+    assert Sampled(3, vectorize=vectorize).loss(program.model, program.guide, x) == pytest.approx(wanted)
+
+
+def test_of_one_particle_any_shared_plate_gives_the_bound_and_of_more_two_are_refused():
+    def model(x):
+        with pyro.plate("rows", 3, dim=-2), pyro.plate("columns", 3, dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("rows", 3, dim=-2), pyro.plate("columns", 3, dim=-1):
+            pyro.sample("z", dist.Normal(x / 3, 1.0))
+
+    x, losses = torch.arange(9.0).reshape(3, 3), []
+    for estimator in (Trace_ELBO(), ImportanceWeighted(1)):
+        torch.manual_seed(0)
+        losses.append(estimator.loss(model, guide, x))
+    assert losses[0] == pytest.approx(losses[1])
+    with pytest.raises(ValueError, match="plate"):
+        ImportanceWeighted(2).loss(model, guide, x)
 
 
 def test_settings():

@@ -57,6 +57,24 @@ def test_sites_without_a_kl_that_counts(program, change, message):
         kl_of_dimensions("z", site, {})
 
 
+@pytest.mark.parametrize("change", [{"scale": 0.5}, {"mask": torch.tensor([True, False, True])}])
+def test_a_prior_that_is_scaled_or_masked_counts_no_nats_of_images(program, change):
+    site, prior = sites(program, program.simulate(3))
+    for pair in (({**site, **change}, prior), (site, {**prior, **change})):
+        with pytest.raises(ValueError, match="scaled or masked"):
+            kl_of_dimensions("z", *pair)
+
+
+def test_a_gradient_of_a_kl_needs_a_path(program):
+    site, prior = sites(program, program.simulate(3))
+    q = site["fn"].base_dist
+    blind = {**site, "fn": dist.Normal(q.loc, q.scale).has_rsample_(False).to_event(1)}
+    with pytest.raises(ValueError, match="not reparameterised"):
+        kl_of_dimensions("z", blind, prior)
+    with torch.no_grad():
+        assert kl_of_dimensions("z", blind, prior).shape == (2,)
+
+
 def test_programs_whose_every_kl_has_a_closed_form(program):
     state = torch.get_rng_state()
     check_analytic_kl(program.model, program.guide, torch.zeros(2, 5))

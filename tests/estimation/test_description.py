@@ -95,6 +95,20 @@ def test_bounds_of_other_orders_are_others():
     assert describe(half).is_bound and not describe(RenyiELBO(alpha=-0.5)).is_bound
 
 
+def test_a_renyi_bound_of_order_zero_is_that_of_its_particles():
+    assert describe(RenyiELBO(alpha=0, num_particles=1)) == Description.unbiased("ELBO")
+    assert describe(RenyiELBO(alpha=0, num_particles=7)) == Description.unbiased("L_7")
+    assert describe(RenyiELBO(alpha=0.5, num_particles=7)).estimates.endswith("K = 7")
+
+
+@pytest.mark.parametrize("kind", [Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, JitTrace_ELBO])
+def test_plain_estimators_are_those_whose_loss_is_the_bound_of_one_draw(kind):
+    described = describe(kind())
+    assert described.plain == (kind in (Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO))
+    assert described.closed_form_kl == (kind is TraceMeanField_ELBO) and described.is_bound
+    assert described.enumerates == (kind is TraceEnum_ELBO)
+
+
 def test_every_class_of_pyro_and_of_ours_is_described():
     of_pyro = {kind for _, kind in inspect.getmembers(pyro.infer, inspect.isclass) if issubclass(kind, ELBO)}
     assert set(OF_PYRO) == of_pyro - {ELBO}

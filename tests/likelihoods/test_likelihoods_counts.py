@@ -95,6 +95,20 @@ def test_the_dispersion_has_its_bounds():
     assert p.base_dist.log_dispersion.tolist() == [[-20.0, 0.0, 40.0]]
 
 
+def test_a_diverging_output_is_that_at_its_bound():
+    """Means up to e^40 and gates up to 40 are exact; what is beyond has the value there."""
+    log_mean = torch.tensor([[39.9, 40.0, 1e4]], dtype=torch.float64)
+    mean = L.Poisson(nn.Identity())(log_mean).mean
+    torch.testing.assert_close(mean, torch.tensor([[39.9, 40.0, 40.0]], dtype=torch.float64).exp())
+    gates = torch.tensor([[-1e4, -40.0, -39.9]], dtype=torch.float64)
+    likelihood = L.ZeroInflatedNegativeBinomial(nn.Identity(), log_dispersion=0.0).double()
+    for sign in (1, -1):
+        p = likelihood(torch.cat([torch.zeros(1, 3, dtype=torch.float64), sign * gates], -1)).base_dist
+        found = p.log_prob(torch.ones(1, 3, dtype=torch.float64))
+        wanted = torch.nn.functional.logsigmoid(-sign * gates.clamp(min=-40.0)) + math.log(0.25)
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
 def program(likelihood=L.NegativeBinomial, maps=2, values=3, latent=1):
     torch.manual_seed(0)
     encoder = networks.MLPEncoder((values,), hidden=(16,), scaling=networks.Log1p())

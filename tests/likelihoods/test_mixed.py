@@ -243,3 +243,11 @@ def test_imputation_by_the_program_is_that_by_quadrature():
     seen = [1, 3, 4, 6]
     assert torch.equal(found.x[:, seen], x[:, seen].double())
     assert SCHEMA.frame(found.x).eyes.isin(["blue", "brown", "green"]).all()
+
+
+def test_the_program_fills_in_a_table_as_it_is():
+    """NaN is a missing cell to the likelihood: no handler comes between."""
+    vae = program()
+    found, wanted = (make(particles=50, seed=3) for make in (partial(vae.impute, X[:6]), partial(impute, vae, X[:6])))
+    assert torch.equal(found.x, wanted.x) and torch.equal(found.mask, wanted.mask)
+    assert found.x.isfinite().all() and not found.mask.all()

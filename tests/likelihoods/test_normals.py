@@ -34,3 +34,12 @@ def test_rows_are_taken_as_they_are_in_the_dtype_of_the_parameters():
     for wrong in (rows[0], [[1.0]], rows > 0):
         with pytest.raises(ValueError, match=r"table: wanted numbers .* rows\[None\]"):
             likelihood.observe(wrong)
+
+
+def test_the_share_at_the_bound_is_that_of_the_scales_in_use():
+    """Scales from the network, scales of the columns, and a fixed scale, which has no bound."""
+    maps = torch.tensor([[9.0, 9.0, 9.0, 9.0, -3.0, -1.0, 0.0, 7.0], [-9.0, -9.0, -9.0, -9.0, -3.0, -4.0, -5.0, 0.0]])
+    assert L.RealNormal(nn.Identity(), min_log_scale=-2.0).share_at_bound(maps) == 0.5
+    columns = nn.Parameter(torch.tensor([-3.0, 0.0, 0.0, 0.0]))
+    assert L.RealNormal(nn.Identity(), log_scale=columns, min_log_scale=-2.0).share_at_bound(maps[:, 4:]) == 0.25
+    assert L.RealNormal(nn.Identity(), log_scale=-3.0, min_log_scale=-2.0).share_at_bound(maps) == 0.0

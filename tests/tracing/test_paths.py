@@ -1,5 +1,7 @@
 """Path derivatives by hand: values and gradients of log q at the same draws, and what has none."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
@@ -66,6 +68,20 @@ def test_the_score_of_a_masked_draw_is_not_masked():
     site = trace.nodes["z"]
     assert torch.equal(site["score"], fn.base_dist.log_prob(site["value"]))
     assert torch.equal(site["log_prob"], site["score"] * mask)
+
+
+def test_a_mask_inside_the_event_does_not_mask_the_score():
+    loc, mask = torch.zeros(2, 3, requires_grad=True), torch.tensor([True, False, True])
+    fn = dist.Normal(loc, 1.0).mask(mask).to_event(1)
+
+    def guide():
+        with pyro.plate("rows", 2):
+            pyro.sample("z", fn)
+
+    site = scored(Detached(), guide).nodes["z"]
+    log_q = dist.Normal(loc, 1.0).log_prob(site["value"])
+    torch.testing.assert_close(site["score"], log_q.sum(-1))
+    torch.testing.assert_close(site["log_prob"], (log_q * mask).sum(-1))
 
 
 def test_points_and_observed_sites_are_no_draws_and_keep_their_paths():
@@ -139,6 +155,55 @@ def test_a_flow_is_scored_from_the_pass_that_made_its_draw(cache_size):
     found = torch.autograd.grad(log_q, [z, loc, tril])
     torch.testing.assert_close(found[:2], wanted[:2])
     torch.testing.assert_close(found[2].tril(), wanted[2].tril())
+
+
+def test_each_row_of_a_flow_has_its_own_derivatives():
+    """Rows with weights of their own: a derivative that were summed over rows, or mixed them, would show."""
+    loc, tril = torch.randn(3, 2).requires_grad_(), torch.tensor([[0.6, 0.0], [-0.4, 1.3]], requires_grad=True)
+    steps = [transforms.LowerCholeskyAffine(loc, tril, cache_size=1)]
+    flow = dist.TransformedDistribution(dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), steps)
+    assert flow.batch_shape == (3,)
+
+    def guide():
+        with pyro.plate("rows", 3):
+            pyro.sample("z", flow)
+
+    site = scored(GatedPaths(), guide).nodes["z"]
+    exact, weights = dist.MultivariateNormal(loc, scale_tril=tril), torch.tensor([1.0, -2.0, 5.0])
+    assert site["log_prob"].shape == (3,)
+    found = torch.autograd.grad(weights @ site["log_prob"], [site["value"], loc])
+    wanted = torch.autograd.grad(weights @ exact.log_prob(site["value"]), [site["value"], loc])
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_flow_without_an_inverse_is_scored_from_its_pass(nested):
+    """With open paths the derivative is the total one: that of log N(ε) − log |det ∂T/∂ε| at the same ε."""
+    torch.manual_seed(3)
+    step, base = transforms.planar(2), dist.Normal(torch.zeros(4, 2), 1.0).to_event(1)
+    flow = dist.TransformedDistribution(base, [step])
+    if nested:
+        flow = dist.TransformedDistribution(
+            flow, [dist.transforms.AffineTransform(0.0, 2.0, event_dim=1, cache_size=1)]
+        )
+    given = list(step.parameters())
+
+    def guide():
+        with pyro.plate("rows", 4):
+            pyro.sample("z", flow)
+
+    paths = GatedPaths()
+    torch.manual_seed(5)
+    site = scored(paths, guide).nodes["z"]
+    torch.manual_seed(5)
+    noise = base.rsample()
+    log_q = base.log_prob(noise) - step.log_abs_det_jacobian(noise, step(noise)) - nested * 2 * math.log(2)
+    torch.testing.assert_close(site["value"], step(noise) * (1 + nested))
+    torch.testing.assert_close(site["log_prob"], log_q)
+    paths.open()
+    weights = torch.tensor([1.0, -2.0, 3.0, 0.5])
+    wanted = torch.autograd.grad(weights @ log_q, given)
+    torch.testing.assert_close(torch.autograd.grad(weights @ site["log_prob"], given), wanted)
 
 
 def test_on_a_simplex_the_derivative_is_that_along_its_surface():

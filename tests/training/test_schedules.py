@@ -38,3 +38,5 @@ def test_the_schedule_is_a_linear_warm_up_and_then_torchs_cosine(steps, warm_up)
     falling = rates(lambda given: torch.optim.lr_scheduler.CosineAnnealingLR(given, max(1, steps - warm)), steps - warm)
     found = rates(lambda given: warm_cosine(given, steps, warm_up), steps)
     assert found == pytest.approx(rising + falling)
+    if warm_up == 0.1:
+        assert rates(lambda given: warm_cosine(given, steps), steps) == found

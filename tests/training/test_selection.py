@@ -11,6 +11,7 @@ from torch import nn
 
 from pyro_vae import estimators, likelihoods
 from pyro_vae.handlers import AnnealingWarning, KLWeight, KLWeighted, LinearWarmUp
+from pyro_vae.random import seeded
 from pyro_vae.training import History, TrainingWarning, fixed_x
 from pyro_vae.training.history import ROW
 from pyro_vae.training.selection import Objective, alike
@@ -349,6 +350,42 @@ def test_weights_are_noted_without_a_trace_and_as_training_has_them():
     assert objective.weights() == {"guide z": [0.25], "model z": [0.25], "model x": [1.0]}
     assert objective.weights(training=False) == {"guide z": [1.0], "model z": [1.0], "model x": [1.0]}
     assert same(program, before) and torch.equal(state, torch.get_rng_state()) and program.training
+
+
+class Given(Annealed):
+    """The weights of z in training and in evaluation, numbers or one an image."""
+
+    def __init__(self, training, evaluation):
+        super().__init__()
+        self.of = {True: training, False: evaluation}
+
+    beta = property(lambda self: self.of[self.training], lambda self, beta: None)
+
+    def model(self, x):
+        with pyro.plate("images", len(x)):
+            with pyro.poutine.scale(scale=self.beta):
+                z = pyro.sample("z", self.vae.prior())
+            pyro.sample("x", self.vae.likelihood(z), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("images", len(x)), pyro.poutine.scale(scale=self.beta):
+            pyro.sample("z", self.vae.posterior(x))
+
+
+@pytest.mark.parametrize(
+    ("training", "evaluation"),
+    [(torch.linspace(0.2, 1, 20), torch.ones(20)), (0.5, torch.tensor(0.0)), (0.5, 0.25), (3.0, 1.0)],
+)
+def test_a_weight_is_that_of_training_unless_it_is_one_an_image_or_zero(no_validation, training, evaluation):
+    program, expected = Given(training, evaluation), Given(training, evaluation)
+    x = fixed_x(program, FEW.valid.images[:20])
+    objective = Objective(program, Trace_ELBO(), (x,), (x,), batch_size=20)
+    found = objective.loss((x,), objective.weights())
+    if isinstance(training, float) and evaluation:
+        expected.of[False] = training
+    with seeded(0), torch.no_grad():
+        expected.eval()
+        assert found == pytest.approx(Trace_ELBO().loss(expected.model, expected.guide, x), rel=1e-5)
 
 
 class AsDescribed(estimators.StickingTheLanding):
