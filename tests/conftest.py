@@ -3,6 +3,7 @@
 import os
 import signal
 
+import hypothesis
 import pyro
 import pytest
 import torch
@@ -10,6 +11,18 @@ import torch
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and OpenMP's threads wait by spinning
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# The same few examples in each run; `pytest --hypothesis-profile=thorough` draws more.
+hypothesis.settings.register_profile(
+    "quick",
+    max_examples=10,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.register_profile("thorough", hypothesis.settings.get_profile("quick"), max_examples=100)
+hypothesis.settings.load_profile("quick")
 
 
 def pytest_configure(config):
