@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     with results_folder(out, args.overwrite) as folder:
         left_out: dict[str, str] = {}
         results = measure(program, fixed_arguments(program, rows), args, left_out)
+        print(report(results), flush=True)  # before they are written, which a full disk may prevent
         attempted({"evidence.png": lambda: save_figure(folder / "evidence.png", picture(results))}, left_out)
         metrics = {
             "settings": vars(args),
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             "seconds": time.perf_counter() - started,
         }
         write_json(folder / METRICS, metrics)
-    print(report(results, out), *(f"left out: {name}: {why}" for name, why in left_out.items()), sep="\n")
+    print(f"results in {out}", *(f"left out: {name}: {why}" for name, why in left_out.items()), sep="\n")
     return 0
 
 
