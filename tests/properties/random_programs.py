@@ -64,8 +64,13 @@ class Spec:
         return sum(DIMENSIONS[latent.kind] for latent in self.latents)
 
     @property
+    def parts(self):
+        """The number of sites in the inner plate. Parts of a second would depend on all of the first: no plate of Pyro's."""
+        return sum(latent.kind == "parts" for latent in self.latents)
+
+    @property
     def has_parts(self):
-        return any(latent.kind == "parts" for latent in self.latents)
+        return self.parts > 0
 
 
 def latents(kinds=tuple(DIMENSIONS)):
@@ -80,7 +85,7 @@ def specs(shared=False):
         sites = st.tuples(of_all, latents()) | st.tuples(of_all)
     flags = [st.booleans(), st.booleans(), st.just(False) if shared else st.booleans(), st.just(shared)]
     drawn = st.builds(Spec, sites, st.integers(0, 2**16), *flags)
-    return drawn.filter(lambda spec: spec.dimensions in NODES)
+    return drawn.filter(lambda spec: spec.dimensions in NODES and spec.parts <= 1)
 
 
 def numbers(spec):
