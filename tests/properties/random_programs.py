@@ -65,7 +65,7 @@ class Spec:
 
     @property
     def parts(self):
-        """The number of sites in the inner plate. Parts of a second would depend on all of the first: no plate of Pyro's."""
+        """The sites in the inner plate. Parts of a second one would depend on all of the first, against Pyro's plates."""
         return sum(latent.kind == "parts" for latent in self.latents)
 
     @property
