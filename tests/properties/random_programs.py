@@ -65,7 +65,7 @@ class Spec:
 
     @property
     def parts(self):
-        """The sites in the inner plate. Parts of a second one would depend on all of the first, against Pyro's plates."""
+        """The sites in the inner plate. Parts of a second one would depend on all of the first, against the plate."""
         return sum(latent.kind == "parts" for latent in self.latents)
 
     @property
