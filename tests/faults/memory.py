@@ -64,10 +64,10 @@ def many_calls(call: Callable, count: int, engine: str, digits: Data) -> int:
     found = []
     for number in range(1, count + 1):
         call(engine, digits)
-        if number in (count // 2, count):
+        if number in (1, count // 2, count):  # the first measurement takes memory itself
             torch._dynamo.reset()  # torch's own cache, of a few entries a function
             found.append((resident(), alive(torch.Tensor), alive(GraphModule)))
-    (early, *things), (late, *others) = found
+    _, (early, *things), (late, *others) = found
     objects = f"tensors and graphs {things}, {others}"
     print(f"{call.__name__}, engine {engine}, {count} calls: {late - early:+,} bytes, {objects}")
     return int(late - early > A_CALL * count or others > things)
