@@ -32,6 +32,16 @@ def test_rows_of_all_fields_keep_together():
         ({"counts": COUNTS / 2}, r"counts: wanted whole numbers from 0, got 1\.5"),
         ({"counts": COUNTS * np.nan}, "counts: wanted whole numbers from 0, got nan"),
         ({"counts": COUNTS > 1}, "counts: wanted whole numbers from 0, got torch.bool"),
+        (
+            {"counts": np.ma.array(COUNTS, mask=COUNTS > 5)},
+            r"masked array without 1 of them; .*write counts.filled\(0\)",
+        ),
+        ({"table": np.ma.array(TABLE, mask=TABLE > 1)}, r"if these are missing, write table.filled\(np.nan\)"),
+        (
+            {"size": np.ones(())},
+            r"size: wanted one entry for each row, got torch.float64 of shape \(\); write size.reshape\(1\)",
+        ),
+        ({"labels": np.array(3)}, "labels: wanted 0, one a row, got int64 of shape"),
         ({"table": COUNTS}, "table: wanted floating-point numbers .*write table.double"),
         ({"table": TABLE[0]}, "table: wanted floating-point numbers"),
         ({"table": TABLE, "mask": np.ones((4, 1), bool)}, r"mask: wanted the shape \(4, 2\) of table, got \(4, 1\)"),
@@ -86,3 +96,9 @@ def test_unsigned_numbers_are_compared_and_indexed_as_others(dtype):
         batch = split[[3, 1]]
         assert batch.counts.tolist() == COUNTS[[3, 1]].tolist() and batch.size.tolist() == [3, 1]
         assert batch.counts.dtype == torch.int64
+
+
+def test_numbers_of_the_other_byte_order_keep_their_values():
+    split = Split(table=TABLE.astype(">f8"), counts=COUNTS.astype(">i4"))
+    np.testing.assert_array_equal(split.table.numpy(), TABLE)
+    assert split.table.dtype == torch.float64 and split.counts.tolist() == COUNTS.tolist()

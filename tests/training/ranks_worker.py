@@ -1,9 +1,11 @@
-"""What ``test_ranks.py`` runs under torchrun: python ranks_worker.py {train,die} FILE."""
+"""What ``test_ranks.py`` runs under torchrun: python ranks_worker.py {train,die,whole,killed,resumed} FILE."""
 
 import os
 import signal
 import sys
 import warnings
+from functools import partial
+from pathlib import Path
 
 import pyro.distributions as dist
 import torch
@@ -11,7 +13,7 @@ from programs import DIGITS, small_vae
 from pyro.infer import Trace_ELBO
 from torch import nn
 
-from pyro_vae import fit, likelihoods
+from pyro_vae import Checkpoints, fit, likelihoods
 from pyro_vae.data.sets import Data
 from pyro_vae.estimators import ImportanceWeighted
 from pyro_vae.random import seeded
@@ -109,7 +111,36 @@ def die(file):
     fit(vae, FEW, epochs=3, batch_size=50, progress=False)
 
 
+def with_checkpoints(file, resume=False, killed_at=None):
+    """Train with a checkpoint after every second step; ``killed_at``: the second rank is killed in that step."""
+    vae, count = without_noise(), 0
+    observe = vae.observe
+
+    def counted(pixels, generator=None):
+        nonlocal count
+        count += generator is None
+        if count - 1 == killed_at and ranks.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return observe(pixels, generator)
+
+    vae.observe = counted
+    first = ranks.rank() == 0
+    checkpoints = Checkpoints(Path(file).parent, seconds=None, steps=2, resume=resume) if first else None
+    fit(vae, FEW, checkpoints=checkpoints, epochs=3, batch_size=50, lr=1e-2, progress=False, engine="eager")
+    found = ranks.all_gather(nn.utils.parameters_to_vector(vae.parameters()).detach()[None])
+    if first:
+        torch.save(found, file)
+
+
+WORK = {
+    "train": train,
+    "die": die,
+    "whole": with_checkpoints,
+    "killed": partial(with_checkpoints, killed_at=6),
+    "resumed": partial(with_checkpoints, resume=True),
+}
+
 if __name__ == "__main__":
     warnings.simplefilter("error", UserWarning)
     with ranks.processes(minutes=1):
-        {"train": train, "die": die}[sys.argv[1]](sys.argv[2])
+        WORK[sys.argv[1]](sys.argv[2])

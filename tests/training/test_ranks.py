@@ -77,6 +77,19 @@ def test_the_others_stop_where_a_rank_dies():
     assert "exitcode  : 3" in done.stderr  # by the rank that died, and not by an error of its own
 
 
+@pytest.mark.slow
+def test_a_run_of_two_ranks_of_which_one_was_killed_resumes_to_the_same_bits(tmp_path):
+    """Without noise: that of the other ranks is drawn anew."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        done = torchrun(name, tmp_path / name / "result.pt")
+        assert (done.returncode == 0) == (name == "whole"), done.stderr
+    assert "SIGKILL" in done.stderr and not (tmp_path / "killed/result.pt").exists()
+    assert torchrun("resumed", tmp_path / "killed/result.pt").returncode == 0
+    whole, resumed = (torch.load(tmp_path / name / "result.pt") for name in ("whole", "killed"))
+    assert torch.equal(resumed[0], resumed[1]) and torch.equal(whole, resumed)
+
+
 def test_a_batch_with_fewer_images_than_ranks_is_refused(monkeypatch):
     monkeypatch.setattr(ranks, "world_size", lambda: 4)
     with pytest.raises(ValueError, match=r"4 ranks share each batch.*the smallest has 1;"):
