@@ -11,7 +11,8 @@ import watched_programs
 from watched_programs import PLACES, Program
 
 from pyro_vae.compiling.constants import WatchedConstants, in_words
-from pyro_vae.compiling.places import LONGEST, generator_access, is_plain, is_watched_inside, readers, survey
+from pyro_vae.compiling.parts import LONGEST, is_plain, is_watched_inside
+from pyro_vae.compiling.places import generator_access, readers, survey
 
 
 @pytest.mark.parametrize("place", PLACES)
