@@ -23,7 +23,7 @@ from pyro_vae.compiling.untraceable import NOT_THE_SAME, Untraceable, explanatio
 from pyro_vae.compiling.values import ValuesUnread
 from pyro_vae.random import forked_rng
 
-COPIED = 1 << 14  # elements of the largest tensor whose values are compared if a number was read from it
+COPIED = 1 << 16  # elements of the largest tensor whose values are compared if a number was read from it
 FRESH = "lift_fresh"  # in the name of the operator that makes a tensor of Python's numbers
 
 

@@ -18,7 +18,7 @@ from enum import Enum
 from fractions import Fraction
 from functools import cache, cached_property, partial
 from pathlib import PurePath
-from types import BuiltinMethodType, FunctionType, MappingProxyType, MethodType, ModuleType, SimpleNamespace
+from types import BuiltinMethodType, CodeType, FunctionType, MappingProxyType, MethodType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 from weakref import ReferenceType
 
@@ -30,7 +30,7 @@ from torch.nn.parameter import is_lazy
 
 from pyro_vae.compiling.outside import ContextValue, EnvironmentVariable, Outside
 from pyro_vae.compiling.private import is_fake, registries
-from pyro_vae.compiling.read_names import Names, imported_modules, names_of
+from pyro_vae.compiling.read_names import Names, imported_modules, names_in, names_of
 
 LONGEST = 1000  # items up to which a list or dictionary is watched item by item
 WIDEST = 10 * LONGEST  # items up to which a longer one is watched as a whole if they are plain; beyond, its length
@@ -54,6 +54,7 @@ OF_A_USER = (
 )  # objects of libraries that hold what a user gave them
 ONLY = {SVI: ("model", "guide", "loss", "optim"), torch.optim.Optimizer: ("param_groups",)}  # of their attributes
 CLOSED = LIBRARIES - {"pyro", "pyro_vae"}  # the attributes of their other objects are not watched
+CACHED = type(cache(len))  # functions with functools.cache or lru_cache
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 INTERNAL = set(vars(nn.Module())) - {"training"} | {"_arguments"}
 SETTING_UP = {"__init__", "__setstate__", "__repr__", "extra_repr", "reset_parameters"}  # methods that do not compute
@@ -111,7 +112,7 @@ def is_opaque(value: Any) -> bool:
     """
     if isinstance(value, dict | list | deque):
         return not any(place.key is not len for place in parts_of("", value)) and len(value) > 0
-    if is_plain(value) or isinstance(value, (Tensor, type, *GENERATORS)) or callable(value):
+    if is_plain(value) or isinstance(value, (Tensor, type, CodeType, *GENERATORS)) or callable(value):
         return False
     return library_of(type(value)) not in ("torch", "pyro") and next(parts_of("", value), None) is None
 
@@ -159,7 +160,7 @@ def parts_of(name: str, value: Any) -> Iterator[Place]:
     elif isinstance(value, tuple(ONLY)):
         names = next(names for kind, names in ONLY.items() if isinstance(value, kind))
         yield from (Place(f"{name}.{key}", getattr(value, key), value, key) for key in names)
-    elif isinstance(getattr(value, "__wrapped__", None), FunctionType):  # as of functools.lru_cache
+    elif isinstance(value, CACHED):
         yield Place(name, value.__wrapped__)
     elif is_open(value):
         yield from _attributes(name, value)
@@ -230,9 +231,9 @@ def _of_function(function: FunctionType) -> Iterator[Place]:
             yield Place(name, cell.cell_contents, cell, "cell_contents")
     if library_of(function) not in LIBRARIES:
         yield from _items(function.__name__, vars(function))
-        for key in ("__defaults__", "__kwdefaults__"):
+        for key in ("__defaults__", "__kwdefaults__", "__code__"):
             yield Place(f"{function.__name__}.{key}", getattr(function, key), function, key)
-        names = names_of(function.__code__)
+        names = names_in(function)
         yield from _globals(function.__module__, function.__globals__, names.read, names.occurring)
         for module in imported_modules(function):
             if module.__name__.partition(".")[0] not in LIBRARIES:
@@ -242,7 +243,8 @@ def _of_function(function: FunctionType) -> Iterator[Place]:
 
 def _environment(names: Names) -> Iterator[Place]:
     """Yield the environment variables that a function names beside ``os.environ``."""
-    for name in sorted(names.strings) if names.occurring & {"environ", "getenv"} else ():
+    found = filter(str.isidentifier, names.strings) if names.occurring & {"environ", "getenv"} else ()
+    for name in sorted(found):
         variable = EnvironmentVariable(name)
         yield Place(f"os.environ[{name!r}]", variable.value, variable, "value")
 
@@ -262,13 +264,16 @@ def _of_class(kind: type) -> Iterator[Place]:
     for base in kind.__mro__:
         if library_of(base) not in LIBRARIES:
             for key, value in vars(base).items():
-                value = getattr(value, "__func__", value)  # of a static method or a class method
                 if isinstance(value, FunctionType):
-                    yield Place(f"{base.__name__}.{key}", value)
+                    yield Place(f"{base.__name__}.{key}", value, base, key)
+                elif isinstance(value, staticmethod | classmethod):
+                    yield Place(f"{base.__name__}.{key}", value.__func__)
                 elif isinstance(value, property | cached_property):
                     yield Place(f"{base.__name__}.{key}", getattr(value, "fget", None) or getattr(value, "func", None))
                 elif not key.startswith("__") and not hasattr(value, "__get__"):
                     yield Place(f"{base.__name__}.{key}", value, base, key)
+                elif library_of(type(value)) not in LIBRARIES:  # a descriptor of a user
+                    yield Place(f"{base.__name__}.{key}", value)
 
 
 def library_of(thing: Any) -> str:

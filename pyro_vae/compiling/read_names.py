@@ -4,13 +4,16 @@ import dis
 import re
 import sys
 from collections.abc import Set
+from contextlib import suppress
 from functools import cache
 from importlib.util import resolve_name
 from itertools import accumulate
 from types import CodeType, FunctionType, ModuleType
 from typing import NamedTuple
 
+LONGEST_NAME = 200
 BY_STRING = {"eval", "exec", "getattr", "globals", "vars", "attrgetter", "__dict__"}  # read what a string names
+BY_MODULE = {"import_module", "modules", "__import__"}  # find the module that a string names
 NAME = re.compile(r"[^\W\d]\w*")
 
 
@@ -21,7 +24,7 @@ class Names(NamedTuple):
         read: global variables that it reads.
         occurring: all names, those of attributes too.
         imported: modules that it imports, relative ones with their dots.
-        strings: strings that have the form of a name.
+        strings: short strings.
     """
 
     read: Set[str]
@@ -47,10 +50,29 @@ def names_of(code: CodeType) -> Names:
     imported = {"." * steps[i - 2].argval + steps[i].argval for i in imports}  # the level is loaded before the names
     texts = [constant for constant in code.co_consts if isinstance(constant, str)]
     named = {name for text in texts for name in NAME.findall(text)} if BY_STRING & set(code.co_names) else set()
-    strings = {text for text in texts if text.isidentifier()}
+    strings = {text for text in texts if len(text) <= LONGEST_NAME}
     inner = [names_of(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     own = Names(read | named, set(code.co_names) | named, imported, strings)
     return Names(*(mine.union(*(names[i] for names in inner)) for i, mine in enumerate(own)))
+
+
+def names_in(function: FunctionType) -> Names:
+    """Return the names in a function, with those in strings that are its variables.
+
+    >>> name = "beta"
+    >>> def function():
+    ...     return getattr(torch, name)
+    >>> "beta" in names_in(function).occurring
+    True
+    """
+    names = names_of(function.__code__)
+    held = [function.__globals__.get(name) for name in names.read]
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # not bound yet
+            held.append(cell.cell_contents)
+    texts = {text for text in held if isinstance(text, str) and len(text) <= LONGEST_NAME}
+    occurring = names.occurring | texts if BY_STRING & names.occurring else names.occurring
+    return names._replace(occurring=occurring, strings=names.strings | texts)
 
 
 def imported_modules(function: FunctionType) -> list[ModuleType]:
@@ -63,7 +85,9 @@ def imported_modules(function: FunctionType) -> list[ModuleType]:
     """
     package = function.__globals__.get("__package__") or ""
     found: dict[str, ModuleType] = {}
-    for name in sorted(names_of(function.__code__).imported):
+    names = names_in(function)
+    by_string = names.strings & sys.modules.keys() if BY_MODULE & names.occurring else set()
+    for name in sorted(names.imported | by_string):
         if name.startswith(".") and not package:
             continue
         parts = resolve_name(name, package).split(".")
