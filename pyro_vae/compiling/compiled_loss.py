@@ -33,6 +33,10 @@ def compiled(elbo: ELBO, model: Callable, guide: Callable, *example: Any, **opti
     methods of modules, those are submodules of the result. Parameters kept elsewhere, as in Pyro's store, are
     registered beside them. Each call draws new numbers from torch's generator, as an eager call does.
 
+    Numbers and flags of the program are followed. If one changes where nothing is watched, a comparison with the
+    program after 10, 100, 1000 and then every 1000 or 5000 uses finds it: ``StaleGraph`` warns, and the loss is
+    compiled anew; the second time ``Untraceable`` is raised.
+
     The operations of the program must not depend on the values of its tensors. Otherwise ``Untraceable``, a ValueError,
     names the line: change it, or train eagerly.
 

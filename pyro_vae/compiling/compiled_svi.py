@@ -38,7 +38,9 @@ class CompiledSVI(SVI):
 
     The first step with arguments of new shapes is that of ``SVI`` itself, which also makes lazy parameters. The second
     one compiles a graph, in some seconds. Numbers, flags, None and other arguments that are no tensors are part of a
-    graph: another value needs another one. If a number or flag of the program changes, a graph is made anew.
+    graph: another value needs another one. If a number or flag of the program changes, the next step is that of
+    ``SVI``, and a graph is made anew. A graph is compared with the program after 10, 100, 1000 and then every 1000 or
+    5000 uses; if it is not the same any more, ``StaleGraph`` warns, and the second time all further steps are eager.
 
     Raises ``Untraceable``, a ValueError, at the second step if the program cannot be compiled; the message names the
     line. If that is found only later, or if more than ``most`` different arguments come, the steps with these arguments

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pyro_vae.compiling.checked import EVERY
+from pyro_vae.compiling.checked import EVERY_OF_SMALL
 from pyro_vae.compiling.constants import Changes, Patience, WatchedConstants, in_words
 from pyro_vae.compiling.loss import STORE
 from pyro_vae.compiling.private import stored_parameters
@@ -65,8 +65,8 @@ class FollowedGraphs:
             raise Untraceable(f"{reason}. As this is the second time, it is not compiled again; {self.instead}")
         self.doubted = True
         warn(
-            f"{reason}. It is compiled anew; results since that change, up to {EVERY} uses of a graph, may have used "
-            f"the old value. To be sure, {IN_PLACE}; or {self.instead}",
+            f"{reason}. It is compiled anew; results since that change, of up to {EVERY_OF_SMALL} uses, may have used the "
+            f"old value. To be sure, {IN_PLACE}; or {self.instead}",
             StaleGraph,
         )
 

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from pyro_vae.compiling.compiler import quiet_torch, unguarded, warm_up
 from pyro_vae.compiling.constants import Changes, WatchedConstants
 from pyro_vae.compiling.export import LARGEST, check_not_read, restored_if_untraceable, run_alone
-from pyro_vae.compiling.outcomes import Outcome, contents_kept, difference, lowest_precision
+from pyro_vae.compiling.outcomes import Outcome, contents_kept, difference, elements, lowest_precision
 from pyro_vae.compiling.private import as_if_compiling, in_place_changes, recorded, tensors_only
 from pyro_vae.compiling.untraceable import NOT_THE_SAME, Untraceable, explanation, first_line
 from pyro_vae.compiling.values import ValuesUnread
@@ -51,7 +51,7 @@ class Recorded:
     def __init__(self, graph: GraphModule, read: Sequence[Tensor] = ()):
         self.graph, self.held = graph, _with_inputs(graph)
         self.read = [(tensor, _mark(tensor)) for tensor in read]
-        self.precision = lowest_precision(graph)
+        self.precision, self.elements = lowest_precision(graph), elements(graph)
         self.values = [tensor.detach() for tensor in self.held]
         self._compiled = unguarded(lambda *tensors: graph(*tensors))
 

@@ -127,3 +127,11 @@ def test_a_gradient_that_is_new_is_a_difference():
     assert [check(X.view(1, 3)) for _ in range(100)] == [None] * 100
     check.uses, rate.value = 9, 1.0
     assert "the gradient of a new parameter (1) differs by 1" in check(X.view(1, 3))
+
+
+def test_small_graphs_are_compared_at_fewer_uses_as_their_programs_take_much_longer():
+    watched, found = WatchedConstants({}), []
+    for size in (3, checked.SMALL):
+        check = NowAndThen(record(lambda x: [x.sum()], [torch.ones(size)], watched), lambda x: [x.sum()], [], watched)
+        found.append(check.every)
+    assert found == [checked.EVERY_OF_SMALL, checked.EVERY] == [5000, 1000]
