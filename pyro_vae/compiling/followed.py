@@ -65,8 +65,8 @@ class FollowedGraphs:
             raise Untraceable(f"{reason}. As this is the second time, it is not compiled again; {self.instead}")
         self.doubted = True
         warn(
-            f"{reason}. It is compiled anew; results since that change, of up to {EVERY_OF_SMALL} uses, may have used the "
-            f"old value. To be sure, {IN_PLACE}; or {self.instead}",
+            f"{reason}. It is compiled anew; up to {EVERY_OF_SMALL} results since that change may be those of the old "
+            f"value. To be sure, {IN_PLACE}; or {self.instead}",
             StaleGraph,
         )
 

@@ -92,7 +92,7 @@ def _reader(holder: Any, keys: list[Any]) -> Callable[[Any], Any]:
 
 
 def _put_back(holder: Any, places: Sequence[Place]) -> None:
-    kept = {place.key: place.value for place in places}
+    kept: dict[Any, Any] = {place.key: place.value for place in places}
     size = kept.pop(len, None)
     all_known = size is not None and size <= LONGEST  # else only some items of the holder are among the places
     if items_of in kept:

@@ -3,7 +3,6 @@
 import dis
 import re
 import sys
-from collections.abc import Set
 from contextlib import suppress
 from functools import cache
 from importlib.util import resolve_name
@@ -27,10 +26,10 @@ class Names(NamedTuple):
         strings: short strings.
     """
 
-    read: Set[str]
-    occurring: Set[str]
-    imported: Set[str]
-    strings: Set[str]
+    read: set[str]
+    occurring: set[str]
+    imported: set[str]
+    strings: set[str]
 
 
 @cache
@@ -86,7 +85,7 @@ def imported_modules(function: FunctionType) -> list[ModuleType]:
     package = function.__globals__.get("__package__") or ""
     found: dict[str, ModuleType] = {}
     names = names_in(function)
-    by_string = names.strings & sys.modules.keys() if BY_MODULE & names.occurring else set()
+    by_string = names.strings & sys.modules.keys() if BY_MODULE & names.occurring else set[str]()
     for name in sorted(names.imported | by_string):
         if name.startswith(".") and not package:
             continue
