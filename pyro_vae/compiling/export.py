@@ -20,7 +20,7 @@ from pyro_vae.compiling.constants import Changes, WatchedConstants, in_words
 from pyro_vae.compiling.graphs import Graphs
 from pyro_vae.compiling.loss import ProgramLoss, owners
 from pyro_vae.compiling.outcomes import contents_kept
-from pyro_vae.compiling.places import is_plain
+from pyro_vae.compiling.parts import is_plain
 from pyro_vae.compiling.private import CONTIGUOUS, CONVOLUTIONS, in_place_changes, operators, tensors_only
 from pyro_vae.compiling.untraceable import IN_PLACE, OR_EAGERLY, Untraceable, explanation
 from pyro_vae.random import forked_rng
