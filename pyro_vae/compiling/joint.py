@@ -79,7 +79,7 @@ def record(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor], wa
     [True]
     """
     if all(arg.device.type == "cpu" for arg in args):
-        warm_up()
+        warm_up(False)
     quiet = quiet_torch(), pyro.validation_enabled(False), tensors_only()
     with forked_rng(*(arg.device for arg in args)), quiet[0], quiet[1], quiet[2], restored_if_untraceable(watched):
         return _recorded(function, args, watched)

@@ -7,6 +7,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import pyro
 import pyro.distributions as dist
 import torch
 from programs import DIGITS, small_vae
@@ -17,7 +18,7 @@ from pyro_vae import Checkpoints, fit, likelihoods
 from pyro_vae.data.sets import Data
 from pyro_vae.estimators import ImportanceWeighted
 from pyro_vae.random import seeded
-from pyro_vae.training import ranks
+from pyro_vae.training import TrainingWarning, ranks
 from pyro_vae.training.engines import Eager
 
 FEW = Data("few", DIGITS.train[:152], DIGITS.valid[:51], DIGITS.test[:10])
@@ -56,6 +57,41 @@ def gradient():
     return loss, before - nn.utils.parameters_to_vector(vae.parameters()).detach()
 
 
+class Scaled(nn.Module):
+    """A program whose loss is that of all rows, whatever the number of those it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(()))
+
+    def observe(self, pixels, generator=None):
+        return pixels.flatten(1).float().mean(1)
+
+    def model(self, x):
+        with pyro.plate("rows", len(FEW.train), subsample_size=len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("rows", len(FEW.train), subsample_size=len(x)):
+            pyro.sample("z", dist.Normal(self.loc, 1.0))
+
+
+class Unknown(Trace_ELBO):
+    """An estimator that says nothing of itself."""
+
+
+def refusals():
+    """What is said where the losses of two ranks do not add up, or may not."""
+    said = []
+    for program, estimator in (Scaled(), Trace_ELBO()), (small_vae(), Unknown()):
+        try:
+            fit(program, FEW, estimator, epochs=1, batch_size=50, progress=False, engine="eager")
+            said.append("")
+        except (ValueError, TrainingWarning) as error:
+            said.append(str(error))
+    return said
+
+
 def train(file):
     loss, slope = gradient()
     with seeded(ranks.own_seed(0)):
@@ -66,6 +102,7 @@ def train(file):
     choice = fit(chosen, FEW, ImportanceWeighted(3), epochs=3, batch_size=50, lr=1e-2, progress=False)
     steps = interrupted_steps()
     result = {
+        "refused": refusals(),
         "loss": loss,
         "slope": slope,
         "steps": ranks.all_gather(torch.tensor([steps])),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from programs import DIGITS, small_vae
-from ranks_worker import gradient, train
+from ranks_worker import gradient, refusals, train
 
 from pyro_vae import fit, load_vae, log_evidence
 from pyro_vae.training import ranks
@@ -68,6 +68,13 @@ def test_without_noise_two_ranks_train_as_one(two, tmp_path):
     assert two["bounds"][0, -1] > two["bounds"][0, 0] + 1
     torch.testing.assert_close(two["bounds"][0], one["bounds"][0], rtol=1e-5, atol=0.0)
     torch.testing.assert_close(two["parameters"][0], one["parameters"][0], rtol=1e-3, atol=1e-5)
+
+
+def test_losses_that_do_not_add_up_over_ranks_are_refused_before_a_step(two, tmp_path):
+    scaled, unknown = two["refused"]
+    assert "losses of 2 parts of a batch are summed (2 ranks)" in scaled and "the scale of site 'z' depends" in scaled
+    assert "nothing says that that of Unknown is a sum over rows" in unknown
+    assert refusals() == ["", ""]  # in one process
 
 
 def test_the_others_stop_where_a_rank_dies():
