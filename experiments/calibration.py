@@ -47,7 +47,7 @@ class Known(NamedTuple):
 
 
 def linear_gaussian(narrower: float, seed: int, images: int) -> Known:
-    """z ~ N(0, I), x | z ~ N(W z, 0.7² I), and a factorised guide that is moved, and too narrow by a factor."""
+    """Z ~ N(0, I), x | z ~ N(W z, 0.7² I), and a factorised guide that is moved, and too narrow by a factor."""
     program = LinearGaussian(torch.randn(6, 2, dtype=torch.float64), scale=0.7)
     guide = mean_field_guide(program)
     with torch.no_grad():
@@ -153,7 +153,9 @@ def row(program: str, method: str, seeds: list[int], images: int) -> dict[str, A
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(10)), metavar="N", help="of programs and data")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=list(range(10)), metavar="N", help="of programs and data"
+    )
     parser.add_argument("--images", type=int, default=1000, metavar="N", help="for each seed")
     parser.add_argument("--programs", nargs="+", default=[*PROGRAMS], choices=[*PROGRAMS], metavar="NAME", help="which")
     parser.add_argument("--methods", nargs="+", default=[*METHODS], choices=[*METHODS], metavar="NAME", help="which")

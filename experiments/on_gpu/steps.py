@@ -7,7 +7,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-MARKED = ("tests/training/test_on_gpu.py", "tests/training/test_compiled.py")  # all files with tests marked ``gpu``
+MARKED = (  # all files with tests marked ``gpu``
+    "tests/training/test_on_gpu.py",
+    "tests/training/test_graphed.py",
+    "tests/compiling/test_captured.py",
+)
 
 
 @dataclass(frozen=True)
