@@ -5,6 +5,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def exact_convolutions() -> Iterator[None]:
     ...     torch.backends.cudnn.allow_tf32
     False
     """
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn
     before = [(part, part.fp32_precision) for part in (cudnn.conv, cudnn.rnn)]
     cudnn.allow_tf32 = False
     try:
