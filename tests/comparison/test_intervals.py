@@ -10,6 +10,7 @@ from scipy.stats import skew
 from scipy.stats import t as student
 
 from pyro_vae.comparison.intervals import TAIL, Estimate, interval, quantile, short, skewness, without_skewness
+from pyro_vae.comparison.moments import Moments
 
 
 def test_intervals_cover_the_truth():
@@ -96,7 +97,8 @@ def test_an_interval_without_skewness_is_students():
 
 def test_an_interval_of_sections_that_agree_is_a_point_and_of_nan_is_nan():
     assert interval(3.0, torch.zeros(5)) == (3.0, 3.0, math.inf)
-    assert all(math.isnan(end) for end in interval(3.0, torch.tensor([1.0, math.nan]))[:2])
+    *ends, freedom = interval(3.0, torch.tensor([1.0, math.nan]))
+    assert all(math.isnan(end) for end in ends) and freedom == math.inf  # no draws are too few for what is not there
 
 
 def test_an_estimate_is_doubtful_below_five_degrees_of_freedom():
@@ -174,3 +176,14 @@ def test_intervals_from_a_sample_of_coordinates_are_those_of_a_bootstrap_of_stor
     for estimate, width in zip((moments.trace(), moments.snr(), moments.norm_ratio()), widths):
         assert 0.7 < (estimate.high - estimate.low) / width < 1.5
         assert estimate.low < estimate.value < estimate.high
+
+
+@pytest.mark.parametrize("factor", [2.0**-12, 2.0**12])
+def test_the_unit_of_the_gradient_has_no_part_in_shares_and_its_square_in_the_variance(factor):
+    g = Scores(2).draws(60, torch.Generator().manual_seed(0)).chunk(2)
+    one, other = streamed(*g), streamed(*(factor * part for part in g))
+    for statistic, unit in ((Moments.trace, factor**2), (Moments.snr, 1.0), (Moments.norm_ratio, 1.0)):
+        wanted, found = statistic(one), statistic(other)
+        ends = [unit * value for value in (wanted.value, wanted.low, wanted.high)]
+        assert [found.value, found.low, found.high] == pytest.approx(ends, rel=1e-9, abs=0)
+        assert found.freedom == pytest.approx(wanted.freedom)

@@ -91,3 +91,20 @@ def test_what_does_not_vary_does_not_count_in_the_snr():
     np.testing.assert_allclose(moments.snr().value, (abs(varying.mean(0)) / varying.std(0, ddof=1)).mean(), rtol=1e-5)
     constant = torch.full((50, 4), 2.0)
     assert math.isnan(streamed(constant).snr().value)
+
+
+@pytest.mark.parametrize(("sizes", "projections", "parts"), [([30, 7, 3], 12, [4, 4, 3]), ([5, 2], 2, [1, 1])])
+def test_a_projection_is_a_signed_sum_over_neighbours_in_one_tensor(sizes, projections, parts):
+    """Unit vectors show which coordinates it has: all tensors are cut into as many pieces, of much the same length."""
+    rows = torch.stack(
+        [
+            streamed(e.expand(2, -1), sizes=sizes, projections=projections).mean().projected
+            for e in torch.eye(sum(sizes))
+        ]
+    )
+    assert torch.equal((rows != 0).sum(1), torch.ones(sum(sizes)).long()) and (rows.abs().sum(1) == 1).all()
+    numbers = rows.abs().argmax(1)
+    assert torch.equal(numbers, numbers.sort().values) and rows.shape[1] == sum(parts)
+    lengths = numbers.bincount().split(parts)
+    assert [int(of.sum()) for of in lengths] == sizes
+    assert all(of.max() - of.min() <= 1 for of in lengths)
