@@ -90,6 +90,7 @@ def test_thresholds_intensities_and_cells_by_hand():
         (dist.Uniform(0.0, 0.5), None),
         (dist.Poisson(1.0), None),
         (dist.Binomial(2, 0.5), None),
+        (dist.Binomial(0, 0.5), None),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, dist.Distribution) else getattr(value, "__name__", ""),
 )

@@ -152,8 +152,10 @@ def test_images_are_let_go_after_as_many_as_may_be_resident(folder, monkeypatch)
         assert torch.equal(mapped.take(images, index), images.clone()[index])
         assert pages.calls == calls
     pages.calls = 0
+    monkeypatch.setattr(mapped, "BLOCK", 120)  # bytes of two images
     assert torch.equal(mapped.take_blocks(images, index), images.clone()[index]) and pages.calls == 1
     assert torch.equal(mapped.take_blocks(images, index), images.clone()[index]) and pages.calls == 1  # a copy is held
+    assert mapped._BLOCKS[pages].images.shape == (4, 2, 3, 4, 5)  # of images 0 and 1, 2 and 3, 4 and 5, 58 and 59
 
 
 @pytest.mark.parametrize(("together", "lengths"), [(59, [1] * 5), (60, [1] * 5), (180, [3, 2]), (1 << 20, [5])])
