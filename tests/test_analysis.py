@@ -229,3 +229,19 @@ def test_the_old_name_of_a_function_whose_mask_was_the_other_way_round_says_so()
         _ = analysis.impute
     with pytest.raises(AttributeError, match="no attribute 'imputed'"):
         _ = analysis.imputed
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda vae, x, **given: analysis.codes(vae, x, samples=2, **given),
+        lambda vae, x, **given: analysis.reconstruct(vae, x, samples=2, **given),
+        analysis.draw_posterior,
+        lambda vae, x, **given: analysis.draw_prior(vae, 3, **given),
+        lambda vae, x, **given: analysis.sample_prior(vae, 3, **given),
+        lambda vae, x, **given: analysis.pseudo_gibbs(vae, x, x > 0.5, steps=2, **given),
+    ],
+)
+def test_the_seed_that_is_not_given_is_zero(flow, draw):
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(draw(flow, x), draw(flow, x, seed=0)) and not torch.equal(draw(flow, x), draw(flow, x, seed=1))

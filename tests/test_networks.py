@@ -183,3 +183,16 @@ def test_an_export_leaves_the_number_of_rows_open(network, event, strict):
     for count in (1, 5, ROWS + 44):
         value = torch.rand(count, *event)
         torch.testing.assert_close(graph(value), network(value))
+
+
+def test_the_widths_that_are_not_given_are_those_of_saved_runs():
+    """A run that was saved without widths is read with the defaults."""
+    shape = (1, 8, 8)
+    widths = {
+        MLPEncoder(shape): 64 * 400 + 400,
+        MLPDecoder(2, shape, maps=1): 2 * 400 + 400 + 400 * 64 + 64,
+        ConvEncoder(shape): 16 * 32 + 32 + 16 * 32 * 64 + 64,
+        ConvDecoder(2, shape, maps=1): 2 * 256 + 256 + 64 * 16 * 32 + 32 + 32 * 16 + 1,
+    }
+    for network, count in widths.items():
+        assert sum(parameter.numel() for parameter in network.parameters()) == count, type(network).__name__

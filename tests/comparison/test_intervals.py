@@ -1,6 +1,7 @@
 """Intervals against their coverage, a bootstrap and Hall's formula."""
 
 import math
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -187,3 +188,10 @@ def test_the_unit_of_the_gradient_has_no_part_in_shares_and_its_square_in_the_va
         ends = [unit * value for value in (wanted.value, wanted.low, wanted.high)]
         assert [found.value, found.low, found.high] == pytest.approx(ends, rel=1e-9, abs=0)
         assert found.freedom == pytest.approx(wanted.freedom)
+
+
+def test_an_estimate_is_not_changed():
+    estimate = Estimate(1.0, 0.5, 2.0)
+    with pytest.raises(FrozenInstanceError):
+        estimate.low = 0.9
+    assert len({estimate, Estimate(1.0, 0.5, 2.0), Estimate(1.0, 0.5, 3.0)}) == 2
