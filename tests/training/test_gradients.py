@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pyro_vae.compiling.outcomes import outcome
+from pyro_vae.training import gradients
 from pyro_vae.training.gradients import GradientGraph
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
@@ -51,6 +52,19 @@ def test_loss_gradients_and_their_norm(quadratic, graph):
     assert loss == 4 * LOSS and gradient.tolist() == [2 * value for value in GRADIENT]
 
 
+@pytest.mark.parametrize(
+    ("settings", "compiled"), [({}, True), ({"compiled": True}, True), ({"compiled": False}, False)]
+)
+def test_a_step_is_compiled_unless_it_is_not_to_be(quadratic, monkeypatch, settings, compiled):
+    seen = []
+    monkeypatch.setattr(gradients, "unguarded", lambda step: seen.append(step) or step)
+    parameters, buffers = dict(quadratic.named_parameters()), dict(quadratic.named_buffers())
+    graph = GradientGraph(quadratic, parameters, buffers, outcome(quadratic, (X,), parameters, buffers), **settings)
+    loss, (gradient,), norm = graph(X)
+    assert (loss, gradient.tolist()) == (LOSS, GRADIENT) and norm.item() == pytest.approx((4 + 1296) ** 0.5)
+    assert len(seen) == compiled
+
+
 def test_buffers_move_in_a_step_and_not_in_a_comparison(quadratic, graph):
     before = quadratic.count.item()
     found = graph.outcome(X)
@@ -76,3 +90,8 @@ def test_parameters_that_are_frozen_or_free_since(quadratic, graph):
     assert not graph.refrozen()
     quadratic.weight.requires_grad_(False)
     assert graph.refrozen() == {"weight.requires_grad": (True, False)}
+    quadratic.weight.requires_grad_(True)
+    assert not graph.refrozen()
+    still = next(parameter for name, parameter, flag in graph._known if name == "rest.requires_grad")
+    still.requires_grad_(not still.requires_grad)
+    assert list(graph.refrozen()) == ["rest.requires_grad"]
