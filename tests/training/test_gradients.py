@@ -86,6 +86,12 @@ def test_gradients_lie_in_memory_as_the_parameters_do(quadratic, graph):
     assert gradient.stride() == (1, 2) and gradient.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+def test_a_norm_that_the_graph_leaves_out_is_computed_after_it(graph):
+    """As on a GPU."""
+    graph._compiled = lambda values, raw: (torch.tensor(1.0), [torch.tensor([3.0, 4.0])], [], None)
+    assert graph(X)[2] == 5.0
+
+
 def test_parameters_that_are_frozen_or_free_since(quadratic, graph):
     assert not graph.refrozen()
     quadratic.weight.requires_grad_(False)
