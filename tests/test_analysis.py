@@ -1,5 +1,7 @@
 """Codes, images and probes against the linear Gaussian program, scikit-learn and integrals by hand."""
 
+import inspect
+
 import pytest
 import scipy.stats
 import torch
@@ -231,6 +233,9 @@ def test_the_old_name_of_a_function_whose_mask_was_the_other_way_round_says_so()
         _ = analysis.imputed
 
 
+DRAWS = [analysis.codes, analysis.reconstruct, analysis.draw_posterior, analysis.draw_prior, analysis.sample_prior]
+
+
 @pytest.mark.parametrize(
     "draw",
     [
@@ -245,3 +250,23 @@ def test_the_old_name_of_a_function_whose_mask_was_the_other_way_round_says_so()
 def test_the_seed_that_is_not_given_is_zero(flow, draw):
     x = torch.rand(3, 1, 8, 8)
     assert torch.equal(draw(flow, x), draw(flow, x, seed=0)) and not torch.equal(draw(flow, x), draw(flow, x, seed=1))
+
+
+@pytest.mark.parametrize("function", [analysis.decode, *DRAWS, analysis.rate_per_dimension, analysis.manifold])
+def test_settings_are_given_by_name(function):
+    kinds = {name: parameter.kind for name, parameter in inspect.signature(function).parameters.items()}
+    settings = {name: kind for name, kind in kinds.items() if name in ("batch_size", "samples", "seed")}
+    assert settings and set(settings.values()) == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_a_likelihood_that_says_nothing_of_its_events_is_of_pictures(flow):
+    silent = torch.nn.Module()
+    silent.forward = lambda z: flow.likelihood(z)
+    other = VAE(flow.prior, silent, flow.posterior)
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(analysis.draw_posterior(other, x), analysis.draw_posterior(flow, x))
+    for wrong in (x[0, 0], x.long()):
+        with pytest.raises(
+            ValueError, match=r"wanted float images of shape \(..., C, H, W\), got .* from uint8 pixels by"
+        ):
+            analysis.draw_posterior(other, wrong)
