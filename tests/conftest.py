@@ -3,6 +3,7 @@
 import os
 import signal
 
+import hypothesis
 import pyro
 import pytest
 import torch
@@ -11,8 +12,21 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and Open
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
+# The same few examples in each run; `pytest --hypothesis-profile=thorough` draws more.
+hypothesis.settings.register_profile(
+    "quick",
+    max_examples=10,
+    derandomize=True,
+    database=None,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.register_profile("thorough", hypothesis.settings.get_profile("quick"), max_examples=100)
+hypothesis.settings.load_profile("quick")
+
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes many seconds; `pytest -m 'not slow'` leaves these tests out")
     config.addinivalue_line("markers", "gpu: needs a CUDA device; `pytest -m gpu` runs these tests alone")
 
 

@@ -196,3 +196,10 @@ def test_the_widths_that_are_not_given_are_those_of_saved_runs():
     }
     for network, count in widths.items():
         assert sum(parameter.numel() for parameter in network.parameters()) == count, type(network).__name__
+
+
+def test_networks_of_single_units():
+    encoder, decoder = MLPEncoder((1,), hidden=(1, 1)), MLPDecoder(1, (1,), maps=1, hidden=(1,))
+    assert encoder(torch.rand(5, 1)).shape == decoder(torch.rand(5, 1)).shape == (5, 1)
+    narrow = ConvEncoder((1, 4, 4), channels=(1,)), ConvDecoder(1, (1, 4, 4), maps=1, channels=(1,))
+    assert narrow[0](torch.rand(5, 1, 4, 4)).shape == (5, 4) and narrow[1](torch.rand(5, 1)).shape == (5, 1, 4, 4)

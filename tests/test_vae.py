@@ -8,11 +8,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import SHAPE, NormalizedDecoder, conv_vae
+from monte_carlo import assert_mean_is
+from programs import SHAPE, NormalizedDecoder, conv_vae, with_rate
 from pyro import poutine
 from pyro.contrib.autoname import scope
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
+from torch.distributions import kl_divergence
 
 from pyro_vae import guides, likelihoods, log_evidence, networks, priors
 from pyro_vae.data import Split
@@ -131,24 +133,33 @@ def test_particles_run_the_encoder_once_on_the_batch_and_the_decoder_on_all():
 
 def test_forward_draws_images():
     vae = conv_vae()
+    with torch.no_grad():
+        for parameter in vae.likelihood.parameters():
+            parameter.mul_(4)  # so that images depend on z
     torch.manual_seed(0)
-    x = vae.model(n=2000)
-    assert x.shape == (2000, *SHAPE) and set(x.unique().tolist()) == {0.0, 1.0}
-    z = torch.randn(2000, 2)
-    assert x.mean().item() == pytest.approx(vae.likelihood(z).mean.mean().item(), abs=0.01)
+    x = vae.model(n=4000)
+    assert x.shape == (4000, *SHAPE) and set(x.unique().tolist()) == {0.0, 1.0}
+    p = vae.likelihood(torch.randn(4000, 2)).mean.flatten(1).detach()
+    first, second = x.flatten(1)[:, ::7], x.flatten(1)[:, 1::7]
+    assert_mean_is(first, p[:, ::7].mean(0), error=p[:, ::7].std(0) / 4000**0.5, sees=0.1)
+    both = p[:, ::7][:, : second.shape[1]] * p[:, 1::7]  # of two pixels of one image: their z is the same
+    apart = p[:, ::7].mean(0)[: second.shape[1]] * p[:, 1::7].mean(0)
+    assert (both.mean(0) - apart).abs().max() > 0.08
+    together = first[:, : second.shape[1]] * second
+    assert_mean_is(together, both.mean(0), error=both.std(0) / 4000**0.5, sees=0.08)
 
 
 def test_bound_in_closed_form_and_by_sampling_agree_in_mean():
-    vae = conv_vae()
+    vae = with_rate(conv_vae())
     x, draws = images(vae), 400
     torch.manual_seed(0)
     with torch.no_grad():
+        rate = kl_divergence(vae.posterior(x), vae.prior().expand([len(x)])).sum()
         trace, mean_field = (
             torch.tensor([elbo.loss(vae.model, vae.guide, x) for _ in range(draws)])
             for elbo in (Trace_ELBO(), TraceMeanField_ELBO())
         )
-    error = ((trace.var() + mean_field.var()) / draws).sqrt()
-    assert (trace.mean() - mean_field.mean()).abs() < 4 * error
+    assert_mean_is(trace, mean_field.mean(), error=mean_field.std() / draws**0.5, sees=rate / 2)
 
 
 class Returns(nn.Module):

@@ -42,11 +42,13 @@ def timed_by(words: list[str], environment: dict[str, str]) -> tuple[Any, float]
 def empty_caches() -> Iterator[dict[str, str]]:
     """Context manager with environment variables for processes that find no compiled code of earlier ones.
 
-    They find data sets where this process finds them.
+    torch keeps its precompiled headers in the folder of temporary files, whatever the folder of its cache. The
+    processes find data sets where this process finds them.
     """
     with tempfile.TemporaryDirectory() as cache:
         data = os.environ.get(ENVIRONMENT) or str(cache_folder())
-        yield {"TORCHINDUCTOR_CACHE_DIR": cache, "XDG_CACHE_HOME": cache, ENVIRONMENT: data}
+        folders = dict.fromkeys(("TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME", "PYRO_VAE_CACHE", "TMPDIR"), cache)
+        yield {**folders, ENVIRONMENT: data}
 
 
 def random_images(number: int) -> Data:

@@ -13,12 +13,16 @@
 - ``loss``: the loss of a program as a module that holds all its parameters.
 - ``constants``: numbers and flags that a trace turns into constants, watched for changes.
 - ``noise``: the random numbers of a graph, drawn before it runs.
+- ``checked``: graphs compared with their programs now and then.
 - ``places``: where these values lie in a program, and how to read and restore them.
+- ``parts``: what an object refers to.
+- ``read_names``: names in the code of a function.
+- ``outside``: environment variables, context variables, Pyro's settings.
 - ``outcomes``: loss, gradients and buffers of a run, and whether two runs differ by more than rounding.
 - ``compiler``: torch's compiler and its options.
 - ``convolutions``: convolutions in forms that are faster on a CPU.
 - ``private``: the private parts of torch and Pyro that are used, and what happens where one is gone.
-- ``untraceable``: the exception ``Untraceable``, and what its messages say.
+- ``untraceable``: the exception ``Untraceable``, the warning ``StaleGraph``, and what their messages say.
 """
 
 from pyro_vae.compiling.compiled_loss import CompiledLoss, compiled
@@ -28,7 +32,7 @@ from pyro_vae.compiling.convolutions import Conv2d, ConvTranspose2d
 from pyro_vae.compiling.export import traced
 from pyro_vae.compiling.graphs import Graphs
 from pyro_vae.compiling.loss import ProgramLoss, owners
-from pyro_vae.compiling.untraceable import Untraceable
+from pyro_vae.compiling.untraceable import StaleGraph, Untraceable
 
 __all__ = [
     "CompiledLoss",
@@ -37,6 +41,7 @@ __all__ = [
     "ConvTranspose2d",
     "Graphs",
     "ProgramLoss",
+    "StaleGraph",
     "Untraceable",
     "compiled",
     "missing_compiler",

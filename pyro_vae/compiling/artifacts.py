@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, map_arg
 
 from pyro_vae.compiling.compiler import OPTIONS, quiet_torch
-from pyro_vae.compiling.private import compiled_library, library_runner
+from pyro_vae.compiling.library import compiled_library, library_runner
 from pyro_vae.files import CheckpointError, cache_folder, read_bytes, write_whole
 from pyro_vae.random import forked_rng
 

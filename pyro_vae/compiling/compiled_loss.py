@@ -8,6 +8,7 @@ from pyro.infer import ELBO
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pyro_vae.compiling.checked import NowAndThen
 from pyro_vae.compiling.compiler import check_compiler, quiet_torch
 from pyro_vae.compiling.export import LARGEST
 from pyro_vae.compiling.followed import FollowedGraphs
@@ -31,6 +32,10 @@ def compiled(elbo: ELBO, model: Callable, guide: Callable, *example: Any, **opti
     each new value of another argument, such as a flag, a number or None. If ``model`` and ``guide`` are modules, or
     methods of modules, those are submodules of the result. Parameters kept elsewhere, as in Pyro's store, are
     registered beside them. Each call draws new numbers from torch's generator, as an eager call does.
+
+    Numbers and flags of the program are followed. If one changes where nothing is watched, a comparison with the
+    program after 10, 100, 1000 and then every 1000 or 5000 uses finds it: ``StaleGraph`` warns, and the loss is
+    compiled anew; the second time ``Untraceable`` is raised.
 
     The operations of the program must not depend on the values of its tensors. Otherwise ``Untraceable``, a ValueError,
     names the line: change it, or train eagerly.
@@ -61,7 +66,12 @@ class CompiledLoss(nn.Module):
             raise Untraceable(f"the loss is called within {around}, which a graph does not see; use it in the program")
         self.graphs.follow()
         signature, tensors = signature_of(args, kwargs)
-        return self._graph_of(signature, tensors)(tensors)
+        graph = self._graph_of(signature, tensors)
+        found = graph.check(tensors)
+        if found:
+            self.graphs.doubt(found)
+            graph = self._graph_of(signature, tensors)
+        return graph(tensors)
 
     def graph(self, args: tuple, kwargs: dict[str, Any] | None = None) -> "LossGraph":
         """Return the compiled graph for such arguments; it is made if it is new."""
@@ -105,6 +115,7 @@ class LossGraph:
         names = {id(parameter): name for name, parameter in loss.named_parameters()}
         names = [names.get(id(parameter), "a parameter") for parameter in self.trained]
         check_same(self.recorded, function, tensors, names, INSTEAD)
+        self.check = NowAndThen(self.recorded, function, names, watched)
 
     def _eager(self, loss: ProgramLoss, tensors: Sequence[Tensor]) -> Tensor:
         args, kwargs = self.signature.rebuild(tensors)

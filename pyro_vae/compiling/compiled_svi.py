@@ -15,14 +15,16 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from pyro_vae.compiling.checked import NowAndThen
 from pyro_vae.compiling.compiler import check_compiler
 from pyro_vae.compiling.followed import FollowedGraphs
 from pyro_vae.compiling.joint import check_same, own_gradients, record
-from pyro_vae.compiling.loss import STORE
+from pyro_vae.compiling.loss import surroundings
 from pyro_vae.compiling.private import stored_parameters
 from pyro_vae.compiling.signatures import Signature, apart, interference, signature_of
 from pyro_vae.compiling.steps import Steps
-from pyro_vae.compiling.untraceable import Untraceable, first_line
+from pyro_vae.compiling.untraceable import StaleGraph, Untraceable, first_line
+from pyro_vae.errors import warn
 
 INSTEAD = "train by pyro.infer.SVI"
 MOST = 16  # graphs of a program in one state
@@ -36,7 +38,9 @@ class CompiledSVI(SVI):
 
     The first step with arguments of new shapes is that of ``SVI`` itself, which also makes lazy parameters. The second
     one compiles a graph, in some seconds. Numbers, flags, None and other arguments that are no tensors are part of a
-    graph: another value needs another one. If a number or flag of the program changes, a graph is made anew.
+    graph: another value needs another one. If a number or flag of the program changes, the next step is that of
+    ``SVI``, and a graph is made anew. A graph is compared with the program after 10, 100, 1000 and then every 1000 or
+    5000 uses; if it is not the same any more, ``StaleGraph`` warns, and the second time all further steps are eager.
 
     Raises ``Untraceable``, a ValueError, at the second step if the program cannot be compiled; the message names the
     line. If that is found only later, or if more than ``most`` different arguments come, the steps with these arguments
@@ -76,6 +80,7 @@ class CompiledSVI(SVI):
         self.graphs: FollowedGraphs | None = None  # from the second step on
         self.seen: set[Any] = set()  # keys of the steps so far
         self.eager: set[Any] = set()  # keys that are never compiled
+        self.settles = False  # whether SVI's step may make what graphs need
         self.said: set[str] = set()  # what surrounded steps
         self.ended = False  # whether the program changed too often
 
@@ -83,7 +88,7 @@ class CompiledSVI(SVI):
         """Take a gradient step; return the loss, in nats. All arguments are passed to model and guide."""
         graph, tensors = self._graph("step", args, kwargs)
         if graph is None:
-            return super().step(*args, **kwargs)
+            return self._settled(super().step(*args, **kwargs))
         parts, gradients = graph(tensors)
         graph.step(gradients)
         return graph.as_loss(parts)
@@ -91,25 +96,49 @@ class CompiledSVI(SVI):
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> Any:
         """Return the loss, in nats, without a step."""
         graph, tensors = self._graph("evaluate_loss", args, kwargs)
-        return super().evaluate_loss(*args, **kwargs) if graph is None else graph.as_loss(graph(tensors)[0])
+        if graph is None:
+            return self._settled(super().evaluate_loss(*args, **kwargs))
+        return graph.as_loss(graph(tensors)[0])
 
     def _graph(self, method: str, args: tuple, kwargs: dict[str, Any]) -> "tuple[StepGraph | None, list[Tensor]]":
         """Return the graph for such arguments, None if SVI is to take the step, and the tensors among them."""
         signature, tensors = signature_of(args, kwargs)
         key = method, signature.key
-        if self.ended or key in self.eager or self._is_surrounded(method) or not self._follows():
+        if self.ended or self._is_surrounded(method) or not self._follows() or key in self.eager:
             return None, tensors
         if key not in self.seen:
             self.seen.add(key)
+            self.settles = True
             return None, tensors
         try:
-            return self._followed(key, signature, tensors), tensors
+            graph = self._followed(key, signature, tensors)
+            return (graph if self._is_sound(graph, tensors) else None), tensors
         except Untraceable as error:
             if self.graphs is None or not any(state.graphs for state in self.graphs.states):
                 raise
             self.eager.add(key)
             logging.getLogger(__name__).warning("steps like this one are not compiled: %s", first_line(error))
             return None, tensors
+
+    def _settled(self, loss: Any) -> Any:
+        """Return the loss of a step of SVI, after a look at what that step made."""
+        if self.graphs is not None and self.settles:
+            self.graphs.settle()
+        self.settles = False
+        return loss
+
+    def _is_sound(self, graph: "StepGraph", tensors: Sequence[Tensor]) -> bool:
+        """Return whether a graph still does what the program does, as far as was looked at."""
+        found = graph.check(tensors)
+        if found:
+            assert self.graphs is not None
+            self.settles = True
+            try:
+                self.graphs.doubt(found)
+            except Untraceable as error:
+                self.ended = True
+                warn(f"the next steps are not compiled: {first_line(error)}", StaleGraph)
+        return not found
 
     def _is_surrounded(self, method: str) -> bool:
         """Return whether the call lies within something that a graph does not see; say so the first time."""
@@ -135,8 +164,11 @@ class CompiledSVI(SVI):
         self.store = stored_parameters()
         if self.graphs is None:
             return True
+        state = self.graphs.state
         try:
             self.graphs.follow()
+            if self.graphs.state is not state and not self.graphs.state.graphs:
+                self.seen, self.eager = set(), set()  # SVI makes what is new
         except Untraceable as error:
             self.ended = True
             logging.getLogger(__name__).warning("the next steps are not compiled: %s", first_line(error))
@@ -144,8 +176,7 @@ class CompiledSVI(SVI):
 
     def _followed(self, key: tuple, signature: Signature, tensors: Sequence[Tensor]) -> "StepGraph":
         if self.graphs is None:
-            roots = {**self.roots, STORE: stored_parameters()}
-            self.graphs = FollowedGraphs(roots, self.most, INSTEAD)
+            self.graphs = FollowedGraphs({**self.roots, **surroundings()}, self.most, INSTEAD)
         return self.graphs.get(key, lambda: self._made(key[0], signature, tensors))
 
     def _made(self, method: str, signature: Signature, tensors: Sequence[Tensor]) -> "StepGraph":
@@ -185,6 +216,7 @@ class StepGraph:
         leaves = enumerate([*self.trained, *self.others])
         names += [pyro.get_param_store().param_name(leaf) or f"a parameter ({i})" for i, leaf in leaves]
         check_same(self.recorded, self._outcome, tensors, names, INSTEAD)
+        self.check = NowAndThen(self.recorded, self._outcome, names, self.watched)
         self.is_stale = self.recorded.is_stale
         self.steps = Steps(svi.optim, self.trained, self.untrained)
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,11 +14,14 @@ from typing import Any
 
 import torch
 
-from pyro_vae.compiling.private import compile_first_kernel
+from pyro_vae.compiling.private import compile_first_kernel, find_instructions
 from pyro_vae.compiling.untraceable import Untraceable
 
 # Draw by torch's own generators: the same numbers as eagerly, and on a CPU faster than the compiler's own draws.
 OPTIONS: dict[str, Any] = {"fallback_random": True}
+# Vector instructions that an x86 CPU names are there: torch would compile three programs to see it, for seconds.
+if platform.machine() in ("x86_64", "AMD64") and "TORCHINDUCTOR_VEC_ISA_OK" not in os.environ:
+    OPTIONS["cpp.vec_isa_ok"] = True
 
 
 def missing_compiler() -> str | None:
@@ -37,15 +41,15 @@ def check_compiler(instead: str) -> None:
 
 
 @cache
-def warm_up() -> Thread | None:
+def warm_up(library: bool, /) -> Thread | None:
     """Start, once per process, what torch's compiler does before its first graph; None if there is no compiler.
 
-    The compiler tests which vector instructions the CPU has, and compiles its own headers. With a cold cache this takes
-    9 seconds. Python traces the program meanwhile, on another core.
+    The compiler tests which vector instructions the CPU has and, unless the graph is to be a ``library``, compiles its
+    own headers: seconds, with a cold cache. Python traces the program meanwhile, on another core.
     """
     if missing_compiler():
         return None
-    thread = Thread(target=compile_first_kernel)
+    thread = Thread(target=find_instructions if library else compile_first_kernel, args=(OPTIONS,))
     thread.start()
     return thread
 

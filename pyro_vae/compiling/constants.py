@@ -14,18 +14,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyro_vae.compiling.places import (
-    ABSENT,
+from pyro_vae.compiling.parts import (
     GENERATORS,
     Place,
-    generator_access,
     has_memory,
+    is_opaque,
     is_plain,
     is_watched_inside,
-    put_back,
-    readers,
-    survey,
+    items_of,
 )
+from pyro_vae.compiling.places import ABSENT, generator_access, put_back, readers, survey
 
 ANEW = 3  # traces after the first that are always made
 WORTH_USES = 2000  # uses of a trace that make up for the seconds of another one
@@ -100,6 +98,10 @@ class WatchedConstants:
     def tensors(self, largest: int) -> list[Tensor]:
         """Return the tensors of at most ``largest`` elements."""
         return [place.value for place in self.places if has_memory(place.value) and place.value.numel() <= largest]
+
+    def unwatched(self) -> list[str]:
+        """Return the names of values that may change inside without a word, the nearest first."""
+        return [place.name for place in self.places if is_opaque(place.value)]
 
     def generators(self) -> dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]:
         """Return how to read and to set each random number generator other than torch's own, by name."""
@@ -183,7 +185,7 @@ def _described(place: Place) -> Iterator[tuple[str, Any]]:
 
 
 def _counts_by_value(place: Place) -> bool:
-    return is_plain(place.value) and not isinstance(place.holder, list | deque)
+    return is_plain(place.value) and (place.key is items_of or not isinstance(place.holder, list | deque))
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Changes:

@@ -20,7 +20,7 @@ from pyro_vae.compiling.constants import Changes, WatchedConstants, in_words
 from pyro_vae.compiling.graphs import Graphs
 from pyro_vae.compiling.loss import ProgramLoss, owners
 from pyro_vae.compiling.outcomes import contents_kept
-from pyro_vae.compiling.places import is_plain
+from pyro_vae.compiling.parts import is_plain
 from pyro_vae.compiling.private import CONTIGUOUS, CONVOLUTIONS, in_place_changes, operators, tensors_only
 from pyro_vae.compiling.untraceable import IN_PLACE, OR_EAGERLY, Untraceable, explanation
 from pyro_vae.random import forked_rng
@@ -31,11 +31,14 @@ __all__ = ["Graphs", "Untraceable", "channels_last", "owners", "traced"]
 LARGEST = 1 << 20  # elements of the largest tensor beside parameters and buffers that a trial run restores
 
 
-def traced(loss: nn.Module, args: tuple[Tensor, ...], watched: WatchedConstants | None = None) -> GraphModule:
+def traced(
+    loss: nn.Module, args: tuple[Tensor, ...], watched: WatchedConstants | None = None, library: bool = False
+) -> GraphModule:
     """Return the loss, or another function of a program, as one graph of tensor operations on the same parameters.
 
     Numbers and flags of the program become constants of the graph: ``watched`` records their values, and tells later
     whether they changed. The program and the random number generators are left as they were. Raises ``Untraceable``.
+    ``library`` says that ``compiled_graph`` is to compile it, so that the right things are done ahead.
 
     >>> from pyro.infer import Trace_ELBO
     >>> from pyro_vae.linear_gaussian import LinearGaussian
@@ -50,7 +53,7 @@ def traced(loss: nn.Module, args: tuple[Tensor, ...], watched: WatchedConstants 
     watched = WatchedConstants(getattr(loss, "roots", {"self": loss})) if watched is None else watched
     on_cpu = all(arg.device.type == "cpu" for arg in args)
     if on_cpu:
-        warm_up()
+        warm_up(library)
     with (
         forked_rng(*(arg.device for arg in args)),
         quiet_torch(),

@@ -4,10 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyro_vae.compiling.checked import EVERY_OF_SMALL
 from pyro_vae.compiling.constants import Changes, Patience, WatchedConstants, in_words
 from pyro_vae.compiling.loss import STORE
 from pyro_vae.compiling.private import stored_parameters
-from pyro_vae.compiling.untraceable import IN_PLACE, Untraceable
+from pyro_vae.compiling.untraceable import IN_PLACE, NOT_AS_NOW, StaleGraph, Untraceable
+from pyro_vae.errors import warn
+from pyro_vae.printing import listed
 
 
 @dataclass
@@ -37,8 +40,35 @@ class FollowedGraphs:
     def __init__(self, roots: Mapping[str, Any], most: int, instead: str):
         self.watched, self.patience = WatchedConstants(roots), Patience()
         self.most, self.instead = most, instead
+        self.doubted = False  # whether a graph was found not to be the program's any more
+        self._begin()
+
+    def _begin(self) -> None:
         self.state = TracedState(self.watched.values)
         self.states = [self.state]
+
+    def settle(self) -> None:
+        """Take what an eager step changed, such as parameters that it made, as part of a state without graphs."""
+        if not self.state.graphs:
+            self.watched.look()
+            self.state.values = self.watched.values
+
+    def doubt(self, found: str) -> None:
+        """Discard all graphs, as one of them differs from the program, and warn; ``found`` says how it differs.
+
+        Raises ``Untraceable`` the second time.
+        """
+        self._begin()
+        unwatched = self.watched.unwatched()[:3]
+        reason = NOT_AS_NOW.format(found, f", maybe within {listed(unwatched)}" if unwatched else "")
+        if self.doubted:
+            raise Untraceable(f"{reason}. As this is the second time, it is not compiled again; {self.instead}")
+        self.doubted = True
+        warn(
+            f"{reason}. It is compiled anew; up to {EVERY_OF_SMALL} results since that change may be those of the old "
+            f"value. To be sure, {IN_PLACE}; or {self.instead}",
+            StaleGraph,
+        )
 
     def follow(self) -> None:
         """Switch to the graphs of the program's present values. Raises ``Untraceable`` if they change too often."""
@@ -62,7 +92,7 @@ class FollowedGraphs:
         """Return the graph of this key; it is made if it is new or stale. Raises ``Untraceable`` beyond the limit."""
         known = self.state.graphs.get(key)
         if known is not None and known.is_stale():
-            self._again({"a tensor whose values decide what the program does": ("", "")})
+            self._again("the values of a tensor decide what the program does")
             del self.state.graphs[key]
         if key not in self.state.graphs:
             if len(self.state.graphs) >= self.most:
@@ -81,12 +111,12 @@ class FollowedGraphs:
             self.states.append(TracedState(self.watched.values))
         self.state = known[0] if known else self.states[-1]
         if not known:
-            self._again(changes)
+            self._again(in_words(changes))
 
-    def _again(self, changes: Changes) -> None:
+    def _again(self, what: str) -> None:
         """Count a change. Raises ``Untraceable`` if it is one too many."""
         if self.patience.ends():
             raise Untraceable(
-                f"{in_words(changes)}: it changes from call to call, and would have to be traced anew each "
-                f"time; {IN_PLACE}, or {self.instead}"
+                f"{what}: it changes from call to call, and would have to be traced anew each time; {IN_PLACE}, or "
+                f"{self.instead}"
             )

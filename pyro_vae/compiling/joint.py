@@ -17,12 +17,13 @@ from torch.fx import GraphModule, Node
 from pyro_vae.compiling.compiler import quiet_torch, unguarded, warm_up
 from pyro_vae.compiling.constants import Changes, WatchedConstants
 from pyro_vae.compiling.export import LARGEST, check_not_read, restored_if_untraceable, run_alone
-from pyro_vae.compiling.outcomes import Outcome, contents_kept, difference, lowest_precision
+from pyro_vae.compiling.outcomes import Outcome, contents_kept, difference, elements, lowest_precision
 from pyro_vae.compiling.private import as_if_compiling, in_place_changes, recorded, tensors_only
 from pyro_vae.compiling.untraceable import NOT_THE_SAME, Untraceable, explanation, first_line
 from pyro_vae.compiling.values import ValuesUnread
 from pyro_vae.random import forked_rng
 
+COPIED = 1 << 16  # elements of the largest tensor whose values are compared if a number was read from it
 FRESH = "lift_fresh"  # in the name of the operator that makes a tensor of Python's numbers
 
 
@@ -49,7 +50,8 @@ class Recorded:
 
     def __init__(self, graph: GraphModule, read: Sequence[Tensor] = ()):
         self.graph, self.held = graph, _with_inputs(graph)
-        self.read = [(tensor, in_place_changes(tensor)) for tensor in read]
+        self.read = [(tensor, _mark(tensor)) for tensor in read]
+        self.precision, self.elements = lowest_precision(graph), elements(graph)
         self.values = [tensor.detach() for tensor in self.held]
         self._compiled = unguarded(lambda *tensors: graph(*tensors))
 
@@ -60,7 +62,7 @@ class Recorded:
 
     def is_stale(self) -> bool:
         """Return whether a tensor was changed from which a number was read."""
-        return any(in_place_changes(tensor) != version for tensor, version in self.read)
+        return any(_has_changed(tensor, mark) for tensor, mark in self.read)
 
 
 def record(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor], watched: WatchedConstants) -> Recorded:
@@ -77,7 +79,7 @@ def record(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor], wa
     [True]
     """
     if all(arg.device.type == "cpu" for arg in args):
-        warm_up()
+        warm_up(False)
     quiet = quiet_torch(), pyro.validation_enabled(False), tensors_only()
     with forked_rng(*(arg.device for arg in args)), quiet[0], quiet[1], quiet[2], restored_if_untraceable(watched):
         return _recorded(function, args, watched)
@@ -99,23 +101,48 @@ def check_same(
         names: what the results after the loss are gradients of.
         instead: what to do instead, for messages.
     """
+    _compile(graph, args)
+    found = differs(graph, function, args, names)
+    if found:
+        raise Untraceable(f"{NOT_THE_SAME.format(found)}; {instead}")
+
+
+def differs(
+    graph: Recorded, function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor], names: Sequence[str]
+) -> str | None:
+    """Say how a compiled graph and the function differ on the same random numbers; None if they do not.
+
+    The arguments are those of ``check_same``.
+    """
     buffers = {f"of shape {tuple(b.shape)} ({i})": b for i, b in enumerate(graph.held) if not b.requires_grad}
 
     def run(how: Callable[[], Sequence[Tensor]]) -> Outcome:
         before = {name: buffer.clone() for name, buffer in buffers.items()}
         loss, *gradients = (result.clone() for result in how())
         moved = {name: buffer.clone() for name, buffer in buffers.items() if not torch.equal(buffer, before[name])}
-        return Outcome(loss, dict(zip(names, gradients)), moved)
+        new = [f"a new parameter ({i})" for i in range(len(names), len(gradients))]
+        return Outcome(loss, dict(zip([*names, *new], gradients)), moved)
 
-    _compile(graph, args)
     size = max([1, *(arg.numel() for arg in args)])
-    precision = lowest_precision(graph.graph)
     with quiet_torch(), tensors_only(), pyro.validation_enabled(False):
-        found = difference(
-            _Held(graph.held), precision, size, lambda: run(lambda: function(*args)), lambda: run(lambda: graph(args))
+        return difference(
+            _Held(graph.held),
+            graph.precision,
+            size,
+            lambda: run(lambda: function(*args)),
+            lambda: run(lambda: graph(args)),
         )
-    if found:
-        raise Untraceable(f"{NOT_THE_SAME.format(found)}; {instead}")
+
+
+def _mark(tensor: Tensor) -> Tensor | int:
+    """Return what tells whether a tensor has changed; memory that NumPy or ``.data`` changes has no other version."""
+    return tensor.detach().clone() if tensor.numel() <= COPIED else in_place_changes(tensor)
+
+
+def _has_changed(tensor: Tensor, mark: Tensor | int) -> bool:
+    if isinstance(mark, int):
+        return in_place_changes(tensor) != mark
+    return not torch.equal(tensor, mark) and not bool(((tensor == mark) | ((tensor != tensor) & (mark != mark))).all())
 
 
 def _compile(graph: Recorded, args: Sequence[Tensor]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyro_vae.arguments import as_arguments
+from pyro_vae.compiling.outside import pyro_settings
 from pyro_vae.compiling.private import stored_parameters
 
 STORE = "pyro.get_param_store()"  # its name among the roots
@@ -42,13 +43,7 @@ class ProgramLoss(nn.Module):
         self.owners = nn.ModuleList(owners(model, guide, observe))
         self.others = nn.ParameterList()
         self.leaves: dict[int, Tensor] = {}
-        self.roots = {
-            "model": model,
-            "guide": guide,
-            "observe": observe,
-            "elbo": elbo,
-            STORE: stored_parameters(),
-        }
+        self.roots = {"model": model, "guide": guide, "observe": observe, "elbo": elbo, **surroundings()}
 
     def other(self, leaf: Tensor) -> nn.Parameter:
         """Return the parameter among ``others`` that shares the memory of a leaf; it is added if it is new."""
@@ -69,6 +64,15 @@ class ProgramLoss(nn.Module):
         if self.observe is not None:
             args = as_arguments(self.observe(*args))
         return self.elbo.differentiable_loss(*self.functions, *args, **kwargs)
+
+
+def surroundings() -> dict[str, Any]:
+    """Return what any program may read beside its own objects, by name.
+
+    >>> [*surroundings()]
+    ['pyro.get_param_store()', 'pyro.settings']
+    """
+    return {STORE: stored_parameters(), "pyro.settings": pyro_settings()}
 
 
 def owners(*functions: Callable | None) -> list[nn.Module]:

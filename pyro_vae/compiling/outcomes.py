@@ -96,9 +96,19 @@ def contents_kept(tensors: Iterable[Tensor]) -> Iterator[None]:
 
 def lowest_precision(graph: nn.Module) -> torch.dtype:
     """Return the lowest precision of the floating point numbers in a traced graph."""
-    nodes = [node for part in graph.modules() if isinstance(part, GraphModule) for node in part.graph.nodes]
-    found = {tensor.dtype for node in nodes for tensor in tensors(node.meta.get("val"))}
+    found = {tensor.dtype for tensor in _computed(graph)}
     return max(found & USUAL.keys(), key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+
+def elements(graph: nn.Module) -> int:
+    """Return the number of elements of all tensors in a traced graph."""
+    return sum(tensor.numel() for tensor in _computed(graph))
+
+
+def _computed(graph: nn.Module) -> Iterator[Tensor]:
+    for part in graph.modules():
+        for node in part.graph.nodes if isinstance(part, GraphModule) else ():
+            yield from tensors(node.meta.get("val"))
 
 
 def difference(

@@ -3,90 +3,28 @@
 ``survey`` finds them, ``readers`` read many of them at once, and ``put_back`` restores them.
 """
 
-import argparse
-import dis
 import random
-import sys
-from collections import UserDict, UserList, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
-from enum import Enum
-from functools import cache, cached_property, partial
+from array import array
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import attrgetter, itemgetter
-from pathlib import PurePath
-from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from pyro_vae.compiling.private import is_fake, registries
+from pyro_vae.compiling.parts import INTERNAL, LONGEST, Place, items_of, parts_of
 
 MOST = 10_000  # places that are watched, the nearest first
-LONGEST = 1000  # items up to which a list or dictionary is watched item by item; of a longer one, its length
-PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, np.generic, torch.dtype, torch.device)
-LIBRARIES = {"torch", "pyro", "numpy", "pyro_vae", *sys.stdlib_module_names}  # their code reads no global of a user
-OF_A_USER = (
-    SimpleNamespace,
-    argparse.Namespace,
-    UserDict,
-    UserList,
-    nn.Module,
-    torch.distributions.Distribution,
-    torch.distributions.Transform,
-)  # objects of libraries that hold what a user gave them
-CLOSED = LIBRARIES - {"pyro", "pyro_vae"}  # the attributes of their other objects are not watched
-GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
-INTERNAL = set(vars(nn.Module())) - {"training"} | {"_arguments"}
-SETTING_UP = {"__init__", "__setstate__", "__repr__", "extra_repr", "reset_parameters"}  # methods that do not compute
 ABSENT = "absent"
-WHOLE = (len, frozenset, np.ndarray.tobytes)  # keys that read a whole holder
-
-
-class Place(NamedTuple):
-    """A value with its name, and where it lies: in ``holder`` under ``key``, if it can be set there.
-
-    ``key`` is an index, the name of an attribute, or a function that reads the whole holder, such as ``len``.
-    """
-
-    name: str
-    value: Any
-    holder: Any = None
-    key: Any = None
-
-
-def is_plain(value: Any) -> bool:
-    """Return whether a value is a number, a flag, a string or the like, or a tuple of such: one that never changes.
-
-    >>> is_plain((1, "a", None)), is_plain([1])
-    (True, False)
-    """
-    return isinstance(value, PLAIN) or (isinstance(value, tuple | frozenset) and all(map(is_plain, value)))
-
-
-def is_watched_inside(value: Any) -> bool:
-    """Return whether all contents of an object are watched themselves.
-
-    >>> is_watched_inside([1, 2]), is_watched_inside([0] * (LONGEST + 1)), is_watched_inside(nn.Identity())
-    (True, False, False)
-    """
-    if isinstance(value, nn.Module | Tensor | FunctionType | type):
-        return False
-    if isinstance(value, dict | list | deque):
-        return len(value) <= LONGEST
-    return isinstance(value, tuple | set) or _is_open(value)
-
-
-def has_memory(value: Any) -> bool:
-    """Return whether a value is a tensor with an address in memory."""
-    return isinstance(value, Tensor) and value.layout is torch.strided and not is_fake(value) and not is_lazy(value)
+WHOLE = (items_of, frozenset, bytes, np.ndarray.tobytes, array.tobytes)  # keys that read a whole holder, beside len
 
 
 def survey(roots: Mapping[str, Any]) -> list[Place]:
     """Return every place that can be reached from the roots, the nearest first; no two have one name.
 
+    >>> from types import SimpleNamespace
     >>> [place.name for place in survey({"layer": SimpleNamespace(rate=0.1)})]
     ['layer', 'layer.rate', 'len(vars(layer))', 'SimpleNamespace']
     """
@@ -101,7 +39,7 @@ def survey(roots: Mapping[str, Any]) -> list[Place]:
         places.append(place if number == 1 else place._replace(name=f"{place.name} #{number}"))
         if id(place.value) not in seen:
             seen[id(place.value)] = place.value
-            todo += _parts(places[-1].name, place.value)
+            todo += parts_of(places[-1].name, place.value)
     return places
 
 
@@ -135,135 +73,6 @@ def generator_access(generator: Any) -> tuple[Callable[[], Any], Callable[[Any],
     return generator.get_state, generator.set_state
 
 
-def _parts(name: str, value: Any) -> Iterator[Place]:
-    """Yield the places of what an object refers to."""
-    if is_plain(value) or isinstance(value, Tensor):
-        return
-    if isinstance(value, MethodType):
-        yield Place("self", value.__self__)
-        yield Place(name, value.__func__)
-    elif isinstance(value, FunctionType):
-        yield from _of_function(value)
-    elif isinstance(value, partial):
-        for item in (value.func, *value.args):
-            yield Place(name, item)
-        yield from _items(name, value.keywords)
-    elif isinstance(value, type):
-        yield from _of_class(value)
-    elif isinstance(value, dict):
-        yield from _items(name, value)
-    elif isinstance(value, tuple):
-        yield from (Place(f"{name}[{i}]", item) for i, item in enumerate(value))
-    elif isinstance(value, list | deque):
-        yield from _elements(name, value)
-    elif isinstance(value, set):
-        yield Place(f"{name}.copy()", frozenset(value), value, frozenset)
-    elif isinstance(value, np.ndarray):
-        if value.nbytes <= 8 * LONGEST and value.dtype != object:
-            yield Place(f"{name}[...]", value.tobytes(), value, np.ndarray.tobytes)
-    elif _is_open(value):
-        yield from _attributes(name, value)
-
-
-def _is_open(value: Any) -> bool:
-    """Return whether the attributes of an object are watched; most objects of torch and of Python itself are not."""
-    return isinstance(value, OF_A_USER) or (_library(type(value)) not in CLOSED and not isinstance(value, ModuleType))
-
-
-def _attributes(name: str, value: Any) -> Iterator[Place]:
-    held, known = getattr(value, "__dict__", {}), isinstance(value, nn.Module) and _library(type(value)) in LIBRARIES
-    used = _used(type(value)) if known else held.keys() - INTERNAL
-    yield from (Place(f"{name}.{key}", item, held, key) for key, item in held.items() if key in used)
-    if not known:  # a new attribute may hide one of the class
-        yield Place(f"len(vars({name}))", len(held), held, len)
-    if isinstance(value, nn.Module):
-        parts = registries(value)
-        for part in parts:
-            yield from (Place(f"{name}.{key}", item, part, key) for key, item in part.items())
-        if parts[-1]:
-            yield Place(f"len({name})", len(parts[-1]), parts[-1], len)
-    for kind in type(value).__mro__:
-        slots = vars(kind).get("__slots__", ())
-        for key in (slots,) if isinstance(slots, str) else slots:
-            if hasattr(value, key) and key not in ("__dict__", "__weakref__"):
-                yield Place(f"{name}.{key}", getattr(value, key), value, key)
-    yield Place(type(value).__name__, type(value))
-
-
-@cache
-def _used(kind: type[nn.Module]) -> set[str]:
-    """Return the names of attributes that the methods of a module use, except those that build or print it."""
-    used: set[str] = set()
-    for base in kind.__mro__:
-        for name, method in vars(base).items() if base not in nn.Module.__mro__ else ():
-            if isinstance(method, FunctionType) and name not in SETTING_UP:
-                used |= _names(method.__code__)[1]
-    return used - INTERNAL
-
-
-def _items(name: str, value: dict) -> Iterator[Place]:
-    if len(value) <= LONGEST:
-        yield from (
-            Place(f"{name}[{key!r}]" if is_plain(key) else f"{name}[...]", item, value, key)
-            for key, item in value.items()
-        )
-    yield Place(f"len({name})", len(value), value, len)
-
-
-def _elements(name: str, value: list | deque) -> Iterator[Place]:
-    if len(value) <= LONGEST:
-        yield from (Place(f"{name}[{i}]", item, value, i) for i, item in enumerate(value))
-    yield Place(f"len({name})", len(value), value, len)
-
-
-def _of_function(function: FunctionType) -> Iterator[Place]:
-    """Yield the variables of enclosing functions, the defaults and, of a user's function, the globals that it reads."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
-        with suppress(ValueError):  # not bound yet
-            yield Place(name, cell.cell_contents, cell, "cell_contents")
-    if _library(function) not in LIBRARIES:
-        yield from _items(function.__name__, vars(function))
-        for key in ("__defaults__", "__kwdefaults__"):
-            yield Place(f"{function.__name__}.{key}", getattr(function, key), function, key)
-        yield from _globals(function.__module__, function.__globals__, *_names(function.__code__))
-
-
-def _globals(name: str, known: dict[str, Any], read: Set[str], occurring: Set[str]) -> Iterator[Place]:
-    """Yield the variables of a module that are read; of modules among them, those whose names occur."""
-    for key in read & known.keys():
-        value = known[key]
-        if not isinstance(value, ModuleType):
-            yield Place(f"{name}.{key}", value, known, key)
-        elif value.__name__.partition(".")[0] not in LIBRARIES:
-            yield from _globals(value.__name__, vars(value), occurring - {key}, occurring - {key})
-
-
-@cache
-def _names(code: CodeType) -> tuple[Set[str], Set[str]]:
-    """Return the globals that a function reads, and all names in it, attributes too; inner functions included."""
-    read = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
-    return read.union(*(one for one, _ in inner)), set(code.co_names).union(*(names for _, names in inner))
-
-
-def _of_class(kind: type) -> Iterator[Place]:
-    """Yield the attributes of a user's class and of its bases, and their methods."""
-    for base in kind.__mro__:
-        if _library(base) not in LIBRARIES:
-            for key, value in vars(base).items():
-                value = getattr(value, "__func__", value)  # of a static method or a class method
-                if isinstance(value, FunctionType):
-                    yield Place(f"{base.__name__}.{key}", value)
-                elif isinstance(value, property | cached_property):
-                    yield Place(f"{base.__name__}.{key}", getattr(value, "fget", None) or getattr(value, "func", None))
-                elif not key.startswith("__") and not hasattr(value, "__get__"):
-                    yield Place(f"{base.__name__}.{key}", value, base, key)
-
-
-def _library(thing: Any) -> str:
-    return str(thing.__module__).partition(".")[0]
-
-
 def _by_holder(places: Sequence[Place]) -> list[list[Place]]:
     groups: dict[int, list[Place]] = {}
     for place in places:
@@ -273,7 +82,8 @@ def _by_holder(places: Sequence[Place]) -> list[list[Place]]:
 
 
 def _reader(holder: Any, keys: list[Any]) -> Callable[[Any], Any]:
-    if any(keys[0] is read for read in WHOLE):  # a dictionary may have functions as its keys
+    whole = (items_of,) if isinstance(holder, dict) else WHOLE  # a dictionary may have functions as its keys
+    if any(keys[0] is read for read in whole):
         return keys[0]
     if isinstance(holder, list | deque):
         return tuple
@@ -282,16 +92,21 @@ def _reader(holder: Any, keys: list[Any]) -> Callable[[Any], Any]:
 
 
 def _put_back(holder: Any, places: Sequence[Place]) -> None:
-    kept = {place.key: place.value for place in places}
+    kept: dict[Any, Any] = {place.key: place.value for place in places}
     size = kept.pop(len, None)
     all_known = size is not None and size <= LONGEST  # else only some items of the holder are among the places
+    if items_of in kept:
+        whole = kept.pop(items_of)
+        kept = dict(zip(holder, whole)) if isinstance(holder, dict) else dict(enumerate(whole))
     if isinstance(holder, list | deque):
-        if all_known and [*map(id, holder)] != [*map(id, kept.values())]:
+        if (all_known or len(kept) > LONGEST) and [*map(id, holder)] != [*map(id, kept.values())]:
             holder.clear()
             holder.extend(kept.values())
     elif isinstance(holder, set):
         holder.clear()
         holder.update(kept[frozenset])
+    elif isinstance(holder, array | bytearray):
+        holder[:] = array(holder.typecode, places[0].value) if isinstance(holder, array) else places[0].value
     elif isinstance(holder, np.ndarray):
         if holder.tobytes() != places[0].value:
             holder[...] = np.frombuffer(places[0].value, holder.dtype).reshape(holder.shape)

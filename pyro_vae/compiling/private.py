@@ -11,9 +11,11 @@ Each of these names may change in any release. The names below are those in torc
 - ``torch.fx.experimental.proxy_tensor.make_fx``: no loss is recorded together with its gradients; ``Untraceable`` says
   so.
 - ``torch.compiler._is_compiling_flag``: convolutions take torch's own form, which is slower.
-- ``torch._inductor.codecache``: nothing is compiled ahead of the first graph, which is slower.
+- ``torch._inductor.codecache``, ``cpu_vec_isa``, ``config``: nothing is done ahead of the first graph, which is slower.
+- ``CppBuilder`` of ``torch._inductor.cpp_builder``: the files of a library are compiled one after the other, which is
+  slower.
 - ``torch._foreach_add`` and its kin: Pyro's ``ClippedAdam`` steps each parameter by itself, which is slower.
-- ``torch._inductor.aot_compile``, ``unsafe_alloc_void_ptrs_from_tensors`` and
+- In ``library.py``: ``torch._inductor.aot_compile``, ``unsafe_alloc_void_ptrs_from_tensors`` and
   ``alloc_tensors_by_stealing_from_void_ptrs`` of ``torch._C._aoti``: no machine code is made or kept ahead
   of a run, and ``Untraceable`` says so.
 - ``torch.ops.aten.conv2d``, ``conv_transpose2d``, ``contiguous``: convolutions keep their memory layout, which is
@@ -32,17 +34,14 @@ Methods and attributes such as ``_pyro_sample``, ``_extended_shape`` and ``_vali
 handlers and distributions.
 """
 
-import ctypes
 import importlib
 import inspect
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -76,15 +75,8 @@ ADAM = ("torch.optim.adam", "adam")
 RECORDER = ("torch.fx.experimental.proxy_tensor", "make_fx")
 COMPILING = "_is_compiling_flag"  # of torch.compiler
 KERNELS = ("torch._inductor.codecache", "CppPythonBindingsCodeCache")
-AHEAD, HANDLES = ("torch._inductor", "aot_compile"), "torch._C._aoti"
-PROXY = "aoti_torch_proxy_executor_call_function(proxy_executor"  # how a library calls other operators
-TO_POINTERS, TO_TENSORS = "unsafe_alloc_void_ptrs_from_tensors", "alloc_tensors_by_stealing_from_void_ptrs"
-POINTER = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
-CAPSULE = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
-    ("PyCapsule_New", ctypes.pythonapi)
-)
+SETTINGS = ("torch._inductor.config", "patch")
+INSTRUCTIONS = ("torch._inductor.cpu_vec_isa", "pick_vec_isa")
 CONVOLUTIONS = ("conv2d.default", "conv2d.padding", "conv_transpose2d.input")
 CONTIGUOUS = "contiguous.default"
 FOREACH = "_foreach_"  # begins the names of torch's functions of lists of tensors
@@ -125,14 +117,14 @@ def registries(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[
 def has_step_hooks(optimizer: Optimizer) -> bool:
     """Return whether something is called at each step of an optimiser; True if torch does not tell."""
     hooks = [getattr(optimizer, name, None) for name in STEP_HOOKS]
-    hooks += [_member("torch.optim.optimizer", name) for name in GLOBAL_STEP_HOOKS]
+    hooks += [member("torch.optim.optimizer", name) for name in GLOBAL_STEP_HOOKS]
     return any(hook is None or len(hook) > 0 for hook in hooks)
 
 
 @cache
 def functional_adam() -> Callable[..., None] | None:
     """Return the function that takes a step of Adam on lists of tensors; None if torch has none of that form."""
-    adam = _member(*ADAM)
+    adam = member(*ADAM)
     names = ("fused", "lr", "eps", "found_inf", "beta1", "beta2", "weight_decay", "amsgrad", "maximize")
     try:
         inspect.signature(adam).bind([], [], [], [], [], [], **dict.fromkeys(names))
@@ -141,49 +133,16 @@ def functional_adam() -> Callable[..., None] | None:
     return adam
 
 
-def compile_first_kernel() -> None:
+def compile_first_kernel(options: dict[str, Any]) -> None:
     """Have torch's compiler do what it does once before its first graph: test the C++ compiler, compile its headers."""
-    with suppress(Exception):  # the first graph meets the same error, and reports it
-        _member(*KERNELS).load_pybinding([], 'extern "C" void kernel() {}')
+    with suppress(Exception), member(*SETTINGS)(options):  # the first graph meets the same error, and reports it
+        member(*KERNELS).load_pybinding([], 'extern "C" void kernel() {}')
 
 
-def compiled_library(graph: GraphModule, example: Sequence[Tensor], path: Path, options: dict[str, Any]) -> bool:
-    """Compile a graph to a shared library at a path; return whether it can run by itself.
-
-    It cannot if it uses operators of torch without a C function. Raises ``Untraceable`` if torch has no such compiler.
-    """
-    compile_ahead = _member(*AHEAD)
-    if compile_ahead is None:
-        raise Untraceable(f"torch {torch.__version__} has no {'.'.join(AHEAD)}; install torch 2.11, {OR_EAGERLY}")
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        compile_ahead(graph, tuple(example), options=options | {"aot_inductor.output_path": str(path)})
-    return all(PROXY not in source.read_text() for source in path.parent.rglob("*.cpp"))
-
-
-def library_runner(path: Path, results: int) -> Callable[[list[Tensor]], list[Tensor]]:
-    """Return the function in a library of ``compiled_library``; as many threads as there are cores can run it at once.
-
-    The library's own C functions are called by ctypes, which releases Python's lock; torch's runner holds it. Raises
-    OSError or AttributeError if the file is no such library, and ``Untraceable`` if torch cannot pass tensors to it.
-    """
-    to_pointers, to_tensors = _member(HANDLES, TO_POINTERS), _member(HANDLES, TO_TENSORS)
-    if to_pointers is None or to_tensors is None:
-        raise Untraceable(f"torch {torch.__version__} has no {TO_POINTERS}; install torch 2.11, {OR_EAGERLY}")
-    library, container = ctypes.CDLL(str(path)), ctypes.c_void_p()
-    create, run = library.AOTInductorModelContainerCreateWithDevice, library.AOTInductorModelContainerRun
-    if create(ctypes.byref(container), ctypes.c_size_t(os.cpu_count() or 1), b"cpu", None):
-        raise OSError(f"{path}: torch cannot start this library")
-    found = ctypes.c_void_p * results
-
-    def call(tensors: list[Tensor]) -> list[Tensor]:
-        pointers, outputs = to_pointers(tensors), found()
-        given = (ctypes.c_void_p * len(pointers))(*(POINTER(each, None) for each in pointers))  # taken over by the call
-        sizes = ctypes.c_size_t(len(pointers)), ctypes.c_size_t(results)
-        if run(container, given, sizes[0], outputs, sizes[1], None, None):
-            raise RuntimeError("a compiled graph failed; the reason is on the standard error")
-        return to_tensors([CAPSULE(each, None, None) for each in outputs])
-
-    return call
+def find_instructions(options: dict[str, Any]) -> None:
+    """Have torch's compiler do the first part of it: test which vector instructions it can use."""
+    with suppress(Exception), member(*SETTINGS)(options):  # as above
+        member(*INSTRUCTIONS)()
 
 
 def operators(*names: str) -> list[Any]:
@@ -219,7 +178,7 @@ def recorded(function: Callable[..., Any], args: Sequence[Tensor]) -> GraphModul
     >>> recorded(lambda x: x + 1, [torch.ones(2)])(torch.zeros(2))
     tensor([1., 1.])
     """
-    make = _member(*RECORDER)
+    make = member(*RECORDER)
     if make is None:
         raise Untraceable(
             f"torch {torch.__version__} has no {'.'.join(RECORDER)}; install an older torch, {OR_EAGERLY}"
@@ -319,7 +278,7 @@ def expectation(dice: Any, costs: Mapping[frozenset[str], list[Any]]) -> Any:
     return total
 
 
-def _member(module: str, name: str) -> Any:
+def member(module: str, name: str) -> Any:
     """Return a member of a module, which is imported only here; None if either is gone."""
     try:
         return getattr(importlib.import_module(module), name, None)

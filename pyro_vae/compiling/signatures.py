@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_vae.compiling.places import is_plain
+from pyro_vae.compiling.parts import is_plain
 from pyro_vae.compiling.private import within_handlers
 from pyro_vae.compiling.untraceable import Untraceable
 

@@ -16,6 +16,10 @@ NOT_THE_SAME = (
     "the compiled graph is not what the program does on the same random numbers ({}): the program depends on "
     "something that a trace does not see, such as a clock, an iterator or a hook"
 )
+NOT_AS_NOW = (
+    "a compiled graph is not any more what the program does on the same random numbers ({}): a value has changed that "
+    "is not watched{}"
+)
 
 TRACING = "get value out of a tracing tensor"
 
@@ -26,6 +30,10 @@ class Untraceable(ValueError):
     A program cannot be traced if its operations depend on the values of its tensors, or if it keeps parameters or
     random numbers where tracing cannot follow them.
     """
+
+
+class StaleGraph(UserWarning):
+    """Some results came from a graph that was not the program's any more; the message says which, and the cure."""
 
 
 def first_line(error: BaseException) -> str:

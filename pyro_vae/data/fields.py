@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data.mapped import parts
-from pyro_vae.data.raw import as_images, as_labels, kind
+from pyro_vae.data.raw import as_images, as_labels, check_whole, kind
 
 MASKED = ("images", "table", "counts")  # the fields of which a mask says what was seen
 TAKEN = ("fields", "of_fields", "to")  # names of a split's own attributes
@@ -65,11 +65,15 @@ def check_unmasked(fields: Mapping[str, Tensor], name: str) -> None:
 
 
 def _length(rows: Any) -> int:
-    return len(rows) if hasattr(rows, "__len__") else 0
+    try:
+        return len(rows)
+    except TypeError:  # no rows, or an array without a dimension
+        return 0
 
 
 def _as_rows(name: str, rows: Any) -> Tensor:
     """Return a tensor or an array with a dimension of rows as a tensor."""
+    check_whole(name, rows)
     if not isinstance(rows, Tensor):
         try:
             rows = np.asarray(rows)
@@ -77,10 +81,9 @@ def _as_rows(name: str, rows: Any) -> Tensor:
             rows = np.asarray(None)
         if rows.dtype.kind not in "biuf":
             raise ValueError(f"{name}: wanted numbers, one entry for each row, got {kind(rows)}; write np.array(rows)")
-        rows = torch.from_numpy(np.require(rows, requirements=["C", "W"]))
-    if rows.layout != torch.strided or not rows.dim():
-        got = str(rows.layout) if rows.layout != torch.strided else kind(rows)
-        raise ValueError(f"{name}: wanted a dense tensor with one entry for each row, got {got}; write .to_dense()")
+        rows = torch.from_numpy(np.require(rows, rows.dtype.newbyteorder("="), ["C", "W"]))
+    if not rows.dim():
+        raise ValueError(f"{name}: wanted one entry for each row, got {kind(rows)}; write {name}.reshape(1)")
     return rows.long() if rows.dtype in UNSIGNED else rows
 
 

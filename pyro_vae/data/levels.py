@@ -119,7 +119,7 @@ def _rounded(rows: np.ndarray, images: Mapping[str, Any]) -> np.ndarray:
             floats = [other for other in images.values() if other.dtype not in (np.uint8, torch.uint8)]
             raise ValueError(
                 f"images: wanted uint8, or floating-point numbers in [0, 1], got {kind(rows)} with numbers from "
-                f"{np.nanmin(piece):.3g} to {np.nanmax(piece):.3g}; {advice(floats)}"
+                f"{np.fmin.reduce(piece, None):.3g} to {np.fmax.reduce(piece, None):.3g}; {advice(floats)}"
             )
         levels[start : start + step] = rounded(piece)
     return levels

@@ -36,7 +36,7 @@ def as_images(images: Array) -> Tensor:
     ValueError: images: wanted a uint8 tensor (N, C, H, W), got torch.float32 of shape (3, 1, 28, 28); if 0 is black and
     1 white, write (images.float() * (255 / 1)).round().to(torch.uint8)
     """
-    _check_whole("images", images)
+    check_whole("images", images)
     if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.ndim == 4:
         images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.dim() != 4:
@@ -55,7 +55,7 @@ def as_labels(labels: Array | Sequence[int], count: int, paths: Sequence[Path] =
     ValueError: labels: wanted whole numbers from 0, or −1 where unknown, got 0.9; if each value is a class, write
     np.searchsorted(classes, np.asarray(labels)), classes being np.unique of the labels of all splits
     """
-    _check_whole("labels", labels)
+    check_whole("labels", labels)
     if isinstance(labels, Tensor):
         array = (labels.double() if labels.is_floating_point() else labels).detach().cpu().numpy()
     else:
@@ -134,6 +134,16 @@ def kind(rows: object) -> str:
     """Describe the type and shape of a value in words."""
     array = isinstance(rows, Array)
     return f"{rows.dtype} of shape {tuple(rows.shape)}" if array else f"a {type(rows).__name__}"
+
+
+def check_whole(name: str, rows: object) -> None:
+    """Raise ValueError for a masked array or a sparse tensor, which hold only some of their values."""
+    if np.ma.is_masked(rows):
+        fill = "are missing, write table.filled(np.nan)" if name == "table" else f"should be 0, write {name}.filled(0)"
+        got = f"a masked array without {np.ma.count_masked(rows)} of them"
+        raise ValueError(f"{name}: wanted all values, got {got}; if these {fill}")
+    if isinstance(rows, Tensor) and rows.layout != torch.strided:
+        raise ValueError(f"{name}: wanted a dense tensor, got {rows.layout}; write {name}.to_dense()")
 
 
 def advice(images: Sequence[Array], paths: Sequence[Path] = ()) -> str:
@@ -241,17 +251,6 @@ def _range(images: Array) -> tuple[float, float]:
 
 def _is_real(images: Array) -> bool:
     return not images.is_complex() if isinstance(images, Tensor) else images.dtype.kind in "biuf"
-
-
-def _check_whole(name: str, rows: object) -> None:
-    """Raise ValueError for a masked array or a sparse tensor, which hold only some of their values."""
-    if np.ma.is_masked(rows):
-        raise ValueError(
-            f"{name}: wanted all values, got a masked array without {np.ma.count_masked(rows)} of them; "
-            f"if these should be 0, write {name}.filled(0)"
-        )
-    if isinstance(rows, Tensor) and rows.layout != torch.strided:
-        raise ValueError(f"{name}: wanted a dense tensor, got {rows.layout}; write {name}.to_dense()")
 
 
 def _array_of(labels: object) -> np.ndarray:

@@ -21,7 +21,7 @@ from pyro_vae.checks import whole_number
 from pyro_vae.compiling import Graphs, Untraceable, owners, traced
 from pyro_vae.evidence.budgeted import EvidencePlan
 from pyro_vae.evidence.measuring import Engine, chunk_size, measuring, progress_bar, takes_program, whether_compiled
-from pyro_vae.evidence.methods import UNIT, ImportanceDraws, annealing_ladder
+from pyro_vae.evidence.methods import UNIT, ImportanceDraws, further_methods
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.evidence.proposals import LocalProposal
 from pyro_vae.evidence.results import Evidence, as_array, joined, warn_untrusted, weight_statistics
@@ -164,8 +164,6 @@ def log_evidence(
     given, compiled = checked_arguments(x, kwargs), whether_compiled(engine)
     chunk, batch_size = chunk_size(chunk, given.device), options.get("batch_size")
     budget = Budget.of(particles, **{name: options.get(name) for name in Budget._fields})
-    if budget is not None and proposal is not None:
-        raise ValueError("proposal: wanted particles=, the number of its draws, got target, seconds or a plan")
     for name, number in (("particles", particles), ("batch_size", batch_size)):
         if number is not None:
             whole_number(name, number)
@@ -174,7 +172,7 @@ def log_evidence(
         enumeration = None if proposal else Enumeration.of(model, guide, given.args, given.kwargs, K)
         held = model if enumeration is None else enumeration.held
         most = min(max(DRAWN_AT_ONCE // K, 1), MOST_IMAGES) if budget is None else rows_of_budget(given, chunk)
-        most = proposal.rows_at_once(chunk) if proposal else most
+        most = proposal.rows_at_once(chunk) if proposal and budget is None else most
         plan = MeasurementPlan.of(held, guide, given, batch_size, most)
         if proposal is not None:
             sampler = proposal.sampler(model, guide, plan, chunk, compiled)
@@ -183,8 +181,10 @@ def log_evidence(
         else:
             sampler = EnumeratedSampler(enumeration, plan, chunk, compiled)
         if budget is not None:
-            further = [] if enumeration else annealing_ladder(model, guide, plan, compiled, chunk)
-            return spend(budget, [ImportanceDraws(sampler, plan.size), *further], plan, seed, progress, model, guide)
+            methods = [] if proposal else [ImportanceDraws(sampler, plan.size)]
+            if enumeration is None:
+                methods += further_methods(model, guide, plan, compiled, chunk, proposal)
+            return spend(budget, methods, plan, seed, progress, model, guide)
         columns = []
         with progress_bar(plan.weights * K, "particle", progress) as bar:
             for batch in plan.batches():

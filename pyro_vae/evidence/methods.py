@@ -6,7 +6,7 @@ A method is anything with the fields and functions of ``Method``. ``budget.spend
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,18 +16,19 @@ from tqdm import tqdm
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs
 from pyro_vae.compiling.untraceable import first_line
-from pyro_vae.evidence.annealing import AnnealingSettings, annealing_settings, forward_chains
+from pyro_vae.evidence.annealing import AnnealingSettings, anneal, annealing_settings
 from pyro_vae.evidence.pareto import NORMAL_95, pareto_limit, rounding_error, shrunk
 from pyro_vae.evidence.path import AnnealingPath
+from pyro_vae.evidence.pilots import piloted
 from pyro_vae.evidence.plan import MeasurementPlan
+from pyro_vae.evidence.proposals import MOST_DIMENSIONS, LocalProposal
 from pyro_vae.evidence.results import as_array
 
 UNIT = 250  # importance weights of a row that are drawn at once
 TAIL = 0.5  # the largest upper limit of the tail's shape at which weights are trusted: their variance is finite
 SPREAD = 1.2  # the largest upper limit of the variance of an annealed log weight at which its error can be trusted
-# Of annealing: temperatures, and the length of a transition at the first step size, for a standard normal posterior. A
-# length of π would reverse z and keep |z|, so that the tail of the weights would stay. Steps grow at each temperature.
-LADDER = ((10, math.pi / 2), (50, math.pi / 4))
+LOCAL_UNIT = 1000  # the same from a proposal that is fitted anew, which costs as much as about 800 weights
+LADDER = (100, 400)  # temperatures
 OFF = 0.1  # standard errors by which log p̂ may be too low on average
 SILENT = tqdm(disable=True)
 
@@ -134,9 +135,10 @@ class AnnealedDraws:
         self.name, self.draws = f"annealed-{self.settings.num_temperatures}", self.settings.chains
 
     def weigh(self, batch: ProgramArguments) -> np.ndarray:
-        """Return log weights (draws, B), of chains whose step sizes two others set."""
+        """Return log weights (draws, B), of chains whose temperatures and step sizes others found."""
         path = AnnealingPath(self.model, self.guide, *batch, self.graphs, plan=self.plan)
-        return forward_chains(path, self.settings, SILENT).log_w
+        moves = piloted(path, self.settings, SILENT)
+        return anneal(path, path.draw(self.settings.chains), moves, SILENT).log_w
 
     def variance(self, log_w: np.ndarray) -> np.ndarray:
         """Return the relative variance of the weights, and at least that of a normal log w of their variance, (B,)."""
@@ -158,20 +160,35 @@ class AnnealedDraws:
         return near & (near.any() and pareto_limit(together, rounding_error(together)) <= TAIL)
 
 
-def annealing_ladder(
-    model: Callable, guide: Callable | None, plan: MeasurementPlan, compiled: bool | None, chunk: int
-) -> list[AnnealedDraws]:
-    """Return the methods of annealing, by more and more temperatures; none if the program cannot be annealed."""
+def further_methods(
+    model: Callable,
+    guide: Callable | None,
+    plan: MeasurementPlan,
+    compiled: bool | None,
+    chunk: int,
+    proposal: LocalProposal | None,
+) -> list[Method]:
+    """Return what follows importance sampling: local proposals, then annealing by more and more temperatures.
+
+    None if the latent variables of the program are not continuous; raises ValueError then if a proposal is given.
+    """
     try:
         path = AnnealingPath(model, guide, *next(plan.batches()), plan=plan)
     except (ValueError, NotImplementedError) as error:
-        logging.getLogger(__name__).info("log p(x) is not annealed: %s", first_line(error))
+        if proposal is not None:
+            raise
+        logging.getLogger(__name__).info("log p(x) is neither fitted nor annealed: %s", first_line(error))
         return []
-    first_step = 0.5 * sum(shape.numel() for shape in path.shapes.values()) ** -0.25
-    ladder = [annealing_settings(T, leapfrog=max(1, round(length / first_step))) for T, length in LADDER]
-    graphs = plan.graphs(compiled, plan.weights * ladder[0].num_temperatures)
+    methods: list[Method] = []
+    proposal = proposal or LocalProposal()
+    if sum(shape.numel() for shape in path.shapes.values()) <= MOST_DIMENSIONS:
+        rows = min(plan.weights, proposal.rows_at_once(chunk))
+        sampler = proposal.sampler(model, guide, replace(plan, size=rows), chunk, compiled)
+        methods.append(ImportanceDraws(sampler, rows, "local", draws=LOCAL_UNIT, pilots=1, least=1, most=100))
+    ladder = [annealing_settings(T) for T in LADDER]
     rows = max(1, min(plan.weights, chunk // ladder[0].chains))
-    return [AnnealedDraws(model, guide, plan, settings, rows, graphs) for settings in ladder]
+    graphs = plan.graphs(compiled, ladder[0].num_temperatures * math.ceil(plan.weights / rows))
+    return [*methods, *(AnnealedDraws(model, guide, plan, settings, rows, graphs) for settings in ladder)]
 
 
 def relative_variance(log_w: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from pyro_vae.evidence.budgeted import BudgetedEvidence, EvidenceInterrupted, Ev
 from pyro_vae.evidence.measuring import progress_bar
 from pyro_vae.evidence.methods import UNIT, Method
 from pyro_vae.evidence.plan import MeasurementPlan, is_automatic
+from pyro_vae.evidence.proposals import LocalProposal
 from pyro_vae.evidence.results import joined, warn_untrusted
 from pyro_vae.files import CheckpointError, expanded, load_tree, read_bytes, write_whole
 from pyro_vae.random import deferred_interrupt
@@ -31,13 +32,14 @@ Statistics = dict[int, tuple[np.ndarray, ...]]  # of each image that is done
 
 
 class Budget(NamedTuple):
-    """What may be spent: a standard error for each image, seconds, or a plan; where it is saved; the dtype."""
+    """What may be spent: a standard error for each image, seconds, or a plan; where it is saved; how rows weigh."""
 
     target: float | None = None
     seconds: float | None = None
     plan: EvidencePlan | None = None
     checkpoint: Path | str | None = None
     precision: torch.dtype | None = None
+    proposal: LocalProposal | None = None
 
     @classmethod
     def of(cls, particles: int | None, **options: Any) -> "Budget | None":
@@ -192,7 +194,7 @@ class Spending:
 
 def identity(budget: Budget, given: ProgramArguments, methods: Sequence[Method], seed: int, *functions: Any) -> str:
     """Return a fingerprint of all that the bits of a measurement depend on: data, parameters, options."""
-    options = budget.target, budget.seconds, budget.precision
+    options = budget.target, budget.seconds, budget.precision, budget.proposal
     digest = hashlib.sha256(repr((options, seed, torch.__version__, torch.get_num_threads())).encode())
     for method in methods:
         digest.update(f"{method.name} {method.draws} {method.pilots} {method.most} {method.rows}".encode())

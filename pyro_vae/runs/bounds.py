@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
         x = fixed_arguments(program, rows)
         refitted = refit(program, load_data(args.run, trained, args.data_dir, args.dataset), args) if args.refit else []
         results = measure(program, x, args, left_out, refitted)
+        print(report(results), flush=True)  # before they are written, which a full disk may prevent
         attempted({"evidence.png": lambda: save_figure(folder / "evidence.png", picture(results))}, left_out)
         metrics = {
             "settings": vars(args),
@@ -61,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
             "seconds": time.perf_counter() - started,
         }
         write_json(folder / METRICS, metrics)
-    print(report(results, out), *(f"left out: {name}: {why}" for name, why in left_out.items()), sep="\n")
+    print(f"results in {out}", *(f"left out: {name}: {why}" for name, why in left_out.items()), sep="\n")
     return 0
 
 

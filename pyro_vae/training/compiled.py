@@ -189,7 +189,7 @@ class CompiledEngine:
         shards = Shards.of(self.eager.loss, raw)
         if shards is None:
             return None
-        graph = traced(self.eager.loss, shards.rows, watched)
+        graph = traced(self.eager.loss, shards.rows, watched, library=True)
         try:
             shards.watch_draws(self.eager.loss)
             compiled = GradientGraph(graph, self._parameters(), self._buffers(), self._expected(raw), shards)

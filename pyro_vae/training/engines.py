@@ -77,20 +77,24 @@ class Engine(Protocol):
 class AutoEngine:
     """Takes compiled steps where all steps of the training earn back the seconds of compiling, and else eager ones.
 
-    It decides at the first batch, by what one step computes (``worth.Work``) and the number of all steps. So the same
-    training always takes the same steps, a resumed one too. The log, at level INFO, says what they came to.
+    It decides at the first batch, by what one step computes (``worth.Work``) and the number of all steps, and so alike
+    for each run of a training. The log, at level INFO, says what they came to. Later batches may compute less, as parts
+    are frozen: a resumed run is given the decision of its first steps.
 
     Args:
         eager: the engine of eager steps.
         compiled: makes the engine of compiled steps.
         steps: the number of all steps of the training.
         rows: the number of rows of a resumed run's batches, or of their parts; its first batch may have fewer.
+
+    Attributes:
+        compiles: the decision; None before the first batch. It may be set before it.
     """
 
     def __init__(self, eager: EagerEngine, compiled: Callable[[], CompiledEngine], steps: int, rows: int | None = None):
         self.taken: EagerEngine | CompiledEngine = eager
         self.eager, self.compiled, self.steps, self.rows = eager, compiled, steps, rows
-        self.decided = steps < FEWEST
+        self.compiles = None if steps >= FEWEST else False
 
     @property
     def name(self) -> str:
@@ -99,10 +103,10 @@ class AutoEngine:
 
     def __call__(self, *raw: Tensor) -> Tensor:
         """Take a step on a batch, a tensor for each field; return its loss, in nats."""
-        if not self.decided:
-            self.decided = True
-            if self._is_worth_compiling(raw):
-                self.taken = self.compiled()
+        if self.compiles is None:
+            self.compiles = self._is_worth_compiling(raw)
+        if self.compiles and self.taken is self.eager:
+            self._compile()
         return self.taken(*raw)
 
     def end_epoch(self) -> None:
@@ -110,15 +114,22 @@ class AutoEngine:
         self.taken.end_epoch()
 
     def _is_worth_compiling(self, raw: Sequence[Tensor]) -> bool:
-        """Return whether compiling is earned back and possible; warn where it only is earned back."""
+        """Return whether compiling is earned back."""
         calls, part = self.steps * self.eager.accumulate, chunks(raw, self.eager.accumulate)[0]
         index = torch.arange(self.rows or len(part[0])) % len(part[0])
         work = ranks.broadcast(work_of(self.eager.loss, [tensor[index] for tensor in part]))
-        worth, missing = work.earns_back(calls), missing_compiler()
+        worth = work.earns_back(calls)
         logging.getLogger(__name__).info("%s: %s", "compiled" if worth else "eager", work.account(calls))
-        if worth and missing:
+        return worth
+
+    def _compile(self) -> None:
+        """Take compiled steps from now on; where this machine has no compiler, warn and stay with eager ones."""
+        missing = missing_compiler()
+        if missing:
             warn(f"training eagerly: {missing}", EngineWarning)
-        return worth and not missing
+            self.compiles = False
+        else:
+            self.taken = self.compiled()
 
 
 def engine(

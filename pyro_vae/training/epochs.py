@@ -18,7 +18,7 @@ from pyro_vae.observation import Arguments, fields_of, from_fields
 from pyro_vae.random import random_states_between, set_random_state, torch_random_state
 from pyro_vae.training import ranks
 from pyro_vae.training.eager import as_module
-from pyro_vae.training.engines import SEVERAL, Engine, engine
+from pyro_vae.training.engines import SEVERAL, AutoEngine, Engine, engine
 from pyro_vae.training.evaluation import shared_evaluation
 from pyro_vae.training.history import TrainingWarning
 from pyro_vae.training.nonfinite import NonFiniteLoss, culprit
@@ -151,6 +151,8 @@ class Epochs:
         run, index = self.run, self._index(self.run.taken)
         run.unread.append((index, torch_random_state(run.device)))
         loss = self.engine(*self._raw(ranks.share(index)))
+        if isinstance(self.engine, AutoEngine):
+            run.compiles = self.engine.compiles
         self._count(1, len(index))
         return loss
 
@@ -236,7 +238,7 @@ def _engine(run: TrainingState, objective: Objective, given: Settings, rows: Spl
     """Return the engine; the batches of a resumed run have the shape of its first one."""
     warn_if_emulated(given.precision, run.device)
     first = ranks.share(torch.arange(given.batch_size)).chunk(given.accumulate)[0]
-    return engine(
+    made = engine(
         given.engine,
         run.program,
         objective.estimator,
@@ -248,3 +250,6 @@ def _engine(run: TrainingState, objective: Objective, given: Settings, rows: Spl
         given.accumulate,
         fields_of(run.program, rows),
     )
+    if isinstance(made, AutoEngine) and run.compiles is not None:
+        made.compiles = run.compiles
+    return made

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import ProgramArguments, as_arguments
 from pyro_vae.data.splits import Split, in_memory
+from pyro_vae.errors import warn
 from pyro_vae.estimation import check_analytic_kl, describe
 from pyro_vae.observation import Arguments, arguments
 from pyro_vae.program import Program, check_program
@@ -18,9 +19,11 @@ from pyro_vae.random import random_state, set_random_state
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.training import ranks, settings
 from pyro_vae.training.evaluation import evaluate
+from pyro_vae.training.history import TrainingWarning
 from pyro_vae.training.selection import Objective
 from pyro_vae.training.settings import Settings
 from pyro_vae.training.state import TrainingState
+from pyro_vae.training.sums import check_sum_over_rows
 
 
 def tried(run: TrainingState, rows: Split, valid: Arguments, estimator: ELBO, given: Settings) -> Objective:
@@ -32,6 +35,7 @@ def tried(run: TrainingState, rows: Split, valid: Arguments, estimator: ELBO, gi
     first = arguments(program, _first(rows, given.part_size, run.device))
     _check_parts(program, rows, estimator, given)
     check_program(program, first, estimator)
+    _check_summed(program, first, estimator, given)
     if describe(estimator).closed_form_kl:
         check_analytic_kl(program.model, program.guide, *first)
     with left_as_it_was(program.model, program.guide):
@@ -117,6 +121,32 @@ def _check_parts(program: Program, rows: Split, estimator: Any, given: Settings)
                 f"accumulate: the smallest of the {given.accumulate} parts of a batch of {share} has {smallest}, on "
                 f"which the program cannot be trained ({_reason(error)}); give fewer parts"
             ) from error
+
+
+def _check_summed(program: Program, args: Arguments, estimator: ELBO, given: Settings) -> None:
+    """Raise ValueError where the loss of a batch is not the sum of those of its parts; warn where that is unknown."""
+    count = ranks.world_size() * given.accumulate
+    if count == 1:
+        return
+    ways = {f"{ranks.world_size()} ranks": ranks.world_size(), f"accumulate={given.accumulate}": given.accumulate}
+    how = " and ".join(way for way, parts in ways.items() if parts > 1)
+    try:
+        check_sum_over_rows(estimator, program.model, program.guide, args, len(args[0]))
+    except ValueError as error:
+        raise ValueError(
+            f"program: the losses of {count} parts of a batch are summed ({how}), and what does not grow with the rows "
+            f"would count {count} times: {error}. Train in one process with accumulate=1, or have the loss be a sum "
+            "over rows"
+        ) from error
+    claimed, name = describe(estimator), type(estimator).__name__
+    if claimed.guide_gradient is None and claimed.model_gradient is None:
+        warn(
+            f"the losses of {count} parts of a batch are summed ({how}), and nothing says that that of {name} is a sum "
+            f"over rows: what does not grow with them, such as a penalty on the weights, counts {count} times. Divide "
+            f"it by {count}; where there is none, say what {name} estimates, as `description = "
+            'Description.unbiased("ELBO")` in its class',
+            TrainingWarning,
+        )
 
 
 def first_rows(args: Tensor | Arguments, count: int) -> Arguments:

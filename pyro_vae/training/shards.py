@@ -24,10 +24,8 @@ from pyro_vae.estimation import describe
 from pyro_vae.parallel import at_once, cores, shared_out
 from pyro_vae.random import forked_rng
 from pyro_vae.tracing.independence import check_rows
-from pyro_vae.tracing.matching import sample_sites
 from pyro_vae.tracing.probing import left_as_it_was
-from pyro_vae.tracing.rows import image_plate
-from pyro_vae.tracing.traces import paired_traces
+from pyro_vae.training.sums import check_sum_over_rows
 
 WORTH = 10_000_000  # rows × parameters, about the multiplications of a step's forward pass; fewer take a millisecond
 
@@ -160,11 +158,7 @@ def _sums(gradients: Sequence[Sequence[Tensor]], indices: Sequence[int]) -> tupl
 
 
 def _check_sum_over_rows(loss: ProgramLoss, raw: Sequence[Tensor]) -> None:
-    """Raise ``Untraceable`` unless every site lies in the plate over rows, and the estimator is one that is known.
-
-    A term that does not grow with the rows, such as the KL of a latent variable that they share or a penalty on the
-    weights, would count once for each share; it may be too small to be seen in a comparison of losses.
-    """
+    """Raise ``Untraceable`` unless the loss is a sum over rows by an estimator that is known, and rows are apart."""
     claimed = describe(loss.elbo)
     if claimed.guide_gradient is None or claimed.model_gradient is None:
         raise Untraceable(f"nothing says that {type(loss.elbo).__name__} is a sum over rows")
@@ -172,14 +166,10 @@ def _check_sum_over_rows(loss: ProgramLoss, raw: Sequence[Tensor]) -> None:
     try:
         with left_as_it_was(model, guide), torch.no_grad(), pyro.validation_enabled(False):
             args = as_arguments(loss.observe(*raw) if loss.observe is not None else tuple(raw))
-            model_trace, guide_trace = paired_traces(model, guide, args)
-            image_plate(model_trace, guide_trace, len(raw[0]))
-            factors = [*sample_sites(guide_trace, observed=True)]
+            check_sum_over_rows(loss.elbo, model, guide, args, len(raw[0]))
             check_rows(model, guide, args)
     except ValueError as error:
         raise Untraceable(first_line(error)) from error
-    if factors:
-        raise Untraceable(f"the guide has factors: {', '.join(factors)}")
 
 
 def _draws(loss: ProgramLoss, raw: Sequence[Tensor]) -> list[Draw]:

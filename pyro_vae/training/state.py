@@ -36,6 +36,7 @@ class TrainingState:
         best: the parameters of the epoch to be kept.
         weights: the weights of the sites by which the epochs to be compared were trained; None before the first step.
         changed: whether the weights changed in the last epoch.
+        compiles: whether ``engine="auto"`` compiles its steps; None before it decided, or with another engine.
         unread: batch and random numbers of the steps whose losses have not been read yet.
     """
 
@@ -50,6 +51,7 @@ class TrainingState:
     best: dict[str, Tensor] = field(default_factory=dict)
     weights: Weights | None = None
     changed: bool = False
+    compiles: bool | None = None
     unread: list[tuple[Tensor, dict[str, Any]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -107,6 +109,7 @@ class TrainingState:
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "best": dict(self.best),
             "weights": self.weights,
+            "compiles": self.compiles,
             "history": {
                 "rows": torch.tensor(
                     [[row[name] for name in ROW] for row in self.history.rows], dtype=torch.float64, device="cpu"
@@ -133,6 +136,8 @@ class TrainingState:
         # Before format 4 there were neither weights nor an objective other than the bound.
         rows = [{"valid_objective": row["valid_bound"], **row, "epoch": int(row["epoch"])} for row in rows]
         self.weights = state.get("weights")
+        compiles = state.get("compiles")  # earlier versions decided anew
+        self.compiles = None if compiles is None else bool(compiles)
         same = {"keep": self.history.keep, "objective": self.history.objective}
         self.history = History(**{**state["history"], **same, "rows": rows})
         self.order = None if state["order"] is None else state["order"].to(self.device)
@@ -145,8 +150,9 @@ class TrainingState:
 
         Warns if this changes the learning rate.
         """
+        state = {**state, "compiles": state.get("compiles") or None}  # more steps may earn it back
         scheduler = self.scheduler_of_steps
-        if scheduler is None:  # nothing depends on the number of epochs
+        if scheduler is None:  # nothing else depends on the number of epochs
             self.load_state_dict(state)
             return
         scheduled = self._fast_forwarded(scheduler, int(state["step"]))

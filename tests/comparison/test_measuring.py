@@ -7,6 +7,7 @@ import pyro
 import pytest
 import torch
 from comparing import compare, oracle
+from monte_carlo import assert_estimate_is
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vae.estimators import (
@@ -76,7 +77,7 @@ def test_bound_lies_about_the_exact_one():
     result = compare(program.model, program.guide, x, draws=400, estimators=estimators)
     for measured in result.estimators.values():
         exact = program.elbo(x).mean().item()
-        assert abs(measured.bound.mean - exact) < 4 * measured.bound.standard_error
+        assert_estimate_is(measured.bound.mean, exact, measured.bound.standard_error, sees=1.0)
     assert result.images == 6
 
 
@@ -95,8 +96,8 @@ def test_minibatch_noise_is_that_of_the_exact_gradient():
     assert result.estimators["STL"].guide.minibatch_variance == pytest.approx(exact.var(0).sum().item(), rel=0.05)
     bounds, measured = torch.stack([program.elbo(x).mean() for (x,) in batches]), result.estimators["STL"].bound
     noise = math.sqrt(4 * bounds.var().item() * measured.variance / 60 / 12)  # of the variance between batches
-    assert abs(measured.minibatch_variance - bounds.var().item()) < 3 * noise
-    assert abs(measured.mean - bounds.mean().item()) < 3 * measured.standard_error
+    assert_estimate_is(measured.minibatch_variance, bounds.var(), noise, sees=bounds.var())
+    assert_estimate_is(measured.mean, bounds.mean(), measured.standard_error, sees=1.0)
     assert "between batches" in str(result)
     assert result.estimators["STL"].model.minibatch_variance > 0
 

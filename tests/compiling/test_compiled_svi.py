@@ -283,3 +283,44 @@ def test_a_store_that_is_cleared_before_the_second_step():
     pyro.clear_param_store()
     losses = [svi.step(X) for _ in range(3)]
     assert len(losses) == 3 and len(svi.graphs.state.graphs) == 1
+
+
+@needs_compiler
+def test_a_parameter_that_appears_with_another_value_is_made_by_svi_and_then_compiled():
+    found = []
+    for kind in (SVI, CompiledSVI):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        settings = SimpleNamespace(shifted=False)
+
+        def shifted(x):
+            shift = pyro.param("shift", lambda: torch.randn(())) if settings.shifted else 0.0  # noqa: B023
+            return model(x + shift)
+
+        svi, losses = kind(shifted, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()), []
+        for settings.shifted in (False, False, False, True, True, True, True):
+            losses.append(svi.step(X))
+        found.append([torch.tensor(losses), *pyro.get_param_store().values()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+    assert len(svi.graphs.states) == 2 and all(state.graphs for state in svi.graphs.states)
+    assert not svi.ended and not svi.eager
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "set_to", [lambda rate, value: rate.data.fill_(value), lambda rate, value: rate.numpy().fill(value)]
+)
+def test_a_number_read_from_memory_that_changes_without_a_version_is_followed(set_to):
+    found = []
+    for kind in (SVI, CompiledSVI):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        rate, losses = torch.zeros(()), []
+        svi = kind(lambda x: model(x + float(rate)), guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())  # noqa: B023
+        for value in (1.0, 1.0, 1.0, 2.0, 2.0):
+            set_to(rate, value)
+            losses.append(svi.step(X))
+        found.append(torch.tensor(losses))
+    torch.testing.assert_close(*found)
+    assert not svi.ended and not svi.eager  # a value that is set to what it was is no change

@@ -1,7 +1,7 @@
 """What a trace turns into a constant: found where it changes, so that all engines train alike, or say why not."""
 
-import array
 import copy
+import ctypes
 import itertools
 import timeit
 from contextlib import nullcontext
@@ -32,7 +32,7 @@ from pyro_vae import fit, handlers
 from pyro_vae.compiling import ProgramLoss, Untraceable, traced
 from pyro_vae.compiling.constants import WatchedConstants
 from pyro_vae.compiling.outcomes import difference
-from pyro_vae.compiling.places import LONGEST
+from pyro_vae.compiling.parts import LONGEST
 from pyro_vae.estimators import StickingTheLanding
 from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.random import random_state
@@ -209,9 +209,9 @@ def test_changes_to_the_estimator_are_followed(estimator, name, values):
 def hidden():
     """A number where nobody looks."""
     return program(
-        lambda self: setattr(self, "numbers", array.array("d", [0.1])),
-        lambda self: self.numbers[0],
-        lambda self, beta: self.numbers.__setitem__(0, beta),
+        lambda self: setattr(self, "number", ctypes.c_double(0.1)),
+        lambda self: self.number.value,
+        lambda self, beta: setattr(self.number, "value", beta),
     )
 
 
@@ -223,7 +223,7 @@ def test_a_change_that_is_not_seen_is_found_at_the_end_of_the_epoch_and_traced_a
     (said,) = assert_alike(hidden(), once)
     assert "its loss is" in said and "traced anew" in said
     said = assert_alike(
-        hidden(), lambda program, step: program.set({4: 0.9, 9: 0.5}.get(step, program.numbers[0])), engine="eager"
+        hidden(), lambda program, step: program.set({4: 0.9, 9: 0.5}.get(step, program.number.value)), engine="eager"
     )
     assert len(said) == 2 and said[1].startswith("training eagerly: ")
 

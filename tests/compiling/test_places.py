@@ -11,7 +11,8 @@ import watched_programs
 from watched_programs import PLACES, Program
 
 from pyro_vae.compiling.constants import WatchedConstants, in_words
-from pyro_vae.compiling.places import LONGEST, generator_access, is_plain, is_watched_inside, readers, survey
+from pyro_vae.compiling.parts import LONGEST
+from pyro_vae.compiling.places import generator_access, readers, survey
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -115,20 +116,3 @@ def test_the_state_of_a_generator_is_read_and_set(make, draw):
     assert draw(generator) not in first
     put(state)
     assert [draw(generator) for _ in range(3)] == first
-
-
-@pytest.mark.parametrize(
-    ("value", "plain", "inside"),
-    [
-        (1.5, True, False),
-        ((1, ("a", None)), True, True),
-        ((1, [2]), False, True),
-        ([0] * LONGEST, False, True),
-        ([0] * (LONGEST + 1), False, False),
-        (torch.ones(1), False, False),
-        (abs, False, False),
-    ],
-    ids=str,
-)
-def test_what_is_watched_by_its_value_and_what_inside(value, plain, inside):
-    assert is_plain(value) is plain and is_watched_inside(value) is inside

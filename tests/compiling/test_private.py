@@ -113,7 +113,7 @@ def test_hooks_of_steps_are_seen(of_all):
 
 def test_without_its_class_nothing_is_compiled_ahead(monkeypatch):
     monkeypatch.setattr(private, "KERNELS", ("torch._inductor.gone", "CppPythonBindingsCodeCache"))
-    assert private.compile_first_kernel() is None
+    assert private.compile_first_kernel({}) is None
 
 
 def test_without_the_operators_convolutions_keep_their_layout(monkeypatch):

@@ -33,6 +33,16 @@ def test_rows_of_all_fields_keep_together():
         ({"counts": COUNTS / 2}, r"counts: wanted whole numbers from 0, got 1\.5"),
         ({"counts": COUNTS * np.nan}, "counts: wanted whole numbers from 0, got nan"),
         ({"counts": COUNTS > 1}, "counts: wanted whole numbers from 0, got torch.bool"),
+        (
+            {"counts": np.ma.array(COUNTS, mask=COUNTS > 5)},
+            r"masked array without 1 of them; .*write counts.filled\(0\)",
+        ),
+        ({"table": np.ma.array(TABLE, mask=TABLE > 1)}, r"if these are missing, write table.filled\(np.nan\)"),
+        (
+            {"size": np.ones(())},
+            r"size: wanted one entry for each row, got torch.float64 of shape \(\); write size.reshape\(1\)",
+        ),
+        ({"labels": np.array(3)}, "labels: wanted 0, one a row, got int64 of shape"),
         ({"table": COUNTS}, "table: wanted floating-point numbers .*write table.double"),
         ({"table": TABLE[0]}, "table: wanted floating-point numbers"),
         ({"table": TABLE, "mask": np.ones((4, 1), bool)}, r"mask: wanted the shape \(4, 2\) of table, got \(4, 1\)"),
@@ -41,10 +51,13 @@ def test_rows_of_all_fields_keep_together():
         ({"table": TABLE, "labels": [0, 1, 2, -2]}, "labels: wanted whole numbers from 0, or −1 where unknown, got -2"),
         ({"table": TABLE, "labels": [-1, 1, 1, -1]}, r"got −1 and 1 alone; .*write \(labels \+ 1\) // 2"),
         ({"table": TABLE, "names": list("abcd")}, "names: wanted numbers, one entry for each row"),
-        ({"table": torch.eye(4).to_sparse()}, "wanted a dense tensor .*, got torch.sparse_coo; write .to_dense"),
+        (
+            {"table": torch.eye(4).to_sparse()},
+            "table: wanted a dense tensor, got torch.sparse_coo; write table.to_dense",
+        ),
         (
             {"size": torch.tensor(1.0)},
-            "size: wanted a dense tensor with one entry for each row, got torch.float32 of shape",
+            "size: wanted one entry for each row, got .*; write size.reshape",
         ),
         ({"table": TABLE, "fields": np.ones(4)}, "fields: a split has an attribute of this name"),
     ],
@@ -107,3 +120,9 @@ def test_a_mask_of_the_field_that_is_scored_is_refused_and_no_other():
     check_unmasked({"counts": fields["counts"]}, "counts")
     with pytest.raises(ValueError, match=r"its mask says which table were seen, .* or Split\(table=...\) without"):
         check_unmasked(fields, "table")
+
+
+def test_numbers_of_the_other_byte_order_keep_their_values():
+    split = Split(table=TABLE.astype(">f8"), counts=COUNTS.astype(">i4"))
+    np.testing.assert_array_equal(split.table.numpy(), TABLE)
+    assert split.table.dtype == torch.float64 and split.counts.tolist() == COUNTS.tolist()

@@ -59,10 +59,10 @@ def test_every_row_is_equally_likely_at_every_place(rows):
     places = orders(rows).argsort(-1)  # of each row in each epoch
     means = places.double().mean(0)
     error = ROWS / 12**0.5 / EPOCHS**0.5
-    assert (means - (ROWS - 1) / 2).abs().max() < 4.5 * error
+    assert (means - (ROWS - 1) / 2).abs().max() < 6 * error  # of all rows together, a false alarm in 1e-5
     halves = (places < ROWS // 2).sum(0)  # binomial: no row is fixed to a half
-    assert stats.chisquare(halves.numpy()).pvalue > 1e-3
-    assert stats.kstest(places[:, ::97].flatten().numpy() / ROWS, "uniform").pvalue > 1e-3
+    assert stats.chisquare(halves.numpy()).pvalue > 1e-4
+    assert stats.kstest(places[:, ::97].flatten().numpy() / ROWS, "uniform").pvalue > 1e-4
 
 
 def test_rows_of_a_block_meet_in_a_batch_as_often_as_the_buffer_says(rows):

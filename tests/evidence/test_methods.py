@@ -13,8 +13,8 @@ from pyro_vae.evidence.annealing import annealing_settings
 from pyro_vae.evidence.methods import (
     AnnealedDraws,
     ImportanceDraws,
-    annealing_ladder,
     draws_for_a_normal,
+    further_methods,
     relative_variance,
     skewness,
 )
@@ -60,14 +60,31 @@ def test_annealed_draws_are_trusted_by_their_spread_and_common_tail():
     assert not ANNEALED.trusts(heavy).any()
 
 
-def test_annealed_draws_weigh_without_bias():
+def ladder(program, x):
+    plan = MeasurementPlan.of(program.model, program.guide, ProgramArguments.of((x,)), None, len(x))
+    return plan, further_methods(program.model, program.guide, plan, compiled=False, chunk=20_000, proposal=None)
+
+
+@pytest.mark.parametrize("number, name, draws", [(0, "local", 1000), (1, "annealed-100", 16)])
+def test_further_draws_weigh_without_bias(number, name, draws):
     program = rough(narrower=0.6)
-    x = images(program, 2).repeat_interleave(200, 0)
-    plan = MeasurementPlan.of(program.model, program.guide, ProgramArguments.of((x,)), None, 400)
-    first, second = annealing_ladder(program.model, program.guide, plan, compiled=False, chunk=20_000)
-    assert (first.name, first.settings.leapfrog, second.settings.leapfrog) == ("annealed-10", 4, 2)
+    x = images(program, 2).repeat_interleave(100, 0)
+    plan, methods = ladder(program, x)
+    method = methods[number]
+    assert (method.name, method.draws) == (name, draws)
     torch.manual_seed(0)
     with torch.no_grad():
-        w = np.exp(first.weigh(plan.given) - truth(program, x).numpy())
-    means = w.reshape(16, 2, 200).mean((0, 2))
-    assert (np.abs(means - 1) < 4 * w.std() / math.sqrt(3200)).all()
+        w = np.exp(method.weigh(plan.given) - truth(program, x).numpy())
+    means = w.reshape(draws, 2, 100).mean((0, 2))
+    assert (np.abs(means - 1) < 4 * w.std() / math.sqrt(100 * draws)).all()
+
+
+def test_methods_follow_what_the_latent_variables_are(monkeypatch):
+    program = rough()
+    assert [method.name for method in ladder(program, images(program, 2))[1]] == [
+        "local",
+        "annealed-100",
+        "annealed-400",
+    ]
+    monkeypatch.setattr("pyro_vae.evidence.methods.MOST_DIMENSIONS", 1)
+    assert [method.name for method in ladder(program, images(program, 2))[1]] == ["annealed-100", "annealed-400"]

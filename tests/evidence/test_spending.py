@@ -9,7 +9,7 @@ import torch
 from evidence_programs import EAGER, images, rough, shared_rate, shared_rate_guide, truth
 from pyro.infer.autoguide import AutoNormal
 
-from pyro_vae.evidence import BudgetedEvidence, EvidenceInterrupted, log_evidence, spending
+from pyro_vae.evidence import BudgetedEvidence, EvidenceInterrupted, LocalProposal, log_evidence, spending
 from pyro_vae.evidence.budget import Draws
 from pyro_vae.files import CheckpointError
 
@@ -60,7 +60,7 @@ def test_a_guide_that_is_too_narrow():
     program = rough(narrower=0.6)  # k = 0.64
     x = images(program, 150)
     evidence = log_evidence(program, x, target=0.1, **QUIET)
-    assert set(evidence.method) <= {"annealed-10", "annealed-50"}  # none is settled by importance draws
+    assert set(evidence.method) == {"local"}  # none is settled by draws of the guide
     assert evidence.untrusted < 0.1
     assert 0.9 <= covered(evidence, truth(program, x)) <= 1.0  # 150 images: 0.95 ± 0.018
 
@@ -118,7 +118,17 @@ def test_discrete_latents_have_importance_sampling_alone():
     evidence = log_evidence(model, guide, x, target=0.01, **QUIET)
     log_p = torch.stack([math.log(0.7) + dist.Normal(0, 1).log_prob(x), math.log(0.3) + dist.Normal(2, 1).log_prob(x)])
     assert evidence.plan.methods == ("importance",) and evidence.trusted.all()
+    with pytest.raises(ValueError, match="site 'y' is discrete"):
+        log_evidence(model, guide, x, target=0.01, proposal=LocalProposal(), **QUIET)
     assert ((evidence.log_px - log_p.logsumexp(0)).abs() < 5 * evidence.standard_error + 1e-5).all()
+
+
+def test_a_proposal_takes_the_place_of_the_guide():
+    program = rough()
+    x, proposal = images(program, 5), LocalProposal(rounds=16)
+    evidence = log_evidence(program.model, None, x, target=0.1, proposal=proposal, **QUIET)
+    assert evidence.plan.methods[0] == "local" and evidence.trusted.all()
+    assert ((evidence.log_px - truth(program, x)).abs() < 5 * evidence.standard_error).all()
 
 
 @pytest.mark.parametrize(
@@ -149,8 +159,8 @@ def test_the_identity_follows_the_parameters():
     program, budget = rough(), spending.Budget(target=0.1)
     given = spending.ProgramArguments.of((images(program, 3),))
     before = spending.identity(budget, given, [], 0, program.model, program.guide)
-    other = budget._replace(precision=torch.bfloat16)
-    assert spending.identity(other, given, [], 0, program.model, program.guide) != before
+    for other in (budget._replace(precision=torch.bfloat16), budget._replace(proposal=LocalProposal(rounds=2))):
+        assert spending.identity(other, given, [], 0, program.model, program.guide) != before
     with torch.no_grad():
         program.bias += 1e-9
     assert spending.identity(budget, given, [], 0, program.model, program.guide) != before

@@ -1,11 +1,14 @@
 """The bounds on log p(x) of a trained model, from end to end."""
 
+import errno
 import json
+import os
 
 import pytest
 import torch
 from small_runs import own_images
 
+from pyro_vae import files
 from pyro_vae.evidence import log_evidence
 from pyro_vae.runs import bounds, train
 from pyro_vae.runs import evidence as command
@@ -54,6 +57,27 @@ def test_the_experiment_measures_a_trained_model(tmp_path, capsys):
     assert lowered["bias"] == pytest.approx(bias, abs=1e-9) and bias != 0
     assert command.main([*words, "--overwrite", "--images", "251"]) == 1
     assert "--images: wanted 2 to 250" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_numbers_on_the_terminal_and_no_half_results(tmp_path, capsys, monkeypatch):
+    trained = ["--dataset", "digits", "--net", "mlp", "--hidden", "8", "--epochs", "1", "--quiet", "--evidence", "0"]
+    assert train.main([*trained, "--out", str(tmp_path / "trained")]) == 0
+    words = ["--run", str(tmp_path / "trained"), *FEW, "--simulated", "4", "--quiet"]
+    before, _ = sorted(tmp_path.rglob("*")), capsys.readouterr()
+
+    def full(file, content):
+        file.write(content[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_write", full)
+        assert command.main(words) == 1
+    said = capsys.readouterr()
+    assert "importance, K = 30 " in said.out and "results in" not in said.out
+    assert "metrics.json cannot be written (No space left on device)" in said.err and "free some space" in said.err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert command.main(words) == 0  # with more room
+    assert capsys.readouterr().out.startswith(said.out.split(" 0\n")[0][:200])
 
 
 def test_a_conditional_model_is_measured_given_its_classes(tmp_path, capsys):

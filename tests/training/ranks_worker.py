@@ -1,21 +1,24 @@
-"""What ``test_ranks.py`` runs under torchrun: python ranks_worker.py {train,die} FILE."""
+"""What ``test_ranks.py`` runs under torchrun: python ranks_worker.py {train,die,whole,killed,resumed} FILE."""
 
 import os
 import signal
 import sys
 import warnings
+from functools import partial
+from pathlib import Path
 
+import pyro
 import pyro.distributions as dist
 import torch
 from programs import DIGITS, small_vae
 from pyro.infer import Trace_ELBO
 from torch import nn
 
-from pyro_vae import fit, likelihoods
+from pyro_vae import Checkpoints, fit, likelihoods
 from pyro_vae.data.sets import Data
 from pyro_vae.estimators import ImportanceWeighted
 from pyro_vae.random import seeded
-from pyro_vae.training import ranks
+from pyro_vae.training import TrainingWarning, ranks
 from pyro_vae.training.engines import Eager
 
 FEW = Data("few", DIGITS.train[:152], DIGITS.valid[:51], DIGITS.test[:10])
@@ -54,6 +57,41 @@ def gradient():
     return loss, before - nn.utils.parameters_to_vector(vae.parameters()).detach()
 
 
+class Scaled(nn.Module):
+    """A program whose loss is that of all rows, whatever the number of those it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(()))
+
+    def observe(self, pixels, generator=None):
+        return pixels.flatten(1).float().mean(1)
+
+    def model(self, x):
+        with pyro.plate("rows", len(FEW.train), subsample_size=len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("rows", len(FEW.train), subsample_size=len(x)):
+            pyro.sample("z", dist.Normal(self.loc, 1.0))
+
+
+class Unknown(Trace_ELBO):
+    """An estimator that says nothing of itself."""
+
+
+def refusals():
+    """What is said where the losses of two ranks do not add up, or may not."""
+    said = []
+    for program, estimator in (Scaled(), Trace_ELBO()), (small_vae(), Unknown()):
+        try:
+            fit(program, FEW, estimator, epochs=1, batch_size=50, progress=False, engine="eager")
+            said.append("")
+        except (ValueError, TrainingWarning) as error:
+            said.append(str(error))
+    return said
+
+
 def train(file):
     loss, slope = gradient()
     with seeded(ranks.own_seed(0)):
@@ -64,6 +102,7 @@ def train(file):
     choice = fit(chosen, FEW, ImportanceWeighted(3), epochs=3, batch_size=50, lr=1e-2, progress=False)
     steps = interrupted_steps()
     result = {
+        "refused": refusals(),
         "loss": loss,
         "slope": slope,
         "steps": ranks.all_gather(torch.tensor([steps])),
@@ -109,7 +148,36 @@ def die(file):
     fit(vae, FEW, epochs=3, batch_size=50, progress=False)
 
 
+def with_checkpoints(file, resume=False, killed_at=None):
+    """Train with a checkpoint after every second step; ``killed_at``: the second rank is killed in that step."""
+    vae, count = without_noise(), 0
+    observe = vae.observe
+
+    def counted(pixels, generator=None):
+        nonlocal count
+        count += generator is None
+        if count - 1 == killed_at and ranks.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return observe(pixels, generator)
+
+    vae.observe = counted
+    first = ranks.rank() == 0
+    checkpoints = Checkpoints(Path(file).parent, seconds=None, steps=2, resume=resume) if first else None
+    fit(vae, FEW, checkpoints=checkpoints, epochs=3, batch_size=50, lr=1e-2, progress=False, engine="eager")
+    found = ranks.all_gather(nn.utils.parameters_to_vector(vae.parameters()).detach()[None])
+    if first:
+        torch.save(found, file)
+
+
+WORK = {
+    "train": train,
+    "die": die,
+    "whole": with_checkpoints,
+    "killed": partial(with_checkpoints, killed_at=6),
+    "resumed": partial(with_checkpoints, resume=True),
+}
+
 if __name__ == "__main__":
     warnings.simplefilter("error", UserWarning)
     with ranks.processes(minutes=1):
-        {"train": train, "die": die}[sys.argv[1]](sys.argv[2])
+        WORK[sys.argv[1]](sys.argv[2])

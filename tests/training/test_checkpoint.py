@@ -7,16 +7,18 @@ import io
 import os
 import pickle
 import signal
+from contextlib import nullcontext
 
 import pytest
 import torch
 from programs import FEW, Breaks, needs_compiler, same_bits, small_vae
-from small_trainings import rows, stopped, train
+from small_trainings import rows, started, stopped, train
 
 from pyro_vae import files, fit
 from pyro_vae.files import CheckpointError
-from pyro_vae.training import TrainingWarning, checkpoint
+from pyro_vae.training import TrainingWarning, checkpoint, engines, worth
 from pyro_vae.training.checkpoint import Checkpoints, decode, encode
+from pyro_vae.training.eager import EagerEngine
 
 CONTENT = {"step": 7, "loc": torch.arange(3.0), "rows": [{"bound": -1.5}], "none": None}
 
@@ -58,6 +60,60 @@ def test_another_engine_than_the_one_that_was_stopped_is_said(tmp_path, usual_in
     (tmp_path / "checkpoint.pt").write_bytes(encode(content))
     with pytest.warns(TrainingWarning, match="was trained by 'compiled' and went on by 'eager'"):
         train(Breaks(small_vae(), lambda count, x: x), tmp_path, resume=True, engine="auto")
+
+
+class Quick(EagerEngine):
+    """Eager steps that pass for compiled ones."""
+
+    name = "compiled"
+
+    def __init__(self, *args, strict, rows, **settings):
+        super().__init__(*args, **settings)
+
+
+def test_parts_that_were_frozen_leave_a_resumed_run_its_engine(tmp_path, monkeypatch):
+    """``auto`` counts the work of parameters that are trained: a resumed run has fewer, and the same bits."""
+    counted = []
+
+    def as_much_as_the_first(work, steps):
+        counted.append(work.operations)
+        return work.operations >= counted[0]
+
+    whole, broken, resumed = (small_vae() for _ in range(3))
+    monkeypatch.setattr(worth.Work, "earns_back", as_much_as_the_first)
+    monkeypatch.setattr(engines, "CompiledEngine", Quick)
+    monkeypatch.setattr(engines, "FEWEST", 1)
+
+    def frozen_after(training, epochs):
+        for row in training:
+            if row["epoch"] == 1:
+                training.program.likelihood.requires_grad_(False)
+            if row["epoch"] == epochs:
+                break
+        return training.finish()
+
+    expected = frozen_after(started(whole, engine="auto"), 4)
+    frozen_after(started(broken, tmp_path, engine="auto"), 2)
+    history = frozen_after(started(resumed, tmp_path, resume=True, engine="auto"), 4)
+    assert history.engine == expected.engine == "compiled" and rows(history) == rows(expected)
+    content = decode((tmp_path / "checkpoint.pt").read_bytes(), "")
+    assert content["compiles"] is True
+    del content["compiles"]  # as in earlier versions
+    (tmp_path / "checkpoint.pt").write_bytes(encode(content))
+    with pytest.warns(TrainingWarning, match="went on by 'eager'"):
+        frozen_after(started(small_vae(), tmp_path, resume=True, engine="auto", epochs=5), 5)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_more_epochs_may_earn_back_what_fewer_did_not(tmp_path, monkeypatch, before):
+    monkeypatch.setattr(engines, "FEWEST", 1)
+    monkeypatch.setattr(worth.Work, "earns_back", lambda self, steps: before or steps > 16)
+    monkeypatch.setattr(engines, "CompiledEngine", Quick)
+    for epochs, compiles in (4, before), (5, True):
+        with nullcontext() if before or epochs == 4 else pytest.warns(TrainingWarning, match="went on by 'compiled'"):
+            for _ in started(small_vae(), tmp_path, resume=True, engine="auto", epochs=epochs):
+                pass
+        assert decode((tmp_path / "checkpoint.pt").read_bytes(), "")["compiles"] is compiles
 
 
 def test_a_run_that_died_repeats_only_the_steps_since_its_last_checkpoint(tmp_path):

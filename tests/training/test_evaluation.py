@@ -8,7 +8,8 @@ import pyro
 import pytest
 import torch
 from enumerated_programs import LABELS, MixtureOfFactors, OfTheModel, X
-from programs import FEW, quick, small_vae
+from monte_carlo import assert_estimate_is
+from programs import FEW, quick, small_vae, with_rate
 from torch import nn
 
 from pyro_vae import evaluate, likelihoods
@@ -18,19 +19,20 @@ from pyro_vae.training.evaluation import Evaluation, own_part
 
 
 def test_evaluate_is_the_mean_log_weight_of_every_image():
-    vae = small_vae()
+    vae = with_rate(small_vae())
     x = fixed_x(vae, FEW.test.images)
     evaluation = evaluate(vae, x, particles=400, batch_size=33)
     with torch.no_grad():
         q = vae.posterior(x)
         rate = torch.distributions.kl_divergence(q, vae.prior().expand(q.batch_shape))
         z = q.sample((4000,))
-        distortion = -vae.likelihood(z).log_prob(x).mean(0)
+        rates, distortions = q.log_prob(z) - vae.prior().log_prob(z), -vae.likelihood(z).log_prob(x)
     assert evaluation.bound.shape == (100,) and evaluation.bound.dtype == torch.float64
-    assert torch.allclose(evaluation.rate.float(), rate, atol=0.2)
-    assert torch.allclose(evaluation.distortion.float(), distortion, atol=0.2)
-    assert evaluation.rate.mean().item() == pytest.approx(rate.mean().item(), abs=0.01)
-    assert evaluation.distortion.mean().item() == pytest.approx(distortion.mean().item(), abs=0.02)
+    distortion, (rates, distortions) = distortions.mean(0), (part.std(0) / 400**0.5 for part in (rates, distortions))
+    assert_estimate_is(evaluation.rate, rate, rates, sees=rate.mean())
+    assert_estimate_is(evaluation.distortion, distortion, 1.1 * distortions, sees=rate.mean())
+    assert_estimate_is(evaluation.rate.mean(), rate.mean(), rates.norm() / 100, sees=rate.mean() / 20)
+    assert_estimate_is(evaluation.distortion.mean(), distortion.mean(), 1.1 * distortions.norm() / 100, sees=0.1)
 
 
 def test_evaluate_changes_nothing_and_raises_on_nan():

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pyro_vae import CheckpointError, Training, evaluate, files, fit, fixed_x
 from pyro_vae.data import Data
+from pyro_vae.estimators import Description
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
 from pyro_vae.training import NonFiniteLoss, TrainingWarning, epochs
 from pyro_vae.training.checkpoint import decode
@@ -545,6 +546,8 @@ class Still(type(small_vae())):
 
 class StillBound(Trace_ELBO):
     """The ELBO at the mean of the guide, which has no noise."""
+
+    description = Description.unbiased("ELBO")
 
     def differentiable_loss(self, model, guide, x):
         vae = model.__self__

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from programs import DIGITS, small_vae
-from ranks_worker import gradient, train
+from ranks_worker import gradient, refusals, train
 
 from pyro_vae import fit, load_vae, log_evidence
 from pyro_vae.training import ranks
@@ -70,11 +70,31 @@ def test_without_noise_two_ranks_train_as_one(two, tmp_path):
     torch.testing.assert_close(two["parameters"][0], one["parameters"][0], rtol=1e-3, atol=1e-5)
 
 
+def test_losses_that_do_not_add_up_over_ranks_are_refused_before_a_step(two, tmp_path):
+    scaled, unknown = two["refused"]
+    assert "losses of 2 parts of a batch are summed (2 ranks)" in scaled and "the scale of site 'z' depends" in scaled
+    assert "nothing says that that of Unknown is a sum over rows" in unknown
+    assert refusals() == ["", ""]  # in one process
+
+
 def test_the_others_stop_where_a_rank_dies():
     start = time.perf_counter()
     done = torchrun("die", "unused")
     assert done.returncode != 0 and time.perf_counter() - start < 60
     assert "exitcode  : 3" in done.stderr  # by the rank that died, and not by an error of its own
+
+
+@pytest.mark.slow
+def test_a_run_of_two_ranks_of_which_one_was_killed_resumes_to_the_same_bits(tmp_path):
+    """Without noise: that of the other ranks is drawn anew."""
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        done = torchrun(name, tmp_path / name / "result.pt")
+        assert (done.returncode == 0) == (name == "whole"), done.stderr
+    assert "SIGKILL" in done.stderr and not (tmp_path / "killed/result.pt").exists()
+    assert torchrun("resumed", tmp_path / "killed/result.pt").returncode == 0
+    whole, resumed = (torch.load(tmp_path / name / "result.pt") for name in ("whole", "killed"))
+    assert torch.equal(resumed[0], resumed[1]) and torch.equal(whole, resumed)
 
 
 def test_a_batch_with_fewer_images_than_ranks_is_refused(monkeypatch):
