@@ -202,7 +202,7 @@ def test_it_takes_rows_of_counts(batch):
     assert torch.equal(filled[rows > 1], rows[rows > 1])
     rates = analysis.rate_per_dimension(vae, rows)
     assert rates.sum().item() == pytest.approx(kl_divergence(guide(x), vae.prior().expand([6])).mean().item(), rel=1e-5)
-    with pytest.raises(ValueError, match="wanted float x of 1 or more dimensions, got torch.int64"):
+    with pytest.raises(ValueError, match=r"wanted float x of 1 or more dimensions, got torch\.int64"):
         analysis.codes(vae, rows.long())
 
 

@@ -11,7 +11,6 @@ from scipy.stats import skew
 from scipy.stats import t as student
 
 from pyro_vae.comparison.intervals import TAIL, Estimate, interval, quantile, short, skewness, without_skewness
-from pyro_vae.comparison.moments import Moments
 
 
 def test_intervals_cover_the_truth():
@@ -177,17 +176,6 @@ def test_intervals_from_a_sample_of_coordinates_are_those_of_a_bootstrap_of_stor
     for estimate, width in zip((moments.trace(), moments.snr(), moments.norm_ratio()), widths):
         assert 0.7 < (estimate.high - estimate.low) / width < 1.5
         assert estimate.low < estimate.value < estimate.high
-
-
-@pytest.mark.parametrize("factor", [2.0**-12, 2.0**12])
-def test_the_unit_of_the_gradient_has_no_part_in_shares_and_its_square_in_the_variance(factor):
-    g = Scores(2).draws(60, torch.Generator().manual_seed(0)).chunk(2)
-    one, other = streamed(*g), streamed(*(factor * part for part in g))
-    for statistic, unit in ((Moments.trace, factor**2), (Moments.snr, 1.0), (Moments.norm_ratio, 1.0)):
-        wanted, found = statistic(one), statistic(other)
-        ends = [unit * value for value in (wanted.value, wanted.low, wanted.high)]
-        assert [found.value, found.low, found.high] == pytest.approx(ends, rel=1e-9, abs=0)
-        assert found.freedom == pytest.approx(wanted.freedom)
 
 
 def test_an_estimate_is_not_changed():
