@@ -7,6 +7,7 @@ from torch import nn
 from pyro_vae.compiling.outcomes import outcome
 from pyro_vae.training import gradients
 from pyro_vae.training.gradients import GradientGraph
+from pyro_vae.training.shards import ShardedStep
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -84,6 +85,19 @@ def test_gradients_lie_in_memory_as_the_parameters_do(quadratic, graph):
     graph._compiled = turned
     _, (gradient,), _ = graph(X)
     assert gradient.stride() == (1, 2) and gradient.tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_shared_rows_have_an_outcome_without_the_compiler(quadratic, graph):
+    class Halves(ShardedStep):
+        def __init__(self):
+            """Nothing is compiled."""
+
+        def eagerly(self, values, raw):
+            return torch.tensor(LOSS), [torch.tensor(GRADIENT)], [torch.tensor(7.0)], None
+
+    graph._compiled = Halves()
+    found = graph.uncompiled(X)
+    assert found.loss == LOSS and found.gradients["weight"].tolist() == GRADIENT and found.buffers["count"] == 7
 
 
 def test_a_norm_that_the_graph_leaves_out_is_computed_after_it(graph):
