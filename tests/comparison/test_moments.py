@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from gradients import Scores, streamed
+from gradients import Gaussians, Scores, streamed
 from monte_carlo import assert_mean_is
 
 from pyro_vae.comparison.moments import Moments
@@ -111,8 +111,10 @@ def test_a_projection_is_a_signed_sum_over_neighbours_in_one_tensor(sizes, proje
 
 
 @pytest.mark.parametrize("factor", [2.0**-12, 2.0**12])
-def test_the_unit_of_the_gradient_has_no_part_in_shares_and_its_square_in_the_variance(factor):
-    g = Scores(2).draws(60, torch.Generator().manual_seed(0)).chunk(2)
+@pytest.mark.parametrize(("gradient", "seed"), [(Scores(2), 0), (Gaussians(torch.zeros(10).double()), 3)])
+def test_the_unit_of_the_gradient_has_no_part_in_shares_and_its_square_in_the_variance(gradient, seed, factor):
+    """Also where the mean is lost in noise, which alone gives it a direction."""
+    g = gradient.draws(60, torch.Generator().manual_seed(seed)).chunk(2)
     one, other = streamed(*g), streamed(*(factor * part for part in g))
     for statistic, unit in ((Moments.trace, factor**2), (Moments.snr, 1.0), (Moments.norm_ratio, 1.0)):
         wanted, found = statistic(one), statistic(other)
