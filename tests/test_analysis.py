@@ -1,5 +1,7 @@
 """Codes, images and probes against the linear Gaussian program, scikit-learn and integrals by hand."""
 
+import inspect
+
 import pytest
 import scipy.stats
 import torch
@@ -200,7 +202,7 @@ def test_it_takes_rows_of_counts(batch):
     assert torch.equal(filled[rows > 1], rows[rows > 1])
     rates = analysis.rate_per_dimension(vae, rows)
     assert rates.sum().item() == pytest.approx(kl_divergence(guide(x), vae.prior().expand([6])).mean().item(), rel=1e-5)
-    with pytest.raises(ValueError, match="wanted float x of 1 or more dimensions"):
+    with pytest.raises(ValueError, match=r"wanted float x of 1 or more dimensions, got torch\.int64"):
         analysis.codes(vae, rows.long())
 
 
@@ -229,3 +231,42 @@ def test_the_old_name_of_a_function_whose_mask_was_the_other_way_round_says_so()
         _ = analysis.impute
     with pytest.raises(AttributeError, match="no attribute 'imputed'"):
         _ = analysis.imputed
+
+
+DRAWS = [analysis.codes, analysis.reconstruct, analysis.draw_posterior, analysis.draw_prior, analysis.sample_prior]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda vae, x, **given: analysis.codes(vae, x, samples=2, **given),
+        lambda vae, x, **given: analysis.reconstruct(vae, x, samples=2, **given),
+        analysis.draw_posterior,
+        lambda vae, x, **given: analysis.draw_prior(vae, 3, **given),
+        lambda vae, x, **given: analysis.sample_prior(vae, 3, **given),
+        lambda vae, x, **given: analysis.pseudo_gibbs(vae, x, x > 0.5, steps=2, **given),
+    ],
+)
+def test_the_seed_that_is_not_given_is_zero(flow, draw):
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(draw(flow, x), draw(flow, x, seed=0)) and not torch.equal(draw(flow, x), draw(flow, x, seed=1))
+
+
+@pytest.mark.parametrize("function", [analysis.decode, *DRAWS, analysis.rate_per_dimension, analysis.manifold])
+def test_settings_are_given_by_name(function):
+    kinds = {name: parameter.kind for name, parameter in inspect.signature(function).parameters.items()}
+    settings = {name: kind for name, kind in kinds.items() if name in ("batch_size", "samples", "seed")}
+    assert settings and set(settings.values()) == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_a_likelihood_that_says_nothing_of_its_events_is_of_pictures(flow):
+    silent = torch.nn.Module()
+    silent.forward = lambda z: flow.likelihood(z)
+    other = VAE(flow.prior, silent, flow.posterior)
+    x = torch.rand(3, 1, 8, 8)
+    assert torch.equal(analysis.draw_posterior(other, x), analysis.draw_posterior(flow, x))
+    for wrong in (x[0, 0], x.long()):
+        with pytest.raises(
+            ValueError, match=r"wanted float images of shape \(..., C, H, W\), got .* from uint8 pixels by"
+        ):
+            analysis.draw_posterior(other, wrong)

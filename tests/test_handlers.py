@@ -131,6 +131,34 @@ def test_bad_weights(program, beta):
             make(beta)
 
 
+def test_without_a_weight_the_program_is_trained_as_it_is(program, x):
+    loss, gradients = estimate(Trace_ELBO(), program.model, program.guide, x, program.parameters())
+    weighted = KLWeighted(program)
+    ours, same = estimate(Trace_ELBO(), weighted.model, weighted.guide, x, program.parameters())
+    torch.testing.assert_close(ours, loss)
+    torch.testing.assert_close(same, gradients)
+
+
+def test_a_schedule_counts_the_steps_of_an_optimiser_of_several_groups(program):
+    weighted, warm_up, parameters = (
+        KLWeighted(program, beta=0.5),
+        LinearWarmUp(4, start=0.5, end=2.5),
+        program.parameters(),
+    )
+    optimizer = weighted.anneal(torch.optim.SGD([{"params": [p]} for p in parameters], lr=0.0), warm_up)
+    betas = [float(weighted.beta)]
+    for _ in range(3):
+        optimizer.step()
+        betas.append(float(weighted.beta))
+    assert betas == [0.5, 1.0, 1.5, 2.0]
+    state, again = optimizer.state_dict(), KLWeighted(program)
+    resumed = again.anneal(torch.optim.SGD([{"params": [p]} for p in program.parameters()], lr=0.0), warm_up)
+    resumed.load_state_dict(state)
+    assert float(again.beta) == 2.0
+    resumed.step()
+    assert float(again.beta) == 2.5
+
+
 def test_warm_up():
     warm_up = LinearWarmUp(steps=10, start=0.2, end=4.0)
     assert [warm_up(step) for step in (0, 5, 10, 11)] == pytest.approx([0.2, 2.1, 4.0, 4.0])

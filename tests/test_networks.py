@@ -183,3 +183,23 @@ def test_an_export_leaves_the_number_of_rows_open(network, event, strict):
     for count in (1, 5, ROWS + 44):
         value = torch.rand(count, *event)
         torch.testing.assert_close(graph(value), network(value))
+
+
+def test_the_widths_that_are_not_given_are_those_of_saved_runs():
+    """A run that was saved without widths is read with the defaults."""
+    shape = (1, 8, 8)
+    widths = {
+        MLPEncoder(shape): 64 * 400 + 400,
+        MLPDecoder(2, shape, maps=1): 2 * 400 + 400 + 400 * 64 + 64,
+        ConvEncoder(shape): 16 * 32 + 32 + 16 * 32 * 64 + 64,
+        ConvDecoder(2, shape, maps=1): 2 * 256 + 256 + 64 * 16 * 32 + 32 + 32 * 16 + 1,
+    }
+    for network, count in widths.items():
+        assert sum(parameter.numel() for parameter in network.parameters()) == count, type(network).__name__
+
+
+def test_networks_of_single_units():
+    encoder, decoder = MLPEncoder((1,), hidden=(1, 1)), MLPDecoder(1, (1,), maps=1, hidden=(1,))
+    assert encoder(torch.rand(5, 1)).shape == decoder(torch.rand(5, 1)).shape == (5, 1)
+    narrow = ConvEncoder((1, 4, 4), channels=(1,)), ConvDecoder(1, (1, 4, 4), maps=1, channels=(1,))
+    assert narrow[0](torch.rand(5, 1, 4, 4)).shape == (5, 4) and narrow[1](torch.rand(5, 1)).shape == (5, 1, 4, 4)

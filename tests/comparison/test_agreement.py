@@ -6,7 +6,7 @@ import torch
 from comparing import compare, oracle
 from gradients import Scores, draws, streamed
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
-from scipy.stats import kstest
+from scipy.stats import f, kstest, ttest_ind
 
 from pyro_vae.comparison.agreement import equal_means_p_value, largest_z, typical_largest_z
 from pyro_vae.estimators import (
@@ -67,6 +67,28 @@ def test_largest_z_is_numpys():
 def test_typical_largest_z_is_the_median_of_the_largest():
     largest = np.abs(np.random.default_rng(0).standard_normal((20_000, 50))).max(1)
     assert abs(typical_largest_z(50) - np.median(largest)) < 0.02
+
+
+def symmetric(n, size, seed, spread=1.0):
+    """Draws without skewness, so that no correction of it has a part in the test."""
+    half = spread * torch.randn(n // 2, size, generator=torch.Generator().manual_seed(seed)).double()
+    return torch.cat([half, -half])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.2, 0.7])
+def test_the_p_value_of_one_coordinate_is_welchs(shift):
+    a, b = symmetric(20, 1, 0), symmetric(12, 1, 1, spread=3.0) + shift
+    p = equal_means_p_value(streamed(a).mean(), streamed(b).mean())
+    assert p == pytest.approx(ttest_ind(a[:, 0], b[:, 0], equal_var=False).pvalue, rel=1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_p_value_against_a_known_mean_is_hotellings(scale):
+    a, known = symmetric(20, 3, 0) @ torch.tensor([[1.0, 0.5, 0.0], [0.0, 2.0, 0.3], [0.0, 0.0, 0.1]]).double(), 0.05
+    t_squared = 20 * known**2 * torch.linalg.inv(a.T.cov()).sum().item()
+    known = torch.full((20, 3), known).double()
+    p = equal_means_p_value(*(streamed(scale * g).mean() for g in (a, known)))
+    assert p == pytest.approx(f.sf(t_squared * 17 / (19 * 3), 3, 17), rel=1e-6)
 
 
 def test_what_does_not_vary_is_no_difference():

@@ -1,6 +1,7 @@
 """Intervals against their coverage, a bootstrap and Hall's formula."""
 
 import math
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -96,7 +97,8 @@ def test_an_interval_without_skewness_is_students():
 
 def test_an_interval_of_sections_that_agree_is_a_point_and_of_nan_is_nan():
     assert interval(3.0, torch.zeros(5)) == (3.0, 3.0, math.inf)
-    assert all(math.isnan(end) for end in interval(3.0, torch.tensor([1.0, math.nan]))[:2])
+    *ends, freedom = interval(3.0, torch.tensor([1.0, math.nan]))
+    assert all(math.isnan(end) for end in ends) and freedom == math.inf  # no draws are too few for what is not there
 
 
 def test_an_estimate_is_doubtful_below_five_degrees_of_freedom():
@@ -174,3 +176,10 @@ def test_intervals_from_a_sample_of_coordinates_are_those_of_a_bootstrap_of_stor
     for estimate, width in zip((moments.trace(), moments.snr(), moments.norm_ratio()), widths):
         assert 0.7 < (estimate.high - estimate.low) / width < 1.5
         assert estimate.low < estimate.value < estimate.high
+
+
+def test_an_estimate_is_not_changed():
+    estimate = Estimate(1.0, 0.5, 2.0)
+    with pytest.raises(FrozenInstanceError):
+        estimate.low = 0.9
+    assert len({estimate, Estimate(1.0, 0.5, 2.0), Estimate(1.0, 0.5, 3.0)}) == 2

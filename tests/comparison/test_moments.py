@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from gradients import streamed
+from gradients import Gaussians, Scores, streamed
 from monte_carlo import assert_mean_is
 
 from pyro_vae.comparison.moments import Moments
@@ -91,3 +91,33 @@ def test_what_does_not_vary_does_not_count_in_the_snr():
     np.testing.assert_allclose(moments.snr().value, (abs(varying.mean(0)) / varying.std(0, ddof=1)).mean(), rtol=1e-5)
     constant = torch.full((50, 4), 2.0)
     assert math.isnan(streamed(constant).snr().value)
+
+
+@pytest.mark.parametrize(("sizes", "projections", "parts"), [([30, 7, 3], 12, [4, 4, 3]), ([5, 2], 2, [1, 1])])
+def test_a_projection_is_a_signed_sum_over_neighbours_in_one_tensor(sizes, projections, parts):
+    """Unit vectors show which coordinates it has: all tensors are cut into as many pieces, of much the same length."""
+    rows = torch.stack(
+        [
+            streamed(e.expand(2, -1), sizes=sizes, projections=projections).mean().projected
+            for e in torch.eye(sum(sizes))
+        ]
+    )
+    assert torch.equal((rows != 0).sum(1), torch.ones(sum(sizes)).long()) and (rows.abs().sum(1) == 1).all()
+    numbers = rows.abs().argmax(1)
+    assert torch.equal(numbers, numbers.sort().values) and rows.shape[1] == sum(parts)
+    lengths = numbers.bincount().split(parts)
+    assert [int(of.sum()) for of in lengths] == sizes
+    assert all(of.max() - of.min() <= 1 for of in lengths)
+
+
+@pytest.mark.parametrize("factor", [2.0**-12, 2.0**12])
+@pytest.mark.parametrize(("gradient", "seed"), [(Scores(2), 0), (Gaussians(torch.zeros(10).double()), 3)])
+def test_the_unit_of_the_gradient_has_no_part_in_shares_and_its_square_in_the_variance(gradient, seed, factor):
+    """Also where the mean is lost in noise, which alone gives it a direction."""
+    g = gradient.draws(60, torch.Generator().manual_seed(seed)).chunk(2)
+    one, other = streamed(*g), streamed(*(factor * part for part in g))
+    for statistic, unit in ((Moments.trace, factor**2), (Moments.snr, 1.0), (Moments.norm_ratio, 1.0)):
+        wanted, found = statistic(one), statistic(other)
+        ends = [unit * value for value in (wanted.value, wanted.low, wanted.high)]
+        assert [found.value, found.low, found.high] == pytest.approx(ends, rel=1e-9, abs=0)
+        assert found.freedom == pytest.approx(wanted.freedom)

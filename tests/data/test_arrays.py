@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_vae.data import Data, DataWarning
-from pyro_vae.data.arrays import check_columns
+from pyro_vae.data.arrays import check_columns, checked_splits, fields_of_splits
 
 GREY = np.random.RandomState(0).randint(0, 256, (30, 8, 8)).astype(np.uint8)
 GREY[:, 0, :2] = 0, 255
@@ -163,3 +163,30 @@ def test_a_column_of_one_value_and_a_class_that_was_never_trained_are_said():
 def test_names_of_columns_stand_in_messages():
     with pytest.warns(DataWarning, match=r"one value in b \(1\)"):
         check_columns(torch.tensor([[1.0, 1.0], [2.0, 1.0]]), ["a", "b"])
+
+
+PARTS = {"train": slice(0, 20), "valid": slice(20, 25), "test": slice(25, 30)}
+
+
+@pytest.mark.parametrize("name", ["images", "counts", "table"])
+def test_complete_splits_are_checked_as_arrays_are(name):
+    rows = {"images": GREY[:, None], "counts": LABELS[:, None], "table": np.random.RandomState(1).randn(30, 2)}[name]
+    splits = checked_splits({split: {name: rows[part], "labels": LABELS[part]} for split, part in PARTS.items()})
+    for split, part in PARTS.items():
+        assert np.array_equal(splits[split][name].squeeze(), rows[part].squeeze())
+        assert splits[split]["labels"].tolist() == LABELS[part].tolist()
+
+
+def test_complete_splits_of_binary_pictures_or_of_a_column_of_one_value_are_said():
+    binary = (GREY[:, None] > 99).astype(np.uint8)
+    with pytest.raises(ValueError, match=r"got only 0 and 1 in train, valid, test; write 255 \* images"):
+        checked_splits({split: {"images": binary[part]} for split, part in PARTS.items()})
+    alike = np.ones((30, 1))
+    with pytest.warns(DataWarning, match=r"one value in column 0 \(1\)"):
+        checked_splits({split: {"table": alike[part]} for split, part in PARTS.items()})
+
+
+def test_a_tenth_of_the_rows_is_held_out_twice_unless_shares_are_given():
+    of_30 = fields_of_splits({"counts": LABELS})
+    assert {split: len(fields["counts"]) for split, fields in of_30.items()} == {"train": 24, "valid": 3, "test": 3}
+    assert sorted(np.concatenate([fields["counts"] for fields in of_30.values()])) == sorted(LABELS)

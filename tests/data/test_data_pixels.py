@@ -22,6 +22,13 @@ def test_dynamic_binarisation_has_the_grey_level_as_its_mean():
     assert draws[:, 0, 0, 0, 0].sum() == 0 and draws[:, 0, 0, -1, -1].sum() == 4000
 
 
+def test_black_stays_black_and_white_white_at_the_ends_of_the_random_numbers(monkeypatch):
+    ends = torch.tensor([0, 255], dtype=torch.uint8)
+    for u in (0.0, 1 - 2.0**-24):
+        monkeypatch.setattr(torch, "rand", lambda shape, u=u, **_: torch.full(shape, u))
+        assert L.dynamic(ends).tolist() == [0.0, 1.0]
+
+
 PIXELS = LEVELS.expand(2, 1, 16, 16).contiguous()
 CURES = {  # the slip, and what its message says to write
     "float": (PIXELS / 255, lambda given: (255.0 * given).round().to(torch.uint8)),
@@ -29,6 +36,7 @@ CURES = {  # the slip, and what its message says to write
     "int64": (PIXELS.long(), lambda given: given.to(torch.uint8)),
     "(N, H, W)": (PIXELS[:, 0], lambda given: given.unsqueeze(1)),
     "(C, H, W)": (PIXELS[0], lambda given: given.unsqueeze(0)),
+    "(K, N, C, H, W)": (PIXELS[None], lambda given: given.reshape(-1, 1, 16, 16)),
     "flat": (PIXELS.flatten(1), lambda given: given.reshape(-1, 1, 16, 16)),
     "float (N, H, W)": (PIXELS[:, 0] / 255, lambda given: (255.0 * given.unsqueeze(1)).round().to(torch.uint8)),
     "float array": (PIXELS.numpy() / 255, lambda given: (255.0 * np.asarray(given)).round().astype("uint8")),
@@ -68,6 +76,8 @@ def test_thresholds_intensities_and_cells_by_hand():
     # at the ends of the interval a density may be infinite
     nothing = torch.zeros(100_000, dtype=torch.uint8)
     assert pixels.interior(nothing, torch.Generator().manual_seed(0), margin=1e-3).min() == pytest.approx(1e-3)
+    ends = torch.stack([pixels.interior(g, torch.Generator().manual_seed(0)) for g in (nothing, nothing + 255)])
+    assert ends.min() == 2.0**-17 and ends.max() == 1 - 2.0**-17
 
 
 @pytest.mark.parametrize(
@@ -80,6 +90,7 @@ def test_thresholds_intensities_and_cells_by_hand():
         (dist.Uniform(0.0, 0.5), None),
         (dist.Poisson(1.0), None),
         (dist.Binomial(2, 0.5), None),
+        (dist.Binomial(0, 0.5), None),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, dist.Distribution) else getattr(value, "__name__", ""),
 )

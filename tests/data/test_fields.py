@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pyro_vae.data import Data, Split
+from pyro_vae.data.fields import check_unmasked, checked_fields
 
 COUNTS = np.array([[3, 0], [1, 7], [0, 2], [5, 5]])
 TABLE = np.array([[0.5, np.nan], [1.0, 2.0], [-3.0, 0.0], [0.0, 1.0]])
@@ -50,6 +51,14 @@ def test_rows_of_all_fields_keep_together():
         ({"table": TABLE, "labels": [0, 1, 2, -2]}, "labels: wanted whole numbers from 0, or −1 where unknown, got -2"),
         ({"table": TABLE, "labels": [-1, 1, 1, -1]}, r"got −1 and 1 alone; .*write \(labels \+ 1\) // 2"),
         ({"table": TABLE, "names": list("abcd")}, "names: wanted numbers, one entry for each row"),
+        (
+            {"table": torch.eye(4).to_sparse()},
+            "table: wanted a dense tensor, got torch.sparse_coo; write table.to_dense",
+        ),
+        (
+            {"size": torch.tensor(1.0)},
+            "size: wanted one entry for each row, got .*; write size.reshape",
+        ),
         ({"table": TABLE, "fields": np.ones(4)}, "fields: a split has an attribute of this name"),
     ],
 )
@@ -96,6 +105,21 @@ def test_unsigned_numbers_are_compared_and_indexed_as_others(dtype):
         batch = split[[3, 1]]
         assert batch.counts.tolist() == COUNTS[[3, 1]].tolist() and batch.size.tolist() == [3, 1]
         assert batch.counts.dtype == torch.int64
+
+
+def test_labels_may_come_first():
+    fields = checked_fields({"labels": [0, 1, -1, 1], "counts": COUNTS, "size": np.ones(4)})
+    assert list(fields) == ["labels", "counts", "size"] and fields["counts"].tolist() == COUNTS.tolist()
+    with pytest.raises(ValueError, match="counts: wanted 3 rows, as many as labels has, got 4"):
+        checked_fields({"labels": [0, 1, 1], "counts": COUNTS})
+
+
+def test_a_mask_of_the_field_that_is_scored_is_refused_and_no_other():
+    fields = checked_fields({"counts": COUNTS, "table": TABLE[:, :1], "mask": np.ones((4, 1), bool)})
+    check_unmasked(fields, "counts")
+    check_unmasked({"counts": fields["counts"]}, "counts")
+    with pytest.raises(ValueError, match=r"its mask says which table were seen, .* or Split\(table=...\) without"):
+        check_unmasked(fields, "table")
 
 
 def test_numbers_of_the_other_byte_order_keep_their_values():

@@ -1,6 +1,7 @@
 """Folders of arrays that stay on disk: the same training as from memory, little of them resident, clear errors."""
 
 import math
+import mmap
 import sys
 from dataclasses import replace
 
@@ -129,3 +130,44 @@ def test_a_file_that_is_shorter_than_it_declares(folder):
 def test_a_folder_has_validation_images_of_its_own(folder):
     with pytest.raises(ValueError, match=r"valid_size: wanted none, as .* has validation images of its own, got 5"):
         load(folder, valid_size=5)
+
+
+class Pages:
+    """Counts how often the pages of a file are let go."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def madvise(self, option):
+        self.calls += 1
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="pages cannot be let go")
+def test_images_are_let_go_after_as_many_as_may_be_resident(folder, monkeypatch):
+    images, pages = mapped.map_array(folder / "train.npy"), Pages()
+    monkeypatch.setitem(mapped._MAPPED, images.untyped_storage().data_ptr(), pages)
+    for resident, calls in ((1, 7), (3 * mapped.TOUCHED, 3), (7 * mapped.TOUCHED, 1)):
+        monkeypatch.setattr(mapped, "RESIDENT", resident)
+        pages.calls, index = 0, torch.tensor([5, 0, 59, 5, 1, 2, 3])
+        assert torch.equal(mapped.take(images, index), images.clone()[index])
+        assert pages.calls == calls
+    pages.calls = 0
+    monkeypatch.setattr(mapped, "BLOCK", 120)  # bytes of two images
+    assert torch.equal(mapped.take_blocks(images, index), images.clone()[index]) and pages.calls == 1
+    assert torch.equal(mapped.take_blocks(images, index), images.clone()[index]) and pages.calls == 1  # a copy is held
+    assert mapped._BLOCKS[pages].images.shape == (4, 2, 3, 4, 5)  # of images 0 and 1, 2 and 3, 4 and 5, 58 and 59
+
+
+@pytest.mark.parametrize(("together", "lengths"), [(59, [1] * 5), (60, [1] * 5), (180, [3, 2]), (1 << 20, [5])])
+def test_a_pass_over_images_has_no_more_at_once_than_fit(folder, monkeypatch, together, lengths):
+    monkeypatch.setattr(mapped, "TOGETHER", together)
+    images = mapped.map_array(folder / "train.npy")[:5]  # of 60 bytes each
+    assert [len(part) for part in mapped.parts(images)] == lengths
+    assert torch.equal(torch.cat([*mapped.parts(images)]), images)
+    index = torch.tensor([4, 0])
+    assert torch.equal(torch.cat([*mapped.parts(images, index)]), images.clone()[index])
+
+
+def test_an_image_has_its_bytes_however_many_there_are():
+    assert [mapped.image_bytes(torch.zeros(n, 3, 5)) for n in (1, 2, 7)] == [60, 60, 60]
+    assert mapped.image_bytes(torch.zeros(0, 3, 5)) == mapped.image_bytes(torch.zeros(4, 0)) == 1

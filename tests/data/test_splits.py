@@ -8,6 +8,7 @@ import torch
 from grey import GREY, in_memory
 from torch.utils.data import DataLoader, TensorDataset
 
+from pyro_vae.data import mapped
 from pyro_vae.data import sets as D
 
 
@@ -102,3 +103,22 @@ def test_a_loader_of_a_split_says_how_to_make_one():
 def test_a_data_set_is_three_splits_of_one_shape(change, message):
     with pytest.raises(ValueError, match=message):
         replace(in_memory(GREY), **change)
+
+
+def test_fields_of_any_name_belong_to_a_data_set_and_are_looked_at():
+    split = D.Split(GREY, np.arange(30), zeta=np.ones(30))
+    assert D.Data("own", split, split[:3], split[3:5]).valid.zeta.tolist() == [1, 1, 1]
+    other = D.Split(GREY, np.arange(30), zeta=np.ones((30, 2)))
+    with pytest.raises(ValueError, match=r"test: wanted the fields and row shapes.*'zeta': \(\).*'zeta': \(2,\)"):
+        D.Data("own", D.Split(GREY, zeta=np.ones(30)), D.Split(GREY, zeta=np.ones(30)), other)
+
+
+def test_rows_move_to_a_device_and_files_stay(tmp_path):
+    np.save(tmp_path / "rows.npy", GREY)
+    on_disk, in_memory_ = D.Split(mapped.map_array(tmp_path / "rows.npy")), D.Split(GREY)
+    assert in_memory_.to("meta").images.is_meta
+    assert not on_disk.to("meta").images.is_meta
+
+
+def test_notebooks_show_pictures_where_there_are_some():
+    assert "<img" in D.Split(GREY)._repr_html_() and "<img" not in D.Split(counts=np.arange(30))._repr_html_()

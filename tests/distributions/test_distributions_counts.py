@@ -9,6 +9,7 @@ import scipy.stats
 import torch
 
 from pyro_vae.distributions import NegativeBinomialCounts, PoissonCounts, ZeroInflatedCounts
+from pyro_vae.distributions.counts import _deviance
 
 COUNTS = [0.0, 1.0, 2.0, 9.0, 10.0, 11.0, 100.0, 1e3, 1e5, 1e7]
 LOG_MEANS = [-40.0, -10.0, 0.0, 0.5, 2.25, 4.625, 11.5, 16.125, 40.0]
@@ -149,3 +150,14 @@ def test_draws_of_extreme_parameters_are_whole_and_finite():
     for p in (PoissonCounts(eta), NegativeBinomialCounts(eta, t)):
         draws = p.sample((100,))
         assert p.support.check(draws).all() and draws.isfinite().all()
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-6, -0.01, 0.0299, -0.0299, 0.0301, 0.9])
+def test_deviances_have_all_digits_of_float64(share):
+    """v = (a − b) / (a + b) is the share: the series is left at 0.03."""
+    a, b = 1 + share, 1 - share
+    with mpmath.workdps(60):
+        log_ratio, excess = mpmath.log(mpmath.mpf(a) / b), mpmath.mpf(a) - b
+        wanted = float(a * log_ratio - excess)
+    numbers = (torch.tensor(float(value), dtype=torch.float64) for value in (a, excess, log_ratio))
+    assert _deviance(*numbers).item() == pytest.approx(wanted, rel=2e-13, abs=0)

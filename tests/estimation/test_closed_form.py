@@ -91,5 +91,21 @@ def test_a_kl_that_pyro_would_sample():
         with pyro.plate("images", len(x)):
             pyro.sample("z", dist.Normal(x, 1.0))
 
-    with pytest.raises(ValueError, match=r"site 'z': no closed form is registered for KL\(Normal"):
+    with pytest.raises(ValueError, match=r"site 'z': no closed form is registered for KL\(Normal.* ‖ StudentT"):
         check_analytic_kl(model, guide, torch.zeros(3))
+
+
+def test_parameters_that_a_guide_makes_in_the_check_are_kept():
+    def model(x):
+        with pyro.plate("images", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(x):
+        loc = pyro.param("check_loc", torch.randn(3))
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    check_analytic_kl(model, guide, torch.zeros(3))
+    made = pyro.get_param_store()["check_loc"].clone()
+    guide(torch.zeros(3))
+    assert torch.equal(pyro.get_param_store()["check_loc"], made)

@@ -109,6 +109,12 @@ def test_plain_estimators_are_those_whose_loss_is_the_bound_of_one_draw(kind):
     assert described.enumerates == (kind is TraceEnum_ELBO)
 
 
+def test_losses_of_pyro_that_bound_nothing_are_no_bounds():
+    """Reweighted wake-sleep and the tail-adaptive loss have other values, the MMD is a distance of moments."""
+    said = {kind.__name__ for kind, known in OF_PYRO.items() if isinstance(known, Description) and not known.is_bound}
+    assert said == {"ReweightedWakeSleep", "Trace_MMD", "TraceTailAdaptive_ELBO"}
+
+
 def test_every_class_of_pyro_and_of_ours_is_described():
     of_pyro = {kind for _, kind in inspect.getmembers(pyro.infer, inspect.isclass) if issubclass(kind, ELBO)}
     assert set(OF_PYRO) == of_pyro - {ELBO}

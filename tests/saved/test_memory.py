@@ -51,3 +51,25 @@ def test_the_limit_grows_with_the_parameters_and_changes_in_place_are_free():
             value.add_(1).mul_(2).view(-1)
     with LimitedMemory(8 * FLOATS):
         torch.zeros(2 * FLOATS)
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20])
+def test_the_limit_is_eight_times_the_size_and_256_mib(size):
+    """Memory that nothing is written to takes no room."""
+    most = 8 * size + (256 << 20)
+    for parts in ([most], [most - (8 << 20), 8 << 20]):
+        with LimitedMemory(size):
+            made = [torch.empty(part, dtype=torch.uint8) for part in parts]
+        with pytest.raises(ValueError, match="asks for more memory"), LimitedMemory(size):
+            made = [torch.empty(part + 1, dtype=torch.uint8) for part in parts]
+        del made
+
+
+def test_an_operation_counts_16_kib_however_little_it_makes(monkeypatch):
+    monkeypatch.setattr(memory, "MORE", 10 << 14)
+    value = torch.zeros(3)
+    for make in (lambda: torch.zeros(0), lambda: torch.zeros(4096), lambda: value.view(-1)):
+        with LimitedMemory(0):
+            assert len([make() for _ in range(10)]) == 10
+        with pytest.raises(ValueError, match="asks for more memory"), LimitedMemory(0):
+            [make() for _ in range(11)]

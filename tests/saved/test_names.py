@@ -8,7 +8,7 @@ from torch import nn
 
 from pyro_vae import config, guides, likelihoods, networks, priors
 from pyro_vae.construction import Constructed
-from pyro_vae.saved.names import LAYERS, NAMED, arguments_of_layer, name_of
+from pyro_vae.saved.names import LAYERS, NAMED, ROOMS, arguments_of_layer, name_of
 from pyro_vae.saved.structure import difference, structure
 
 EXAMPLES = {
@@ -62,3 +62,19 @@ def test_nothing_else_is_named():
     )
     assert name_of(torch.load) is None and name_of(inspect) is None and name_of(nn.Module) is None
     assert not {"files", "saved", "training"} & {name.partition(".")[0] for name in NAMED}
+
+
+def test_a_name_is_that_of_the_room_that_defines_or_exports_it():
+    for name, value in NAMED.items():
+        room, _, own = name.partition(".")
+        if room != "nn":
+            assert value.__module__ == ROOMS[room].__name__ or own in ROOMS[room].__all__, name
+            assert getattr(ROOMS[room], own) is value and not own.startswith("_")
+
+
+def test_functions_and_classes_have_names_and_other_values_none():
+    functions = {name: value for name, value in NAMED.items() if inspect.isfunction(value)}
+    assert {"likelihoods.dynamic", "likelihoods.threshold"} <= set(functions)
+    for value in functions.values():
+        assert NAMED[name_of(value)] is value
+    assert name_of([]) is None and name_of(nn.ReLU()) is None and name_of("nn.ReLU") is None

@@ -11,7 +11,7 @@ from saved_programs import CHOSEN, FIXTURE, PIXELS, change, saved_in_format_3
 
 from pyro_vae import evaluate, load, load_vae
 from pyro_vae.files import CheckpointError
-from pyro_vae.saved.old_runs import METRICS, OLD_PARAMETERS, load_old
+from pyro_vae.saved.old_runs import METRICS, OLD_PARAMETERS, checksum, load_old
 from pyro_vae.training import fixed_x
 
 VARIED = [("scale", "shared"), ("scale", "0.3"), ("binarize", "intensity"), ("activation", "silu")]
@@ -121,3 +121,12 @@ def test_metrics_that_are_no_json_or_none_at_all(tmp_path):
         (tmp_path / METRICS).write_text(content)
         with pytest.raises(CheckpointError, match=r"metrics\.json"):
             load_old(tmp_path)
+
+
+def test_a_checksum_does_not_depend_on_the_order_of_the_entries(tmp_path):
+    assert checksum({"a": 1, "b": {"c": 2, "d": 3}}) == checksum({"b": {"d": 3, "c": 2}, "a": 1}) != checksum({"a": 1})
+    vae = saved_in_format_3(tmp_path)
+    metrics = json.loads((tmp_path / METRICS).read_text())
+    model = dict(reversed(metrics["model"].items()))
+    (tmp_path / METRICS).write_text(json.dumps({**metrics, "model": model}))
+    assert all(torch.equal(a, b) for a, b in zip(load_vae(tmp_path).parameters(), vae.parameters()))

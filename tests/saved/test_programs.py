@@ -17,6 +17,8 @@ import pyro_vae as pv
 from pyro_vae import files, guides, likelihoods, networks, priors
 from pyro_vae.estimators import ImportanceWeighted
 from pyro_vae.saved import PARAMETERS
+from pyro_vae.saved.contents import decode
+from pyro_vae.saved.programs import encoded_program
 from pyro_vae.saved.structure import difference, structure
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +37,13 @@ def test_every_part_is_loaded_in_another_process_with_the_same_bits(tmp_path):
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert dict(line.split() for line in done.stdout.splitlines()) == found
+
+
+def test_the_format_on_disk_is_the_one_that_saved_programs_have():
+    """Another number, or other entries, would leave them unread."""
+    header, tensors = decode(encoded_program(vae().eval()), "it")
+    assert header["format"] == 4 and tensors.keys() == vae().state_dict().keys()
+    assert header.keys() == {"format", "parts", "training", "in the other mode", "frozen"} and not header["training"]
 
 
 def test_dtype_frozen_parameters_and_modes_are_kept(tmp_path):

@@ -81,3 +81,10 @@ def test_tensors_with_two_names():
     first, second = nn.Linear(2, 2), nn.Linear(2, 2)
     second.weight = first.weight
     assert shared_names(nn.Sequential(first, second)) == [["0.weight", "1.weight"]]
+
+
+def test_a_layer_without_parameters_that_is_used_twice_is_as_good_as_two():
+    layer = nn.ReLU()
+    once, twice = structure(nn.Sequential(layer, layer)), structure(nn.Sequential(nn.ReLU(), nn.ReLU()))
+    assert difference(once, twice) is None and list(once["modules"]) == ["", "0", "1"]
+    assert difference(once, structure(nn.Sequential(layer, nn.GELU()))).startswith("its 1: class is")

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_vae.estimators import ImportanceWeighted, ScoreFunction, StickingTheLanding
-from pyro_vae.tracing.matching import check_order, masks, moves_freely, same_scales, sample_sites
+from pyro_vae.tracing.matching import check_order, masks, moves_freely, number, same_scales, sample_sites
 from pyro_vae.tracing.traces import paired_traces
 
 B = 4
@@ -112,6 +112,8 @@ def test_sites_of_one_name_that_differ_are_refused(case, estimator):
             dist.TransformedDistribution(dist.Beta(torch.ones(B), 1.0), [transforms.AffineTransform(3.0, -3.0)]),
         ),
         pair(dist.VonMises(LOC, 1.0), dist.VonMises(LOC + 1.0, 2.0)),
+        pair(dist.Bernoulli(torch.full((B,), 0.3)), dist.Binomial(1, torch.full((B,), 0.6))),
+        pair(dist.Binomial(1, torch.full((B,), 0.3)), dist.Bernoulli(torch.full((B,), 0.6))),
     ],
 )
 def test_sites_that_differ_by_nothing_that_matters_are_not(program):
@@ -129,6 +131,9 @@ def test_a_guide_that_leaves_a_category_out_is_refused():
 
     with pytest.raises(ValueError, match="site 'z': its support is IntegerInterval"):
         ScoreFunction().loss(program(3), program(2), LOC)
+    p = torch.full((B,), 0.6)
+    with pytest.raises(ValueError, match=r"site 'z': its support is Boolean.* in the model and IntegerInterval"):
+        ScoreFunction().loss(*pair(dist.Bernoulli(p), dist.Binomial(2, p)), LOC)
 
 
 def test_a_guide_without_the_mask_of_a_partly_observed_site_is_refused():
@@ -226,3 +231,19 @@ def test_the_order_of_sites_counts_and_further_ones_of_the_guide_do_not():
 )
 def test_scales_are_one_up_to_rounding(one, other, same):
     assert same_scales(one, other) == same_scales(other, one) == same
+
+
+def test_a_loop_over_a_plate_is_no_dimension():
+    """Its sites have names of their own, so a guide may draw them without the loop."""
+
+    def draw(loop):
+        return lambda: [pyro.sample(f"z{i}", dist.Normal(0.0, 1.0)) for i in loop()]
+
+    of_plate, plain = draw(lambda: pyro.plate("data", 3)), draw(lambda: range(3))
+    for model, guide in ((of_plate, plain), (plain, of_plate), (of_plate, of_plate)):
+        assert len(sample_sites(paired_traces(model, guide)[1])) == 3
+
+
+def test_scales_in_words():
+    assert number(2.0) == number(torch.tensor(2.0)) == number(torch.tensor([2.0])) == "2"
+    assert number(torch.ones(2)) == "a tensor of shape (2,)" and number(torch.ones(3, 1)) == "a tensor of shape (3, 1)"

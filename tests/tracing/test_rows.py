@@ -296,3 +296,13 @@ def test_a_weight_of_each_row_is_divided_out_and_other_tensors_are_refused():
         weights_of(torch.tensor([1.0, 2.0, 3.0]))
     with pyro.validation_enabled(False), pytest.raises(ValueError, match="scaled by 0"):
         weights_of(torch.tensor([0.0, 1.0, 1.0, 1.0]).unsqueeze(-1))
+
+
+def test_a_site_of_the_guide_alone_is_named_where_it_lies_outside_the_plate():
+    def guide(x):
+        pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        flat_guide(x)
+
+    traces = paired_traces(flat_model, guide, (torch.zeros(B),))
+    with pytest.raises(ValueError, match=r"do not share a plate over images.*'u': \[\].*'z': \['images'\]"):
+        log_weights(*traces)

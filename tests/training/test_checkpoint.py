@@ -2,6 +2,8 @@
 
 import copy
 import errno
+import hashlib
+import io
 import os
 import pickle
 import signal
@@ -277,6 +279,36 @@ def test_when_it_is_time_to_save(tmp_path):
     for wrong in ({"seconds": "60"}, {"seconds": float("nan")}, {"steps": 0}, {"steps": 2.5}, {"steps": True}):
         with pytest.raises(ValueError, match="wanted seconds of at least 0 and steps of at least 1, got"):
             Checkpoints(tmp_path, **wrong)
+
+
+def test_a_checkpoint_is_due_seconds_after_the_last_one_and_then_saved(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    checkpoints = Checkpoints(tmp_path, seconds=10)
+    checkpoints.save({"step": 5})
+    for later, due in ((9.9, False), (10.0, True), (20.0, True)):
+        now[0] = 1000.0 + later
+        assert checkpoints.due(6) == due
+    assert [checkpoints.saved(step) for step in (4, 5, 6)] == [False, True, False]
+    checkpoints.note(0)
+    assert not checkpoints.saved(0)  # nothing is trained yet, so nothing is worth a file
+
+
+def test_the_format_of_a_checkpoint_is_what_its_description_says():
+    """Runs of today have to be read by later versions: magic, four bytes, SHA-256, what torch reads."""
+    data = encode(CONTENT)
+    head, version, digest, payload = data[:20], data[20:24], data[24:56], data[56:]
+    assert head == b"pyro_vae checkpoint\n" and int.from_bytes(version, "big") == checkpoint.FORMAT
+    assert digest == hashlib.sha256(payload).digest() and torch.load(io.BytesIO(payload))["step"] == 7
+
+
+def test_removed_checkpoints_are_gone_whether_there_were_two_or_none(tmp_path):
+    checkpoints = Checkpoints(tmp_path, resume=True)
+    checkpoints.remove()
+    for step in (1, 2):
+        checkpoints.save({"step": step})
+    checkpoints.remove()
+    assert not checkpoints.exist() and checkpoints.load() is None
 
 
 def test_no_moment_without_a_whole_checkpoint_after_a_damaged_one(tmp_path, monkeypatch):

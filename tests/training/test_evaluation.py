@@ -1,6 +1,7 @@
 """Bound, rate and distortion of images: their values, and what is refused."""
 
 import copy
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pyro
@@ -14,6 +15,7 @@ from torch import nn
 from pyro_vae import evaluate, likelihoods
 from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.training import fixed_x
+from pyro_vae.training.evaluation import Evaluation, own_part
 
 
 def test_evaluate_is_the_mean_log_weight_of_every_image():
@@ -120,6 +122,32 @@ def test_a_weight_of_single_images_is_trained_and_divided_out_of_the_bound():
     evaluation = evaluate(program.vae, x)
     assert kept["valid_bound"] == pytest.approx(evaluation.bound.mean().item())
     assert kept["valid_objective"] == pytest.approx((weight(x) * evaluation.bound).mean().item(), rel=1e-6)
+
+
+def test_a_program_is_evaluated_as_it_is_used_after_training():
+    """Without dropout, and whatever arguments follow x."""
+    program = small_vae()
+    x, dropped = fixed_x(program, FEW.test.images)[:7], copy.deepcopy(program)
+    dropped.posterior.network = nn.Sequential(dropped.posterior.network, nn.Dropout(0.5))
+    expected = evaluate(program, x).bound
+    torch.testing.assert_close(evaluate(dropped, x).bound, expected)
+    assert dropped.training
+    dropped.model, dropped.guide = (lambda x, y, of=of: of(x) for of in (program.model, program.guide))
+    torch.testing.assert_close(evaluate(dropped, (x, torch.tensor(2.0))).bound, expected)
+
+
+def test_the_part_of_a_single_process_is_all_rows():
+    x, y = torch.randn(5, 2), torch.arange(5)
+    for args in ((x,), (x, y), (x, torch.tensor(1.0))):
+        assert all(map(torch.equal, own_part(args), args))
+
+
+def test_a_mean_of_one_image_has_no_error():
+    one, two = (Evaluation(torch.arange(1.0, n + 1), torch.zeros(n)) for n in (1, 2))
+    assert repr(one) == "Evaluation(bound -1.000, rate 1.000, distortion 0.000 nats per image, n = 1)"
+    assert "bound -1.500 ± 0.500" in repr(two) and "±" not in str(one)
+    with pytest.raises(FrozenInstanceError):
+        one.rate = two.rate  # a measurement is not changed
 
 
 @pytest.mark.parametrize("particles", [1, 3])

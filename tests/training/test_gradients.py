@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from pyro_vae.compiling.outcomes import outcome
+from pyro_vae.training import gradients
 from pyro_vae.training.gradients import GradientGraph
+from pyro_vae.training.shards import ShardedStep
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -51,6 +53,19 @@ def test_loss_gradients_and_their_norm(quadratic, graph):
     assert loss == 4 * LOSS and gradient.tolist() == [2 * value for value in GRADIENT]
 
 
+@pytest.mark.parametrize(
+    ("settings", "compiled"), [({}, True), ({"compiled": True}, True), ({"compiled": False}, False)]
+)
+def test_a_step_is_compiled_unless_it_is_not_to_be(quadratic, monkeypatch, settings, compiled):
+    seen = []
+    monkeypatch.setattr(gradients, "unguarded", lambda step: seen.append(step) or step)
+    parameters, buffers = dict(quadratic.named_parameters()), dict(quadratic.named_buffers())
+    graph = GradientGraph(quadratic, parameters, buffers, outcome(quadratic, (X,), parameters, buffers), **settings)
+    loss, (gradient,), norm = graph(X)
+    assert (loss, gradient.tolist()) == (LOSS, GRADIENT) and norm.item() == pytest.approx((4 + 1296) ** 0.5)
+    assert len(seen) == compiled
+
+
 def test_buffers_move_in_a_step_and_not_in_a_comparison(quadratic, graph):
     before = quadratic.count.item()
     found = graph.outcome(X)
@@ -72,7 +87,31 @@ def test_gradients_lie_in_memory_as_the_parameters_do(quadratic, graph):
     assert gradient.stride() == (1, 2) and gradient.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
+def test_shared_rows_have_an_outcome_without_the_compiler(quadratic, graph):
+    class Halves(ShardedStep):
+        def __init__(self):
+            """Nothing is compiled."""
+
+        def eagerly(self, values, raw):
+            return torch.tensor(LOSS), [torch.tensor(GRADIENT)], [torch.tensor(7.0)], None
+
+    graph._compiled = Halves()
+    found = graph.uncompiled(X)
+    assert found.loss == LOSS and found.gradients["weight"].tolist() == GRADIENT and found.buffers["count"] == 7
+
+
+def test_a_norm_that_the_graph_leaves_out_is_computed_after_it(graph):
+    """As on a GPU."""
+    graph._compiled = lambda values, raw: (torch.tensor(1.0), [torch.tensor([3.0, 4.0])], [], None)
+    assert graph(X)[2] == 5.0
+
+
 def test_parameters_that_are_frozen_or_free_since(quadratic, graph):
     assert not graph.refrozen()
     quadratic.weight.requires_grad_(False)
     assert graph.refrozen() == {"weight.requires_grad": (True, False)}
+    quadratic.weight.requires_grad_(True)
+    assert not graph.refrozen()
+    still = next(parameter for name, parameter, flag in graph._known if name == "rest.requires_grad")
+    still.requires_grad_(not still.requires_grad)
+    assert list(graph.refrozen()) == ["rest.requires_grad"]

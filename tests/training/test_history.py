@@ -78,11 +78,50 @@ def test_the_epoch_that_is_kept_and_why(history, best, kept, reason):
     assert not history.interrupted and History(signal=2).interrupted
 
 
+SUMMARY = {"bound": -3.0, "rate": 1.0, "distortion": 2.0, "standard_error": 0.1}
+
+
 def test_a_row_has_the_columns_in_their_order():
-    summary = {"bound": -3.0, "rate": 1.0, "distortion": 2.0, "standard_error": 0.1}
-    summaries = {"train": summary, "valid": {**summary, "objective": -4.0}}
+    summaries = {"train": SUMMARY, "valid": {**SUMMARY, "objective": -4.0}}
     row = history_row(3, summaries, seconds=5.0, images=100)
     assert list(row) == list(ROW) and row["images_per_second"] == 60.0 and row["valid_objective"] == -4.0
+
+
+def test_a_history_shows_its_last_epochs_and_what_went_wrong():
+    history = History(
+        [history_row(n, {"train": SUMMARY, "valid": {**SUMMARY, "objective": -n}}, 2.0 * n, 3000) for n in range(1, 8)]
+    )
+    text = str(history)
+    assert text.splitlines()[0].startswith("7 epochs, of which the last 5; in nats per image")
+    assert "kept: epoch 1, the best of epochs 1 to 7" in text and "1,500" in text
+    assert "left out" not in text and "signal" not in text and repr(history).startswith("History(7 epochs, epoch 1 is")
+    history = History(history.rows[:1], skipped=2, signal=15, engine="eager")
+    assert "2 steps left out" in str(history) and "ended early by signal 15" in str(history)
+    assert str(history).startswith("1 epoch; in") and repr(history).endswith("nats per image, eager engine)")
+    assert repr(History()) == "History(0 epochs)" and "kept: epoch" not in str(History())
+
+
+def test_a_frame_has_all_that_the_rows_have():
+    frame = History([{"epoch": 1, "valid_objective": -2.0}, {"epoch": 2, "own": 3.0}]).to_frame()
+    assert list(frame.columns) == ["valid_objective", "own"] and list(frame.index) == [1, 2]
+    assert frame.loc[1, "valid_objective"] == -2.0 and frame.loc[2, "own"] == 3.0 and frame.isna().sum().sum() == 2
+    assert list(History().to_frame().columns) == list(ROW[1:])
+
+
+def test_a_cell_that_a_row_does_not_have_is_empty():
+    history = History([{"epoch": 1, "valid_objective": -2.0}, {"epoch": 2, "valid_objective": -1.5, "seconds": 3.0}])
+    assert history._shown().rows == [["1", "-2.00", ""], ["2", "-1.50", "3.00"]]
+
+
+def test_a_file_that_begins_anew_need_not_be_there(tmp_path):
+    file = HistoryFile(tmp_path / "history.csv")
+    rows = [dict.fromkeys(ROW, value) for value in (1.0, 2.0)]
+    for _ in range(2):
+        file.begin([])
+        assert not file.path.exists()
+        for row in rows:
+            file.append(row)
+        assert file.path.read_bytes() == csv_of(rows)
 
 
 def test_a_row_that_cannot_be_written_is_an_error_with_the_cure(tmp_path):
