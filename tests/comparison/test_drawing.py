@@ -116,3 +116,16 @@ def test_arguments_that_are_computed_need_no_gradient_of_their_own(estimator):
     drawer, _ = drawer_of(program, doubled)
     drawer.draw("one", estimator, (doubled,), number=1, draws=1)
     assert drawer.flat.isfinite().all()
+
+
+def test_parameters_on_which_a_loss_does_not_depend_have_a_gradient_of_zero():
+    program, x = oracle()
+    drawer, _ = drawer_of(program, x)
+
+    class OfTheBias(Trace_ELBO):
+        def differentiable_loss(self, *args):
+            return 3 * program.bias.sum()
+
+    drawer.flat.fill_(torch.nan)
+    assert drawer.draw("bias", OfTheBias(), (x,), number=1, draws=1)[0] == pytest.approx(3 * program.bias.sum().item())
+    assert not drawer.parts["guide"].any() and drawer.flat.sum() == 3 * program.bias.numel()

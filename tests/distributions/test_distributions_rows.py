@@ -149,3 +149,10 @@ def test_levels_are_a_categorical_distribution():
 def test_levels_in_another_precision_are_the_same():
     wide = LEVELS[0].double() + 1e-7
     assert near_level(wide, LEVELS[0].double()).diagonal().all()
+
+
+def test_levels_are_discrete_and_rows_are_not():
+    assert Levels.support.is_discrete and Levels.support.event_dim == 0
+    assert not Row.support.is_discrete and Row.support.event_dim == 1
+    p = Levels(LEVELS[0], torch.zeros(3))
+    assert p.support.is_discrete and row().support.event_dim == 1

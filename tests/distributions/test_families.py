@@ -57,6 +57,17 @@ def test_continuous_bernoulli_at_zero_is_uniform(dtype):
     torch.testing.assert_close(torch.autograd.grad(p.icdf(x).sum(), logits)[0], x * (1 - x) / 2)
 
 
+@pytest.mark.parametrize("logit", [0.0, *LOGITS])
+def test_moments_of_a_continuous_bernoulli_are_derivatives_of_those_before(logit):
+    """As in every exponential family; at zero the third central moment vanishes."""
+    logits = torch.tensor(logit, dtype=torch.float64, requires_grad=True)
+    p = ContinuousBernoulli(logits=logits)
+    (slope,) = torch.autograd.grad(p.mean, logits)
+    torch.testing.assert_close(slope, p.variance.detach(), rtol=1e-8, atol=1e-12)
+    (third,) = torch.autograd.grad(p.variance, logits)
+    assert third.isfinite() and third * logit <= 0 and (logit != 0 or third == 0)
+
+
 @each_dtype
 def test_continuous_bernoulli_quantiles(dtype):
     logits = torch.tensor([value for value in LOGITS if abs(value) < 100], dtype=dtype).unsqueeze(-1)

@@ -109,3 +109,14 @@ def test_parameters_that_a_guide_makes_in_the_check_are_kept():
     made = pyro.get_param_store()["check_loc"].clone()
     guide(torch.zeros(3))
     assert torch.equal(pyro.get_param_store()["check_loc"], made)
+
+
+@pytest.mark.parametrize("full", ["guide", "prior", "both"])
+def test_a_pair_of_which_one_is_not_factorised_has_one_kl(program, full):
+    x = program.simulate(3)
+    site, prior = sites(program, x)
+    pair = {"guide": site["fn"], "prior": prior["fn"]}
+    for name in ("guide", "prior") if full == "both" else (full,):
+        pair[name] = dist.MultivariateNormal(pair[name].mean, torch.diag_embed(pair[name].variance))
+    found = kl_of_dimensions("z", {**site, "fn": pair["guide"]}, {**prior, "fn": pair["prior"]})
+    torch.testing.assert_close(found, kl_of_dimensions("z", site, prior).sum())

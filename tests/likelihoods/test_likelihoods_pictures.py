@@ -159,6 +159,7 @@ def test_a_mixture_counts_the_components_at_the_bound():
     maps = torch.zeros(1, 6, 4, 4)
     maps[0, 4] = -3.0
     assert likelihood.share_at_bound(maps) == 0.5
+    assert likelihood.share_at_bound(maps.abs()) == 0.0 and likelihood.share_at_bound(-maps.abs() - 9) == 1.0
 
 
 def test_continuous_bernoulli_is_torchs_within_the_clip_and_constant_beyond():
@@ -256,3 +257,14 @@ def test_bad_settings_and_pixels():
             L.Beta(nn.Identity()).observe(pixels)
     with pytest.raises(ValueError, match="maps=C"):
         L.Normal(nn.Identity())(torch.zeros(5, 3, 8, 8))
+
+
+@pytest.mark.parametrize("clip", [1e-4, 0.1])
+def test_black_and_white_change_places_with_the_sign_of_a_logit(clip):
+    """p(x; λ) = p(1 − x; 1 − λ), and λ is at least the clip and at most one minus it."""
+    likelihood = L.ContinuousBernoulli(nn.Identity(), clip=clip)
+    logits, x = torch.linspace(-20, 20, 81).reshape(81, 1, 1, 1).double(), torch.rand(81, 1, 1, 1).double()
+    torch.testing.assert_close(likelihood(logits).log_prob(x), likelihood(-logits).log_prob(1 - x))
+    p = likelihood(logits).base_dist
+    torch.testing.assert_close(p.probs.squeeze(), logits.sigmoid().clamp(clip, 1 - clip).squeeze())
+    assert (p.mean.diff(dim=0) >= 0).all() and p.mean[0] < 0.4 < 0.6 < p.mean[-1]

@@ -306,3 +306,32 @@ def test_a_site_of_the_guide_alone_is_named_where_it_lies_outside_the_plate():
     traces = paired_traces(flat_model, guide, (torch.zeros(B),))
     with pytest.raises(ValueError, match=r"do not share a plate over images.*'u': \[\].*'z': \['images'\]"):
         log_weights(*traces)
+
+
+@pytest.mark.parametrize("event_dim", [0, 1])
+def test_a_point_beside_draws_is_refused_unless_each_draw_has_its_own(event_dim):
+    def pair(point):
+        def model(x):
+            with pyro.plate("images", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                y = pyro.sample("y", dist.Normal(torch.zeros(len(x), *[2] * event_dim), 1.0).to_event(event_dim))
+                pyro.sample("x", dist.Normal(z + (y.sum(-1) if event_dim else y), 1.0), obs=x)
+
+        def guide(x):
+            with pyro.plate("images", len(x)):
+                z = pyro.sample("z", dist.Normal(x, 1.0))
+                y = point(x, z)
+                pyro.sample("y", dist.Delta(torch.stack([y, -y], -1) if event_dim else y, event_dim=event_dim))
+
+        return model, guide
+
+    x = torch.randn(B)
+    traces = paired_traces(*pair(lambda x, z: 2 * x), (x,), particles=3, vectorize=True)
+    with pytest.raises(ValueError, match=r"the guide proposes single points at the sites \['y'\]"):
+        log_weights(*traces)
+    traces = paired_traces(*pair(lambda x, z: 2 * z), (x,), particles=3, vectorize=True)
+    assert log_weights(*traces).shape == (3, B)
+
+
+def test_traces_without_sites_have_the_scale_of_none():
+    assert common_scale(poutine.Trace(), poutine.Trace()) == 1.0
