@@ -3,11 +3,13 @@
 import atexit
 import multiprocessing
 import os
+import socket
 import sys
 import types
-import warnings
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 # Packages of others, which take seconds each time; nothing of pyro_vae, whose imports are part of what is tested.
 PRELOADED = ["pyro", "scipy.stats", "sklearn.neighbors", "torch._dynamo", "torch._inductor.compile_fx"]
@@ -41,17 +43,36 @@ class Forked:
         return Done(self._process.exitcode, *(log.read_text() for log in self._logs))
 
 
+def file_of(script):
+    """Return the program that runs a file."""
+    return f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
+
+
+def ranks(script, *words, folder, variables, count=2):
+    """Run a script in processes that know of one another, as torchrun's do; return one that failed, or the last."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free.getsockname()[1], "WORLD_SIZE": count}
+    processes = []
+    for rank in range(count):
+        log = Path(folder, f"rank{rank}")
+        log.mkdir()
+        own = {**variables, **place, "RANK": rank, "LOCAL_RANK": rank}
+        processes.append(Forked(file_of(script), folder, own, words, log))
+    done = [process.wait() for process in processes]
+    return next((each for each in done if each.returncode), done[-1])
+
+
 def run(program, folder, variables, logs, words):
-    """Run a program as ``python -W error::UserWarning - WORDS`` does, with these variables and no others."""
+    """Run a program as ``python - WORDS`` does, with these variables and no others."""
     for number, log in enumerate(logs, start=1):
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     os.environ.clear()
     os.environ.update(variables)
     sys.path[:0] = filter(None, variables.get("PYTHONPATH", "").split(os.pathsep))
     os.chdir(folder)
-    warnings.resetwarnings()
-    warnings.simplefilter("default")
-    warnings.simplefilter("error", UserWarning)
+    if "OMP_NUM_THREADS" in variables:  # OpenMP has read it already, when the server began
+        torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
     sys.argv = ["-", *words]
     sys.modules["__main__"] = main = types.ModuleType("__main__")
     try:

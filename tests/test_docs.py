@@ -19,7 +19,8 @@ PAGES = sorted((ROOT / "docs").glob("**/*.md"))
 LINKED = [*PAGES, *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))]
 # TensorBoard is not installed everywhere; where it is not, a writer takes its place that notes what it is given.
 BEFORE = """
-import importlib.util, sys, types
+import importlib.util, sys, types, warnings
+warnings.simplefilter("error", UserWarning)
 if importlib.util.find_spec("tensorboard") is None:
     class SummaryWriter:
         def __init__(self, *args, **kwargs):
