@@ -3,13 +3,12 @@
 import importlib
 import os
 import re
-import subprocess
-import sys
 from doctest import ELLIPSIS, OutputChecker
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from forked import Forked
 
 import pyro_vae
 
@@ -20,7 +19,8 @@ PAGES = sorted((ROOT / "docs").glob("**/*.md"))
 LINKED = [*PAGES, *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG"))]
 # TensorBoard is not installed everywhere; where it is not, a writer takes its place that notes what it is given.
 BEFORE = """
-import importlib.util, sys, types
+import importlib.util, sys, types, warnings
+warnings.simplefilter("error", UserWarning)
 if importlib.util.find_spec("tensorboard") is None:
     class SummaryWriter:
         def __init__(self, *args, **kwargs):
@@ -49,20 +49,14 @@ def api(monkeypatch):
 
 @pytest.mark.parametrize("page", list(filter(python_blocks, PAGES)), ids=name_of)
 def test_python_blocks_run_in_order_and_print_what_the_page_says(page, tmp_path):
-    """One fresh interpreter a page; no address can be reached, and no data set is there; warnings are errors."""
+    """A process of its own for a page; no address can be reached, and no data set is there; warnings are errors."""
     nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     folders = {name: str(tmp_path / name) for name in ("HOME", "XDG_CACHE_HOME", "PYRO_VAE_DATA")}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-"],
-        input="\n".join([BEFORE, *(f"{block}\nprint({MARK!r}, flush=True)" for block in python_blocks(page))]),
-        cwd=tmp_path,
-        env={**os.environ, **nowhere, "no_proxy": "", "NO_PROXY": "", **folders, "PYTHONPATH": path},
-        text=True,
-        capture_output=True,
-        timeout=600,
-        check=False,
-    )
+    program = "\n".join([BEFORE, *(f"{block}\nprint({MARK!r}, flush=True)" for block in python_blocks(page))])
+    variables = {**os.environ, **nowhere, "no_proxy": "", "NO_PROXY": "", **folders, "PYTHONPATH": path}
+    (tmp_path / "work").mkdir()
+    done = Forked(program, tmp_path / "work", variables, log=tmp_path).wait(600)
     assert done.returncode == 0, done.stderr[-3000:]
     for printed, said in zip(done.stdout.split(f"{MARK}\n"), outputs(page)):
         assert said is None or AS_SAID.check_output(*map(without_numbers, (said, printed)), ELLIPSIS), printed

@@ -31,7 +31,9 @@ from pathlib import Path
 
 import numpy as np
 import scipy.io
+import sklearn.neighbors  # noqa: F401 - else each of the processes spends seconds on importing it
 import torch
+import torch._dynamo
 from safetensors.torch import load_file
 
 from pyro_vae import files, load_vae

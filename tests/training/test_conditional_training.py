@@ -3,12 +3,11 @@
 import os
 import re
 import signal
-import subprocess
-import sys
 from dataclasses import replace
 from math import log
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from conditional_worker import conditional, trained
@@ -25,13 +24,7 @@ ROOT, WORKER = Path(__file__).parents[2], Path(__file__).with_name("conditional_
 ENGINES = ["eager", pytest.param("compiled", marks=needs_compiler)]
 
 
-def run(*arguments, ranks=0):
-    """Run the worker in a process of its own, or in several."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks else []
-    paths = os.pathsep.join(map(str, WORKER.parents[:3]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    command = [sys.executable, *torchrun, WORKER, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, WORKER.parents[:3]))}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +55,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, engine):
     whole, resumed = conditional(), conditional()
     expected = train(whole, engine=engine)
 
-    done = run("killed", tmp_path, engine)
+    done = forked.Forked(forked.file_of(WORKER), tmp_path, ENVIRONMENT, ["killed", tmp_path, engine]).wait()
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert decode((tmp_path / "checkpoint.pt").read_bytes(), "")["step"] == 12
     history = train(resumed, tmp_path, resume=True, engine=engine)
@@ -70,7 +63,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, engine):
 
 
 def test_two_ranks_train_as_one(tmp_path):
-    done = run("train", tmp_path / "result.pt", ranks=2)
+    done = forked.ranks(WORKER, "train", tmp_path / "result.pt", folder=tmp_path, variables=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     two, one = torch.load(tmp_path / "result.pt"), trained()
     assert torch.equal(two["parameters"][0], two["parameters"][1])

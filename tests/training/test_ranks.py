@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from programs import DIGITS, small_vae
@@ -21,16 +22,21 @@ WORKER = Path(__file__).with_name("ranks_worker.py")
 RUN = Path(__file__).parents[2] / "experiments" / "run.py"
 
 
+def environment():
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, WORKER.parents[:3]))}
+
+
 def torchrun(*arguments, script=WORKER):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, WORKER.parents[1:3]))}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    file = tmp_path_factory.mktemp("two") / "result.pt"
-    done = torchrun("train", file)
+    """By processes that are started without torchrun, which takes seconds; others are started by it."""
+    folder = tmp_path_factory.mktemp("two")
+    file = folder / "result.pt"
+    done = forked.ranks(WORKER, "train", file, folder=folder, variables=environment())
     assert done.returncode == 0, done.stderr
     return torch.load(file)
 
