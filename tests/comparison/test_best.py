@@ -22,7 +22,7 @@ def best(*program, estimators=KINDS, **options):
     return best_estimator(*program, estimators=estimators, progress=False, **options)
 
 
-@pytest.mark.parametrize("costs", [(1.0, 1.0, 1.0), (1.0, 3.0, 400.0)])
+@pytest.mark.parametrize("costs", [(1.0, 1.0, 1.0), (1.0, 20.0, 2000.0)])
 def test_the_ranking_is_that_of_the_closed_forms(costs):
     program, x = oracle()
     costs = dict(zip(KINDS, costs))
@@ -41,8 +41,8 @@ def test_the_ranking_is_that_of_the_closed_forms(costs):
 def test_more_particles_are_worth_what_they_cost():
     """K particles have 1 / K of the variance: at half of K times the cost the most are best, at twice the fewest."""
     program, x = oracle(offset=0.3)
-    kinds = {f"K = {K}": StickingTheLanding(K) for K in (1, 4, 16)}
-    for power, order in ((0.5, ["K = 16", "K = 4", "K = 1"]), (2.0, ["K = 1", "K = 4", "K = 16"])):
+    kinds = {f"K = {K}": StickingTheLanding(K) for K in (1, 16)}
+    for power, order in ((0.5, ["K = 16", "K = 1"]), (2.0, ["K = 1", "K = 16"])):
         costs = {name: elbo.num_particles**power for name, elbo in kinds.items()}
         found = best(program, x, estimators=kinds, costs=costs, seconds=None)
         assert [entry.name for entry in found.entries] == order and found.tied() == (order[0],)

@@ -1,6 +1,5 @@
 """Successive halving: who goes, who stays, and how seldom equal estimators are told apart."""
 
-import pytest
 import torch
 from comparing import oracle
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO
@@ -8,7 +7,7 @@ from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO
 from pyro_vae.comparison import best_estimator
 from pyro_vae.comparison.racing import Race, Racer, target_of
 from pyro_vae.comparison.separation import Score
-from pyro_vae.estimators import Description, DoublyReparameterized, Estimator
+from pyro_vae.estimators import Description, DoublyReparameterized
 
 
 def race(values, spread, target="ELBO"):
@@ -42,29 +41,28 @@ def test_nothing_is_left_where_all_are_close_or_one_is_alone_or_none_has_a_bound
 
 
 def test_targets():
-    class Mixed(Estimator):
+    class Mixed(Trace_ELBO):
         description = Description("ELBO", "ELBO", "L_5")
 
     assert target_of(DoublyReparameterized(5)) == target_of(RenyiELBO(num_particles=5)) == "L_5"
-    assert target_of(Mixed.__new__(Mixed)) == "ELBO (guide) and L_5 (model)"
+    assert target_of(Mixed()) == "ELBO (guide) and L_5 (model)"
     assert target_of(ReweightedWakeSleep()) is None
 
 
 def test_two_equal_estimators_are_seldom_told_apart():
-    """Of 60 rankings of two equal estimators at most 5 % may tell them apart: more than 7 have a chance of 1.5 %."""
+    """Of 30 rankings of two equal estimators 5 % may tell them apart: more than 4 have a chance of 1.6 %."""
     program, x = oracle(offset=0.1)
     equal, costs = {"one": Trace_ELBO(), "other": Trace_ELBO()}, {"one": 1.0, "other": 1.0}
     alarms = 0
-    for seed in range(60):
+    for seed in range(30):
         found = best_estimator(program, x, estimators=equal, costs=costs, seconds=1e-9, seed=seed, progress=False)
         alarms += len(found.tied()) == 1
         assert found.rounds == 1
-    assert alarms <= 7
+    assert alarms <= 4
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_equal_estimators_are_drawn_until_they_are_close(seed):
+def test_equal_estimators_are_drawn_on_while_there_is_time():
     program, x = oracle(offset=0.1)
     equal, costs = {"one": Trace_ELBO(), "other": Trace_ELBO()}, {"one": 1.0, "other": 1.0}
-    found = best_estimator(program, x, estimators=equal, costs=costs, seconds=3.0, seed=seed, progress=False)
+    found = best_estimator(program, x, estimators=equal, costs=costs, seconds=2.0, progress=False)
     assert found.tied() == tuple(entry.name for entry in found.entries) and found.entries[0].draws > 32
