@@ -25,8 +25,9 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import ELBO, Trace_ELBO
+from pyro.infer import ELBO, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
+from pyro.optim import Adam
 from torch import Tensor, nn
 
 from experiments.atlases import answers
@@ -232,7 +233,7 @@ def train(program: Any, images: Data, epochs: int, seed: int, args: argparse.Nam
 
 def train_regression(program: Any, images: Data, epochs: int, seed: int, args: argparse.Namespace) -> None:
     """Train by Pyro's own SVI: w is no latent of a row, so that the bound is not one per image."""
-    svi = pyro.infer.SVI(program.model, program.guide, pyro.optim.Adam({"lr": args.lr}), Trace_ELBO())
+    svi = SVI(program.model, program.guide, Adam({"lr": args.lr}), Trace_ELBO())
     with seeded(seed, images.train.images.device):
         for _ in range(epochs):
             for rows in torch.randperm(len(images.train)).split(args.batch):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from pyro.infer import ELBO
 from tqdm import tqdm
 
@@ -100,7 +101,7 @@ class Race:
     def _scored(self, name: str, measurement: Measurement) -> tuple[Score, dict[str, float]]:
         moments = measurement.moments
         parts = {group: each.trace().value for group, each in moments.items()}
-        sections = sum(each.sections_of_trace() for each in moments.values())
+        sections = torch.stack([each.sections_of_trace() for each in moments.values()]).sum(0)
         times = tuple(self.racers[name].times)
         cost = statistics.median(times) if self.costs is None else self.costs[name]
         return Score(sum(parts.values()), sections, cost, times), parts

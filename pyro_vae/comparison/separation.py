@@ -51,7 +51,7 @@ def log_ratio(a: Score, b: Score, level: float = LEVEL) -> tuple[float, float, f
     >>> import torch
     >>> score = lambda value: Score(value, value * torch.tensor([0.01, -0.02, 0.01]).repeat(9).double(), 1.0)
     >>> print("%.2f, from %.2f to %.2f" % log_ratio(score(3.0), score(2.0)))
-    0.41, from 0.22 to 0.59
+    0.41, from 0.17 to 0.64
     """
     value, low, high = _log_variance(b, level)
     paired = [x / y for x, y in zip(a.times, b.times)]
