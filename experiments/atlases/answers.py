@@ -114,11 +114,11 @@ def by_estimator(cells: Sequence[Cell], seconds: bool) -> Figure:
             points = [(r, i) for i, n in enumerate(names) for c in found if (r := ratio(c, n, group, seconds))]
             ax.plot(*zip(*points), marker, color=colour, ms=4, label=group) if points else None
         ax.axvline(1.0, color="0.6", lw=0.8)
-        ax.set(xscale="log", title=f"{program}, {last} epochs", xlim=(1e-3, 1e5))
+        ax.set(xscale="log", title=f"{program}, {last} epochs", xlim=(1e-6, 1e5))
         ax.grid(axis="y", lw=0.3)
     axes[0].set_yticks(range(len(names)), names, fontsize=7)
     axes[0].invert_yaxis()
-    axes[0].legend(fontsize=7)
+    axes[-1].legend(fontsize=7)
     figure.supxlabel(f"variance{' × seconds' * seconds} of the gradient, L^A = 1")
     return figure
 
@@ -137,6 +137,9 @@ def signal(cells: Sequence[Cell]) -> Figure:
                 if points:
                     ax.plot(*zip(*points), style, color=colour, ms=4, label=f"{kind}, {epochs} epochs")
         ax.set(xscale="log", title=program, xlabel="particles K", ylabel="SNR of the guide's gradient")
+        numbers = sorted({K for cell in cells for kind in kinds for K, _ in curve([cell], kind)})
+        ax.set_xticks(numbers, map(str, numbers))
+        ax.minorticks_off()
         ax.legend(fontsize=6)
     return figure
 
