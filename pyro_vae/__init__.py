@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pyro_vae.augmentation import Augmented as Augmented
     from pyro_vae.averaging import Averaged as Averaged
     from pyro_vae.comparison import Comparison as Comparison
+    from pyro_vae.comparison import best_estimator as best_estimator
     from pyro_vae.comparison import compare_estimators as compare_estimators
     from pyro_vae.compiling import CompiledSVI as CompiledSVI
     from pyro_vae.compiling import Untraceable as Untraceable
@@ -109,6 +110,7 @@ _HOMES = {
     "VAETransformer": "pyro_vae.transformer",
     "analysis": "pyro_vae.analysis",
     "annealed_evidence": "pyro_vae.evidence",
+    "best_estimator": "pyro_vae.comparison",
     "bidirectional": "pyro_vae.evidence",
     "check_program": "pyro_vae.training",
     "compare_estimators": "pyro_vae.comparison",
@@ -203,6 +205,7 @@ __all__ = [
     "__version__",
     "analysis",
     "annealed_evidence",
+    "best_estimator",
     "bidirectional",
     "check_program",
     "compare_estimators",

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, overload
 
 import pyro
@@ -124,22 +125,16 @@ def compare_estimators(
     >>> comparison.disagreements()
     ()
     """
-    model, guide, args = model_and_guide(*_arguments(first, *rest))
+    model, guide, args = model_and_guide(*arguments_of(first, *rest))
     if guide is None:
         raise ValueError("guide: wanted a function, got None; write compare_estimators(model, guide, ...)")
     kwargs = dict(kwargs or {})
-    batches = _checked_batches(args, batches and observed_once([first, *batches], {})[0][1:], kwargs)
+    batches = checked_batches(args, batches and observed_once([first, *batches], {})[0][1:], kwargs)
     pairs = [frozenset(pair) for pair in agree]
     reference = _checked_settings(estimators, draws, reference, pairs)
     draws, seed = int(draws), whole_number("seed", seed, least=None)
-    with (
-        torch.inference_mode(False), torch.enable_grad(), without_autocast(), left_as_it_was(model, guide),
-        warnings.catch_warnings(),
-    ):  # fmt: skip
-        warnings.filterwarnings("ignore", "Encountered (NaN|.?inf)", UserWarning)  # an error here
-        warnings.filterwarnings("ignore", r"[\s\S]*you need to use TraceEnum_ELBO", UserWarning)  # it may stand beside
-        pyro.set_rng_seed(seed % 2**32)
-        parameters, images = _explored(model, guide, batches, kwargs, estimators)
+    with at_rest(model, guide, seed):
+        parameters, images = explored(model, guide, batches, kwargs, estimators)
         drawer = Drawer((model, guide), batches, kwargs, parameters)
         measured = {}
         total = draws * len(batches) * len(estimators)
@@ -161,7 +156,20 @@ def compare_estimators(
     )
 
 
-def _arguments(*given: Any) -> list[Any]:
+@contextmanager
+def at_rest(model: Callable, guide: Callable, seed: int) -> Iterator[None]:
+    """Leave program, settings and random state as they were; seed the random numbers between."""
+    with (
+        torch.inference_mode(False), torch.enable_grad(), without_autocast(), left_as_it_was(model, guide),
+        warnings.catch_warnings(),
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", "Encountered (NaN|.?inf)", UserWarning)  # an error here
+        warnings.filterwarnings("ignore", r"[\s\S]*you need to use TraceEnum_ELBO", UserWarning)  # it may stand beside
+        pyro.set_rng_seed(seed % 2**32)
+        yield
+
+
+def arguments_of(*given: Any) -> list[Any]:
     """Return positional arguments in which those that the program makes of a split take its place."""
     made, _ = observed_once(given, {})
     pieces = (
@@ -170,7 +178,7 @@ def _arguments(*given: Any) -> list[Any]:
     return [piece for value in pieces for piece in value]
 
 
-def _explored(
+def explored(
     model: Callable, guide: Callable, batches: Sequence[tuple], kwargs: dict[str, Any], estimators: Mapping[str, ELBO]
 ) -> tuple[ProgramParameters, int | None]:
     """Run the program once at each batch; return its parameters and the number of images (``_images``)."""
@@ -183,7 +191,7 @@ def _explored(
         _, model_trace, guide_trace = find_parameters(model, guide, args, kwargs, enumerated)
         _check_same_images(images, _images(model_trace, guide_trace, count_rows(args, kwargs)))
     for name, elbo in estimators.items():
-        _check_kl(name, elbo, model, guide, batches[0], kwargs)
+        check_kl(name, elbo, model, guide, batches[0], kwargs)
     return parameters, images
 
 
@@ -210,7 +218,8 @@ def _check_same_images(first: int | None, other: int | None) -> None:
         raise ValueError(f"batches: wanted batches of one size, got {first} and {other} images; drop the smaller one")
 
 
-def _check_kl(name: str, elbo: ELBO, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
+def check_kl(name: str, elbo: ELBO, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    """Raise ValueError where an estimator takes a KL in closed form, and the program has one without."""
     if describe(elbo).closed_form_kl:
         try:
             check_analytic_kl(model, guide, *args, **kwargs)
@@ -218,7 +227,8 @@ def _check_kl(name: str, elbo: ELBO, model: Callable, guide: Callable, args: tup
             raise ValueError(f"{name}: {error}") from error
 
 
-def _checked_batches(args: tuple, batches: Sequence[Any] | None, kwargs: Mapping[str, Any]) -> list[tuple]:
+def checked_batches(args: tuple, batches: Sequence[Any] | None, kwargs: Mapping[str, Any]) -> list[tuple]:
+    """Return the batches, each a tuple of arguments; ValueError for none, and for arguments of size 0."""
     if batches is not None and args:
         raise ValueError("batches: got arguments of the program too; give either them or batches=[(x,), ...]")
     if batches is not None and not len(batches):
@@ -236,13 +246,7 @@ def _checked_settings(
     """Return the name of the reference; ValueError for an invalid setting."""
     if not is_whole(draws) or draws < 2:
         raise ValueError(f"draws: wanted a whole number of at least 2, for a variance, got {draws!r}")
-    if not isinstance(estimators, Mapping) or not estimators:
-        raise ValueError(f"estimators: wanted ELBOs by name, as in {{'L^A': Trace_ELBO()}}, got {estimators!r}")
-    for name, elbo in estimators.items():
-        if not isinstance(elbo, ELBO):
-            hint = f"; write {elbo.__name__}()" if isinstance(elbo, type) and issubclass(elbo, ELBO) else ""
-            raise ValueError(f"estimators[{name!r}]: wanted a pyro.infer.ELBO such as Trace_ELBO(), got {elbo!r}{hint}")
-        describe(elbo)
+    check_estimators(estimators)
     unknown = {name for pair in agree for name in pair} | {reference or next(iter(estimators))}
     if unknown - set(estimators):
         raise ValueError(
@@ -251,3 +255,14 @@ def _checked_settings(
         )
     plain = (name for name, elbo in estimators.items() if type(elbo) is Trace_ELBO)
     return reference or next(plain, next(iter(estimators)))
+
+
+def check_estimators(estimators: Any) -> None:
+    """Raise ValueError unless these are estimators by name."""
+    if not isinstance(estimators, Mapping) or not estimators:
+        raise ValueError(f"estimators: wanted ELBOs by name, as in {{'L^A': Trace_ELBO()}}, got {estimators!r}")
+    for name, elbo in estimators.items():
+        if not isinstance(elbo, ELBO):
+            hint = f"; write {elbo.__name__}()" if isinstance(elbo, type) and issubclass(elbo, ELBO) else ""
+            raise ValueError(f"estimators[{name!r}]: wanted a pyro.infer.ELBO such as Trace_ELBO(), got {elbo!r}{hint}")
+        describe(elbo)

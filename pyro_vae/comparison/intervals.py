@@ -40,7 +40,7 @@ class Estimate:
         return f"{short(self.value)} [{short(self.low)}, {short(self.high)}]{'?' * self.doubtful}"
 
 
-def interval(value: float, u: Tensor, tail: float = 1.0) -> tuple[float, float, float]:
+def interval(value: float, u: Tensor, tail: float = 1.0, level: float = LEVEL) -> tuple[float, float, float]:
     """Return the ends of the interval of a value and its degrees of freedom.
 
     u (sections,) holds what each section adds to the value. The standard error is s = √Σu², the skewness of the value
@@ -61,7 +61,7 @@ def interval(value: float, u: Tensor, tail: float = 1.0) -> tuple[float, float, 
         return value + error, value + error, math.inf  # NaN where u is
     spread = (u / error).pow(4).sum().item() - 1 / len(u)
     freedom = min(2 / spread, len(u) - 1.0) if spread > 0 else len(u) - 1.0
-    x, gamma = quantile(freedom), tail * skewness(u)
+    x, gamma = quantile(freedom, level), tail * skewness(u)
     return value - error * _with_skewness(x, gamma), value - error * _with_skewness(-x, gamma), freedom
 
 
@@ -90,13 +90,13 @@ def _with_skewness(x: float, gamma: float) -> float:
     return 3 / gamma * (float(np.cbrt(1 + gamma * (x - gamma / 6))) - 1)
 
 
-def quantile(freedom: float) -> float:
-    """Return the |t| below which a share ``LEVEL`` of Student's t lies.
+def quantile(freedom: float, level: float = LEVEL) -> float:
+    """Return the |t| below which a share ``level`` of Student's t lies.
 
     >>> round(quantile(10), 3)
     2.228
     """
-    return float(stdtrit(freedom, (1 + LEVEL) / 2))
+    return float(stdtrit(freedom, (1 + level) / 2))
 
 
 def short(value: float) -> str:

@@ -19,12 +19,18 @@ TIMED = 20  # the most draws that are timed, for their median
 
 def seconds_per_draw(drawer: Drawer, estimators: Mapping[str, ELBO], draws: int) -> dict[str, float]:
     """Return the median time of a draw of each estimator; they take turns, and the first draw is left out."""
-    times = {name: [] for name in estimators}
-    for number in range(1, min(draws, TIMED) + 2):
+    times = times_of_draws(drawer, estimators, min(draws, TIMED))
+    return {name: statistics.median(elapsed) for name, elapsed in times.items()}
+
+
+def times_of_draws(drawer: Drawer, estimators: Mapping[str, ELBO], turns: int) -> dict[str, list[float]]:
+    """Return the seconds of each estimator's draws, turn by turn; the first turn is left out."""
+    times: dict[str, list[float]] = {name: [] for name in estimators}
+    for number in range(1, turns + 2):
         for name, elbo in estimators.items():
-            _, elapsed = drawer.draw(name, elbo, drawer.batches[0], number, draws)
+            _, elapsed = drawer.draw(name, elbo, drawer.batches[0], number, turns)
             times[name].append(elapsed)
-    return {name: statistics.median(elapsed[1:]) for name, elapsed in times.items()}
+    return {name: elapsed[1:] for name, elapsed in times.items()}
 
 
 def measure(

@@ -120,10 +120,13 @@ class Moments:
 
     def trace(self) -> Estimate:
         """Return (a) tr Σ, the sum over coordinates of the variance within batches."""
-        *_, t = self._deviations()
         trace = self._trace()
-        low, high, freedom = interval(trace, t, TAIL)
+        low, high, freedom = interval(trace, self.sections_of_trace(), TAIL)
         return Estimate(trace, max(low, 0.0), high, freedom)
+
+    def sections_of_trace(self) -> Tensor:
+        """Return what each section adds to (a); it sums with that of another vector of the same draws."""
+        return self._deviations()[-1]
 
     def snr(self) -> Estimate:
         """Return (b) the mean of |mean| / sd over the coordinates that vary by more than rounding; NaN without any.

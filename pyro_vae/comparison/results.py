@@ -135,7 +135,7 @@ class Comparison:
             for group in GROUPS:
                 if entry[group]:
                     entry[group]["cost"] = self.cost(name, group)
-        return _plain(result)
+        return plain(result)
 
     def figure(self) -> "Figure":
         """Plot the gradient's variance by estimator, for guide and model apart; see ``plots.estimator_variance``."""
@@ -177,9 +177,14 @@ def _row(name: str, entry: EstimatorStatistics) -> dict[str, Any]:
     return row
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a result as JSON holds it.
+
+    >>> plain({"a": (1.0, float("nan"))})
+    {'a': [1.0, None]}
+    """
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

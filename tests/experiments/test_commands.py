@@ -11,6 +11,7 @@ import pytest
 
 from experiments import (
     anomalies,
+    atlas,
     benchmark,
     compare_likelihoods,
     compare_priors_and_guides,
@@ -33,6 +34,7 @@ from pyro_vae.runs.arguments import parse_arguments
 
 EXPERIMENTS = [
     anomalies,
+    atlas,
     benchmark,
     compare_likelihoods,
     compare_priors_and_guides,

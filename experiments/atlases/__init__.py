@@ -1,0 +1,1 @@
+"""What the atlas of estimators answers: tables and figures of its cells."""

@@ -1,0 +1,126 @@
+"""``best_estimator`` against rankings that are known in closed form, and its checks."""
+
+import re
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from comparing import oracle
+from programs import small_vae
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+
+from pyro_vae import best_estimator
+from pyro_vae.estimators import ScoreFunction, StickingTheLanding, StraightThrough
+from pyro_vae.linear_gaussian import mean_field_elbo_variance, path_variance, trace_elbo_variance
+
+FORMS = {"L^A": trace_elbo_variance, "L^B": mean_field_elbo_variance, "STL": path_variance}
+KINDS = {"L^A": Trace_ELBO(), "L^B": TraceMeanField_ELBO(), "STL": StickingTheLanding()}
+
+
+def best(*program, estimators=KINDS, **options):
+    return best_estimator(*program, estimators=estimators, progress=False, **options)
+
+
+@pytest.mark.parametrize("costs", [(1.0, 1.0, 1.0), (1.0, 20.0, 2000.0)])
+def test_the_ranking_is_that_of_the_closed_forms(costs):
+    program, x = oracle()
+    costs = dict(zip(KINDS, costs))
+    exact = {
+        name: costs[name] * sum(variance.sum().item() for variance in form(program, x).values())
+        for name, form in FORMS.items()
+    }
+    found = best(program, x, costs=costs, seconds=None)
+    assert found.best() == min(exact, key=exact.get)
+    assert found.tied() == (min(exact, key=exact.get),) and not found.stopped
+    for entry in found.entries:
+        assert entry.score.low * 0.8 < exact[entry.name] < entry.score.high * 1.2
+        assert entry.guide + entry.model == pytest.approx(entry.variance.value)
+
+
+def test_more_particles_are_worth_what_they_cost():
+    """K particles have 1 / K of the variance: at half of K times the cost the most are best, at twice the fewest."""
+    program, x = oracle(offset=0.3)
+    kinds = {f"K = {K}": StickingTheLanding(K) for K in (1, 16)}
+    for power, order in ((0.5, ["K = 16", "K = 1"]), (2.0, ["K = 1", "K = 16"])):
+        costs = {name: elbo.num_particles**power for name, elbo in kinds.items()}
+        found = best(program, x, estimators=kinds, costs=costs, seconds=None)
+        assert [entry.name for entry in found.entries] == order and found.tied() == (order[0],)
+
+
+def test_the_same_seed_gives_the_same_bits_and_leaves_all_as_it_was():
+    program, x = oracle()
+    before, state = {name: value.clone() for name, value in program.state_dict().items()}, torch.get_rng_state()
+    costs = dict.fromkeys(KINDS, 1.0)
+    first, again, other = (best(program, x, costs=costs, seconds=None, seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, before[name]) for name, value in program.state_dict().items())
+
+
+def test_measured_variances_do_not_depend_on_the_clock():
+    program, x = oracle()
+    timed, given = best(program, x, seconds=1e-9), best(program, x, costs=dict.fromkeys(KINDS, 1.0), seconds=1e-9)
+    assert {e.name: e.variance for e in timed.entries} == {e.name: e.variance for e in given.entries}
+    assert timed.timed and all(entry.cost < 1 for entry in timed.entries)
+
+
+def test_bounds_are_ranked_apart_and_biased_ones_not_at_all():
+    torch.manual_seed(0)
+    found = best_estimator(small_vae(), torch.rand(4, 1, 8, 8).round(), seconds=1e-9, draws=8, progress=False)
+    assert found.targets == ("ELBO", "L_4", "L_16")
+    for target in found.targets:
+        assert [e.rank for e in found.entries if e.target == target] == [
+            *range(1, 1 + sum(e.target == target for e in found.entries))
+        ]
+    assert {entry.name for entry in found.entries if entry.rank is None} == {"straight-through", "ReinMax"}
+    assert set(found.left_out) == {"DisARM, K = 4", "DisARM, K = 16"}
+
+
+def model(x):
+    with pyro.plate("images", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(logits=pyro.param("prior", torch.zeros(3))).to_event(1))
+        pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+
+def guide(x):
+    with pyro.plate("images", len(x)):
+        pyro.sample("z", dist.Bernoulli(logits=pyro.param("guide", torch.zeros(3)).expand(len(x), 3)).to_event(1))
+
+
+def test_a_program_of_discrete_latents_is_ranked_by_those_that_take_it():
+    found = best_estimator(model, guide, torch.tensor([1.0, 2.0]), seconds=1e-9, draws=8, progress=False)
+    taken = {entry.name for entry in found.entries}
+    assert {"L^A", "DisARM, K = 4", "score function, K = 16", "OVIS, K = 4"} <= taken
+    assert {"STL, K = 1", "DReG, K = 4"} <= set(found.left_out)
+    assert found.best() not in ("L^A", "L^B")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"draws": 4}, "draws: wanted a whole number of at least 8"),
+        ({"seconds": 0}, "seconds: wanted a positive number, got 0"),
+        ({"costs": {"L^A": 1.0}}, "costs: wanted one of each estimator, got none of ['L^B', 'STL']"),
+        ({"costs": {"L^A": -1.0}}, "costs['L^A']: wanted a positive number"),
+        ({"estimators": {}}, "estimators: wanted ELBOs by name"),
+        ({"estimators": {"path": Trace_ELBO}}, "write Trace_ELBO()"),
+    ],
+)
+def test_refused_before_any_draw(options, message):
+    program, x = oracle()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        best(program, x, **options)
+
+
+def test_given_estimators_that_refuse_the_program_raise_and_a_program_that_none_takes():
+    with pytest.raises(ValueError, match=r"^STL, draw 1 of"):
+        best(model, guide, torch.ones(2), estimators={"STL": StickingTheLanding()})
+    with pytest.raises(ValueError, match="guide: wanted a function"):
+        best(model, None)
+
+
+def test_a_biased_estimator_alone_has_no_rank():
+    found = best(model, guide, torch.ones(2), estimators={"biased": StraightThrough(), "score": ScoreFunction(2)},
+                 draws=8, seconds=1e-9)  # fmt: skip
+    assert [(entry.name, entry.rank) for entry in found.entries] == [("score", 1), ("biased", None)]

@@ -1,0 +1,57 @@
+"""What a ranking says: its table, names, frame and JSON."""
+
+import json
+import math
+
+import pytest
+
+from pyro_vae.comparison import Estimate, Ranked, Ranking
+
+
+def entry(name, target, rank, tied, value, model=None):
+    estimate = Estimate(value, 0.9 * value, 1.2 * value)
+    return Ranked(name, target, rank, tied, estimate, estimate, value, model, 1.0, 64)
+
+
+@pytest.fixture
+def ranking():
+    entries = (
+        entry("one", "ELBO", 1, True, 1.0),
+        entry("two", "ELBO", 2, True, 1.1, 0.5),
+        entry("three", "ELBO", 3, False, 9.0),
+        entry("iwae", "L_4", 1, True, 2.0),
+        entry("crooked", None, None, False, math.nan),
+    )
+    return Ranking(entries, {"DisARM": "no Bernoulli"}, 2, True, True, 16, 3)
+
+
+def test_the_table_marks_ties_bounds_and_what_has_no_rank(ranking):
+    lines = str(ranking).splitlines()
+    assert [line.split()[1] for line in lines if line.startswith(("one ", "two ", "three "))] == ["1", "2=", "3"]
+    order = [next(i for i, line in enumerate(lines) if line.startswith(text)) for text in ("gradient of the ELBO",
+             "gradient of the L_4", "no bound", "left out: DisARM: no Bernoulli")]  # fmt: skip
+    assert order == sorted(order)
+    for words in (
+        "no reason to prefer one bound",
+        "The time was over",
+        "biased gradient",
+        "Seed 3, 2 rounds, 16 images",
+    ):
+        assert words in str(ranking)
+    assert max(map(len, lines)) <= 120 and "2=" in ranking._repr_html_()
+
+
+def test_best_and_tied_by_bound(ranking):
+    assert ranking.targets == ("ELBO", "L_4")
+    assert (ranking.best(), ranking.best("L_4")) == ("one", "iwae")
+    assert (ranking.tied(), ranking.tied("L_4")) == (("one", "two"), ("iwae",))
+    with pytest.raises(ValueError, match="one of: ELBO, L_4; got 'L_5'"):
+        ranking.best("L_5")
+    assert repr(ranking) == "Ranking(5 estimators; ELBO: one, L_4: iwae)"
+
+
+def test_numbers_for_json_and_pandas(ranking):
+    found = json.loads(json.dumps(ranking.to_dict(), allow_nan=False))
+    assert found["entries"][4]["score"]["value"] is None and found["entries"][1]["tied"]
+    frame = ranking.to_frame()
+    assert frame.loc["two", "rank"] == 2 and frame.loc["three", "score_high"] == pytest.approx(10.8)

@@ -1,0 +1,78 @@
+"""Intervals of variance × cost: their coverage, and how seldom equal estimators are told apart."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pyro_vae.comparison import Moments
+from pyro_vae.comparison.separation import Score, log_ratio, median_interval
+
+
+def score(g, cost=1.0, times=()):
+    """The score of draws g (n, P)."""
+    moments = Moments([g.shape[1]], g[0])
+    for each in g:
+        moments.add(each)
+    moments.end_batch()
+    return Score(moments.trace().value, moments.sections_of_trace(), cost, times)
+
+
+def drawn(seed, n=64, size=3, heavy=False):
+    generator = torch.Generator().manual_seed(seed)
+    g = torch.randn(n, size, generator=generator, dtype=torch.float64)
+    return g.square() if heavy else g
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+@pytest.mark.parametrize("level", [0.9, 0.99])
+def test_ratio_of_equal_variances_is_one_at_the_level(heavy, level):
+    """300 pairs: at the level of 90 % 30 may fail, with a standard deviation of 5."""
+    outside = 0
+    for seed in range(300):
+        _, low, high = log_ratio(score(drawn(2 * seed, heavy=heavy)), score(drawn(2 * seed + 1, heavy=heavy)), level)
+        outside += not low <= 0 <= high
+    assert outside <= 300 * (1 - level) * 1.3 + 8
+
+
+def test_ratio_of_variances_and_costs_is_the_known_one():
+    a, b = score(drawn(1, n=4000), cost=2.0), score(drawn(2, n=4000) * 3, cost=5.0)
+    value, low, high = log_ratio(b, a)
+    assert low < math.log(9 * 2.5) < high and high - low < 0.2
+    assert value == pytest.approx(math.log(b.value / a.value))
+    assert log_ratio(a, b) == pytest.approx((-value, -high, -low))
+
+
+def test_noise_of_times_widens_the_interval_and_load_that_slows_both_does_not():
+    generator = np.random.default_rng(0)
+    load = np.exp(generator.normal(size=40))  # e-fold from turn to turn
+    same, own = (tuple(load * noise) for noise in (1.0, np.exp(generator.normal(size=40))))
+    g = drawn(0, n=4000), drawn(1, n=4000)
+    known, paired, noisy = (
+        log_ratio(score(g[0], 1.0, times), score(g[1], 1.0, other))
+        for times, other in (((), ()), (same, same), (same, own))
+    )
+    assert paired == pytest.approx(known)
+    assert noisy[2] - noisy[1] > 3 * (known[2] - known[1])
+
+
+def test_median_interval_covers_the_median():
+    generator = np.random.default_rng(1)
+    ends = [median_interval(list(generator.exponential(size=25))) for _ in range(400)]
+    covered = sum(low <= math.log(2) <= high for low, high in ends) / 400
+    assert covered > 0.93
+
+
+def test_a_variance_of_zero_and_an_interval_from_two_draws():
+    zero, some = score(torch.ones(20, 2).double()), score(drawn(0))
+    assert log_ratio(some, zero)[1] > 100 and log_ratio(zero, zero) == (0, 0, 0)
+    assert not log_ratio(some, score(drawn(1, n=2)))[1] > 0  # NaN: nothing is told apart
+    assert zero.estimate().value == 0
+
+
+def test_estimate_is_variance_times_cost_with_the_noise_of_both():
+    g = drawn(3)
+    exact, timed = score(g, 2.0), score(g, 2.0, (1.0, 1.5, 1.8, 2.0, 2.1, 2.5, 4.0))
+    assert exact.estimate().value == timed.estimate().value == 2 * exact.variance
+    assert timed.estimate().low < exact.estimate().low < exact.value < exact.estimate().high < timed.estimate().high
