@@ -17,7 +17,7 @@ from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs
 from pyro_vae.compiling.untraceable import first_line
 from pyro_vae.evidence.annealing import AnnealingSettings, anneal, annealing_settings
-from pyro_vae.evidence.pareto import NORMAL_95, pareto_limit, rounding_error, shrunk
+from pyro_vae.evidence.pareto import LIGHT, NORMAL_95, pareto_limit, rounding_error, shrunk
 from pyro_vae.evidence.path import AnnealingPath
 from pyro_vae.evidence.pilots import piloted
 from pyro_vae.evidence.plan import MeasurementPlan
@@ -25,7 +25,6 @@ from pyro_vae.evidence.proposals import MOST_DIMENSIONS, LocalProposal
 from pyro_vae.evidence.results import as_array
 
 UNIT = 250  # importance weights of a row that are drawn at once
-TAIL = 0.5  # the largest upper limit of the tail's shape at which weights are trusted: their variance is finite
 SPREAD = 1.2  # the largest upper limit of the variance of an annealed log weight at which its error can be trusted
 LOCAL_UNIT = 1000  # the same from a proposal that is fitted anew, which costs as much as about 800 weights
 LADDER = (100, 400)  # temperatures
@@ -105,8 +104,8 @@ class ImportanceDraws:
         return draws_for_a_normal(self.variance(log_w), skewness(log_w))
 
     def trusts(self, log_w: np.ndarray) -> np.ndarray:
-        """Return whether the shape of the tail is at most ``TAIL``, with 95 % confidence, (B,)."""
-        return pareto_limit(log_w, rounding_error(log_w)) <= TAIL
+        """Return whether the shape of the tail is at most ½, with 95 % confidence, (B,)."""
+        return pareto_limit(log_w, rounding_error(log_w)) <= LIGHT
 
 
 @dataclass
@@ -157,7 +156,7 @@ class AnnealedDraws:
         """
         near = _near(log_w)
         together = _together(log_w)
-        return near & (near.any() and pareto_limit(together, rounding_error(together)) <= TAIL)
+        return near & (near.any() and pareto_limit(together, rounding_error(together)) <= LIGHT)
 
 
 def further_methods(

@@ -1,12 +1,24 @@
 """log p(x) by a budget: coverage against known values, what is saved, and what is refused."""
 
 import math
+from functools import partial
 
+import evidence_programs
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from evidence_programs import EAGER, images, rough, shared_rate, shared_rate_guide, truth
+from evidence_programs import (
+    EAGER,
+    PROGRAMS,
+    hierarchical,
+    hierarchical_evidence,
+    images,
+    rough,
+    shared_rate,
+    shared_rate_guide,
+    truth,
+)
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_vae.evidence import BudgetedEvidence, EvidenceInterrupted, LocalProposal, log_evidence, spending
@@ -63,6 +75,43 @@ def test_a_guide_that_is_too_narrow():
     assert set(evidence.method) == {"local"}  # none is settled by draws of the guide
     assert evidence.untrusted < 0.1
     assert 0.9 <= covered(evidence, truth(program, x)) <= 1.0  # 150 images: 0.95 ± 0.018
+
+
+def walk(x, lengths, guide=False):
+    """Sequences of different lengths in one plate: z_t ~ N(0.9 z_{t−1}, 1), x_t ~ N(z_t, ½)."""
+    z = x.new_zeros(len(x))
+    with pyro.plate("rows", len(x)):
+        for t in range(x.shape[1]):
+            with pyro.poutine.mask(mask=t < lengths):
+                loc, scale = ((0.9 * z + 2 * x[:, t]) / 3, 0.5) if guide else (0.9 * z, 1.0)
+                z = pyro.sample(f"z_{t}", dist.Normal(loc, scale))
+                if not guide:
+                    pyro.sample(f"x_{t}", dist.Normal(z, 0.5**0.5), obs=x[:, t])
+
+
+def of_walk(x, lengths):
+    """log p(x) of ``walk``, from the covariance of x_1 … x_n."""
+    steps = torch.arange(x.shape[1])
+    transfer = torch.where(steps[:, None] >= steps, 0.9 ** (steps[:, None] - steps).double(), 0.0)
+    covariance = transfer @ transfer.T + 0.5 * torch.eye(len(steps))
+    of = [dist.MultivariateNormal(torch.zeros(n).double(), covariance[:n, :n]) for n in lengths.tolist()]
+    return torch.stack([q.log_prob(row[:n]) for q, row, n in zip(of, x, lengths.tolist())])
+
+
+def test_programs_that_are_no_autoencoder():
+    """Counts whose marginal is negative binomial, two layers in nested plates, and sequences of several lengths."""
+    torch.manual_seed(0)
+    latent, likelihood, proposal, _, of_counts = PROGRAMS["positive"]
+    counts, layers, walks = torch.arange(20.0), torch.randn(20, 3), 2 * torch.randn(20, 4).double()
+    lengths = torch.randint(1, 5, (20,))
+    for model, guide, args, exact in (
+        (*evidence_programs.program(latent, likelihood, proposal), (counts,), of_counts(counts)),
+        (hierarchical, lambda x: hierarchical(x, guide=True, scale=1.2), (layers,), hierarchical_evidence(layers)),
+        (walk, partial(walk, guide=True), (walks, lengths), of_walk(walks, lengths)),
+    ):
+        evidence = log_evidence(model, guide, args, target=0.1, **QUIET)
+        assert evidence.trusted.double().mean() > 0.85
+        assert ((evidence.log_px - exact).abs() < 5 * evidence.standard_error + 1e-5).all()
 
 
 def test_interrupted_and_continued(tmp_path, monkeypatch):
