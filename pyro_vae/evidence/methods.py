@@ -40,6 +40,7 @@ class Method(Protocol):
         draws: the number of weights of a row that are drawn at once, the unit of a budget.
         pilots: how many such units decide on an image, and ``together`` how many draws on all of them.
         least, most: so many units are at least and at most spent on an image.
+        dear: an image that needs more units is tried by the next method.
         rows: the number of rows that run at once.
     """
 
@@ -49,6 +50,7 @@ class Method(Protocol):
     together: int
     least: int
     most: int
+    dear: int
     rows: int
 
     def weigh(self, batch: ProgramArguments) -> np.ndarray:
@@ -90,6 +92,7 @@ class ImportanceDraws:
     together: int = 0
     least: int = 2
     most: int = 400
+    dear: int = 16
 
     def weigh(self, batch: ProgramArguments) -> np.ndarray:
         """Return log weights (draws, B)."""
@@ -129,6 +132,7 @@ class AnnealedDraws:
     together: int = 1000
     least: int = 4
     most: int = 250
+    dear: int = 250
 
     def __post_init__(self) -> None:
         self.name, self.draws = f"annealed-{self.settings.num_temperatures}", self.settings.chains
@@ -183,7 +187,7 @@ def further_methods(
     if sum(shape.numel() for shape in path.shapes.values()) <= MOST_DIMENSIONS:
         rows = min(plan.weights, proposal.rows_at_once(chunk))
         sampler = proposal.sampler(model, guide, replace(plan, size=rows), chunk, compiled)
-        methods.append(ImportanceDraws(sampler, rows, "local", draws=LOCAL_UNIT, pilots=1, least=1, most=100))
+        methods.append(ImportanceDraws(sampler, rows, "local", LOCAL_UNIT, pilots=1, least=1, most=100, dear=100))
     ladder = [annealing_settings(T) for T in LADDER]
     rows = max(1, min(plan.weights, chunk // ladder[0].chains))
     graphs = plan.graphs(compiled, ladder[0].num_temperatures * math.ceil(plan.weights / rows))

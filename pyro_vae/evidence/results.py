@@ -139,12 +139,13 @@ class Evidence:
         unit = "of all images together" if self.joint else "per image"
         count = "" if self.joint else f"n = {len(self.log_px)}, "
         trusted = f"{self.pareto_k.median():.2f} (median), {self.pareto_k.max():.2f} (largest)"
+        surely = f"{self.trusted.double().mean():.1%} of the images"
         unknown, untrusted = math.isnan(self.untrusted), f"k̂ > {TRUSTED} for {self.untrusted:.1%} of the images"
         rows = (
             ("Monte Carlo error", f"{self.monte_carlo_error:.4f} nats"),
             ("effective sample size", f"{self.ess.median():.0f} (median), {self.ess.min():.1f} (least)"),
             ("Pareto k̂", "too few particles for k̂" if unknown else trusted),
-            ("error can be trusted", f"{self.trusted.double().mean():.1%} of the images"),
+            ("error can be trusted", "too few particles to tell" if unknown else surely),
         )
         doubt = f"{untrusted}: neither their log p(x) nor its error can be trusted; {self.ADVICE}"
         title = f"log p(x) ≥ {self._value(3)} nats {unit} ({count}K = {self.num_particles}, seed {self.seed})"
