@@ -26,10 +26,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from pyro_vae.checks import whole_number
 from pyro_vae.evidence import Evidence, LocalProposal, UntrustedEvidence, annealed_evidence, log_evidence
 from pyro_vae.linear_gaussian import LinearGaussian, mean_field_guide
 from pyro_vae.runs import write_json
+from pyro_vae.runs.commands import exit_status
 from pyro_vae.runs.options import add_quick, home_path
+from pyro_vae.runs.origins import provenance
 from pyro_vae.runs.parser import Parser
 
 QUICK = {"seeds": [0, 1], "images": 50}
@@ -161,7 +164,7 @@ def line(found: dict[str, Any]) -> str:
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         "--seeds", type=int, nargs="+", default=list(range(10)), metavar="N", help="of programs and data"
     )
@@ -175,16 +178,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    args = parse_arguments(argv)
+    return exit_status(lambda: parse_arguments(argv), run, "the rows so far are in {out}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure all programs by all methods, and write what there is after each."""
+    whole_number("images", args.images)
     warnings.simplefilter("ignore", UntrustedEvidence)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for program in args.programs:
         for method in args.methods:
             rows.append(row(program, method, args.seeds, args.images))
             print(line(rows[-1]), flush=True)
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(args.out, {"rows": rows})
-    return 0
+            write_json(args.out, {"settings": vars(args), "versions": provenance(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 from experiments import (
     anomalies,
     benchmark,
+    calibration,
     compare_likelihoods,
     compare_priors_and_guides,
     conditional,
@@ -34,6 +35,7 @@ from pyro_vae.runs.arguments import parse_arguments
 EXPERIMENTS = [
     anomalies,
     benchmark,
+    calibration,
     compare_likelihoods,
     compare_priors_and_guides,
     conditional,
@@ -51,7 +53,7 @@ EXPERIMENTS = [
     two_layer,
 ]
 COMMANDS = [*EXPERIMENTS, compare, evidence]
-WITHOUT_DATA_FOLDER = [counts, sequences, tables]  # they simulate, or read what packages bring
+WITHOUT_DATA_FOLDER = [calibration, counts, sequences, tables]  # they simulate, or read what packages bring
 
 
 def name(command):
