@@ -35,8 +35,8 @@ class Evidence:
     Attributes:
         log_px: log p̂(x) = log 1/K Σ w, in nats. p̂ is unbiased, so its logarithm is a lower bound on log p(x) in
             expectation, too low by about ``standard_error²`` / 2.
-        standard_error: of log p̂, by the delta method: sd(w) / (mean(w) √K). NaN for K = 1. Where ``trusted``, 95 % of
-            the intervals log p̂ ± 1.96 standard errors hold log p(x).
+        standard_error: of log p̂, by the delta method: sd(w) / (mean(w) √K). NaN for K = 1. Where ``trusted``, 92 to
+            95 % of the intervals log p̂ ± 1.96 standard errors hold log p(x).
         ess: effective sample size (Σ w)² / Σ w², from 1 to K (Kong 1992).
         pareto_k: k̂, the shape of the tail of w (Vehtari et al. 2024). The variance of w is infinite for k > ½. For
             k̂ > 0.7 neither the estimate nor its error can be trusted. −inf if the five largest weights are equal,
