@@ -5,15 +5,16 @@
     python experiments/calibration.py --quick
 
 Each seed draws another program and other images of it. Printed and saved for each program and method, over all seeds:
-the share of the images that are trusted; of these the share whose interval, log p̂ ± 1.96 standard errors, holds the
-truth; and z = (log p̂ − log p) / standard error, with its mean, standard deviation, and the p-value of a
-Kolmogorov-Smirnov test against N(0, 1).
+the share of the images that are trusted; of these, and of all images, the share whose interval, log p̂ ± 1.96 standard
+errors, holds the truth, and z = (log p̂ − log p) / standard error, with its mean, standard deviation, and the p-value of
+a Kolmogorov-Smirnov test against N(0, 1).
 """
 
 import argparse
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,11 +26,13 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from pyro_vae.checks import whole_number
 from pyro_vae.evidence import Evidence, LocalProposal, UntrustedEvidence, annealed_evidence, log_evidence
-from pyro_vae.evidence.results import TRUSTED
 from pyro_vae.linear_gaussian import LinearGaussian, mean_field_guide
 from pyro_vae.runs import write_json
+from pyro_vae.runs.commands import exit_status
 from pyro_vae.runs.options import add_quick, home_path
+from pyro_vae.runs.origins import provenance
 from pyro_vae.runs.parser import Parser
 
 QUICK = {"seeds": [0, 1], "images": 50}
@@ -46,8 +49,8 @@ class Known(NamedTuple):
     log_px: Tensor
 
 
-def linear_gaussian(narrower: float, seed: int, images: int) -> Known:
-    """Z ~ N(0, I), x | z ~ N(W z, 0.7² I), and a factorised guide that is moved, and too narrow by a factor."""
+def linear_gaussian(narrower: float, images: int) -> Known:
+    """Draw x | z ~ N(W z, 0.7² I), z ~ N(0, I), with a factorised guide that is moved, and too narrow by a factor."""
     program = LinearGaussian(torch.randn(6, 2, dtype=torch.float64), scale=0.7)
     guide = mean_field_guide(program)
     with torch.no_grad():
@@ -58,7 +61,7 @@ def linear_gaussian(narrower: float, seed: int, images: int) -> Known:
     return Known(program.model, program.guide, (x,), program.log_px(x).detach())
 
 
-def logistic(narrower: float, seed: int, images: int) -> Known:
+def logistic(narrower: float, images: int) -> Known:
     """Five answers x of each row, of log odds z_0 + z_1 features, z ~ N(0, I), by quadrature."""
     features = 2 * torch.randn(images, 5, dtype=torch.float64)
     z = torch.randn(images, 2, dtype=torch.float64)
@@ -119,35 +122,44 @@ METHODS: dict[str, tuple[Callable[..., Evidence], dict[str, Any]]] = {
 }
 
 
-def trusted(evidence: Evidence) -> Tensor:
-    """Return which images the result says can be trusted."""
-    return getattr(evidence, "trusted", ~(evidence.pareto_k > TRUSTED))
-
-
 def row(program: str, method: str, seeds: list[int], images: int) -> dict[str, Any]:
     """Measure a program by a method on all seeds, and return what its intervals were worth."""
-    make, narrower = PROGRAMS[program]
-    function, options = METHODS[method]
-    found, held, error, started, settled = [], [], [], time.perf_counter(), {}
+    (make, narrower), (function, options) = PROGRAMS[program], METHODS[method]
+    started, scores, verdicts, errors, settled = time.perf_counter(), [], [], [], Counter()
     for seed in seeds:
         torch.manual_seed(seed)
-        known = make(narrower, seed, images)
+        known = make(narrower, images)
         evidence = function(known, seed, **options)
-        z = (evidence.log_px - known.log_px) / evidence.standard_error
-        found.append(z[trusted(evidence)])
-        held.append(trusted(evidence).double())
-        error.append(evidence.log_px - known.log_px)
-        for name in getattr(evidence, "method", ()):
-            settled[name] = settled.get(name, 0) + 1
-    z, share = torch.cat(found).numpy(), torch.cat(held)
+        errors.append(evidence.log_px - known.log_px)
+        scores.append(errors[-1] / evidence.standard_error)
+        verdicts.append(evidence.trusted)
+        settled.update(getattr(evidence, "method", ()))
+    z, trusted = torch.cat(scores).numpy(), torch.cat(verdicts).numpy()
     return {
-        "program": program, "method": method, "seeds": seeds, "images": images, "settled_by": settled,
-        "trusted": share.mean().item(), "coverage": float((np.abs(z) < 1.96).mean()),
-        "coverage_of_seeds": [float((part.abs() < 1.96).double().mean()) for part in found],
-        "z_mean": float(z.mean()), "z_sd": float(z.std()), "ks_p": float(stats.kstest(z, "norm").pvalue),
-        "largest_z": float(np.abs(z).max()), "rms_error": torch.cat(error).square().mean().sqrt().item(),
-        "seconds": time.perf_counter() - started,
+        "program": program, "method": method, "seeds": seeds, "images": images, "settled_by": dict(settled),
+        "rms_error": torch.cat(errors).square().mean().sqrt().item(), "trusted": trusted.mean().item(),
+        "of_trusted": calibration(z[trusted]), "of_all": calibration(z), "seconds": time.perf_counter() - started,
     }  # fmt: skip
+
+
+def calibration(z: np.ndarray) -> dict[str, float] | None:
+    """Return the share of |z| < 1.96, mean and standard deviation of z, and p of a Kolmogorov-Smirnov test."""
+    if len(z) < 2:
+        return None
+    held, p = (np.abs(z) < 1.96).mean(), stats.kstest(z, "norm").pvalue
+    return {"holds": float(held), "mean": float(z.mean()), "sd": float(z.std()), "p": float(p)}
+
+
+def line(found: dict[str, Any]) -> str:
+    """Return a row as text."""
+    of_trusted, of_all = (
+        "-" if of is None else "{holds:.1%}, z {mean:+.3f} ± {sd:.3f}, p {p:.2g}".format(**of)
+        for of in (found["of_trusted"], found["of_all"])
+    )
+    return (
+        f"{found['program']:28} {found['method']:25} trusted {found['trusted']:6.1%} holds {of_trusted:38} of all "
+        f"{of_all:38} {found['seconds']:.0f} s {found['settled_by'] or ''}"
+    )
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -166,21 +178,20 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    args = parse_arguments(argv)
+    return exit_status(lambda: parse_arguments(argv), run, "the rows so far are in {out}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure all programs by all methods, and write what there is after each."""
+    whole_number("images", args.images)
     warnings.simplefilter("ignore", UntrustedEvidence)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     rows = []
     for program in args.programs:
         for method in args.methods:
-            rows.append(found := row(program, method, args.seeds, args.images))
-            print(
-                f"{program:28} {method:24} trusted {found['trusted']:6.1%}  holds {found['coverage']:6.1%}  z "
-                f"{found['z_mean']:+.3f} ± {found['z_sd']:.3f}, p {found['ks_p']:.2g}, {found['seconds']:.0f} s "
-                f"{found['settled_by'] or ''}",
-                flush=True,
-            )
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            write_json(args.out, {"rows": rows})
-    return 0
+            rows.append(row(program, method, args.seeds, args.images))
+            print(line(rows[-1]), flush=True)
+            write_json(args.out, {"settings": vars(args), "versions": provenance(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Verdicts:
 
     def unsettled(self, target: float) -> np.ndarray:
         """Return the numbers of the images that are not trusted, or too dear, the largest error first."""
-        index = np.flatnonzero(~self.trusted | (self._needed(target) > self._of_each("most")))
+        index = np.flatnonzero(~self.trusted | (self._needed(target) > self._of_each("dear")))
         return index[np.argsort(-self.variance[index], kind="stable")]
 
     def units(self, target: float) -> np.ndarray:

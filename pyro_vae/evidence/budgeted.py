@@ -105,7 +105,6 @@ class BudgetedEvidence(Evidence):
         return super().to_dict() | {
             "target": self.plan.target,
             "share_pareto_k_above_0.7": (self.pareto_k > TRUSTED).double().mean().item(),
-            "share_untrusted": self.untrusted,
             "share_reached": self.reached,
             "draws": int(self.draws.sum()),
             "settled_by": settled,

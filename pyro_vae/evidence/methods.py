@@ -17,7 +17,7 @@ from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs
 from pyro_vae.compiling.untraceable import first_line
 from pyro_vae.evidence.annealing import AnnealingSettings, anneal, annealing_settings
-from pyro_vae.evidence.pareto import NORMAL_95, pareto_limit, rounding_error, shrunk
+from pyro_vae.evidence.pareto import LIGHT, NORMAL_95, pareto_limit, rounding_error, shrunk
 from pyro_vae.evidence.path import AnnealingPath
 from pyro_vae.evidence.pilots import piloted
 from pyro_vae.evidence.plan import MeasurementPlan
@@ -25,7 +25,6 @@ from pyro_vae.evidence.proposals import MOST_DIMENSIONS, LocalProposal
 from pyro_vae.evidence.results import as_array
 
 UNIT = 250  # importance weights of a row that are drawn at once
-TAIL = 0.5  # the largest upper limit of the tail's shape at which weights are trusted: their variance is finite
 SPREAD = 1.2  # the largest upper limit of the variance of an annealed log weight at which its error can be trusted
 LOCAL_UNIT = 1000  # the same from a proposal that is fitted anew, which costs as much as about 800 weights
 LADDER = (100, 400)  # temperatures
@@ -41,6 +40,7 @@ class Method(Protocol):
         draws: the number of weights of a row that are drawn at once, the unit of a budget.
         pilots: how many such units decide on an image, and ``together`` how many draws on all of them.
         least, most: so many units are at least and at most spent on an image.
+        dear: an image that needs more units is tried by the next method.
         rows: the number of rows that run at once.
     """
 
@@ -50,6 +50,7 @@ class Method(Protocol):
     together: int
     least: int
     most: int
+    dear: int
     rows: int
 
     def weigh(self, batch: ProgramArguments) -> np.ndarray:
@@ -91,6 +92,7 @@ class ImportanceDraws:
     together: int = 0
     least: int = 2
     most: int = 400
+    dear: int = 16
 
     def weigh(self, batch: ProgramArguments) -> np.ndarray:
         """Return log weights (draws, B)."""
@@ -105,8 +107,8 @@ class ImportanceDraws:
         return draws_for_a_normal(self.variance(log_w), skewness(log_w))
 
     def trusts(self, log_w: np.ndarray) -> np.ndarray:
-        """Return whether the shape of the tail is at most ``TAIL``, with 95 % confidence, (B,)."""
-        return pareto_limit(log_w, rounding_error(log_w)) <= TAIL
+        """Return whether the shape of the tail is at most ½, with 95 % confidence, (B,)."""
+        return pareto_limit(log_w, rounding_error(log_w)) <= LIGHT
 
 
 @dataclass
@@ -130,6 +132,7 @@ class AnnealedDraws:
     together: int = 1000
     least: int = 4
     most: int = 250
+    dear: int = 250
 
     def __post_init__(self) -> None:
         self.name, self.draws = f"annealed-{self.settings.num_temperatures}", self.settings.chains
@@ -157,7 +160,7 @@ class AnnealedDraws:
         """
         near = _near(log_w)
         together = _together(log_w)
-        return near & (near.any() and pareto_limit(together, rounding_error(together)) <= TAIL)
+        return near & (near.any() and pareto_limit(together, rounding_error(together)) <= LIGHT)
 
 
 def further_methods(
@@ -184,7 +187,7 @@ def further_methods(
     if sum(shape.numel() for shape in path.shapes.values()) <= MOST_DIMENSIONS:
         rows = min(plan.weights, proposal.rows_at_once(chunk))
         sampler = proposal.sampler(model, guide, replace(plan, size=rows), chunk, compiled)
-        methods.append(ImportanceDraws(sampler, rows, "local", draws=LOCAL_UNIT, pilots=1, least=1, most=100))
+        methods.append(ImportanceDraws(sampler, rows, "local", LOCAL_UNIT, pilots=1, least=1, most=100, dear=100))
     ladder = [annealing_settings(T) for T in LADDER]
     rows = max(1, min(plan.weights, chunk // ladder[0].chains))
     graphs = plan.graphs(compiled, ladder[0].num_temperatures * math.ceil(plan.weights / rows))

@@ -10,6 +10,7 @@ import numpy as np
 FEWEST = 5  # different weights that a tail must have for an estimate of its shape; equal ones that end it
 ALIKE = 10  # values, from which on they say how much they vary
 NORMAL_95 = 1.645  # the 95 % quantile of the standard normal
+LIGHT = 0.5  # the largest shape of a tail at which the variance is finite
 VANISHED = math.log(1e-290)  # log ratio to the largest weight, below which differences of two weights underflow
 
 
@@ -46,20 +47,28 @@ def rounding_error(log_w: np.ndarray) -> np.ndarray:
 
 
 def pareto_limit(log_w: np.ndarray, rounding: float | np.ndarray = 0.0) -> np.ndarray:
-    """Return an upper limit of the shape of the tail of each column of log w (K, B), that holds for 95 % of them.
-
-    k̂ of a few hundred weights is itself uncertain, by about (1 + k) / √M for a tail of M weights. A sample that has
-    missed the large weights has a small k̂, a mean that is too low, and an error that is too small, all at once. So
-    each k̂ is seen among those of the other columns, as ``shrunk`` does.
+    """Return an upper limit of the shape of the tail of each column of log w (K, B): ``shape_limit`` of its k̂.
 
     >>> u = np.random.default_rng(0).random((1000, 1))
     >>> pareto_k(-0.6 * np.log(u)).round(1), pareto_limit(-0.6 * np.log(u)).round(1)
     (array([0.8]), array([1.1]))
     """
-    limit = pareto_k(log_w, rounding)
-    finite = np.isfinite(limit)
+    return shape_limit(pareto_k(log_w, rounding), len(log_w))
+
+
+def shape_limit(k_hat: np.ndarray, K: int) -> np.ndarray:
+    """Return an upper limit of the shapes of tails of K weights each, that holds for 95 % of them, from their k̂ (B,).
+
+    k̂ of a few hundred weights is itself uncertain, by about (1 + k) / √M for a tail of M weights. A sample that has
+    missed the large weights has a small k̂, a mean that is too low, and an error that is too small, all at once. So
+    each k̂ is seen among the others, as ``shrunk`` does.
+
+    >>> shape_limit(np.array([0.3, np.nan]), 1000).round(1)
+    array([0.5, nan])
+    """
+    limit, finite = np.array(k_hat, np.float64), np.isfinite(k_hat)
     if finite.any():
-        tail = math.ceil(min(len(log_w) / 5, 3 * math.sqrt(len(log_w))))
+        tail = math.ceil(min(K / 5, 3 * math.sqrt(K)))
         mean, spread = shrunk(limit[finite], (1 + max(limit[finite].mean(), 0)) / math.sqrt(tail))
         limit[finite] = mean + NORMAL_95 * spread
     return limit

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vae.data.frames import framed
 from pyro_vae.errors import warn
-from pyro_vae.evidence.pareto import pareto_k, rounding_error
+from pyro_vae.evidence.pareto import LIGHT, pareto_k, rounding_error, shape_limit
 from pyro_vae.printing import listed
 from pyro_vae.showing import Shown, on_one_line
 
@@ -35,7 +35,8 @@ class Evidence:
     Attributes:
         log_px: log p̂(x) = log 1/K Σ w, in nats. p̂ is unbiased, so its logarithm is a lower bound on log p(x) in
             expectation, too low by about ``standard_error²`` / 2.
-        standard_error: of log p̂, by the delta method: sd(w) / (mean(w) √K). NaN for K = 1.
+        standard_error: of log p̂, by the delta method: sd(w) / (mean(w) √K). NaN for K = 1. Where ``trusted``, 92 to
+            95 % of the intervals log p̂ ± 1.96 standard errors hold log p(x).
         ess: effective sample size (Σ w)² / Σ w², from 1 to K (Kong 1992).
         pareto_k: k̂, the shape of the tail of w (Vehtari et al. 2024). The variance of w is infinite for k > ½. For
             k̂ > 0.7 neither the estimate nor its error can be trusted. −inf if the five largest weights are equal,
@@ -87,6 +88,15 @@ class Evidence:
         return self.standard_error.square().sum().sqrt().item() / len(self.standard_error)
 
     @property
+    def trusted(self) -> Tensor:
+        """Whether value and error of each image can be trusted, (images,).
+
+        They can where the shape of the tail is at most ½ with 95 % confidence, so that the weights have a variance. The
+        k̂ of all images say together how rough that of one is. None can be trusted with K ≤ 20.
+        """
+        return torch.from_numpy(shape_limit(as_array(self.pareto_k), self.num_particles) <= LIGHT)
+
+    @property
     def untrusted(self) -> float:
         """Share of the images with k̂ above 0.7; NaN if there are too few particles for k̂."""
         return math.nan if self.pareto_k.isnan().all() else float((self.pareto_k > TRUSTED).numpy().mean())
@@ -111,6 +121,7 @@ class Evidence:
             "pareto_k_median": self.pareto_k.median().item(),
             "pareto_k_max": self.pareto_k.max().item(),
             "share_pareto_k_above_0.7": self.untrusted,
+            "share_trusted": self.trusted.double().mean().item(),
             "joint": self.joint,
         }
         return {name: _finite_or_none(value) for name, value in values.items()}
@@ -128,11 +139,13 @@ class Evidence:
         unit = "of all images together" if self.joint else "per image"
         count = "" if self.joint else f"n = {len(self.log_px)}, "
         trusted = f"{self.pareto_k.median():.2f} (median), {self.pareto_k.max():.2f} (largest)"
+        surely = f"{self.trusted.double().mean():.1%} of the images"
         unknown, untrusted = math.isnan(self.untrusted), f"k̂ > {TRUSTED} for {self.untrusted:.1%} of the images"
         rows = (
             ("Monte Carlo error", f"{self.monte_carlo_error:.4f} nats"),
             ("effective sample size", f"{self.ess.median():.0f} (median), {self.ess.min():.1f} (least)"),
             ("Pareto k̂", "too few particles for k̂" if unknown else trusted),
+            ("error can be trusted", "too few particles to tell" if unknown else surely),
         )
         doubt = f"{untrusted}: neither their log p(x) nor its error can be trusted; {self.ADVICE}"
         title = f"log p(x) ≥ {self._value(3)} nats {unit} ({count}K = {self.num_particles}, seed {self.seed})"

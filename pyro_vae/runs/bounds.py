@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from pyro_vae.checks import whole_number
+from pyro_vae.checks import positive_number, whole_number
 from pyro_vae.data import Data, Split, load
 from pyro_vae.evidence import (
     Evidence,
@@ -49,10 +49,11 @@ def run(args: argparse.Namespace) -> int:
     with results_folder(out, args.overwrite) as folder:
         left_out: dict[str, str] = {}
         x = fixed_arguments(program, rows)
-        refitted = refit(program, load_data(args.run, trained, args.data_dir, args.dataset), args) if args.refit else []
-        results = measure(program, x, args, left_out, refitted)
-        print(report(results), flush=True)  # before they are written, which a full disk may prevent
-        attempted({"evidence.png": lambda: save_figure(folder / "evidence.png", picture(results))}, left_out)
+        budget = args.target is not None or args.seconds is not None
+        results, shown = (
+            by_budget(program, x, args) if budget else all_bounds(program, x, args, trained, folder, left_out)
+        )
+        print(shown, flush=True)  # before it is written, which a full disk may prevent
         metrics = {
             "settings": vars(args),
             "trained": trained,
@@ -66,6 +67,29 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def by_budget(program: Program, x: Arguments, args: argparse.Namespace) -> tuple[Rows, str]:
+    """Return log p(x) by a standard error or by seconds, as a row, and as text."""
+    measured = x if args.all else tuple(part[: args.images] for part in x)
+    budget = {"target": args.target, "seconds": args.seconds}
+    evidence = log_evidence(program, measured, **budget, seed=args.seed, progress=not args.quiet)
+    return {"budget": [evidence.to_dict()]}, str(evidence)
+
+
+def all_bounds(
+    program: Program,
+    x: Arguments,
+    args: argparse.Namespace,
+    trained: dict[str, Any],
+    folder: Path,
+    left_out: dict[str, str],
+) -> tuple[Rows, str]:
+    """Return all bounds, as rows and as text, and draw them."""
+    refitted = refit(program, load_data(args.run, trained, args.data_dir, args.dataset), args) if args.refit else []
+    results = measure(program, x, args, left_out, refitted)
+    attempted({"evidence.png": lambda: save_figure(folder / "evidence.png", picture(results))}, left_out)
+    return results, report(results)
+
+
 def check_numbers(args: argparse.Namespace, images: int) -> None:
     """Raise ValueError for numbers that cannot be, before any work; give ``--images`` its default."""
     args.images = min(IMAGES, images) if args.images is None else args.images
@@ -77,6 +101,12 @@ def check_numbers(args: argparse.Namespace, images: int) -> None:
     for name, number in (("particles", min(args.particles)), ("chains", args.chains), ("leapfrog", args.leapfrog)):
         whole_number(f"--{name}", number)
     whole_number("--refit", args.refit, least=0)
+    for name in ("target", "seconds"):
+        if getattr(args, name) is not None:
+            positive_number(f"--{name}", getattr(args, name))
+            ignored = [f"--{other}" for other in ("bfloat16", "local", "refit") if getattr(args, other)]
+            if ignored:
+                raise ValueError(f"{', '.join(ignored)}: ignored beside --{name}; leave out one of them")
 
 
 def load_run(

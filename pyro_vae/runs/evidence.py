@@ -57,6 +57,11 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="EPOCHS",
         help="also draw from a guide that is refitted to the training images, by so many epochs; the model stays",
     )
+    group = parser.add_argument_group(
+        "budget", "log p(x) of each image, by the method that suits it, instead of all bounds"
+    )
+    group.add_argument("--target", type=float, default=None, metavar="NATS", help="wanted standard error of an image")
+    group.add_argument("--seconds", type=float, default=None, metavar="S", help="to spend on the least standard error")
     group = parser.add_argument_group("annealing", "from the prior, and from the guide, to the posterior")
     group.add_argument(
         "--temperatures", type=int, nargs="+", default=[100, 300, 1000], metavar="T", help="steps of that way"

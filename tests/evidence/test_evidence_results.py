@@ -40,3 +40,14 @@ def test_weights_of_other_kinds_than_one_can_weigh():
     for wrong in (torch.zeros(5), torch.zeros(0, 3), torch.zeros(5, 2).bfloat16(), torch.zeros(5, 2).long(), [[0.0]]):
         with pytest.raises(ValueError, match=r"log_w: wanted a tensor \(K, images\) of float32 or float64"):
             from_log_weights(wrong)
+
+
+def test_trusted_where_the_tail_is_surely_light():
+    """With a chance of about 10⁻⁶ of another verdict: 50 images of 1,000 weights agree on a shape to 0.03."""
+    log_u = torch.rand(1000, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log()
+    assert from_log_weights(-0.2 * log_u).trusted.all() and not from_log_weights(-0.6 * log_u).trusted.any()
+    by_chance = from_log_weights(-0.6 * log_u).pareto_k < 0.5  # k̂ of one image is rough: those are not trusted either
+    assert by_chance.any()
+    assert not from_log_weights(-0.2 * log_u[:16]).trusted.any()  # too few to tell
+    assert from_log_weights(torch.zeros(1000, 2)).trusted.all()
+    assert from_log_weights(-0.6 * log_u).to_dict()["share_trusted"] == 0

@@ -7,8 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from evidence_programs import EAGER, P, images, oracle, truth
-from scipy import stats
+from evidence_programs import EAGER, P, calibrated, images, oracle, truth
 
 from pyro_vae.evidence import annealed_evidence, bidirectional, sigmoid
 from pyro_vae.evidence.smc import family_weights, resampled
@@ -59,33 +58,22 @@ def test_resampled_weights_are_unbiased(chains):
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / math.sqrt(len(ratio))
 
 
-def calibrated(log_px, evidence):
-    """Assert that the z-scores of the estimates are standard normal, by a Kolmogorov-Smirnov test.
-
-    The logarithm of an unbiased p̂ is too low by half its variance, as ``Evidence`` says.
-    """
-    error = evidence.standard_error
-    z = ((evidence.log_px + error.square() / 2 - log_px) / error).numpy()
-    assert stats.kstest(z, "norm").pvalue > 0.01, (z.mean(), z.std())
-    assert 0.93 <= (np.abs(z) < 1.96).mean() <= 0.97
-
-
-SETTING = {"num_temperatures": 40, "chains": 64, "seed": 0, "chunk": 64_000, **EAGER}
+SETTING = {"num_temperatures": 40, "chains": 64, "seed": 0, "chunk": 26_000, **EAGER}
 
 
 def test_standard_errors_are_calibrated_on_the_oracle():
     program = oracle(scale=1.0)
-    x = images(program, 1000)
-    calibrated(truth(program, x), annealed_evidence(program.model, None, x, **SETTING))
+    x = images(program, 400)
+    calibrated(annealed_evidence(program.model, None, x, **SETTING), truth(program, x))
 
 
 def test_resampling_gains_where_weights_differ_and_its_standard_errors_are_calibrated():
     program = oracle(scale=0.4)
-    x = images(program, 1000)
-    setting = SETTING | {"chains": 128, "chunk": 128_000}
+    x = images(program, 400)
+    setting = SETTING | {"chains": 128, "chunk": 52_000}
     evidence = annealed_evidence(program.model, None, x, resample=True, **setting)
-    calibrated(truth(program, x), evidence)
-    independent = annealed_evidence(program.model, None, x[:300], **setting)
+    calibrated(evidence, truth(program, x), least=0.0)
+    independent = annealed_evidence(program.model, None, x[:200], **setting)
     spread, larger = (
         (log_px - truth(program, x[: len(log_px)])).std() for log_px in (evidence.log_px, independent.log_px)
     )
@@ -103,16 +91,27 @@ def logistic(x, features):
 @pytest.mark.parametrize("resample", [False, True])
 def test_standard_errors_are_calibrated_in_a_logistic_latent_regression(resample):
     torch.manual_seed(3)
-    features = 2 * torch.randn(1000, 5, dtype=torch.float64)
-    z = torch.randn(1000, 2, dtype=torch.float64)
+    features = 2 * torch.randn(400, 5, dtype=torch.float64)
+    z = torch.randn(400, 2, dtype=torch.float64)
     x = torch.bernoulli((z[:, :1] + z[:, 1:] * features).sigmoid())
     nodes, weights = (torch.from_dlpack(a) for a in np.polynomial.hermite_e.hermegauss(40))
-    odds = nodes[:, None, None, None] + nodes[:, None, None] * features  # (40, 40, 1000, 5)
+    odds = nodes[:, None, None, None] + nodes[:, None, None] * features  # (40, 40, 400, 5)
     log_likelihood = (x * odds - torch.nn.functional.softplus(odds)).sum(-1)
     log_weights = (weights / weights.sum()).log()
     exact = (log_likelihood + log_weights[:, None, None] + log_weights[:, None]).logsumexp((0, 1))
     evidence = annealed_evidence(logistic, None, (x, features), resample=resample, **SETTING)
-    calibrated(exact, evidence)
+    calibrated(evidence, exact)
+
+
+def test_chains_that_vary_too_much_are_not_trusted():
+    """So few temperatures from the prior leave weights whose intervals miss the truth for a fifth of the images."""
+    program = oracle(scale=0.2)
+    x = images(program, 100)
+    for resample in (False, True):
+        setting = SETTING | {"num_temperatures": 10, "chains": 40}
+        evidence = annealed_evidence(program.model, None, x, resample=resample, **setting)
+        missed = (evidence.log_px - truth(program, x)).abs() > 1.96 * evidence.standard_error
+        assert missed.double().mean() > 0.12 and not evidence.trusted.any()
 
 
 def test_resampling_is_one_way():

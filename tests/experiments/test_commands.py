@@ -13,6 +13,7 @@ from experiments import (
     anomalies,
     atlas,
     benchmark,
+    calibration,
     compare_likelihoods,
     compare_priors_and_guides,
     conditional,
@@ -36,6 +37,7 @@ EXPERIMENTS = [
     anomalies,
     atlas,
     benchmark,
+    calibration,
     compare_likelihoods,
     compare_priors_and_guides,
     conditional,
@@ -53,7 +55,7 @@ EXPERIMENTS = [
     two_layer,
 ]
 COMMANDS = [*EXPERIMENTS, compare, evidence]
-WITHOUT_DATA_FOLDER = [counts, sequences, tables]  # they simulate, or read what packages bring
+WITHOUT_DATA_FOLDER = [calibration, counts, sequences, tables]  # they simulate, or read what packages bring
 
 
 def name(command):
