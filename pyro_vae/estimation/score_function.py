@@ -134,7 +134,7 @@ class OVIS(Estimator):
     def __init__(self, K: int, *, vectorize: bool | None = None):
         super().__init__(K, vectorize=vectorize)
         if K < 2:
-            raise ValueError("K: the baseline is made of the other particles; write K=2 or more")
+            raise ValueError(f"K: wanted at least 2, since others make the baseline of a particle, got {K}; write K=2")
 
     @property
     def description(self) -> Description:

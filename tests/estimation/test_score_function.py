@@ -75,7 +75,7 @@ def test_the_signal_of_ovis_grows_with_k_where_that_of_the_total_gradient_falls(
 
 
 def test_ovis_needs_other_particles():
-    with pytest.raises(ValueError, match="write K=2 or more"):
+    with pytest.raises(ValueError, match=r"K: wanted at least 2.* got 1; write K=2"):
         OVIS(1)
 
 
