@@ -62,9 +62,9 @@ def explanation(error: Exception) -> str:
     if "fake tensor in the exported program constant" in reason:
         return (
             "the loss takes a derivative of the program's densities itself, and torch.export loses the parameters in "
-            "it: DoublyReparameterized does from two particles on, StickingTheLanding where the guide draws one site "
-            "from another through a network; train by Trace_ELBO or ImportanceWeighted, or run eagerly, by "
-            'engine="eager" in fit'
+            "it: DoublyReparameterized, RenyiBound and GeneralizedDReG do from two particles on, StickingTheLanding "
+            "where the guide draws one site from another through a network; train by Trace_ELBO or "
+            'ImportanceWeighted, or run eagerly, by engine="eager" in fit'
         )
     return (
         f"the program cannot be traced{at} ({type(error).__name__}: {reason}). What it does must not depend on the "

@@ -112,4 +112,7 @@ def build_estimator(settings: Any, particles: int | None = None) -> "ELBO":
     values = defaults | vars(settings) | ({} if particles is None else {"particles": particles})
     if values["particles"] < 1:
         raise ValueError(f"--particles: wanted at least 1, got {values['particles']}")
-    return ESTIMATORS[settings.estimator](SimpleNamespace(**values))
+    try:
+        return ESTIMATORS[settings.estimator](SimpleNamespace(**values))
+    except ValueError as error:
+        raise ValueError(f"--estimator {settings.estimator}, whose K is --particles: {error}") from error

@@ -13,6 +13,6 @@ coupled.py                 estimators whose particles depend on each other
 
 from pyro_vae.estimation.base import Estimator
 from pyro_vae.estimation.closed_form import check_analytic_kl
-from pyro_vae.estimation.description import Description, describe, importance_weighted_bound
+from pyro_vae.estimation.description import Description, describe, importance_weighted_bound, settings_of
 
-__all__ = ["Description", "Estimator", "check_analytic_kl", "describe", "importance_weighted_bound"]
+__all__ = ["Description", "Estimator", "check_analytic_kl", "describe", "importance_weighted_bound", "settings_of"]

@@ -1,5 +1,6 @@
 """What an estimator estimates and needs: its class says it, a table says it for Pyro's own classes."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -137,6 +138,29 @@ def describe(estimator: ELBO) -> Description:
     said = known if isinstance(known, Description) else known(estimator)
     said = said if kind is type(estimator) else said.without_claims()
     return replace(said, is_bound=said.is_bound and bool(getattr(estimator, "is_bound", True)))
+
+
+def settings_of(estimator: ELBO) -> str:
+    """Return the arguments that an estimator was made with, as words, without those that every ELBO has.
+
+    They are those that the estimator keeps by their names: numbers, words, and estimators that it is made of.
+
+    >>> from pyro_vae.estimators import Antithetic, RenyiBound, StickingTheLanding
+    >>> settings_of(RenyiBound(0.5, K=3)), settings_of(Antithetic(StickingTheLanding(4)))
+    ('alpha=0.5', 'estimator=StickingTheLanding()')
+    """
+    of_all = inspect.signature(ELBO).parameters
+    names = [name for name in inspect.signature(type(estimator)).parameters if name not in of_all]
+    kept = {name: getattr(estimator, name) for name in names if hasattr(estimator, name)}
+    return ", ".join(f"{name}={_in_words(value)}" for name, value in kept.items() if _is_setting(value))
+
+
+def _is_setting(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str, ELBO))
+
+
+def _in_words(value: Any) -> str:
+    return f"{type(value).__name__}({settings_of(value)})" if isinstance(value, ELBO) else repr(value)
 
 
 def _said(estimator: Any) -> Description:

@@ -134,7 +134,7 @@ class OVIS(Estimator):
     def __init__(self, K: int, *, vectorize: bool | None = None):
         super().__init__(K, vectorize=vectorize)
         if K < 2:
-            raise ValueError("K: the baseline is made of the other particles; write K=2 or more")
+            raise ValueError(f"K: wanted at least 2, since others make the baseline of a particle, got {K}; write K=2")
 
     @property
     def description(self) -> Description:
@@ -151,7 +151,7 @@ class OVIS(Estimator):
         share = weights.softmax(0)
         itself = torch.eye(self.num_particles, dtype=torch.bool, device=weights.device).unsqueeze(-1)
         others = weights.masked_fill(itself, -math.inf).logsumexp(1)  # (K, 1, images) of which each leaves out one
-        cost = total - others - share
+        cost = torch.where(share < 0.5, -torch.log1p(-share), total - others) - share  # precise for small shares
         surrogate = (share * scale * log_w).sum()
         for site in proposal_sites(traces[1]).values():
             if "score" in site:  # others are points, which keep their paths

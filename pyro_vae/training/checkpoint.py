@@ -19,6 +19,7 @@ from pyro_vae.training.history import TrainingWarning
 MAGIC = b"pyro_vae checkpoint\n"
 FORMAT = 4  # in 3 epochs were compared by the bound alone; in 2 the history was a list; for 1 see saved.load_vae
 READ = (3, FORMAT)
+ESTIMATOR_SETTINGS = "settings of the estimator"  # in settings; older checkpoints say nothing of them
 
 
 def encode(content: Mapping[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ from pyro_vae.errors import warn
 from pyro_vae.files import CheckpointError
 from pyro_vae.program import Program
 from pyro_vae.training import ranks
-from pyro_vae.training.checkpoint import Checkpoints, check_same, encode
+from pyro_vae.training.checkpoint import ESTIMATOR_SETTINGS, Checkpoints, check_same, encode
 from pyro_vae.training.history import HistoryFile, TrainingWarning
 from pyro_vae.training.state import TrainingState
 
@@ -95,11 +95,12 @@ class Saver:
 def _check_same_run(saved: Mapping[str, Any], settings: Mapping[str, Any], steps: int, data: Mapping[str, str]) -> None:
     """Raise ValueError if a checkpoint belongs to another run, or has more than ``steps`` steps behind it.
 
-    Older checkpoints say nothing of the fields of ``data`` other than the images.
+    Older checkpoints say nothing of the fields of ``data`` other than the images, and of the estimator's settings.
     """
     before = saved.get("settings")
     if isinstance(before, dict) and "epochs" in before:
-        before = {**LATER, **data, **before, "epochs": settings["epochs"]}
+        unsaid = {name: settings[name] for name in (*data, ESTIMATOR_SETTINGS) if name in settings}
+        before = {**LATER, **unsaid, **before, "epochs": settings["epochs"]}
     check_same(before, settings)
     done = saved.get("step")
     if isinstance(done, int) and done > steps:

@@ -14,10 +14,11 @@ from torch.optim.lr_scheduler import ChainedScheduler, LRScheduler, ReduceLROnPl
 
 from pyro_vae.checks import is_whole, positive_number, whole_number
 from pyro_vae.data.splits import Data
+from pyro_vae.estimation import settings_of
 from pyro_vae.networks import Network
 from pyro_vae.program import Program, check_has, dtype_of
 from pyro_vae.tracing.leaves import find_parameters
-from pyro_vae.training.checkpoint import Checkpoints
+from pyro_vae.training.checkpoint import ESTIMATOR_SETTINGS, Checkpoints
 from pyro_vae.training.held import held_ids, trained_and_missing
 
 BATCH_SIZE = 256  # or all training images, if they are fewer
@@ -71,6 +72,7 @@ class Settings:
             "lr": LR if self.lr is None else self.lr,
             "precision": str(self.precision),
             "estimator": words,
+            ESTIMATOR_SETTINGS: settings_of(estimator),
         }
 
 

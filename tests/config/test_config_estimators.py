@@ -26,6 +26,8 @@ def test_every_estimator_has_a_record():
         assert not takes or part(settings).num_particles == 2
     with pytest.raises(ValueError, match="--particles: wanted at least 1, got 0"):
         build_estimator(argparse.Namespace(estimator="trace", particles=0))
+    with pytest.raises(ValueError, match=r"--estimator disarm, whose K is --particles: K: wanted an even .*got 1"):
+        build_estimator(argparse.Namespace(estimator="disarm"))
 
 
 def test_free_bits():

@@ -75,7 +75,7 @@ def test_the_signal_of_ovis_grows_with_k_where_that_of_the_total_gradient_falls(
 
 
 def test_ovis_needs_other_particles():
-    with pytest.raises(ValueError, match="write K=2 or more"):
+    with pytest.raises(ValueError, match=r"K: wanted at least 2.* got 1; write K=2"):
         OVIS(1)
 
 
@@ -96,3 +96,25 @@ def test_what_disarm_cannot_take_is_refused():
     for vectorize in (None, False):
         with pytest.raises(ValueError, match="site 'z2' of the guide has logits that depend on other draws"):
             DisARM(vectorize=vectorize).differentiable_loss(guide, guide, torch.zeros(50))
+
+
+def test_ovis_in_float32_bears_small_weights_and_large_log_weights():
+    """Shares of a thousandth lie below the rounding of log w near −1,000."""
+    loc = torch.tensor(0.1, requires_grad=True, dtype=torch.float32)
+    x = torch.ones(20, dtype=torch.float32)
+
+    def guide(x):
+        with pyro.plate("images", len(x)):
+            pyro.sample("z", dist.Normal(loc, 0.9))
+
+    def gradient(off):
+        def model(x):
+            with pyro.plate("images", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+                pyro.sample("y", dist.Normal(off + 0 * x, 1.0), obs=0 * x)
+
+        torch.manual_seed(0)
+        return torch.autograd.grad(OVIS(1000).differentiable_loss(model, guide, x), loc)[0]
+
+    assert gradient(45.0).item() == pytest.approx(gradient(0.0).item(), rel=0.03)

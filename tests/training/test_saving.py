@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
-from programs import FEW, Breaks, small_vae
+from programs import FEW, Breaks, quick, small_vae
 from small_trainings import stopped, train
 
 from pyro_vae import fit
+from pyro_vae.estimators import Antithetic, ImportanceWeighted, RenyiBound, ScoreFunction, StickingTheLanding
 from pyro_vae.files import CheckpointError
 from pyro_vae.training import TrainingWarning, warm_cosine
-from pyro_vae.training.checkpoint import Checkpoints, decode, encode
+from pyro_vae.training.checkpoint import ESTIMATOR_SETTINGS, Checkpoints, decode, encode
 
 
 def test_other_settings_are_refused_by_name(tmp_path, usual_interrupt):
@@ -33,6 +34,31 @@ def test_other_settings_are_refused_by_name(tmp_path, usual_interrupt):
             progress=False,
             checkpoints=Checkpoints(tmp_path, resume=True),
         )
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "words"),
+    [
+        (RenyiBound(0.9, 2), RenyiBound(0.1, 2), r"'alpha=0\.9' there and 'alpha=0\.1' here"),
+        (ImportanceWeighted(2, M=1), ImportanceWeighted(1, M=2), "'K=2, M=1' there and 'K=1, M=2' here"),
+        (ScoreFunction(2), ScoreFunction(2, "leave-one-out"), "'baseline=None' there"),
+        (Antithetic(StickingTheLanding(2)), Antithetic(ScoreFunction(2)), r"'estimator=StickingTheLanding\(\)' there"),
+    ],
+)
+def test_another_bound_of_one_class_is_refused(tmp_path, before, now, words):
+    quick(small_vae(), estimator=before, epochs=1, checkpoints=Checkpoints(tmp_path))
+    with pytest.raises(ValueError, match=f"settings of the estimator is {words}"):
+        quick(small_vae(), estimator=now, checkpoints=Checkpoints(tmp_path, resume=True))
+
+
+def test_a_checkpoint_that_does_not_name_the_estimators_settings_is_resumed(tmp_path):
+    quick(small_vae(), estimator=RenyiBound(0.9, 2), epochs=1, checkpoints=Checkpoints(tmp_path))
+    path = tmp_path / "checkpoint.pt"
+    content = decode(path.read_bytes(), "")
+    del content["settings"][ESTIMATOR_SETTINGS]
+    path.write_bytes(encode(content))
+    history = quick(small_vae(), estimator=RenyiBound(0.9, 2), checkpoints=Checkpoints(tmp_path, resume=True))
+    assert len(history.rows) == 2
 
 
 def test_other_versions_or_threads_are_said(tmp_path, usual_interrupt, monkeypatch):
