@@ -19,24 +19,19 @@ TRUSTED = 0.7  # the largest Pareto k̂ at which importance sampling can be trus
 
 
 class UntrustedEvidence(UserWarning):
-    """Pareto k̂ is above 0.7 for some images: neither their log p(x) nor its standard error can be trusted.
-
-    log p(x) is still a lower bound in expectation, but may be far below.
-    """
+    """Pareto k̂ is above 0.7 for some images: log p(x) is still a lower bound in expectation, but may be far below."""
 
 
 @dataclass(frozen=True)
 class Evidence:
     """Estimates of log p(x), one for each image: tensors of shape (images,), float64, on the CPU.
 
-    If the images share a latent variable (``joint``), there is one estimate, of log p of all images together, and the
-    shape is (1,).
+    If the images share a latent variable (``joint``), there is one estimate, of all together, and the shape is (1,).
 
     Attributes:
         log_px: log p̂(x) = log 1/K Σ w, in nats. p̂ is unbiased, so its logarithm is a lower bound on log p(x) in
             expectation, too low by about ``standard_error²`` / 2.
-        standard_error: of log p̂, by the delta method: sd(w) / (mean(w) √K). NaN for K = 1. Where ``trusted``, 92 to
-            95 % of the intervals log p̂ ± 1.96 standard errors hold log p(x).
+        standard_error: of log p̂, by the delta method: sd(w) / (mean(w) √K). NaN for K = 1. See ``trusted``.
         ess: effective sample size (Σ w)² / Σ w², from 1 to K (Kong 1992).
         pareto_k: k̂, the shape of the tail of w (Vehtari et al. 2024). The variance of w is infinite for k > ½. For
             k̂ > 0.7 neither the estimate nor its error can be trusted. −inf if the five largest weights are equal,
@@ -89,10 +84,10 @@ class Evidence:
 
     @property
     def trusted(self) -> Tensor:
-        """Whether value and error of each image can be trusted, (images,).
+        """Whether value and error of each image can be trusted, (images,); none for K ≤ 20.
 
-        They can where the shape of the tail is at most ½ with 95 % confidence, so that the weights have a variance. The
-        k̂ of all images say together how rough that of one is. None can be trusted with K ≤ 20.
+        They can where the tail has a shape of at most ½ with 95 % confidence, by the k̂ of all images (``shape_limit``).
+        Of these 92 to 95 % of the intervals log p̂ ± 1.96 standard errors hold log p(x).
         """
         return torch.from_numpy(shape_limit(as_array(self.pareto_k), self.num_particles) <= LIGHT)
 
@@ -229,17 +224,13 @@ class Sandwich:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the means over images with their standard errors, in nats per image."""
-        means = {
-            key: value
-            for name in ("lower", "upper", "gap")
-            for key, value in (
-                (name, getattr(self, name).mean().item()),
-                (f"{name}_standard_error", _standard_error(getattr(self, name))),
-            )
-        }
+        means = {}
+        for name in ("lower", "upper", "gap"):
+            values = getattr(self, name)
+            means |= {name: values.mean().item(), f"{name}_standard_error": _standard_error(values)}
         settings = {"images": len(self.lower), "chains": self.chains, "num_temperatures": self.num_temperatures}
-        values = {**means, **settings, "seed": self.seed, "acceptance": self.acceptance.mean().item()}
-        return {name: _finite_or_none(value) for name, value in values.items()}
+        found = {**means, **settings, "seed": self.seed, "acceptance": self.acceptance.mean().item()}
+        return {name: _finite_or_none(value) for name, value in found.items()}
 
     def to_frame(self) -> Any:
         """Return a pandas frame with a row for each image: lower, upper, gap. Raises ImportError without pandas."""
@@ -275,8 +266,8 @@ class Sandwich:
 def from_log_weights(log_w: Tensor, seed: int | None = None) -> Evidence:
     """Return the ``Evidence`` of log weights (K, images) from any source.
 
-    Raises ValueError unless ``log_w`` is a tensor of two dimensions in float32 or float64, and if the log weights of an
-    image are all −inf, or any is NaN or +inf.
+    Raises ValueError unless ``log_w`` is a tensor of two dimensions in float32 or float64; if the log weights of an
+    image are all −inf; and if any is NaN or +inf.
 
     >>> from_log_weights(torch.zeros(100, 2)).ess
     tensor([100., 100.], dtype=torch.float64)
