@@ -31,6 +31,8 @@ class Forked:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         arguments = program, str(folder), {key: str(value) for key, value in variables.items()}, self._logs
+        if str(Path(__file__).parent) not in sys.path:  # of a test's own
+            sys.path.append(str(Path(__file__).parent))
         self._process = context.Process(target=run, args=(*arguments, [str(word) for word in words]))
         self._process.start()
 

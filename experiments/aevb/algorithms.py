@@ -183,7 +183,8 @@ class Chains:
         path = AnnealingPath(self.vae.model, None, (x,), plan=self.plan)
         self.plan = path.plan
         with pyro.validation_enabled(False):
-            end, probability = hamiltonian(path, path(z), 1.0, z.new_full(z.shape[1:], self.step), LEAPFROG)
+            step, momentum = z.new_full(z.shape[1:], self.step), torch.randn_like(z)
+            end, _, probability = hamiltonian(path, path(z), momentum, 1.0, step, LEAPFROG)
         self.acceptance = probability.mean().item()
         self.step *= math.exp(ADAPTATION * (self.acceptance - ACCEPTANCE))
         return end.z

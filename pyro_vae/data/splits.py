@@ -187,7 +187,10 @@ class Data(Sources):
         if shape is None or not split.fields[first].numel() or shape != self.train.fields[first].shape[1:]:
             noun = first.removesuffix("s") if first == "images" else f"row of {first}"
             got = f"{len(split)} of {tuple(shape)}" if shape is not None else f"a split without {first}"
-            raise ValueError(f"{name}: wanted at least one {noun}, of shape {self.shape} as in train, got {got}")
+            raise ValueError(
+                f"{name}: wanted at least one {noun}, of shape {self.shape} as in train, got {got}; give all three "
+                f"rows of at least one number, or leave {first} out"
+            )
         wanted = {field: tuple(rows.shape[1:]) for field, rows in self.train.fields.items() if field != "labels"}
         found = {field: tuple(rows.shape[1:]) for field, rows in split.fields.items() if field != "labels"}
         if wanted != found:
