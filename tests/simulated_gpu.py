@@ -74,11 +74,7 @@ class SimulatedGPU(TorchFunctionMode):
         if (not on_gpu and not _asks_for_gpu((args, kwargs))) or name in ABOUT:
             return self._computed(function, name, args, kwargs, onto=False)
         self._check(name, args, kwargs, on_gpu)
-        wanted = [
-            leaf
-            for leaf in tree_leaves((args, kwargs))
-            if isinstance(leaf, torch.device) or (isinstance(leaf, str) and leaf == "cuda")
-        ]
+        wanted = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.device)]
         wanted += [torch.device(leaf) for leaf in tree_leaves((args, kwargs)) if _is_device_word(leaf)]
         if name in ("numpy", "__array__"):
             raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")

@@ -52,7 +52,7 @@ def _part(estimator: ELBO, model: Callable, guide: Callable, args: tuple, rows: 
     except ValueError:
         if few > 1:
             raise
-        return Traces(pyro.poutine.Trace(), pyro.poutine.Trace())
+        return pyro.poutine.Trace(), pyro.poutine.Trace()
 
 
 def _traces(estimator: ELBO, model: Callable, guide: Callable, args: tuple) -> Traces:
