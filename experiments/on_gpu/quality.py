@@ -40,7 +40,7 @@ def taken(epochs: int, particles: int, words: list[str], step: Partial, seconds:
     if status != "done":
         return {"error": f"{status}: {log.read_text()[-2000:]}"}
     metrics = json.loads((out / "metrics.json").read_text())
-    return {"command": " ".join(command[1:]), "seconds": time.monotonic() - begun, "metrics": metrics}
+    return {"command": running.plain(command), "seconds": time.monotonic() - begun, "metrics": metrics}
 
 
 if __name__ == "__main__":

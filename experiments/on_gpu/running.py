@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from experiments.on_gpu.steps import ROOT, Step
 
@@ -23,8 +26,8 @@ def taken(step: Step, seconds: float, environment: Mapping[str, str], logs: Path
     return {
         "status": status,
         "seconds": took,
-        "command": " ".join(step.command),
-        "log": _tail(log),
+        "command": plain(step.command),
+        "log": _end_of(log, status),
         "found": found(step.results),
     }
 
@@ -56,9 +59,34 @@ def found(results: Path | None) -> Any:
     """Return what a step has written so far; None where there is nothing to read."""
     try:
         text = results.read_text() if results else ""
-        return text[-100_000:] if results and results.suffix == ".xml" else json.loads(text)
-    except (OSError, ValueError):
+        return counts(text) if results and results.suffix == ".xml" else json.loads(text)
+    except (OSError, ValueError, ElementTree.ParseError):
         return None
+
+
+def plain(command: Sequence[str]) -> str:
+    """Return a command as one would write it on any machine: files without the folders that they lie in here.
+
+    >>> plain((sys.executable, "-m", "pytest", "--junitxml=/somewhere/tests.xml"))
+    'python -m pytest --junitxml=tests.xml'
+    """
+    words = ["python" if word == sys.executable else word for word in command]
+    return " ".join(re.sub(r"(^|=)/(?:[^/]+/)*", r"\1", word) for word in words)
+
+
+def counts(report: str) -> dict[str, Any]:
+    """Return how many tests of a report of pytest ran and how they ended, and which have failed.
+
+    >>> counts('<testsuite tests="2" failures="1" errors="0" skipped="0" time="3.5"><testcase name="good"/>'
+    ...        '<testcase name="bad"><failure/></testcase></testsuite>')
+    {'tests': 2, 'failures': 1, 'errors': 0, 'skipped': 0, 'seconds': 3.5, 'failed': ['bad']}
+    """
+    root = ElementTree.fromstring(report)
+    suites, cases = list(root.iter("testsuite")), list(root.iter("testcase"))
+    failed = [case.get("name") for case in cases if {part.tag for part in case} & {"failure", "error"}]
+    numbers = ("tests", "failures", "errors", "skipped")
+    found: dict[str, Any] = {name: sum(int(suite.get(name, 0)) for suite in suites) for name in numbers}
+    return {**found, "seconds": sum(float(suite.get("time", 0)) for suite in suites), "failed": failed}
 
 
 def _ended(process: subprocess.Popen, seconds: float) -> str:
@@ -83,8 +111,10 @@ def _end(process: subprocess.Popen) -> None:
             continue
 
 
-def _tail(log: Path) -> str:
+def _end_of(log: Path, status: str) -> str:
+    """Return the last line of what a step has said; more of it where the step is not done."""
     try:
-        return log.read_text(errors="replace")[-TAIL:]
+        said = log.read_text(errors="replace")[-TAIL:]
     except OSError:
         return ""
+    return said if status != "done" else "".join(said.strip().splitlines()[-1:])

@@ -1,7 +1,7 @@
 """Ways to write a training step on a GPU: the data are on the device, and a batch is drawn there."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from experiments.benchmarks.ways import LR, ByHand, build
 from experiments.on_gpu.graphed import GraphedSteps
+from pyro_vae.hardware import exact_convolutions
 from pyro_vae.networks import lowered_precision
 from pyro_vae.training.engines import CapturedEngine, CompiledEngine, EagerEngine
 
@@ -133,14 +134,13 @@ def numpyro_way(case: Case) -> Steps:
 @contextmanager
 def products(tf32: bool) -> Iterator[None]:
     """Context manager in which matrix products and convolutions on a GPU round their factors to TF32, or do not."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = tf32
     try:
-        yield
+        with nullcontext() if tf32 else exact_convolutions():  # torch rounds them to TF32 by default
+            yield
     finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        torch.set_float32_matmul_precision(before)
 
 
 def within(context: Callable[[], Any], take: Steps) -> Steps:
