@@ -33,15 +33,12 @@ from pyro_vae.tracing.matching import core
 from pyro_vae.tracing.paths import (
     GatedPaths,
     check_observed,
-    check_reparameterised,
     leave_score_out,
 )
 from pyro_vae.tracing.traces import (
     Replay,
     check_sites,
-    common_scale,
     log_prob,
-    log_weights,
     sample_sites,
     score,
     trace_of,
@@ -134,14 +131,9 @@ class ImportanceWeighted(Estimator):
 
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
         """Return L_K twice: its own gradient is the estimator's."""
-        traces = self._get_trace(model, guide, args, kwargs)
-        if torch.is_grad_enabled():
-            for site in sample_sites(traces[1], observed=False).values():
-                check_reparameterised(site)
-        plate = self._plate(model, guide, args, kwargs, traces)
-        log_w = log_weights(*traces, plate=plate).unflatten(0, (self.M, self.K))
-        bounds = (log_w.logsumexp(1) - math.log(self.K)).mean(0)
-        bound = (bounds * common_scale(*traces, plate=plate)).sum()
+        log_w, scale = self._reparameterised_weights(model, guide, args, kwargs)
+        bounds = (log_w.unflatten(0, (self.M, self.K)).logsumexp(1) - math.log(self.K)).mean(0)
+        bound = (bounds * scale).sum()
         return bound, bound
 
 

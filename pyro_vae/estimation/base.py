@@ -14,7 +14,8 @@ from torch import Tensor
 from pyro_vae.checks import whole_number
 from pyro_vae.estimation.description import Description
 from pyro_vae.tracing.coupling import Drawn, Uniforms, coupled
-from pyro_vae.tracing.traces import ProgramRuns, Traces, shared_plates
+from pyro_vae.tracing.paths import check_reparameterised
+from pyro_vae.tracing.traces import ProgramRuns, Traces, common_scale, log_weights, sample_sites, shared_plates
 
 
 class Estimator(ELBO):
@@ -84,6 +85,17 @@ class Estimator(ELBO):
         if self.coupling is not None:
             handler = coupled(self.coupling, self.num_particles, handler or Drawn())
         return self.runs(model, guide, args, kwargs, handler)
+
+    def _reparameterised_weights(
+        self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping
+    ) -> tuple[Tensor, Any]:
+        """Return log weights (K, images) and their scale. Raises ValueError where a gradient needs ``rsample``."""
+        traces = self._get_trace(model, guide, args, kwargs)
+        if torch.is_grad_enabled():
+            for site in sample_sites(traces[1], observed=False).values():
+                check_reparameterised(site)
+        plate = self._plate(model, guide, args, kwargs, traces)
+        return log_weights(*traces, plate=plate), common_scale(*traces, plate=plate)
 
     def _plate(
         self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping, traces: Traces

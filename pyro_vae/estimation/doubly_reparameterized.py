@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_vae.estimation.base import Estimator
 from pyro_vae.estimation.description import Description, importance_weighted_bound, renyi_bound
 from pyro_vae.tracing.paths import GatedPaths, inner, leave_score_out, partial_derivatives
-from pyro_vae.tracing.traces import common_scale, log_weights, sample_sites, spread
+from pyro_vae.tracing.traces import Traces, common_scale, log_weights, sample_sites, spread
 
 
 class DoublyReparameterized(Estimator):
@@ -75,15 +77,38 @@ class RenyiBound(Estimator):
         return _objective(self, self.alpha, model, guide, args, kwargs)
 
 
+class Gated(NamedTuple):
+    """A run without the score of q, whose paths are shut until the bound has its value.
+
+    Attributes:
+        paths: of the guide's draws.
+        traces: those of model and guide.
+        plate: over the images.
+        scale: of the images.
+        log_w: log weights (K, images).
+    """
+
+    paths: GatedPaths
+    traces: Traces
+    plate: CondIndepStackFrame
+    scale: Any
+    log_w: Tensor
+
+
+def gated(estimator: Estimator, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> Gated:
+    """Run model and guide for an estimator whose guide's gradient goes through the draws alone."""
+    paths = GatedPaths()
+    traces = estimator._get_trace(model, guide, args, kwargs, paths)
+    plate = estimator._plate(model, guide, args, kwargs, traces)
+    scale = common_scale(*traces, plate=plate)
+    leave_score_out(traces[1])
+    return Gated(paths, traces, plate, scale, log_weights(*traces, plate=plate))
+
+
 def _objective(
     estimator: Estimator, alpha: float, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping
 ) -> tuple[Tensor, Tensor]:
-    paths = GatedPaths()
-    model_trace, guide_trace = traces = estimator._get_trace(model, guide, args, kwargs, paths)
-    plate = estimator._plate(model, guide, args, kwargs, traces)
-    scale = common_scale(*traces, plate=plate)
-    leave_score_out(guide_trace)
-    log_w = log_weights(model_trace, guide_trace, plate=plate)
+    paths, (_, guide_trace), plate, scale, log_w = gated(estimator, model, guide, args, kwargs)
     tempered = (1 - alpha) * log_w.detach()
     share = tempered.softmax(0)
     surrogate = (share * scale * log_w).sum()

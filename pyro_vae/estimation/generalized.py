@@ -9,18 +9,11 @@ from torch import Tensor
 
 from pyro_vae.estimation.base import Estimator
 from pyro_vae.estimation.description import Description, importance_weighted_bound
+from pyro_vae.estimation.doubly_reparameterized import Gated, gated
 from pyro_vae.tracing.base_noise import redrawn
 from pyro_vae.tracing.matching import Site, masks
-from pyro_vae.tracing.paths import GatedPaths, inner, leave_score_out, partial_derivatives
-from pyro_vae.tracing.traces import (
-    Traces,
-    common_scale,
-    log_weights,
-    per_image,
-    proposal_sites,
-    sample_sites,
-    spread,
-)
+from pyro_vae.tracing.paths import inner, partial_derivatives
+from pyro_vae.tracing.traces import per_image, proposal_sites, sample_sites, spread
 
 
 class GeneralizedDReG(Estimator):
@@ -63,16 +56,12 @@ class GeneralizedDReG(Estimator):
 
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
         """Return L_K, and a surrogate in which the scores of q and of the priors are paths."""
-        paths = GatedPaths()
-        model_trace, guide_trace = traces = self._get_trace(model, guide, args, kwargs, paths)
-        plate = self._plate(model, guide, args, kwargs, traces)
-        scale = common_scale(*traces, plate=plate)
-        leave_score_out(guide_trace)
-        log_w = log_weights(model_trace, guide_trace, plate=plate)
+        run = gated(self, model, guide, args, kwargs)
+        paths, (_, guide_trace), plate, scale, log_w = run
         share = log_w.detach().softmax(0)
         sites = sample_sites(guide_trace)
         slopes = partial_derivatives(log_w.sum(), guide_trace)
-        direct = (share * scale * log_w).sum() + self._of_priors(traces, plate, share, slopes)
+        direct = (share * scale * log_w).sum() + self._of_priors(run, share, slopes)
         closed = partial_derivatives(direct, guide_trace)
         surrogate = direct
         for name, slope in slopes.items():  # of the paths through z only w̃² ∂log w/∂z is left
@@ -82,10 +71,10 @@ class GeneralizedDReG(Estimator):
         return ((log_w.detach().logsumexp(0) - math.log(self.num_particles)) * scale).sum(), surrogate
 
     @staticmethod
-    def _of_priors(traces: Traces, plate: Any, share: Tensor, slopes: Mapping[str, Tensor]) -> Tensor:
+    def _of_priors(run: Gated, share: Tensor, slopes: Mapping[str, Tensor]) -> Tensor:
         """Return what to add to Σ w̃ log w, so that priors have a path at fixed parents in place of the score."""
-        model_trace, guide_trace = traces
-        scale, sites = common_scale(*traces, plate=plate), sample_sites(guide_trace)
+        _, (model_trace, guide_trace), plate, scale, _ = run
+        sites = sample_sites(guide_trace)
         log_q: Any = sum(per_image(site, plate) for site in proposal_sites(guide_trace).values())
         of_q = partial_derivatives((log_q / scale).sum(), guide_trace)
         total = share.new_zeros(())

@@ -8,8 +8,6 @@ from torch import Tensor
 from pyro_vae.checks import whole_number
 from pyro_vae.estimation.base import Estimator
 from pyro_vae.estimation.description import Description
-from pyro_vae.tracing.paths import check_reparameterised
-from pyro_vae.tracing.traces import common_scale, log_weights, sample_sites
 
 
 class TVO(Estimator):
@@ -47,14 +45,9 @@ class TVO(Estimator):
 
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
         """Return the bound twice: its own gradient is the estimator's."""
-        traces = self._get_trace(model, guide, args, kwargs)
-        if torch.is_grad_enabled():
-            for site in sample_sites(traces[1], observed=False).values():
-                check_reparameterised(site)
-        plate = self._plate(model, guide, args, kwargs, traces)
-        log_w = log_weights(*traces, plate=plate)
+        log_w, scale = self._reparameterised_weights(model, guide, args, kwargs)
         bounds = torch.zeros_like(log_w[0])
         for beta, after in zip(self.betas, self.betas[1:]):
             bounds = bounds + (after - beta) * ((beta * log_w).softmax(0) * log_w).sum(0)
-        bound = (bounds * common_scale(*traces, plate=plate)).sum()
+        bound = (bounds * scale).sum()
         return bound, bound
