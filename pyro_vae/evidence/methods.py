@@ -17,7 +17,7 @@ from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs
 from pyro_vae.compiling.untraceable import first_line
 from pyro_vae.evidence.annealing import AnnealingSettings, anneal, annealing_settings
-from pyro_vae.evidence.pareto import LIGHT, NORMAL_95, pareto_limit, rounding_error, shrunk
+from pyro_vae.evidence.pareto import LIGHT, NORMAL_95, pareto_limit, relative_weights, rounding_error, shrunk
 from pyro_vae.evidence.path import AnnealingPath
 from pyro_vae.evidence.pilots import piloted
 from pyro_vae.evidence.plan import MeasurementPlan
@@ -150,8 +150,8 @@ class AnnealedDraws:
 
     def enough(self, log_w: np.ndarray) -> np.ndarray:
         """Return how many draws make log p̂ about normal, by the skewness of the weights of all images, (B,)."""
-        variance = self.variance(log_w)
-        return draws_for_a_normal(variance, np.maximum(skewness(_together(log_w)), (variance + 3) * np.sqrt(variance)))
+        variance, of_all = self.variance(log_w), skewness(_together(log_w, _near(log_w)))
+        return draws_for_a_normal(variance, np.maximum(of_all, (variance + 3) * np.sqrt(variance)))
 
     def trusts(self, log_w: np.ndarray) -> np.ndarray:
         """Return whether the variance of log w is at most ``SPREAD``, with 95 % confidence, (B,).
@@ -159,7 +159,7 @@ class AnnealedDraws:
         False if the weights of all these images together, each divided by its geometric mean, have a heavy tail.
         """
         near = _near(log_w)
-        together = _together(log_w)
+        together = _together(log_w, near)
         return near & (near.any() and pareto_limit(together, rounding_error(together)) <= LIGHT)
 
 
@@ -200,8 +200,7 @@ def relative_variance(log_w: np.ndarray) -> np.ndarray:
     >>> relative_variance(np.log([[1.0, 2.0], [3.0, 2.0]])).round(2)
     array([0.5, 0. ])
     """
-    peak = log_w.max(0)
-    w = np.exp(np.asarray(log_w, np.float64) - np.where(np.isfinite(peak), peak, 0))
+    w, _ = relative_weights(np.asarray(log_w, np.float64))
     mean = w.mean(0)
     return np.divide(w.var(0, ddof=1), mean**2, out=np.full(len(mean), np.inf), where=mean > 0)
 
@@ -238,9 +237,8 @@ def _near(log_w: np.ndarray) -> np.ndarray:
     return np.exp(mean + NORMAL_95 * spread) <= SPREAD
 
 
-def _together(log_w: np.ndarray) -> np.ndarray:
-    """Return the log weights of all images whose variance is small, or of all, each less its mean, in one column."""
-    near = _near(log_w)
+def _together(log_w: np.ndarray, near: np.ndarray) -> np.ndarray:
+    """Return the log weights of all images that are ``near``, or of all, each less its mean, in one column."""
     return (log_w - log_w.mean(0))[:, near if near.any() else slice(None)].reshape(-1, 1)
 
 

@@ -37,6 +37,19 @@ def pareto_k(log_w: np.ndarray, rounding: float | np.ndarray = 0.0) -> np.ndarra
     return np.array([_tail_shape(*column) for column in zip(top.T, np.broadcast_to(rounding, log_w.shape[1]))])
 
 
+def relative_weights(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights divided by the largest of each column of log w (K, B), and the logarithm of that one, (B,).
+
+    Where all are zero, they stay so.
+
+    >>> relative_weights(np.array([[0.0, -np.inf], [-np.inf, -np.inf]]))[0]
+    array([[1., 0.],
+           [0., 0.]])
+    """
+    peak = log_w.max(0)
+    return np.exp(log_w - np.where(np.isfinite(peak), peak, 0)), peak
+
+
 def rounding_error(log_w: np.ndarray) -> np.ndarray:
     """Return the relative error of the largest weights of each column of log w (K, B), from their dtype, (B,).
 

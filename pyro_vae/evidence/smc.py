@@ -8,6 +8,8 @@ weight is the sum over its chains, and the spread of these weights gives the sta
 import numpy as np
 import torch
 
+from pyro_vae.evidence.pareto import relative_weights
+
 THRESHOLD = 0.5  # effective sample size, as a share of the chains, below which an image is resampled
 
 
@@ -21,8 +23,7 @@ def resampled(log_w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     [[0], [0], [0]]
     """
     C, B = log_w.shape
-    peak = log_w.max(0)
-    w = np.exp(log_w - np.where(np.isfinite(peak), peak, 0))
+    w, peak = relative_weights(log_w)
     total = w.sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):  # all weights zero, or NaN: reported at the end
         poor = total**2 < THRESHOLD * C * (w**2).sum(0)
