@@ -274,7 +274,7 @@ class CompiledEngine:
         loss, gradients, _ = self._gradients(graph, raw)
         for parameter, gradient in zip(graph.trained, gradients):
             parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
-        return loss.clone()  # the graph may write its next result to the same memory
+        return loss
 
     def _go_on_eagerly(self, reason: str) -> None:
         self.name, self.graph, self.watched = "eager", None, None

@@ -174,10 +174,10 @@ def engine(
     def compiled() -> CompiledEngine:
         return CompiledEngine(*arguments, **traced)
 
-    on_gpu = next(program.parameters()).device.type == "cuda" and torch.cuda.is_available()
-    if name == "captured" or (name == "auto" and on_gpu and steps >= FEWEST):
+    automatic = next(program.parameters()).device.type if name == "auto" else ""
+    if name == "captured" or (automatic == "cuda" and torch.cuda.is_available() and steps >= FEWEST):
         return CapturedEngine(*arguments, **traced)
-    if name == "auto" and next(program.parameters()).device.type == "cpu":
+    if automatic == "cpu":
         return AutoEngine(eager, compiled, steps, rows)
     missing = missing_compiler()
     if name == "compiled" and missing:

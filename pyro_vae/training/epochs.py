@@ -18,7 +18,7 @@ from pyro_vae.observation import Arguments, fields_of, from_fields
 from pyro_vae.random import random_states_between, set_random_state, torch_random_state
 from pyro_vae.training import ranks
 from pyro_vae.training.eager import as_module
-from pyro_vae.training.engines import SEVERAL, AutoEngine, Engine, engine
+from pyro_vae.training.engines import SEVERAL, AutoEngine, CompiledEngine, Engine, engine
 from pyro_vae.training.evaluation import shared_evaluation
 from pyro_vae.training.history import TrainingWarning
 from pyro_vae.training.nonfinite import NonFiniteLoss, culprit
@@ -159,13 +159,14 @@ class Epochs:
     def _several(self) -> list[Tensor]:
         """Take some steps at once, if the engine can and the rows lie on the device; return their losses."""
         run, size = self.run, self.given.batch_size
+        if run.device.type == "cpu" or not isinstance(self.engine, CompiledEngine):
+            return []
         index = self.order[run.taken * size : (run.taken + SEVERAL) * size]
         fields = [self.rows.fields[name] for name in self.fields]
-        if run.device.type == "cpu" or len(index) < SEVERAL * size or any(f.device != run.device for f in fields):
+        if len(index) < SEVERAL * size or any(field.device != run.device for field in fields):
             return []
         before = torch_random_state(run.device)
-        several = getattr(self.engine, "several", None)
-        losses = several(fields, index.view(SEVERAL, size)) if several else None
+        losses = self.engine.several(fields, index.view(SEVERAL, size))
         if losses is None:
             return []
         states = random_states_between(before, torch_random_state(run.device), SEVERAL)
