@@ -130,8 +130,7 @@ def parts_of(name: str, value: Any) -> Iterator[Place]:
     elif isinstance(value, FunctionType):
         yield from _of_function(value)
     elif isinstance(value, partial):
-        for item in (value.func, *value.args):
-            yield Place(name, item)
+        yield from (Place(name, item) for item in (value.func, *value.args))
         yield from _items(name, value.keywords)
     elif isinstance(value, type):
         yield from _of_class(value)
@@ -150,13 +149,8 @@ def parts_of(name: str, value: Any) -> Iterator[Place]:
         yield from _elements(name, value)
     elif isinstance(value, set):
         yield Place(f"{name}.copy()", frozenset(value), value, frozenset)
-    elif isinstance(value, np.ndarray):
-        if value.nbytes <= LARGEST_ARRAY and value.dtype != object:
-            yield Place(f"{name}[...]", value.tobytes(), value, np.ndarray.tobytes)
-    elif isinstance(value, array | bytearray):
-        read = bytes if isinstance(value, bytearray) else array.tobytes
-        if len(read(value)) <= LARGEST_ARRAY:  # pyright: ignore[reportArgumentType]
-            yield Place(f"{name}[...]", read(value), value, read)  # pyright: ignore[reportArgumentType]
+    elif isinstance(value, np.ndarray | array | bytearray):
+        yield from _bytes(name, value)
     elif isinstance(value, tuple(ONLY)):
         names = next(names for kind, names in ONLY.items() if isinstance(value, kind))
         yield from (Place(f"{name}.{key}", getattr(value, key), value, key) for key in names)
@@ -200,6 +194,16 @@ def _used(kind: type[nn.Module]) -> set[str]:
             if isinstance(method, FunctionType) and name not in SETTING_UP:
                 used |= names_of(method.__code__).occurring
     return used - INTERNAL
+
+
+def _bytes(name: str, value: np.ndarray | array | bytearray) -> Iterator[Place]:
+    """Yield the content of an array as one place, unless it is large or holds objects."""
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return
+    read: Any = bytes if isinstance(value, bytearray) else type(value).tobytes
+    size = value.nbytes if isinstance(value, np.ndarray) else memoryview(value).nbytes
+    if size <= LARGEST_ARRAY:
+        yield Place(f"{name}[...]", read(value), value, read)
 
 
 def _items(name: str, value: dict) -> Iterator[Place]:

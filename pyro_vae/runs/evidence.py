@@ -34,7 +34,28 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--run", type=home_path, required=True, metavar="FOLDER", help="of a model that was trained or saved"
     )
-    group = parser.add_argument_group("importance sampling")
+    _add_importance(parser.add_argument_group("importance sampling"))
+    group = parser.add_argument_group(
+        "budget", "log p(x) of each image, by the method that suits it, instead of all bounds"
+    )
+    group.add_argument("--target", type=float, default=None, metavar="NATS", help="wanted standard error of an image")
+    group.add_argument("--seconds", type=float, default=None, metavar="S", help="to spend on the least standard error")
+    group = parser.add_argument_group("annealing", "from the prior, and from the guide, to the posterior")
+    group.add_argument(
+        "--temperatures", type=int, nargs="+", default=[100, 300, 1000], metavar="T", help="steps of that way"
+    )
+    group.add_argument("--chains", type=int, default=8, metavar="N", help="weighted chains per image")
+    group.add_argument("--leapfrog", type=int, default=1, metavar="N", help="steps of each Hamiltonian transition")
+    group.add_argument(
+        "--simulated", type=int, default=100, metavar="N", help="images that the model draws for both bounds"
+    )
+    add_options(parser.add_argument_group("both"), [replace(SEED, help="of all random draws"), DEVICE])
+    add_places(parser)
+    add_quick(parser, argv, QUICK, "few images, particles and temperatures: a first look")
+    return parser.parse_args(argv)
+
+
+def _add_importance(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--images", type=int, default=None, metavar="N", help="test images, from the first on (default: 200, or all)"
     )
@@ -57,24 +78,6 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="EPOCHS",
         help="also draw from a guide that is refitted to the training images, by so many epochs; the model stays",
     )
-    group = parser.add_argument_group(
-        "budget", "log p(x) of each image, by the method that suits it, instead of all bounds"
-    )
-    group.add_argument("--target", type=float, default=None, metavar="NATS", help="wanted standard error of an image")
-    group.add_argument("--seconds", type=float, default=None, metavar="S", help="to spend on the least standard error")
-    group = parser.add_argument_group("annealing", "from the prior, and from the guide, to the posterior")
-    group.add_argument(
-        "--temperatures", type=int, nargs="+", default=[100, 300, 1000], metavar="T", help="steps of that way"
-    )
-    group.add_argument("--chains", type=int, default=8, metavar="N", help="weighted chains per image")
-    group.add_argument("--leapfrog", type=int, default=1, metavar="N", help="steps of each Hamiltonian transition")
-    group.add_argument(
-        "--simulated", type=int, default=100, metavar="N", help="images that the model draws for both bounds"
-    )
-    add_options(parser.add_argument_group("both"), [replace(SEED, help="of all random draws"), DEVICE])
-    add_places(parser)
-    add_quick(parser, argv, QUICK, "few images, particles and temperatures: a first look")
-    return parser.parse_args(argv)
 
 
 def add_places(parser: argparse.ArgumentParser) -> None:
