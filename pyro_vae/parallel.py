@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -66,6 +66,31 @@ def at_once(functions: Sequence[Callable[[], T]]) -> list[T]:
         finally:
             wait(others)
         return [first, *(other.result() for other in others)]
+
+
+def each(function: Callable[..., T], calls: Sequence[tuple], workers: int) -> list[T]:
+    """Return the results of calls of one function, in their order, by so many threads at the same time.
+
+    >>> each(lambda x: 2 * x, [(1,), (2,), (3,)], workers=2)
+    [2, 4, 6]
+    """
+
+    def of(group: Sequence[int]) -> list[T]:
+        return [function(*calls[i]) for i in group]
+
+    groups = balanced([1] * len(calls), workers)
+    found = zip(groups, at_once([partial(of, group) for group in groups]))
+    results = {i: result for group, part in found for i, result in zip(group, part)}
+    return [results[i] for i in range(len(calls))]
+
+
+def equal_parts(number: int) -> int:
+    """Return the largest number of equal parts of so many things that is at most ``cores()``.
+
+    >>> equal_parts(1)
+    1
+    """
+    return max(n for n in range(1, cores() + 1) if number % n == 0)
 
 
 def balanced(sizes: Sequence[int], parts: int) -> list[list[int]]:

@@ -2,9 +2,10 @@
 
 - ``results``: what the estimates return, with diagnostics and summaries.
 - ``importance``: ``log_evidence``, importance sampling from the guide.
+- ``batches``: a given number of draws of each image, batch by batch; ``saving``: the file in which they are kept.
 - ``budget``: pilot draws decide how each image is measured, and the draws that count follow.
 - ``methods``: the methods of a budget, from the cheapest to the surest.
-- ``spending``: its options, checkpoints and result; ``budgeted``: ``BudgetedEvidence`` and ``EvidencePlan``.
+- ``spending``: its options and result; ``budgeted``: ``BudgetedEvidence`` and ``EvidencePlan``.
 - ``annealed``: ``annealed_evidence`` and, on simulated data, ``bidirectional``.
 - ``annealing``: the chains: temperatures, Hamiltonian transitions, weights.
 - ``pilots``: chains without weight that find temperatures and step sizes.

@@ -132,6 +132,6 @@ class EvidenceInterrupted(KeyboardInterrupt):
         images: their numbers.
     """
 
-    def __init__(self, evidence: BudgetedEvidence | None, images: Sequence[int], number: int, advice: str):
+    def __init__(self, evidence: Evidence | None, images: Sequence[int], number: int, advice: str):
         super().__init__(f"stopped after {len(images)} of {number} images; {advice}")
         self.evidence, self.images = evidence, images

@@ -3,7 +3,7 @@
 The particles of an image are decoded in slices, so that memory is that of a few decoded images.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any, TypedDict, overload
@@ -19,12 +19,14 @@ from typing_extensions import Unpack
 from pyro_vae.arguments import ProgramArguments, checked_arguments
 from pyro_vae.checks import whole_number
 from pyro_vae.compiling import Graphs, Untraceable, owners, traced
+from pyro_vae.evidence.batches import BatchedMeasurement
 from pyro_vae.evidence.budgeted import EvidencePlan
-from pyro_vae.evidence.measuring import Engine, chunk_size, measuring, progress_bar, takes_program, whether_compiled
+from pyro_vae.evidence.measuring import Engine, chunk_size, measuring, takes_program, whether_compiled
 from pyro_vae.evidence.methods import UNIT, ImportanceDraws, further_methods
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.evidence.proposals import LocalProposal
-from pyro_vae.evidence.results import Evidence, as_array, joined, warn_untrusted, weight_statistics
+from pyro_vae.evidence.results import Evidence, warn_untrusted
+from pyro_vae.evidence.saving import SavedMeasurement, check_resumable, identity, own_seed
 from pyro_vae.evidence.spending import Budget, rows_of_budget, spend
 from pyro_vae.program import Program
 from pyro_vae.tracing.enumeration import Enumeration, row_terms
@@ -127,8 +129,8 @@ def log_evidence(
             ``target`` if that is given too. Their number depends on the clock, and with it the draws. The result has
             them in ``plan``. The pilots of importance sampling, 1,000 draws of each image, are always drawn.
         plan: of another result: the same images are measured by the same draws, to the last bit.
-        checkpoint: a file in which a budgeted measurement is saved every half minute and at Ctrl-C, which raises
-            ``EvidenceInterrupted``; the same call continues, with the same bits.
+        checkpoint: a file in which what is measured is saved every half minute and at Ctrl-C, which acts after a batch
+            and raises ``EvidenceInterrupted``; the same call continues, with the same bits.
         chunk: number of z decoded at once; 500 by default on a CPU, whose cache holds them, and 20,000 on a GPU. It
             changes only speed, memory and rounding.
         batch_size: images whose K particles are drawn at once; by default 250,000 / K, at most 250. Another batch size
@@ -164,6 +166,8 @@ def log_evidence(
     given, compiled = checked_arguments(x, kwargs), whether_compiled(engine)
     chunk, batch_size = chunk_size(chunk, given.device), options.get("batch_size")
     budget = Budget.of(particles, **{name: options.get(name) for name in Budget._fields})
+    checkpoint = options.get("checkpoint")
+    check_resumable(checkpoint, seed)
     for name, number in (("particles", particles), ("batch_size", batch_size)):
         if number is not None:
             whole_number(name, number)
@@ -185,13 +189,12 @@ def log_evidence(
             if enumeration is None:
                 methods += further_methods(model, guide, plan, compiled, chunk, proposal)
             return spend(budget, methods, plan, seed, progress, model, guide)
-        columns = []
-        with progress_bar(plan.weights * K, "particle", progress) as bar:
-            for batch in plan.batches():
-                log_w = as_array(sampler(batch, K, bar))
-                columns.append(weight_statistics(log_w, first=sum(len(column[0]) for column in columns)))
-    log_px, error, ess, k_hat = joined(columns)
-    evidence = Evidence(log_px, error, ess, k_hat, K, seed, plan.joint)
+        measurement = BatchedMeasurement(sampler, plan, K, own_seed(seed), seed)
+        key = ""
+        if checkpoint is not None:
+            setting = K, plan.size, chunk, compiled, options.get("precision"), proposal
+            key = identity(setting, given, measurement.seed, model, guide)
+        evidence = measurement.run(SavedMeasurement(checkpoint, key), progress)
     warn_untrusted(evidence)
     return evidence
 
@@ -221,22 +224,19 @@ class ImportanceSampler:
         with pyro.validation_enabled(True):
             guide_trace = self.plan.trace(self.guide, batch, K)
         step = max(1, self.chunk // (batch.rows or 1))
-        log_w, graph, plate, scale = [], None, None, 1.0
-        for start in range(0, K, step):
-            size = min(step, K - start)
-            part = sliced(guide_trace, start, start + size)
-            if graph and size == step:
-                log_p = graph(part)
-            else:
-                model_trace = self._model_trace(batch, part, size, validated=start == 0)
-                if start == 0:
-                    plate = self.plan.plate(self.model, self.guide, batch, (model_trace, part))
-                    scale = common_scale(model_trace, part, plate=plate)
-                    if K // step >= FEW or self.graphs.strict:
-                        graph = self._graph(model_trace, part, batch, plate)
-                log_p = log_joint(model_trace, plate)
+        parts = [sliced(guide_trace, start, min(start + step, K)) for start in range(0, K, step)]
+        model_trace = self._model_trace(batch, parts[0], min(step, K), validated=True)
+        plate = self.plan.plate(self.model, self.guide, batch, (model_trace, parts[0]))
+        scale = common_scale(model_trace, parts[0], plate=plate)
+        compiled = iter(self._compiled(model_trace, parts[1 : K // step], batch, plate) or ())
+        log_w = []
+        for number, part in enumerate(parts):
+            values = next(compiled, None) if number else (log_joint(model_trace, plate),)
+            if values is None:
+                size = min(step, K - number * step)
+                values = (log_joint(self._model_trace(batch, part, size, validated=False), plate),)
             log_q = sum(per_image(site, plate) for site in proposal_sites(part).values())
-            log_w.append((log_p - log_q) / scale)
+            log_w.append((values[0] - log_q) / scale)
             bar.update(log_w[-1].numel())
         return torch.cat(log_w)
 
@@ -247,23 +247,30 @@ class ImportanceSampler:
         check_sites(model_trace, part)
         return model_trace
 
-    def _graph(
+    def _compiled(
         self,
         model_trace: poutine.Trace,
-        part: poutine.Trace,
+        parts: Sequence[poutine.Trace],
         batch: ProgramArguments,
         plate: CondIndepStackFrame | None,
-    ) -> Callable[[poutine.Trace], Tensor] | None:
-        """Return a compiled function from a slice of the guide's trace to log p(x, z); None for an eager run."""
+    ) -> Iterator[Sequence[Tensor]] | None:
+        """Return log p(x, z) of slices of the guide's trace, by all cores at once; None: run them eagerly."""
+        if not parts or (len(parts) + 1 < FEW and not self.graphs.strict):
+            return None
         names = list(sample_sites(model_trace, observed=False))
+        sites = [sample_sites(part) for part in parts]
+        calls = [(*(of_part[name]["value"] for name in names), *batch.tensors) for of_part in sites]
+        joint = JointDensity(self.model, names, plate, self.plan.layout.nesting, batch)
+        return self.graphs.of_each(lambda: in_a_tuple(traced(joint, calls[0])), calls)
 
-        def tensors(part: poutine.Trace) -> tuple[Tensor, ...]:
-            sites = sample_sites(part)
-            return (*(sites[name]["value"] for name in names), *batch.tensors)
 
-        joint, example = JointDensity(self.model, names, plate, self.plan.layout.nesting, batch), tensors(part)
-        graph = self.graphs.get(lambda: traced(joint, example), example)
-        return None if graph is None else lambda part: graph(*tensors(part))
+def in_a_tuple(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
+    """Return the function whose result is a tuple of the given function's.
+
+    >>> in_a_tuple(torch.neg)(torch.ones(1))
+    (tensor([-1.]),)
+    """
+    return lambda *tensors: (function(*tensors),)
 
 
 class EnumeratedSampler:

@@ -4,7 +4,24 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from pyro_vae.parallel import cores, each
+
 Normals = MultivariateNormal  # one for each row: loc (B, D), scale_tril (B, D, D)
+
+
+def drawn(loc: Tensor, scale_tril: Tensor, noise: Tensor) -> Tensor:
+    """Return the draws μ + L ε, (C, B, D), from noise ε (C, B, D), with loc μ (B, D) and scale_tril L (B, D, D)."""
+    return loc + (scale_tril @ columns(noise)).permute(2, 0, 1)
+
+
+def matched_by_shares(normals: Normals, u: Tensor, gradient: Tensor, rate: float) -> Normals:
+    """Match normal distributions as ``matched`` does, a share of the rows on each core."""
+    shares = torch.arange(u.shape[1]).chunk(cores())
+    of = [MultivariateNormal(normals.loc[rows], scale_tril=normals.scale_tril[rows]) for rows in shares]
+    calls = [(part, u[:, rows], gradient[:, rows], rate) for part, rows in zip(of, shares)]
+    found = each(matched, calls, len(calls))
+    loc, scale_tril = (torch.cat([getattr(part, name) for part in found]) for name in ("loc", "scale_tril"))
+    return MultivariateNormal(loc, scale_tril=scale_tril)
 
 
 def matched(normals: Normals, u: Tensor, gradient: Tensor, rate: float) -> Normals:

@@ -18,6 +18,7 @@ from torch.distributions.transforms import Transform
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs, owners, traced
 from pyro_vae.evidence.plan import MeasurementPlan
+from pyro_vae.parallel import equal_parts
 from pyro_vae.tracing.traces import check_sites, common_scale, per_image, proposal_sites, sample_sites
 
 
@@ -86,10 +87,11 @@ class AnnealingPath:
 
     def __call__(self, z: Tensor) -> ChainState:
         """Return the log densities at z (C, B, D), with their gradients."""
-        tensors = (z, *self.arguments.tensors)
-        graph = self.graphs and self.graphs.get(lambda: self._compilable(z), tensors)
-        if graph:
-            return ChainState(z, *graph(*tensors))
+        parts = z.chunk(equal_parts(len(z)))
+        calls = [(part, *self.arguments.tensors) for part in parts]
+        compiled = self.graphs and self.graphs.of_each(lambda: self._compilable(parts[0]), calls)
+        if compiled:
+            return ChainState(z, *map(torch.cat, zip(*compiled)))
         with torch.enable_grad():
             z = z.detach().requires_grad_()
             start, delta = self.log_densities(z)
@@ -138,32 +140,39 @@ class AnnealingPath:
 
     def log_densities(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return log f_0, with log |∂ value / ∂ z|, and log p(x, z) − log f_0, each (C, B)."""
-        prior, likelihood, volume, guide = self._terms(z)
-        if guide is None:
+        prior, likelihood, volume = self._terms(z)
+        if self.guide is None:
             return prior + volume, likelihood
+        guide, _ = self._log_guide(z)
         return guide + volume, prior + likelihood - guide
 
-    def log_start_and_joint(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log f_0 and log p(x, z), both with log |∂ value / ∂ z|, each (C, B).
+    def log_prior_and_joint(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log p(z) and log p(x, z), both with log |∂ value / ∂ z|, each (C, B)."""
+        prior, likelihood, volume = self._terms(z)
+        return prior + volume, prior + likelihood + volume
 
-        Where log f_0 is huge, log p(x, z) keeps the digits that ``log_densities`` loses.
-        """
-        prior, likelihood, volume, guide = self._terms(z)
-        return (prior if guide is None else guide) + volume, prior + likelihood + volume
+    def log_guide(self, z: Tensor) -> Tensor:
+        """Return log q(z | x) with log |∂ value / ∂ z|, (C, B)."""
+        return torch.add(*self._log_guide(z))
 
-    def _terms(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return log p(z), log p(x | z), log |∂ value / ∂ z| and, with a guide, log q(z | x), each (C, B)."""
-        chains, free, latent = len(z), self._unflatten(z), poutine.Trace()
+    def _terms(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return log p(z), log p(x | z) and log |∂ value / ∂ z|, each (C, B)."""
+        sites, volume = self._scored(self.model, z)
+        likelihood = self._sum(site for name, site in sites.items() if name not in self.shapes)
+        return self._sum(sites[name] for name in self.shapes), likelihood, volume
+
+    def _log_guide(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log q(z | x) and log |∂ value / ∂ z|, each (C, B)."""
+        sites, volume = self._scored(self.source, z)
+        return self._sum(sites[name] for name in self.shapes), volume
+
+    def _scored(self, program: Callable, z: Tensor) -> tuple[dict[str, Any], Tensor]:
+        """Return the sites of model or guide at z, and log |∂ value / ∂ z|, (C, B)."""
+        free, latent = self._unflatten(z), poutine.Trace()
         for name, u in free.items():
             latent.add_node(name, **{**self.sites[name], "value": self.transforms[name](u)})
-        sites = sample_sites(self._trace(self.model, chains, latent))
-        volume = self._sum(_volume(sites[name], self.transforms[name], u) for name, u in free.items())
-        prior = self._sum(sites[name] for name in self.shapes)
-        likelihood = self._sum(site for name, site in sites.items() if name not in self.shapes)
-        if self.guide is None:
-            return prior, likelihood, volume, None
-        guide = self._trace(self.guide, chains, latent)
-        return prior, likelihood, volume, self._sum(guide.nodes[name] for name in self.shapes)
+        sites = sample_sites(self._trace(program, len(z), latent))
+        return sites, self._sum(_volume(sites[name], self.transforms[name], u) for name, u in free.items())
 
     def _trace(self, program: Callable, chains: int, replayed: poutine.Trace | None = None) -> poutine.Trace:
         return self.plan.trace(program, self.arguments, chains, replayed)

@@ -4,25 +4,26 @@ Linear algebra is in float64 on the host: not every device has it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import NamedTuple
 
 import pyro
 import torch
-from pyro.distributions import MultivariateStudentT
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+from torch.distributions import Chi2, MultivariateNormal
 from tqdm import tqdm
 
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.checks import whole_number
-from pyro_vae.compiling import traced
-from pyro_vae.evidence.matching import Normals, matched
+from pyro_vae.compiling import Graphs, traced
+from pyro_vae.evidence.matching import Normals, columns, drawn, matched_by_shares
 from pyro_vae.evidence.path import AnnealingPath, PathDensities
 from pyro_vae.evidence.plan import MeasurementPlan
+from pyro_vae.parallel import cores
 
+SLICES = 2  # of ``chunk`` z each, in which the gradients of a round are computed
 SCALE_DRAWS = 64  # of the guide, whose mean and spread are where a fit starts
 SEARCHING = 0.5  # share of the rounds that move at a constant rate; the others settle
 WIDER, FREEDOM = 1.2, 3.0  # factor on the fitted variances; degrees of freedom of t for each dimension of z
@@ -75,14 +76,42 @@ class LocalProposal:
             raise ValueError(f"share: wanted a number from 0 to less than 1, got {self.share!r}")
 
     def rows_at_once(self, chunk: int) -> int:
-        """Return the number of rows that are fitted together, so that ``chunk`` z are decoded at once."""
-        return max(1, chunk // self.draws)
+        """Return the number of rows that are fitted together, so that the gradients of a round take ``SLICES``."""
+        return max(1, SLICES * chunk // self.draws)
 
     def sampler(
         self, model: Callable, guide: Callable | None, plan: MeasurementPlan, chunk: int, compiled: bool | None
     ) -> "LocalSampler":
         """Return what draws the weights of a batch of rows."""
         return LocalSampler(self, model, guide, plan, chunk, compiled)
+
+
+class StudentT(NamedTuple):
+    """Multivariate t distributions, one for each row: loc (B, D), scale_tril (B, D, D) and degrees of freedom ν.
+
+    >>> from pyro.distributions import MultivariateStudentT
+    >>> t, u = StudentT(torch.ones(1, 2), torch.eye(2).expand(1, 2, 2), 6.0), torch.zeros(3, 1, 2)
+    >>> torch.allclose(t.log_prob(u), MultivariateStudentT(torch.tensor(6.0), t.loc, t.scale_tril).log_prob(u))
+    True
+    """
+
+    loc: Tensor
+    scale_tril: Tensor
+    freedom: float
+
+    def sample(self, number: int) -> Tensor:
+        """Draw u, (number, B, D)."""
+        noise = torch.randn(number, *self.loc.shape, dtype=self.loc.dtype)
+        squares = Chi2(self.loc.new_tensor(self.freedom)).sample(torch.Size(noise.shape[:2]))
+        return drawn(self.loc, self.scale_tril, noise * (self.freedom / squares).sqrt().unsqueeze(-1))
+
+    def log_prob(self, u: Tensor) -> Tensor:
+        """Return the log density of u (C, B, D), (C, B)."""
+        D, freedom = u.shape[-1], self.freedom
+        y = torch.linalg.solve_triangular(self.scale_tril, columns(u - self.loc), upper=False)
+        volume = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * D * math.log(freedom * math.pi)
+        constant = math.lgamma((freedom + D) / 2) - math.lgamma(freedom / 2)
+        return constant - volume - 0.5 * (freedom + D) * torch.log1p(y.square().sum(1).T / freedom)
 
 
 class LocalFit(NamedTuple):
@@ -92,14 +121,18 @@ class LocalFit(NamedTuple):
     unit: Tensor
     normals: Normals
 
-    def proposal(self) -> MultivariateStudentT:
+    def proposal(self) -> StudentT:
         """Return the Student-t distributions of u from which weights are drawn."""
         root = math.sqrt(WIDER) * self.normals.scale_tril
-        return MultivariateStudentT(root.new_tensor(FREEDOM * root.shape[-1]), self.normals.loc, root)
+        return StudentT(self.normals.loc, root, FREEDOM * root.shape[-1])
 
 
 class LocalSampler:
-    """Log weights, (K, B), of draws from the proposals that it fits to the rows of a batch."""
+    """Log weights, (K, B), of draws from the proposals that it fits to the rows of a batch.
+
+    Compiled functions take slices of the draws, which all cores compute at once, and each core fits a share of the
+    rows. All random numbers are drawn before.
+    """
 
     def __init__(
         self,
@@ -111,7 +144,7 @@ class LocalSampler:
         compiled: bool | None,
     ):
         self.settings, self.model, self.guide, self.plan, self.chunk = settings, model, guide, plan, chunk
-        calls = settings.rounds * math.ceil(plan.weights / plan.size)
+        calls = SLICES * settings.rounds * math.ceil(plan.weights / plan.size)
         self.gradients, self.densities = plan.graphs(compiled, calls), plan.graphs(compiled, calls)
 
     def __call__(self, batch: ProgramArguments, K: int, bar: tqdm) -> Tensor:
@@ -122,75 +155,92 @@ class LocalSampler:
 
     def fit(self, path: AnnealingPath) -> LocalFit:
         """Fit a normal distribution to the posterior of each row, from ``rounds`` times ``draws`` gradients."""
-        drawn = path.draw(SCALE_DRAWS)
-        if drawn.shape[-1] > MOST_DIMENSIONS:
+        first = path.draw(SCALE_DRAWS)
+        if first.shape[-1] > MOST_DIMENSIONS:
             raise ValueError(
                 f"proposal: wanted latent variables of at most {MOST_DIMENSIONS} dimensions for a weight, whose "
-                f"covariance is fitted, got {drawn.shape[-1]}; take annealed_evidence, or a guide that was refitted"
+                f"covariance is fitted, got {first.shape[-1]}; take annealed_evidence, or a guide that was refitted"
             )
-        start, draws = drawn.double().cpu(), self.settings.draws
+        start, draws = first.double().cpu(), self.settings.draws
         centre, unit = start.mean(0), start.std(0)
         unit = torch.where(unit > 0, unit, 1.0)
         root = torch.eye(centre.shape[-1]).to(centre).expand(*centre.shape, -1)
         normals = MultivariateNormal(torch.zeros_like(centre), scale_tril=root)
         for t in range(self.settings.rounds):
-            u = normals.sample((draws,))
-            gradient = self._gradient(path, (centre + unit * u).to(drawn)).double().cpu()
+            u = drawn(normals.loc, normals.scale_tril, torch.randn(draws, *centre.shape, dtype=centre.dtype))
+            gradient = self._gradient(path, (centre + unit * u).to(first)).double().cpu()
             rate = draws / max(1, t + 1 - self.settings.rounds * SEARCHING)
-            normals = matched(normals, u, unit * gradient, rate)
+            normals = matched_by_shares(normals, u, unit * gradient, rate)
         return LocalFit(centre, unit, normals)
 
     def log_weights(self, path: AnnealingPath, fit: LocalFit, K: int, bar: tqdm) -> Tensor:
         """Return log weights (K, B) of new draws: of the guide first, then of the fitted proposals."""
         from_guide, proposal = round(self.settings.share * K), fit.proposal()
-        drawn, local = path.draw(max(from_guide, 1)), fit.centre + fit.unit * proposal.sample((K - from_guide,))
-        z = torch.cat([drawn[:from_guide], local.to(drawn)])
-        step = max(1, self.chunk // z.shape[1])
-        whole = self._is_whole(path)
-        parts = [self._densities(path, part, whole and len(part) == step, bar) for part in z.split(step)]
-        log_q, log_p = (torch.cat(values) for values in zip(*parts))
-        u = (z.double().cpu() - fit.centre) / fit.unit
-        log_t = proposal.log_prob(u) - fit.unit.log().sum(-1)
+        guided, local = path.draw(max(from_guide, 1)), fit.centre + fit.unit * proposal.sample(K - from_guide)
+        z = torch.cat([guided[:from_guide], local.to(guided)])
+        log_prior, log_p = (value.double().cpu() for value in self._densities(path, z))
+        bar.update(log_p.numel())
+        log_t = proposal.log_prob((z.double().cpu() - fit.centre) / fit.unit) - fit.unit.log().sum(-1)
         if not from_guide:
             return log_p - log_t
-        alpha = from_guide / K
+        log_q, alpha = log_prior if path.guide is None else path.log_guide(z).double().cpu(), from_guide / K
         return log_p - torch.logaddexp(log_q + math.log(alpha), log_t + math.log1p(-alpha))
 
     def _gradient(self, path: AnnealingPath, z: Tensor) -> Tensor:
         """Return the gradient of log p(x, z) by z, (C, B, D)."""
-        tensors, graph = (z, *path.arguments.tensors), None
-        if self._is_whole(path):
-            graph = self.gradients.get(lambda: joint_gradient(traced_densities(path, tensors)), tensors)
-        if graph is not None:
-            return graph(*tensors)
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            return torch.autograd.grad(path.log_start_and_joint(z)[1].sum(), z)[0]
+        found = self._compiled(self.gradients, joint_gradient, path, z)
+        return eager_gradient(path, z, self._draws_at_once(z)) if found is None else found[0]
 
-    def _densities(self, path: AnnealingPath, z: Tensor, compiled: bool, bar: tqdm) -> list[Tensor]:
-        """Return log q(z | x) and log p(x, z), each (C, B), float64 on the host."""
-        tensors, graph = (z, *path.arguments.tensors), None
-        if compiled:
-            graph = self.densities.get(lambda: traced_densities(path, tensors), tensors)
-        found = path.log_start_and_joint(z) if graph is None else graph(*tensors)
-        bar.update(z.shape[0] * z.shape[1])
-        return [value.double().cpu() for value in found]
+    def _densities(self, path: AnnealingPath, z: Tensor) -> Sequence[Tensor]:
+        """Return log p(z) and log p(x, z), each (C, B)."""
+        found = self._compiled(self.densities, prior_and_joint, path, z)
+        if found is None:
+            found = each_of_all(path.log_prior_and_joint(part) for part in z.split(self._draws_at_once(z)))
+        return found
 
-    def _is_whole(self, path: AnnealingPath) -> bool:
-        """Return whether a batch has as many rows as the others, for which functions are compiled."""
-        return path.arguments.rows == self.plan.size or self.gradients.strict
+    def _compiled(
+        self, graphs: Graphs, of: Callable[[Callable], Callable], path: AnnealingPath, z: Tensor
+    ) -> list[Tensor] | None:
+        """Return results of a compiled function of the traced densities for draws z (C, B, D); None: run eagerly.
+
+        The last slice is filled up: all have one shape. A batch of fewer rows than the others is not worth a graph.
+        """
+        if path.arguments.rows != self.plan.size and not graphs.strict:
+            return None
+        slices = math.ceil(len(z) / self._draws_at_once(z))
+        size = math.ceil(len(z) / (cores() * math.ceil(slices / cores())))
+        filled = torch.cat([z, z[-1:].expand(-len(z) % size, -1, -1)])
+        calls = [(part, *path.arguments.tensors) for part in filled.split(size)]
+        densities = PathDensities(path, AnnealingPath.log_prior_and_joint)
+        found = graphs.of_each(lambda: of(traced(densities, calls[0])), calls)
+        return None if found is None else [values[: len(z)] for values in each_of_all(found)]
+
+    def _draws_at_once(self, z: Tensor) -> int:
+        return max(1, self.chunk // z.shape[1])
 
 
-def traced_densities(path: AnnealingPath, tensors: tuple[Tensor, ...]) -> Callable[..., Tensor]:
-    """Return log q(z | x) and log p(x, z), (2, C, B), as a traced function of z and the program's tensors."""
-    return traced(PathDensities(path, AnnealingPath.log_start_and_joint), tensors)
+def each_of_all(parts: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    """Return each of several results, from those of parts of the draws."""
+    return [torch.cat(values) for values in zip(*parts)]
 
 
-def joint_gradient(densities: Callable[..., Tensor]) -> Callable[..., Tensor]:
+def prior_and_joint(densities: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """Return log p(z) and log p(x, z), each (C, B), as a function of z and the program's tensors."""
+    return lambda *tensors: densities(*tensors).unbind()
+
+
+def joint_gradient(densities: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
     """Return the gradient of log p(x, z), (C, B, D), as a function of z and the program's tensors."""
 
-    def gradient(z: Tensor, *tensors: Tensor) -> Tensor:
+    def gradient(z: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
         log_p, pullback = torch.func.vjp(lambda z: densities(z, *tensors)[1], z)[:2]
-        return pullback(torch.ones_like(log_p))[0]
+        return pullback(torch.ones_like(log_p))
 
     return gradient
+
+
+@torch.enable_grad()
+def eager_gradient(path: AnnealingPath, z: Tensor, draws: int) -> Tensor:
+    """Return the gradient of log p(x, z) by z (C, B, D), of so many draws at a time."""
+    parts = [part.detach().requires_grad_() for part in z.split(draws)]
+    return torch.cat([torch.autograd.grad(path.log_prior_and_joint(part)[1].sum(), part)[0] for part in parts])

@@ -1,22 +1,15 @@
 """A budget of one program: its options, its methods, what is saved on the way, and its result."""
 
-import hashlib
-import io
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
 import torch
-from torch import Tensor
 
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.checks import positive_number
-from pyro_vae.compiling import owners
 from pyro_vae.evidence.budget import Draws, count, planned
 from pyro_vae.evidence.budgeted import BudgetedEvidence, EvidenceInterrupted, EvidencePlan
 from pyro_vae.evidence.measuring import progress_bar
@@ -24,10 +17,8 @@ from pyro_vae.evidence.methods import UNIT, Method
 from pyro_vae.evidence.plan import MeasurementPlan, is_automatic
 from pyro_vae.evidence.proposals import LocalProposal
 from pyro_vae.evidence.results import joined, warn_untrusted
-from pyro_vae.files import CheckpointError, expanded, load_tree, read_bytes, write_whole
-from pyro_vae.random import deferred_interrupt
+from pyro_vae.evidence.saving import SavedMeasurement, check_resumable, identity, own_seed
 
-SAVED_EVERY = 30.0  # seconds
 Statistics = dict[int, tuple[np.ndarray, ...]]  # of each image that is done
 
 
@@ -56,11 +47,6 @@ class Budget(NamedTuple):
                 f"particles: wanted either particles, or target and seconds or one of them, or a plan, got {got}; "
                 "write e.g. log_evidence(program, x, 1000) or log_evidence(program, x, target=0.1)"
             )
-        if particles is not None and found.checkpoint is not None:
-            raise ValueError(
-                "checkpoint: wanted a budget, got particles; write target=..., which saves what it has, or leave "
-                "checkpoint out"
-            )
         for name in ("target", "seconds"):
             if getattr(found, name) is not None:
                 positive_number(name, getattr(found, name))
@@ -87,9 +73,11 @@ def spend(
             "target, seconds, plan: wanted a program whose rows can be measured apart, got one that needs all of them "
             "at once; give the number of draws, as in log_evidence(program, x, 1000)"
         )
-    own = int(torch.randint(2**62, ())) if seed is None else seed
-    key = identity(budget, plan.given, methods, own, *functions)
-    return Spending(budget, methods, plan.given, own, key).run(progress)
+    check_resumable(budget.checkpoint, seed)
+    own = own_seed(seed)
+    tensors = () if budget.plan is None else tuple(budget.plan.to_tensors().values())
+    key = identity(options_of(budget, methods), plan.given, own, *functions, tensors=tensors)
+    return Spending(budget, methods, plan.given, own, SavedMeasurement(budget.checkpoint, key)).run(progress)
 
 
 @dataclass
@@ -101,32 +89,31 @@ class Spending:
         methods: how images are weighed, from the cheapest to the surest.
         given: the arguments of the program.
         seed: of all random numbers.
-        identity: what a saved measurement must have been made of.
+        saved: its file.
     """
 
     budget: Budget
     methods: Sequence[Method]
     given: ProgramArguments
     seed: int
-    identity: str
+    saved: SavedMeasurement
     done: Statistics = field(default_factory=dict)
     plan: EvidencePlan | None = None
 
     def __post_init__(self) -> None:
         self.draws, self.plan = Draws(self.given, self.seed), self.budget.plan
-        self.path = None if self.budget.checkpoint is None else expanded(self.budget.checkpoint)
+        self.saved.content = self._content
         if self.plan is not None:
             _check_plan(self.plan, self.methods, self.given.rows or 1)
-        if self.path is not None:
-            self._load(self.path)
+        self._load()
 
     def run(self, progress: bool) -> BudgetedEvidence:
         """Measure what is not yet done and return the result; warn of images that cannot be trusted."""
         images = self.given.rows or 1
-        with self._kept():
+        with self.saved.kept(self._stopped) as self.draws.check:
             if self.plan is None:
                 self.plan = planned(self.methods, self.draws, images, self.budget.target, self.budget.seconds)
-                self._save()
+                self.saved.save()
             with progress_bar(int(self.plan.draws.sum()), "weight", progress) as bar:
                 count(self.methods, self.draws, self.plan, bar, self.done)
         result = self.result()
@@ -144,68 +131,29 @@ class Spending:
         most = int(plan.draws.max())
         return BudgetedEvidence(log_px, error, ess, k_hat, most, self.seed, plan=plan, pilots=pilots, seconds=seconds)
 
-    @contextmanager
-    def _kept(self) -> Iterator[None]:
-        """Context manager in which Ctrl-C ends a batch, saves what is done, and raises it as EvidenceInterrupted."""
-        with deferred_interrupt() as raise_if_asked:
-            self.draws.check = self._after_batch(raise_if_asked)
-            try:
-                yield
-            except KeyboardInterrupt as interrupt:
-                self._save()
-                advice = f"the same call continues from {self.path}" if self.path else "give checkpoint=... to continue"
-                part = self.result() if self.done else None
-                raise EvidenceInterrupted(part, sorted(self.done), self.given.rows or 1, advice) from interrupt
-        self._save()
-
-    def _after_batch(self, raise_if_asked: Callable[[], None]) -> Callable[[], None]:
-        def check() -> None:
-            raise_if_asked()
-            if time.monotonic() - self._saved > SAVED_EVERY:
-                self._save()
-
-        self._saved = time.monotonic()
-        return check
-
-    def _save(self) -> None:
-        self._saved = time.monotonic()
-        if self.path is None or self.plan is None:
-            return
+    def _content(self) -> dict[str, Any] | None:
+        if self.plan is None:
+            return None
         index = sorted(self.done)
         columns = [torch.from_numpy(np.stack([self.done[i] for i in index])[..., 0])] if index else []
-        content = {"identity": self.identity, "plan": self.plan.to_tensors(), "images": index, "columns": columns}
-        buffer = io.BytesIO()
-        torch.save(content, buffer)
-        write_whole(self.path, buffer.getvalue())
+        return {"plan": self.plan.to_tensors(), "images": index, "columns": columns}
 
-    def _load(self, path: Path) -> None:
-        if not path.exists():
-            return
-        saved = load_tree(io.BytesIO(read_bytes(path)), path)
-        if saved.get("identity") != self.identity:
-            raise CheckpointError(
-                f"{path} is of another measurement: program, data, seed, options or version differ; give another "
-                "checkpoint, or delete it"
-            )
-        self.plan = EvidencePlan.from_tensors(saved["plan"])
-        rows = saved["columns"][0].numpy() if saved["columns"] else ()
-        self.done = {i: tuple(row[:, None]) for i, row in zip(saved["images"], rows)}
+    def _load(self) -> None:
+        saved = self.saved.load()
+        if saved is not None:
+            self.plan = EvidencePlan.from_tensors(saved["plan"])
+            rows = saved["columns"][0].numpy() if saved["columns"] else ()
+            self.done = {i: tuple(row[:, None]) for i, row in zip(saved["images"], rows)}
+
+    def _stopped(self, advice: str) -> EvidenceInterrupted:
+        part = self.result() if self.done else None
+        return EvidenceInterrupted(part, sorted(self.done), self.given.rows or 1, advice)
 
 
-def identity(budget: Budget, given: ProgramArguments, methods: Sequence[Method], seed: int, *functions: Any) -> str:
-    """Return a fingerprint of all that the bits of a measurement depend on: data, parameters, options."""
-    options = budget.target, budget.seconds, budget.precision, budget.proposal
-    digest = hashlib.sha256(repr((options, seed, torch.__version__, torch.get_num_threads())).encode())
-    for method in methods:
-        digest.update(f"{method.name} {method.draws} {method.pilots} {method.most} {method.rows}".encode())
-    modules = [tensor for owner in owners(*functions) for tensor in owner.state_dict().values()]
-    plan = () if budget.plan is None else budget.plan.to_tensors().values()
-    store = [value for _, value in sorted(pyro.get_param_store().items())]
-    for tensor in (*given.tensors, *plan, *modules, *(() if modules else store)):
-        if isinstance(tensor, Tensor):
-            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def options_of(budget: Budget, methods: Sequence[Method]) -> tuple:
+    """Return what the bits of a budgeted measurement depend on beside data, parameters and plan."""
+    by = [(method.name, method.draws, method.pilots, method.most, method.rows) for method in methods]
+    return budget.target, budget.seconds, budget.precision, budget.proposal, by
 
 
 def _check_plan(plan: EvidencePlan, methods: Sequence[Method], images: int) -> None:

@@ -187,7 +187,7 @@ def test_a_proposal_takes_the_place_of_the_guide():
         ({"particles": 10, "target": 0.1}, "got particles, target"),
         ({"target": -1.0}, "target: wanted a positive number"),
         ({"seconds": math.nan}, "seconds: wanted a positive number"),
-        ({"particles": 10, "checkpoint": "file"}, "checkpoint: wanted a budget"),
+        ({"target": 0.1, "checkpoint": "file", "seed": None}, "checkpoint: wanted a seed"),
     ],
 )
 def test_options_that_cannot_be(options, message):
@@ -204,12 +204,8 @@ def test_rows_that_need_each_other_are_refused():
         log_evidence(logistic, AutoNormal(logistic), torch.ones(4, 8).double(), target=0.1, **QUIET)
 
 
-def test_the_identity_follows_the_parameters():
-    program, budget = rough(), spending.Budget(target=0.1)
-    given = spending.ProgramArguments.of((images(program, 3),))
-    before = spending.identity(budget, given, [], 0, program.model, program.guide)
+def test_a_saved_measurement_is_of_one_precision_and_proposal():
+    budget = spending.Budget(target=0.1)
+    before = spending.options_of(budget, [])
     for other in (budget._replace(precision=torch.bfloat16), budget._replace(proposal=LocalProposal(rounds=2))):
-        assert spending.identity(other, given, [], 0, program.model, program.guide) != before
-    with torch.no_grad():
-        program.bias += 1e-9
-    assert spending.identity(budget, given, [], 0, program.model, program.guide) != before
+        assert spending.options_of(other, []) != before
