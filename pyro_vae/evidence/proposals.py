@@ -74,6 +74,14 @@ class LocalProposal:
         if not isinstance(self.share, Real) or isinstance(self.share, bool) or not 0 <= self.share < 1:
             raise ValueError(f"share: wanted a number from 0 to less than 1, got {self.share!r}")
 
+    def from_guide(self, K: int) -> int:
+        """Return how many of K draws come from the guide: not all.
+
+        >>> LocalProposal().from_guide(500), LocalProposal(share=0.9).from_guide(3)
+        (50, 2)
+        """
+        return min(round(self.share * K), K - 1)
+
     def rows_at_once(self, chunk: int) -> int:
         """Return the number of rows that are fitted together, so that ``chunk`` z are decoded at once."""
         return max(1, chunk // self.draws)
@@ -142,7 +150,7 @@ class LocalSampler:
 
     def log_weights(self, path: AnnealingPath, fit: LocalFit, K: int, bar: tqdm) -> Tensor:
         """Return log weights (K, B) of new draws: of the guide first, then of the fitted proposals."""
-        from_guide, proposal = round(self.settings.share * K), fit.proposal()
+        from_guide, proposal = self.settings.from_guide(K), fit.proposal()
         drawn, local = path.draw(max(from_guide, 1)), fit.centre + fit.unit * proposal.sample((K - from_guide,))
         z = torch.cat([drawn[:from_guide], local.to(drawn)])
         step = max(1, self.chunk // z.shape[1])
