@@ -101,11 +101,9 @@ class Evidence:
         distribution that belongs to an error as uncertain as it may be (``error_freedom``): 1.96 where the tail is
         light, 4.3 where its shape may be ½ or more. NaN for K = 1.
 
-        >>> import numpy as np
-        >>> log_w = torch.from_numpy(-0.3 * np.log(np.random.default_rng(0).random((1000, 1))))
-        >>> evidence = from_log_weights(log_w)
-        >>> ((evidence.interval - evidence.log_px[:, None]) / evidence.standard_error[:, None]).numpy().round(2)
-        array([[-2.08,  2.08]])
+        >>> evidence = from_log_weights(-0.1 * torch.linspace(0.001, 1, 1000).log().unsqueeze(-1))
+        >>> ((evidence.interval - evidence.log_px) / evidence.standard_error).numpy().round(2)
+        array([[-1.96,  1.96]])
         """
         reach = torch.from_numpy(self._quantile()) * self.standard_error
         return torch.stack([self.log_px - reach, self.log_px + reach], -1)

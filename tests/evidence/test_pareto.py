@@ -164,7 +164,7 @@ def test_intervals_by_the_freedom_of_the_error_hold_for_pareto_weights(k):
     error = np.abs(w.mean(0) - 1 / (1 - k)) / (w.std(0, ddof=1) / math.sqrt(1000))
     freedom = error_freedom(np.array([k]), 1000)
     normal, student = ((error < quantile).mean() for quantile in (1.96, stats.t.ppf(0.975, freedom)))
-    assert 0.945 < student < 0.965 if k < 0.4 else normal < 0.935 < student < 0.97, (normal, student)
+    assert 0.945 < student < 0.965 if k < 0.4 else normal + 0.005 < student and 0.93 < student < 0.97, (normal, student)
 
 
 def test_freedom_is_at_most_that_of_a_normal_sample_and_two_where_nothing_is_known():
