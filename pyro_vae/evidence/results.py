@@ -3,18 +3,23 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.stats import t
 from torch import Tensor
 
+from pyro_vae._lazy import LazyModule
 from pyro_vae.data.frames import framed
 from pyro_vae.errors import warn
 from pyro_vae.evidence.pareto import LIGHT, error_freedom, pareto_k, rounding_error, shape_limit
 from pyro_vae.printing import listed
 from pyro_vae.showing import Shown, on_one_line
+
+if TYPE_CHECKING:
+    from scipy import special
+else:
+    special = LazyModule("scipy.special")
 
 TRUSTED = 0.7  # the largest Pareto k̂ at which importance sampling can be trusted (Vehtari et al. 2024)
 
@@ -110,7 +115,7 @@ class Evidence:
 
     def _quantile(self) -> np.ndarray:
         """Return how many standard errors an interval reaches on either side, (images,)."""
-        return t.ppf(0.975, error_freedom(self._shape_limit(), self.num_particles))
+        return special.stdtrit(error_freedom(self._shape_limit(), self.num_particles), 0.975)
 
     def _shape_limit(self) -> np.ndarray:
         return shape_limit(as_array(self.pareto_k), self.num_particles)
