@@ -15,38 +15,33 @@ each the larger the stranger it is:
     complexity             -log p(x) - the length of x as a PNG file (Serra et al. 2020)
 
 Each pair of a score and a kind gets the area under the ROC curve (AUC), with its standard error over images (DeLong et
-al. 1988). Epochs are chosen by the validation bound; nothing is chosen by an anomaly. Results: <out>.json and
-<out>.png. The trainings are saved as they go on, in --out: the same command continues.
+al. 1988) and a 95 % interval (Newcombe 2006). Epochs are chosen by the validation bound; nothing is chosen by an
+anomaly. Results: <out>.json and <out>.png. The trainings are saved as they go on, in --out: the same command continues.
 """
 
 import argparse
-import io
-import math
 import sys
 import time
-import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from pyro_vae import (
     VAE,
     Checkpoints,
-    UntrustedEvidence,
+    Scores,
     fixed_x,
     guides,
     likelihoods,
     load,
-    log_evidence,
     networks,
     priors,
+    score,
 )
 from pyro_vae.checks import whole_number
 from pyro_vae.data import Data, Split
@@ -66,6 +61,7 @@ from pyro_vae.runs import (
 )
 from pyro_vae.runs.options import add_data_options, add_quick, add_training_options, parsed
 from pyro_vae.runs.parser import Parser
+from pyro_vae.scoring import AUC
 
 COMMON = ("left_out", "other", "mutation", "latent", "width", "epochs", "batch", "lr", "particles", "images")
 QUICK = {
@@ -180,13 +176,13 @@ def measured(images: Data, kinds: dict[str, Tensor], args: argparse.Namespace) -
     vae = model(normal, "model", args)
     background = model(mutated(normal, args.mutation, args.seed), "background", args)
     trained_at = time.perf_counter()
-    typical = log_px(vae, normal.valid.images[: args.images], args).mean()
+    typical = score(vae, normal.valid.images[: args.images], args.particles, seed=args.seed)
     scored = {name: scores(vae, background, pixels, typical, args) for name, pixels in kinds.items()}
     return {
         "kinds": {
             name: {
                 "mean_log_px": over_images(-found["-log p(x)"]),
-                "auc": {score: auc(scored["test"][score], found[score]) for score in SCORES if name != "test"},
+                "auc": {kind: auc(scored["test"][kind], found[kind]) for kind in SCORES if name != "test"},
                 "log_px": (-found["-log p(x)"]).tolist(),
             }
             for name, found in scored.items()
@@ -199,42 +195,22 @@ def measured(images: Data, kinds: dict[str, Tensor], args: argparse.Namespace) -
     }
 
 
-def log_px(vae: VAE, pixels: Tensor, args: argparse.Namespace) -> Tensor:
-    """Return log p(x) of images (N, C, H, W), in nats, (N,)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UntrustedEvidence)  # of strange images nothing else is to be expected
-        return log_evidence(vae, fixed_x(vae, pixels), args.particles, seed=args.seed).log_px
-
-
 @torch.no_grad()
-def scores(vae: VAE, background: VAE, pixels: Tensor, typical: Tensor, args: argparse.Namespace) -> dict[str, Tensor]:
+def scores(vae: VAE, background: VAE, pixels: Tensor, typical: Scores, args: argparse.Namespace) -> dict[str, Tensor]:
     """Return the scores of images (N, C, H, W), each (N,)."""
-    log_p, log_p0, x = log_px(vae, pixels, args), log_px(background, pixels, args), fixed_x(vae, pixels)
-    error = (x - vae.likelihood(vae.posterior(x).mean).mean).square().flatten(1).sum(1)
-    found = (-log_p, error, (log_p - typical).abs(), log_p0 - log_p, -log_p - png_bits(pixels) * math.log(2))
-    return {name: values.double().cpu() for name, values in zip(SCORES, found)}
-
-
-def png_bits(pixels: Tensor) -> Tensor:
-    """Return the length of images (N, 1 or 3, H, W) as PNG files, in bits, (N,)."""
-
-    def bits(image: np.ndarray) -> int:
-        file = io.BytesIO()
-        Image.fromarray(image.squeeze()).save(file, "png", optimize=True)
-        return 8 * file.tell()
-
-    return torch.tensor([bits(image) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()], dtype=torch.float64)
+    x, options = fixed_x(vae, pixels), {"particles": args.particles, "seed": args.seed}
+    found, of_background = score(vae, pixels, normal=typical, **options), score(background, pixels, **options)
+    return {
+        **found.values,
+        "reconstruction error": (x - vae.likelihood(vae.posterior(x).mean).mean).square().flatten(1).sum(1).cpu(),
+        "likelihood ratio": found["-log p(x)"] - of_background["-log p(x)"],
+    }
 
 
 def auc(normal: Tensor, strange: Tensor) -> dict[str, Any]:
-    """Return the AUC of scores (N,) against scores (M,), with the standard error of DeLong et al. (1988).
-
-    It is the probability that a strange image has the larger score, ties by half. The error of a single strange image
-    is that of the share of normal images below it.
-    """
-    above = (strange[:, None] > normal).double() + 0.5 * (strange[:, None] == normal).double()
-    variances = (shares.var().item() / len(shares) for shares in (above.mean(0), above.mean(1)) if len(shares) > 1)
-    return {"auc": above.mean().item(), "standard_error": math.sqrt(sum(variances)), "n": len(strange)}
+    """Return the AUC of scores (N,) against scores (M,), with its error and interval."""
+    found = asdict(AUC.of(normal, strange))
+    return {"auc": found.pop("value"), "n": found.pop("strange"), **found}
 
 
 def picture(result: dict[str, Any]) -> Figure:
@@ -248,9 +224,9 @@ def picture(result: dict[str, Any]) -> Figure:
     left.set(xlabel="log p(x), nats", ylabel="density", title="log p(x)")
     left.legend(frameon=False)
     names = [name for name in kinds if name != "test"]
-    for i, (score, colour) in enumerate(zip(SCORES, COLOURS)):
-        values = [kinds[name]["auc"][score]["auc"] for name in names]
-        right.plot(values, [row + 0.12 * (2 - i) for row in range(len(names))], "o", color=colour, label=score)
+    for i, (kind, colour) in enumerate(zip(SCORES, COLOURS)):
+        values = [kinds[name]["auc"][kind]["auc"] for name in names]
+        right.plot(values, [row + 0.12 * (2 - i) for row in range(len(names))], "o", color=colour, label=kind)
     right.axvline(0.5, color="#666666", linewidth=0.8)
     right.set(
         yticks=range(len(names)), yticklabels=names, xlabel="AUC", title="against test images", xlim=(-0.03, 1.03)

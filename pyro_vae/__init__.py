@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyro_vae import networks as networks
     from pyro_vae import plots as plots
     from pyro_vae import priors as priors
+    from pyro_vae import scoring as scoring
     from pyro_vae import tables as tables
     from pyro_vae import tracing as tracing
     from pyro_vae import training as training
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from pyro_vae.evidence import UntrustedEvidence as UntrustedEvidence
     from pyro_vae.evidence import annealed_evidence as annealed_evidence
     from pyro_vae.evidence import bidirectional as bidirectional
+    from pyro_vae.evidence import certify as certify
     from pyro_vae.evidence import log_evidence as log_evidence
     from pyro_vae.evidence import refit_guide as refit_guide
     from pyro_vae.exporting import export as export
@@ -60,6 +62,8 @@ if TYPE_CHECKING:
     from pyro_vae.program import Program as Program
     from pyro_vae.saved import load_vae as load_vae
     from pyro_vae.saved import save_vae as save_vae
+    from pyro_vae.scoring import Scores as Scores
+    from pyro_vae.scoring import score as score
     from pyro_vae.sites import parameter_sites as parameter_sites
     from pyro_vae.training import Checkpoints as Checkpoints
     from pyro_vae.training import EngineWarning as EngineWarning
@@ -98,6 +102,7 @@ _HOMES = {
     "NonFiniteLoss": "pyro_vae.training",
     "Program": "pyro_vae.program",
     "Sandwich": "pyro_vae.evidence",
+    "Scores": "pyro_vae.scoring",
     "Split": "pyro_vae.data",
     "Step": "pyro_vae.training",
     "StuckChains": "pyro_vae.evidence",
@@ -112,6 +117,7 @@ _HOMES = {
     "annealed_evidence": "pyro_vae.evidence",
     "best_estimator": "pyro_vae.comparison",
     "bidirectional": "pyro_vae.evidence",
+    "certify": "pyro_vae.evidence",
     "check_program": "pyro_vae.training",
     "compare_estimators": "pyro_vae.comparison",
     "comparison": "pyro_vae.comparison",
@@ -143,6 +149,8 @@ _HOMES = {
     "priors": "pyro_vae.priors",
     "refit_guide": "pyro_vae.evidence",
     "save_vae": "pyro_vae.saved",
+    "score": "pyro_vae.scoring",
+    "scoring": "pyro_vae.scoring",
     "tables": "pyro_vae.tables",
     "tracing": "pyro_vae.tracing",
     "training": "pyro_vae.training",
@@ -193,6 +201,7 @@ __all__ = [
     "NonFiniteLoss",
     "Program",
     "Sandwich",
+    "Scores",
     "Split",
     "Step",
     "StuckChains",
@@ -207,6 +216,7 @@ __all__ = [
     "annealed_evidence",
     "best_estimator",
     "bidirectional",
+    "certify",
     "check_program",
     "compare_estimators",
     "comparison",
@@ -238,6 +248,8 @@ __all__ = [
     "priors",
     "refit_guide",
     "save_vae",
+    "score",
+    "scoring",
     "tables",
     "tracing",
     "training",

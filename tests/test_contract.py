@@ -13,7 +13,7 @@ from pyro.infer import Trace_ELBO
 from pyro.nn.auto_reg_nn import MaskedLinear
 from torch import nn
 
-from pyro_vae import annealed_evidence, bidirectional, guides, likelihoods, log_evidence, networks, priors
+from pyro_vae import annealed_evidence, bidirectional, certify, guides, likelihoods, log_evidence, networks, priors
 from pyro_vae.config import GUIDE, LIKELIHOOD, NETWORK, PRIOR, PartSettings, build_vae
 from pyro_vae.tracing.traces import log_weights, paired_traces, sample_sites
 
@@ -129,6 +129,7 @@ def test_its_evidence_is_estimated_in_every_way(parts):
     vae, x = build(parts)
     settings = {"num_temperatures": 3, "chains": 2, "leapfrog": 1, "seed": 0}
     assert log_evidence(vae.model, vae.guide, x, 3, seed=0).log_px.isfinite().all()
+    assert certify(vae.model, vae.guide, x, 3, seed=0).gap.isfinite().all()
     for start in (None, vae.guide):
         assert annealed_evidence(vae.model, start, x, **settings).log_px.isfinite().all()
         assert bidirectional(vae.model, start, x, **settings).gap.isfinite().all()

@@ -8,7 +8,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 from pyro_vae.comparison.compare import compare_estimators
-from pyro_vae.evidence import AnnealedEvidence, Sandwich, from_log_weights
+from pyro_vae.evidence import AnnealedEvidence, AnnealedSandwich, from_log_weights
 from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.printing import SPELLED, printable, spell_out
 
@@ -34,7 +34,7 @@ def results():
     return [
         evidence,
         AnnealedEvidence(**fields, num_particles=8, acceptance=ones, step_size=ones, num_temperatures=10),
-        Sandwich(-ones, ones, ones, x, chains=4, num_temperatures=10),
+        AnnealedSandwich(-ones, ones, x, 4, acceptance=ones, num_temperatures=10),
         compare_estimators(program.model, program.guide, x, estimators={"L^A": Trace_ELBO()}, draws=5, progress=False),
     ]
 

@@ -70,7 +70,7 @@ def results():
         "evidence": evidence,
         "annealed evidence": annealed,
         "evidence of few particles": from_log_weights(torch.zeros(2, 1)),
-        "sandwich": Sandwich(-x[:, 0] - 5, -x[:, 0], torch.rand(6), x, 4, 10),
+        "sandwich": Sandwich(-x[:, 0] - 5, -x[:, 0], x, 4),
         "comparison": comparison,
         "step": pv.Step(1, 7, 101.5, rows[0]),
         "statistics": entry,
@@ -173,6 +173,6 @@ def test_columns_of_text_are_aligned_whatever_accents_they_hold():
 
 def test_bounds_that_have_crossed_by_chance_are_not_shown_as_an_inequality():
     lower, upper = torch.tensor([-3.0, -5.0]), torch.tensor([-3.5, -5.0])
-    crossed, right = Sandwich(lower, upper, lower, lower, 4, 10), Sandwich(upper, lower, lower, lower, 4, 10)
+    crossed, right = Sandwich(lower, upper, lower, 4), Sandwich(upper, lower, lower, 4)
     assert "log p(x) of -4.000 to -4.250 nats" in str(crossed) and "chance has crossed them" in str(crossed)
     assert "-4.250 ≤ log p(x) ≤ -4.000 nats" in str(right) and "chance" not in str(right)

@@ -7,6 +7,8 @@
 - ``methods``: the methods of a budget, from the cheapest to the surest.
 - ``spending``: its options and result; ``budgeted``: ``BudgetedEvidence`` and ``EvidencePlan``.
 - ``annealed``: ``annealed_evidence`` and, on simulated data, ``bidirectional``.
+- ``certificate``: ``certify``, both bounds by importance sampling on simulated data; ``simulation``: these data.
+- ``sandwich``: what the bounds from both sides return.
 - ``annealing``: the chains: temperatures, Hamiltonian transitions, weights.
 - ``pilots``: chains without weight that find temperatures and step sizes.
 - ``smc``: resampling among the chains of an image.
@@ -23,6 +25,7 @@
 from pyro_vae.evidence.annealed import StuckChains, annealed_evidence, bidirectional
 from pyro_vae.evidence.annealing import linear, sigmoid
 from pyro_vae.evidence.budgeted import BudgetedEvidence, EvidenceInterrupted, EvidencePlan
+from pyro_vae.evidence.certificate import certify
 from pyro_vae.evidence.importance import log_evidence
 from pyro_vae.evidence.pareto import pareto_k
 from pyro_vae.evidence.proposals import LocalProposal
@@ -30,13 +33,14 @@ from pyro_vae.evidence.refitting import refit_guide
 from pyro_vae.evidence.results import (
     AnnealedEvidence,
     Evidence,
-    Sandwich,
     UntrustedEvidence,
     from_log_weights,
 )
+from pyro_vae.evidence.sandwich import AnnealedSandwich, Sandwich
 
 __all__ = [
     "AnnealedEvidence",
+    "AnnealedSandwich",
     "BudgetedEvidence",
     "Evidence",
     "EvidenceInterrupted",
@@ -47,6 +51,7 @@ __all__ = [
     "UntrustedEvidence",
     "annealed_evidence",
     "bidirectional",
+    "certify",
     "from_log_weights",
     "linear",
     "log_evidence",

@@ -5,12 +5,11 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import Unpack
 
-from pyro_vae.arguments import ProgramArguments, checked_arguments
+from pyro_vae.arguments import checked_arguments
 from pyro_vae.errors import warn
 from pyro_vae.evidence.annealing import (
     AnnealedChains,
@@ -27,15 +26,15 @@ from pyro_vae.evidence.pilots import pilot_temperatures, piloted
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.evidence.results import (
     AnnealedEvidence,
-    Sandwich,
     as_array,
     joined,
     warn_untrusted,
     weight_statistics,
 )
+from pyro_vae.evidence.sandwich import AnnealedSandwich
+from pyro_vae.evidence.simulation import simulated, values_of
 from pyro_vae.printing import listed
 from pyro_vae.program import Program
-from pyro_vae.tracing.traces import sample_sites
 
 LEAST_ACCEPTANCE = 1e-6  # below which a chain has not moved
 
@@ -159,7 +158,7 @@ def bidirectional(
     seed: int | None = 0,
     progress: bool = True,
     **options: Unpack[AnnealingOptions],
-) -> Sandwich: ...
+) -> AnnealedSandwich: ...
 @overload
 def bidirectional(
     model: Callable,
@@ -172,7 +171,7 @@ def bidirectional(
     seed: int | None = 0,
     progress: bool = True,
     **options: Unpack[AnnealingOptions],
-) -> Sandwich: ...
+) -> AnnealedSandwich: ...
 @takes_program(AnnealingOptions)
 def bidirectional(
     model: Callable,
@@ -185,7 +184,7 @@ def bidirectional(
     seed: int | None = 0,
     progress: bool = True,
     **options: Unpack[AnnealingOptions],
-) -> Sandwich:
+) -> AnnealedSandwich:
     """Bound log p(x) from both sides, for images drawn from the model (Grosse et al. 2015).
 
     If (z, x) ~ p(z, x), then z is an exact draw of p(z | x). Annealed chains towards p(x, z) bound log p(x) from below.
@@ -217,16 +216,13 @@ def bidirectional(
     with measuring(model, guide, given, seed):
         plan = MeasurementPlan.of(model, guide, given, None, _images_at_once(chunk, settings.chains))
         graphs = plan.graphs(compiled, _expected_calls(plan, settings))
-        # First, so that the images are the same for any number of temperatures.
-        draws = [_simulate(model, batch, plan) for batch in plan.batches()]
-        with progress_bar(
-            plan.weights * (_temperatures(settings) + settings.num_temperatures), "step", progress
-        ) as bar:
-            for batch, (values, images) in zip(plan.batches(), draws):
-                simulated = batch._replace(args=(images, *batch.args[1:]))
-                path = AnnealingPath(model, guide, *simulated, graphs, validated=False, plan=plan)
+        images, steps = [], _temperatures(settings) + settings.num_temperatures
+        with progress_bar(plan.weights * steps, "step", progress) as bar:
+            for batch, latent, x in simulated(model, plan):
+                images.append(x.cpu())
+                path = AnnealingPath(model, guide, *batch, graphs, validated=False, plan=plan)
                 moves, forward = _forward(path, settings, bar)
-                start = path.flatten(values).expand(settings.chains, -1, -1)
+                start = path.flatten(values_of(latent)).expand(settings.chains, -1, -1)
                 reverse = anneal(path, start, moves.reversed(), bar)
                 first = sum(len(column[0]) for column in columns)
                 lower, upper = (weight_statistics(chains.log_w, first)[0] for chains in (forward, reverse))
@@ -234,29 +230,16 @@ def bidirectional(
                 columns.append((lower, -upper, *diagnostics))
     lower, upper, acceptance, step = joined(columns)
     _check_acceptance(acceptance, step)
-    images = torch.cat([images.cpu() for _, images in draws])
-    return Sandwich(lower, upper, acceptance, images, settings.chains, settings.num_temperatures, seed, plan.joint)
+    return AnnealedSandwich(
+        lower, upper, torch.cat(images), settings.chains, seed, plan.joint,
+        acceptance=acceptance, num_temperatures=settings.num_temperatures,
+    )  # fmt: skip
 
 
 def _forward(path: AnnealingPath, settings: AnnealingSettings, bar: tqdm) -> tuple[AnnealingPlan, AnnealedChains]:
     """Run pilots, then chains from the starting density to p(x, z)."""
     moves = piloted(path, settings, bar)
     return moves, anneal(path, path.draw(settings.chains), moves, bar, settings.resample)
-
-
-def _simulate(model: Callable, batch: ProgramArguments, plan: MeasurementPlan) -> tuple[dict[str, Tensor], Tensor]:
-    """Draw (z, x) ~ p(z, x): values of the latent sites, each (1, ...), and the images x."""
-    observed = sample_sites(poutine.trace(model).get_trace(*batch.args, **batch.kwargs), observed=True)
-    x = next(iter(batch.args), None)
-    if len(observed) != 1 or x is None or not torch.equal(next(iter(observed.values()))["value"], x):
-        raise ValueError(
-            f"the model observes the sites {list(observed)}; wanted one that observes the first argument as it is, so "
-            "that images can be drawn from the model, as in pyro.sample('x', ..., obs=x)"
-        )
-    drawn = plan.trace(poutine.uncondition(model), batch, 1)
-    values = {name: site["value"] for name, site in sample_sites(drawn).items()}
-    x = values.pop(next(iter(observed)))[0]
-    return values, x
 
 
 def _check_acceptance(acceptance: Tensor, step: Tensor) -> None:

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from pyro_vae.evidence.results import TRUSTED, Evidence
 from pyro_vae.showing import Shown
+
+NORMAL_975 = 1.96  # the 97.5 % quantile of the standard normal
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,10 @@ class BudgetedEvidence(Evidence):
         that count must be at most 0.7 as well.
         """
         return self.plan.trusted & ~(self.pareto_k > TRUSTED)
+
+    def _quantile(self) -> np.ndarray:
+        """Return 1.96: other draws decided, and so many count that log p̂ is about normal."""
+        return np.full(len(self.log_px), NORMAL_975)
 
     @property
     def untrusted(self) -> float:

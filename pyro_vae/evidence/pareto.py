@@ -87,6 +87,20 @@ def shape_limit(k_hat: np.ndarray, K: int) -> np.ndarray:
     return limit
 
 
+def error_freedom(shape: np.ndarray, K: int) -> np.ndarray:
+    """Return the degrees of freedom of the standard error of K weights whose tails have these shapes (B,).
+
+    w² has a tail of shape 2k, so that the mean of K of them varies by about K^(2k − 1) of itself. An estimate of a
+    variance that varies by c of itself has 2 / c² degrees of freedom (Satterthwaite 1946), here 2 K^(2 − 4k), and K − 1
+    at most. Two where k is ½ or more, or unknown.
+
+    >>> error_freedom(np.array([0.2, 0.4, 0.45, 0.7]), 1000).round()
+    array([999.,  32.,   8.,   2.])
+    """
+    known = np.nan_to_num(shape, nan=LIGHT).clip(0, LIGHT)
+    return np.minimum(K - 1, 2 * float(K) ** (2 - 4 * known))
+
+
 def shrunk(values: np.ndarray, noise: float) -> tuple[np.ndarray, float]:
     """Return means and standard deviation of what lies under noisy values (B,), if it is normal (Efron & Morris 1973).
 

@@ -75,6 +75,14 @@ class LocalProposal:
         if not isinstance(self.share, Real) or isinstance(self.share, bool) or not 0 <= self.share < 1:
             raise ValueError(f"share: wanted a number from 0 to less than 1, got {self.share!r}")
 
+    def from_guide(self, K: int) -> int:
+        """Return how many of K draws come from the guide: not all.
+
+        >>> LocalProposal().from_guide(500), LocalProposal(share=0.9).from_guide(3)
+        (50, 2)
+        """
+        return min(round(self.share * K), K - 1)
+
     def rows_at_once(self, chunk: int) -> int:
         """Return the number of rows that are fitted together, so that the gradients of a round take ``SLICES``."""
         return max(1, SLICES * chunk // self.draws)
@@ -175,7 +183,7 @@ class LocalSampler:
 
     def log_weights(self, path: AnnealingPath, fit: LocalFit, K: int, bar: tqdm) -> Tensor:
         """Return log weights (K, B) of new draws: of the guide first, then of the fitted proposals."""
-        from_guide, proposal = round(self.settings.share * K), fit.proposal()
+        from_guide, proposal = self.settings.from_guide(K), fit.proposal()
         guided, local = path.draw(max(from_guide, 1)), fit.centre + fit.unit * proposal.sample(K - from_guide)
         z = torch.cat([guided[:from_guide], local.to(guided)])
         log_prior, log_p = (value.double().cpu() for value in self._densities(path, z))

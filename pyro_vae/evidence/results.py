@@ -3,17 +3,23 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vae._lazy import LazyModule
 from pyro_vae.data.frames import framed
 from pyro_vae.errors import warn
-from pyro_vae.evidence.pareto import LIGHT, pareto_k, rounding_error, shape_limit
+from pyro_vae.evidence.pareto import LIGHT, error_freedom, pareto_k, rounding_error, shape_limit
 from pyro_vae.printing import listed
 from pyro_vae.showing import Shown, on_one_line
+
+if TYPE_CHECKING:
+    from scipy import special
+else:
+    special = LazyModule("scipy.special")
 
 TRUSTED = 0.7  # the largest Pareto k̂ at which importance sampling can be trusted (Vehtari et al. 2024)
 
@@ -31,7 +37,7 @@ class Evidence:
     Attributes:
         log_px: log p̂(x) = log 1/K Σ w, in nats. p̂ is unbiased, so its logarithm is a lower bound on log p(x) in
             expectation, too low by about ``standard_error²`` / 2.
-        standard_error: of log p̂, by the delta method: sd(w) / (mean(w) √K). NaN for K = 1. See ``trusted``.
+        standard_error: of log p̂, by the delta method: sd(w) / (mean(w) √K). NaN for K = 1. See ``interval``.
         ess: effective sample size (Σ w)² / Σ w², from 1 to K (Kong 1992).
         pareto_k: k̂, the shape of the tail of w (Vehtari et al. 2024). The variance of w is infinite for k > ½. For
             k̂ > 0.7 neither the estimate nor its error can be trusted. −inf if the five largest weights are equal,
@@ -75,7 +81,7 @@ class Evidence:
         The Monte Carlo errors of different images are independent and already part of the spread of log p̂, so nothing
         is added. NaN for a single image.
         """
-        return _standard_error(self.log_px)
+        return standard_error(self.log_px)
 
     @property
     def monte_carlo_error(self) -> float:
@@ -87,9 +93,32 @@ class Evidence:
         """Whether value and error of each image can be trusted, (images,); none for K ≤ 20.
 
         They can where the tail has a shape of at most ½ with 95 % confidence, by the k̂ of all images (``shape_limit``).
-        Of these 92 to 95 % of the intervals log p̂ ± 1.96 standard errors hold log p(x).
+        Of these about 95 % of the ``interval`` hold log p(x).
         """
-        return torch.from_numpy(shape_limit(as_array(self.pareto_k), self.num_particles) <= LIGHT)
+        return torch.from_numpy(self._shape_limit() <= LIGHT)
+
+    @property
+    def interval(self) -> Tensor:
+        """Lower and upper end of a 95 % interval of log p(x) for each image, (images, 2), in nats.
+
+        It is log p̂ ± t standard errors. The draws that decide whether an image is ``trusted`` are those that count, and
+        a sample that missed large weights has a small error and a small k̂ as well. So t is the quantile of Student's
+        distribution that belongs to an error as uncertain as it may be (``error_freedom``): 1.96 where the tail is
+        light, 4.3 where its shape may be ½ or more. NaN for K = 1.
+
+        >>> evidence = from_log_weights(-0.1 * torch.linspace(0.001, 1, 1000).log().unsqueeze(-1))
+        >>> ((evidence.interval - evidence.log_px) / evidence.standard_error).numpy().round(2)
+        array([[-1.96,  1.96]])
+        """
+        reach = torch.from_numpy(self._quantile()) * self.standard_error
+        return torch.stack([self.log_px - reach, self.log_px + reach], -1)
+
+    def _quantile(self) -> np.ndarray:
+        """Return how many standard errors an interval reaches on either side, (images,)."""
+        return special.stdtrit(error_freedom(self._shape_limit(), self.num_particles), 0.975)
+
+    def _shape_limit(self) -> np.ndarray:
+        return shape_limit(as_array(self.pareto_k), self.num_particles)
 
     @property
     def untrusted(self) -> float:
@@ -119,7 +148,7 @@ class Evidence:
             "share_trusted": self.trusted.double().mean().item(),
             "joint": self.joint,
         }
-        return {name: _finite_or_none(value) for name, value in values.items()}
+        return {name: finite_or_none(value) for name, value in values.items()}
 
     def to_frame(self) -> Any:
         """Return a pandas frame with a row for each image (a single row if ``joint``). Raises ImportError without it.
@@ -127,7 +156,7 @@ class Evidence:
         >>> list(from_log_weights(torch.zeros(30, 2)).to_frame())
         ['log_px', 'standard_error', 'ess', 'pareto_k']
         """
-        return framed(_numbered({name: getattr(self, name) for name in self.COLUMNS}), "image")
+        return framed(numbered({name: getattr(self, name) for name in self.COLUMNS}), "image")
 
     def _shown(self) -> Shown:
         """Return what ``print`` and notebooks show."""
@@ -192,75 +221,6 @@ class AnnealedEvidence(Evidence):
         """Return what ``print`` and notebooks show."""
         shown, acceptance = super()._shown(), f"{self.acceptance.mean():.2f}"
         return replace(shown, rows=(*shown.rows, ("temperatures", self.num_temperatures), ("acceptance", acceptance)))
-
-
-@dataclass(frozen=True)
-class Sandwich:
-    """Lower and upper bounds on log p(x) of images drawn from the model, (images,), float64, in nats.
-
-    In expectation lower ≤ log p(x) ≤ upper, so the mean gap bounds the error of either.
-
-    Attributes:
-        lower, upper: the bounds, from the forward and the reverse chains.
-        acceptance: of the forward chains' proposals, (images,).
-        x: the simulated images.
-        chains, num_temperatures, seed: the settings.
-        joint: whether each bound is one value, of all images together, because they share a latent variable.
-    """
-
-    lower: Tensor
-    upper: Tensor
-    acceptance: Tensor
-    x: Tensor
-    chains: int
-    num_temperatures: int
-    seed: int | None = None
-    joint: bool = False
-
-    @property
-    def gap(self) -> Tensor:
-        """Upper − lower, (images,). The gap of a single image may be negative; its expectation is not."""
-        return self.upper - self.lower
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the means over images with their standard errors, in nats per image."""
-        means = {}
-        for name in ("lower", "upper", "gap"):
-            values = getattr(self, name)
-            means |= {name: values.mean().item(), f"{name}_standard_error": _standard_error(values)}
-        settings = {"images": len(self.lower), "chains": self.chains, "num_temperatures": self.num_temperatures}
-        found = {**means, **settings, "seed": self.seed, "acceptance": self.acceptance.mean().item()}
-        return {name: _finite_or_none(value) for name, value in found.items()}
-
-    def to_frame(self) -> Any:
-        """Return a pandas frame with a row for each image: lower, upper, gap. Raises ImportError without pandas."""
-        return framed(_numbered({name: getattr(self, name) for name in ("lower", "upper", "gap")}), "image")
-
-    def _shown(self) -> Shown:
-        """Return what ``print`` and notebooks show."""
-        images = "of all images together" if self.joint else f"per image on {len(self.lower)} simulated images"
-        rows = [
-            (name, f"{values.mean():.3f}" + (f" ± {_standard_error(values):.3f}" if len(values) > 1 else ""))
-            for name, values in (("lower bound", self.lower), ("upper bound", self.upper), ("gap", self.gap))
-        ]
-        settings = f"{self.chains} chains, {self.num_temperatures} temperatures, seed {self.seed}"
-        lower, upper, gap = (values.mean().item() for values in (self.lower, self.upper, self.gap))
-        between = f"{lower:.3f} ≤ log p(x) ≤ {upper:.3f}" if gap >= 0 else f"log p(x) of {lower:.3f} to {upper:.3f}"
-        crossed = "in expectation the upper bound is the higher one: here chance has crossed them"
-        return Shown(
-            f"{between} nats {images}, gap {gap:.3f}",
-            [*rows, ("acceptance", f"{self.acceptance.mean():.2f}"), ("settings", settings)],
-            notes=[crossed] if gap < 0 else [],
-        )
-
-    def __str__(self) -> str:
-        return str(self._shown())
-
-    def __repr__(self) -> str:
-        return on_one_line(f"Sandwich({self._shown().title})")
-
-    def _repr_html_(self) -> str:
-        return self._shown().html()
 
 
 def from_log_weights(log_w: Tensor, seed: int | None = None) -> Evidence:
@@ -335,15 +295,25 @@ def _check_weights(log_w: np.ndarray, peak: np.ndarray, first: int) -> None:
         )
 
 
-def _standard_error(values: Tensor) -> float:
+def standard_error(values: Tensor) -> float:
+    """Return the standard error of the mean of values (images,); NaN for a single one.
+
+    >>> round(standard_error(torch.tensor([0.0, 2.0])), 3)
+    1.0
+    """
     return values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
-def _numbered(columns: dict[str, Tensor]) -> dict[str, np.ndarray]:
+def numbered(columns: dict[str, Tensor]) -> dict[str, np.ndarray]:
     """Return columns as arrays, and the number of each image."""
     arrays = {name: as_array(values) for name, values in columns.items()}
     return {"image": np.arange(len(next(iter(arrays.values())))), **arrays}
 
 
-def _finite_or_none(value: Any) -> Any:
+def finite_or_none(value: Any) -> Any:
+    """Return the value, or None for a float that JSON does not have.
+
+    >>> finite_or_none(math.nan), finite_or_none(2)
+    (None, 2)
+    """
     return value if not isinstance(value, float) or math.isfinite(value) else None

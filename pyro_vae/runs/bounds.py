@@ -18,6 +18,7 @@ from pyro_vae.evidence import (
     UntrustedEvidence,
     annealed_evidence,
     bidirectional,
+    certify,
     log_evidence,
     refit_guide,
 )
@@ -25,7 +26,7 @@ from pyro_vae.observation import Arguments, fixed_arguments
 from pyro_vae.program import Program
 from pyro_vae.runs.arguments import size_of
 from pyro_vae.runs.commands import attempted, choose_device
-from pyro_vae.runs.evidence_report import LOCAL, REFITTED, STARTS, Rows, picture, report
+from pyro_vae.runs.evidence_report import LOCAL, OWN, REFITTED, STARTS, Rows, picture, report
 from pyro_vae.runs.folders import results_folder, save_figure, write_json
 from pyro_vae.runs.origins import provenance
 from pyro_vae.runs.resume import EVIDENCE
@@ -104,9 +105,6 @@ def check_numbers(args: argparse.Namespace, images: int) -> None:
     for name in ("target", "seconds"):
         if getattr(args, name) is not None:
             positive_number(f"--{name}", getattr(args, name))
-            ignored = [f"--{other}" for other in ("bfloat16", "local", "refit") if getattr(args, other)]
-            if ignored:
-                raise ValueError(f"{', '.join(ignored)}: ignored beside --{name}; leave out one of them")
 
 
 def load_run(
@@ -182,12 +180,20 @@ def measure(
     def both(T: int) -> dict[str, Any]:
         return timed(bidirectional, program.model, program.guide, template, num_temperatures=T, **chains)[1]
 
-    temperatures = sorted(args.temperatures)
+    temperatures, asked = sorted(args.temperatures), other_proposals(program, args, refitted)
     measured = x if args.all else first
     works = {
         "annealed": lambda: [{"start": start, **annealed(start, T)} for start in STARTS for T in temperatures],
         "bidirectional": lambda: [{"start": "guide", **both(T)} for T in temperatures],
-        "proposals": lambda: proposal_rows(program, measured, args, refitted, common),
+        "proposals": lambda: [
+            timed(log_evidence, one.model, one.guide, measured, K, **how, **common)[1] | entry
+            for one, how, entry in asked
+            for K in sorted(args.particles)
+        ],
+        "certificates": lambda: [
+            timed(certify, one.model, one.guide, template, max(args.particles), **how, **common)[1] | entry
+            for one, how, entry in [(program, {}, {"proposal": OWN}), *asked]
+        ],
     }
     importance = importance_rows(program, measured, args, common)
     return {"importance": importance, **{name: [] for name in works}, **attempted(works, left_out)}
@@ -221,21 +227,12 @@ def importance_rows(
     return rows
 
 
-def proposal_rows(
-    program: Program,
-    x: Arguments,
-    args: argparse.Namespace,
-    refitted: list[tuple[Program, dict[str, Any]]],
-    common: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """Return a row for each K of importance sampling from other proposals than the guide: those that were asked for."""
-    asked = [(one, None, {"proposal": REFITTED, **entry}) for one, entry in refitted]
-    asked += [(program, LocalProposal(), {"proposal": LOCAL})] if args.local else []
-    return [
-        timed(log_evidence, one.model, one.guide, x, K, proposal=proposal, **common)[1] | entry
-        for one, proposal, entry in asked
-        for K in sorted(args.particles)
-    ]
+def other_proposals(
+    program: Program, args: argparse.Namespace, refitted: list[tuple[Program, dict[str, Any]]]
+) -> list[tuple[Program, dict[str, Any], dict[str, Any]]]:
+    """Return what draws beside the guide, of what was asked for: a program, options, and entries of its rows."""
+    asked: list = [(one, {}, {"proposal": REFITTED, **entry}) for one, entry in refitted]
+    return asked + ([(program, {"proposal": LocalProposal()}, {"proposal": LOCAL})] if args.local else [])
 
 
 def timed(evaluator: Callable[..., Result], *args: Any, **options: Any) -> tuple[Result, dict[str, Any]]:

@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pyro_vae._lazy import LazyModule
+from pyro_vae.records import flag
 from pyro_vae.runs.commands import exit_status
-from pyro_vae.runs.options import DATA_DIR, DEVICE, SEED, add_options, add_quick, home_path
+from pyro_vae.runs.options import DATA_DIR, DEVICE, SEED, add_options, add_quick, given, home_path
 from pyro_vae.runs.parser import Parser
 
 if TYPE_CHECKING:
@@ -17,15 +18,17 @@ else:
 DESCRIPTION = """\
 How tight are the bounds on log p(x)?
 
-For one trained model: the bound by importance sampling, for several numbers of particles (draws of z per image);
-by annealed importance sampling, for several numbers of temperatures; and, on images that the model itself draws, a
-lower and an upper bound on log p(x). A table is printed, and drawn. Where k-hat, the shape of the tail of the
-importance weights (Vehtari et al. 2024), is above 0.7, importance sampling cannot be trusted.
+For one trained model: the bound by importance sampling, for several numbers of particles (draws of z per image); by
+annealed importance sampling, for several numbers of temperatures; and, on images that the model itself draws, a lower
+and an upper bound on log p(x), by annealing and by importance sampling with the most particles. A table is printed, and
+drawn. Where k-hat, the shape of the tail of the importance weights (Vehtari et al. 2024), is above 0.7, importance
+sampling cannot be trusted.
 
     pyro-vae train --latent 20 --out figures/mnist
     pyro-vae evidence --run figures/mnist --local
 """
 QUICK = {"images": 20, "particles": [1, 10, 100], "temperatures": [10, 30], "chains": 4, "simulated": 10}
+NOT_OF_A_BUDGET = ("particles", "bfloat16", "local", "refit", "temperatures", "chains", "leapfrog", "simulated")
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -52,7 +55,22 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add_options(parser.add_argument_group("both"), [replace(SEED, help="of all random draws"), DEVICE])
     add_places(parser)
     add_quick(parser, argv, QUICK, "few images, particles and temperatures: a first look")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_used(args, given(parser, argv))
+    return args
+
+
+def check_used(args: argparse.Namespace, options: set[str]) -> None:
+    """Raise ValueError for an option of the command line that another one would leave unused."""
+    budget = [flag(name) for name in ("target", "seconds") if getattr(args, name) is not None]
+    unused = [flag(name) for name in NOT_OF_A_BUDGET if name in options]
+    if budget and unused:
+        raise ValueError(
+            f"{', '.join(unused)}: ignored beside {' '.join(budget)}, which chooses methods and draws itself; leave "
+            f"{' and '.join(unused)} out, or leave {' and '.join(budget)} out for all bounds"
+        )
+    if budget and args.all and "images" in options:
+        raise ValueError(f"--images: ignored beside --all {' '.join(budget)}; leave one of --images and --all out")
 
 
 def _add_importance(group: argparse._ArgumentGroup) -> None:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 IMPORTANCE, PRIOR, GUIDE, UPPER = COLOURS[9], COLOURS[1], COLOURS[0], COLOURS[4]
 STARTS = {"prior": PRIOR, "guide": GUIDE}
-REFITTED, LOCAL = "refitted guide", "local proposals"  # what importance sampling draws from beside the guide
+OWN, REFITTED, LOCAL = "guide", "refitted guide", "local proposals"  # what importance sampling draws from
 PROPOSALS = {REFITTED: COLOURS[2], LOCAL: COLOURS[3]}
 SHARE = f"share_pareto_k_above_{TRUSTED}"
 
@@ -65,11 +65,20 @@ def draw_annealed(axes: "Axes", results: Rows) -> None:
 
 
 def draw_both(axes: "Axes", results: Rows) -> None:
-    """Draw the lower and the upper bound for each number of temperatures."""
+    """Draw the lower and the upper bound for each number of temperatures, and those by importance sampling."""
     rows = results["bidirectional"]
     draw(axes, rows, "upper", None, "upper bound", UPPER, temperatures(rows))
     draw(axes, rows, "lower", None, "lower bound", GUIDE)
+    for row in results["certificates"]:
+        name, middle, reach = row["proposal"], (row["lower"] + row["upper"]) / 2, abs(row["gap"]) / 2
+        options: dict[str, Any] = {"color": {OWN: IMPORTANCE, **PROPOSALS}[name], "marker": "_", "capsize": 3}
+        axes.errorbar([row["seconds"] / row["images"]], [middle], yerr=[reach], label=certified(row), **options)
     axes.set(title=f"{rows[-1]['images']} simulated images: gap {rows[-1]['gap']:.2f} nats")
+
+
+def certified(row: dict[str, Any]) -> str:
+    """Return words for the setting of a certificate."""
+    return f"{row['proposal']}, K = {row['num_particles']}"
 
 
 def temperatures(rows: list[dict[str, Any]]) -> list[str]:
@@ -132,9 +141,10 @@ def report(results: Rows) -> str:
             f"k̂ > {TRUSTED} for {best[SHARE]:.1%} of the images: importance sampling cannot be trusted there, nor with "
             "more particles; take --local or the annealed bounds, or train a richer guide, such as --guide full-rank"
         )
-    for r in results["bidirectional"]:
+    both = [(f"T = {r['num_temperatures']}", r) for r in results["bidirectional"]]
+    for setting, r in [*both, *((certified(r), r) for r in results["certificates"])]:
         lines.append(
             f"{r['lower']:.3f} ≤ log p(x) ≤ {r['upper']:.3f} on {r['images']} simulated images, gap {r['gap']:.3f} ± "
-            f"{r['gap_standard_error']:.3f}, T = {r['num_temperatures']}, {r['seconds']:.0f} seconds"
+            f"{r['gap_standard_error']:.3f}, {setting}, {r['seconds']:.0f} seconds"
         )
     return "\n".join(lines)

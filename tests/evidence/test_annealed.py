@@ -119,17 +119,6 @@ def test_chains_that_accept_nothing():
         bidirectional(program.model, None, x, num_temperatures=4, step_size=1e6, seed=0)
 
 
-def test_no_bounds_for_a_model_of_two_observations():
-    def model(x):
-        with pyro.plate("images", len(x)):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-            pyro.sample("y", dist.Normal(z, 1.0), obs=x)
-
-    with pytest.raises(ValueError, match="wanted one that observes the first argument"):
-        bidirectional(model, None, torch.zeros(3))
-
-
 def test_two_sites_and_a_plate_within_the_images():
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     guide = lambda x: hierarchical(x, guide=True, scale=1.2)  # noqa: E731

@@ -11,7 +11,7 @@ from evidence_programs import OneBatchDimension, P, X, images, oracle, proposed,
 from pyro.infer import Trace_ELBO
 from torch import nn
 
-from pyro_vae.evidence import UntrustedEvidence, annealed_evidence, bidirectional, log_evidence
+from pyro_vae.evidence import UntrustedEvidence, annealed_evidence, bidirectional, certify, log_evidence
 from pyro_vae.linear_gaussian import LinearGaussian
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")
@@ -80,12 +80,15 @@ def test_a_program_made_in_inference_mode():
 def both_forms():
     program, x = oracle(), torch.zeros(3, P).double()
     few = {"num_temperatures": 3, "chains": 2, "leapfrog": 1}
-    for function, options in ((log_evidence, {"particles": 5}), (annealed_evidence, few), (bidirectional, few)):
+    draws = {"particles": 5}
+    for function, options in (
+        (log_evidence, draws), (certify, draws), (annealed_evidence, few), (bidirectional, few)
+    ):  # fmt: skip
         yield function, program, x, options
 
 
 @pytest.mark.parametrize(
-    "function, program, x, options", list(both_forms()), ids=["importance", "annealed", "bidirectional"]
+    "function, program, x, options", list(both_forms()), ids=["importance", "certificate", "annealed", "bidirectional"]
 )
 def test_a_program_or_its_model_and_guide(function, program, x, options):
     values = [
@@ -115,7 +118,7 @@ def test_calls_that_begin_with_no_program(wrong):
 
 
 @pytest.mark.parametrize(
-    "function, program, x, options", list(both_forms()), ids=["importance", "annealed", "bidirectional"]
+    "function, program, x, options", list(both_forms()), ids=["importance", "certificate", "annealed", "bidirectional"]
 )
 def test_unknown_words_are_refused_and_old_ones_name_the_new(function, program, x, options):
     for word, cure in (
@@ -124,7 +127,7 @@ def test_unknown_words_are_refused_and_old_ones_name_the_new(function, program, 
     ):
         with pytest.raises(TypeError, match=f"^{function.__name__}: wanted keywords among .*chunk.*engine.*{cure}"):
             function(program, x, **options, **{word: True})
-    old, new = ("num_particles", "particles") if function is log_evidence else ("particles", "chains")
+    old, new = ("num_particles", "particles") if "particles" in options else ("particles", "chains")
     with pytest.raises(TypeError, match=f"got {old}; write {new}=...$"):
         function(program, x, **options, **{old: 5})
     for engine in ("svi", True, None):

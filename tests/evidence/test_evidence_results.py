@@ -51,3 +51,19 @@ def test_trusted_where_the_tail_is_surely_light():
     assert not from_log_weights(-0.2 * log_u[:16]).trusted.any()  # too few to tell
     assert from_log_weights(torch.zeros(1000, 2)).trusted.all()
     assert from_log_weights(-0.6 * log_u).to_dict()["share_trusted"] == 0
+
+
+def test_the_interval_is_wider_where_the_error_is_uncertain():
+    """By the quantile of Student's distribution: of 50 tails of shape 0.1, 0.4 and 0.8, and of a sample of 10."""
+    log_u = torch.rand(1000, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log()
+
+    def reach(evidence):
+        low, high = ((evidence.interval - evidence.log_px[:, None]) / evidence.standard_error[:, None]).T
+        torch.testing.assert_close(low, -high)
+        return high.numpy()
+
+    light, heavy, heavier = (reach(from_log_weights(-k * log_u)) for k in (0.1, 0.4, 0.8))
+    assert light == pytest.approx(1.962, abs=0.01) and (heavier > 4.3).all()
+    assert (heavy > 2).all() and heavy.mean() < 3
+    assert reach(from_log_weights(-0.1 * log_u[:10])) == pytest.approx(4.303, abs=0.001)  # 2 freedoms: nothing is known
+    assert from_log_weights(torch.zeros(1, 2)).interval.isnan().all()

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pyro.ops.stats import fit_generalized_pareto
+from scipy import stats
 
 from pyro_vae.evidence import from_log_weights
-from pyro_vae.evidence.pareto import generalized_pareto_shape, pareto_k, pareto_limit, shrunk
+from pyro_vae.evidence.pareto import error_freedom, generalized_pareto_shape, pareto_k, pareto_limit, shrunk
 
 
 @pytest.mark.parametrize("k", [-1.0, -0.3, 0.0, 0.3, 0.7, 1.5])
@@ -154,3 +155,18 @@ def test_shrunk_values_are_nearer_to_what_lies_under_them():
     mean, spread = shrunk(truth + generator.normal(0, 0.4, 2000), noise=0.4)
     assert spread == pytest.approx(0.24, rel=0.05)  # 1 / √(1/0.3² + 1/0.4²)
     assert (mean - truth).std() == pytest.approx(spread, rel=0.05)
+
+
+@pytest.mark.parametrize("k", [0.2, 0.4, 0.45])
+def test_intervals_by_the_freedom_of_the_error_hold_for_pareto_weights(k):
+    """E u^−k = 1 / (1 − k). Where the normal's quantile misses too often, Student's does not."""
+    w = np.exp(-k * np.log(np.random.default_rng(0).random((1000, 4000))))
+    error = np.abs(w.mean(0) - 1 / (1 - k)) / (w.std(0, ddof=1) / math.sqrt(1000))
+    freedom = error_freedom(np.array([k]), 1000)
+    normal, student = ((error < quantile).mean() for quantile in (1.96, stats.t.ppf(0.975, freedom)))
+    assert 0.945 < student < 0.965 if k < 0.4 else normal + 0.005 < student and 0.93 < student < 0.97, (normal, student)
+
+
+def test_freedom_is_at_most_that_of_a_normal_sample_and_two_where_nothing_is_known():
+    assert error_freedom(np.array([-np.inf, 0.0, 0.5, 3.0, np.nan]), 64).tolist() == [63, 63, 2, 2, 2]
+    assert error_freedom(np.array([0.3]), 1).tolist() == [0]

@@ -15,6 +15,7 @@ def results():
         "annealed": [{**row, **share, "start": start, "num_temperatures": 30} for start in ("prior", "guide")],
         "bidirectional": [{**both, "start": "guide", "num_temperatures": 30}],
         "proposals": [],
+        "certificates": [{**both, "gap": 0.5, "proposal": "local proposals", "num_particles": 100}],
     }
 
 
@@ -27,7 +28,8 @@ def test_the_table_has_a_row_for_each_bound(results):
         "annealed from prior, T = 30",
         "annealed from guide, T = 30",
     ]
-    assert "-9.500 ≤ log p(x) ≤ -8.500 on 5 simulated images, gap 1.000 ± 0.100" in rows[-1]
+    assert "-9.500 ≤ log p(x) ≤ -8.500 on 5 simulated images, gap 1.000 ± 0.100, T = 30, 2 seconds" in rows[-2]
+    assert "gap 0.500 ± 0.100, local proposals, K = 100, 2 seconds" in rows[-1]
 
 
 def test_the_table_says_what_helps_where_importance_sampling_cannot_be_trusted(results):
@@ -46,10 +48,11 @@ def test_the_figure_has_the_numbers_of_the_table(results):
     line = next(line for line in right.lines if len(line.get_xdata()) == 1)
     assert line.get_xdata() == [0.4] and right.get_xlabel() == "seconds per image"  # 2 seconds, 5 images
     assert right.get_title() == "5 simulated images: gap 1.00 nats"
+    assert right.get_legend_handles_labels()[1] == ["upper bound", "lower bound", "local proposals, K = 100"]
 
 
 def test_what_was_not_measured_has_no_panel_and_no_row(results):
-    results |= {"annealed": [], "bidirectional": []}
+    results |= {"annealed": [], "bidirectional": [], "certificates": []}
     assert [axes.axison for axes in picture(results).axes] == [True, False, False]
     assert "annealed from" not in report(results) and "≤ log p(x) ≤" not in report(results)
 
