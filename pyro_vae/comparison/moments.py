@@ -36,9 +36,9 @@ class Mean:
 class Moments:
     """Streaming mean and variance of each coordinate of g (P,), and derived statistics with intervals.
 
-    Call ``add`` for each draw and ``end_batch`` after each batch; all batches have one size. Means are averages over
-    batches. ``trace``, ``snr`` and ``norm_ratio`` use the variances within batches, ``between`` is the variance between
-    them.
+    Call ``add`` for each draw, or ``extend`` for some of them, and ``end_batch`` after each batch; all batches have one
+    size. Means are averages over batches. ``trace``, ``snr`` and ``norm_ratio`` use the variances within batches,
+    ``between`` is the variance between them.
 
     Variances are computed by the method of Welford (1962). Each draw adds its squared distance from the mean of the
     draws before it,
@@ -72,7 +72,7 @@ class Moments:
     def __init__(self, sizes: Sequence[int], like: Tensor, projections: int = PROJECTIONS, seed: int = 0):
         self.size, self.count, self.draws, self.batches = sum(sizes), 0, 0, 0
         self._generator = Generator(like.device).manual_seed(seed)
-        self._mean, self._squares, self._scratch = (like.new_zeros(self.size) for _ in range(3))
+        self._mean, self._squares = (like.new_zeros(self.size) for _ in range(2))
         self._mean_of_batches = self._mean
         self._between = 0.0
         coin = torch.randint(2, (self.size,), generator=self._generator, device=like.device, dtype=torch.int8)
@@ -85,14 +85,23 @@ class Moments:
 
     def add(self, g: Tensor) -> Tensor:
         """Add one draw; return t_i, which is finite where g is."""
-        self.count += 1
-        weight = (self.count - 1) / self.count
-        delta = torch.sub(g, self._mean, out=self._scratch)
-        t = delta.dot(delta) * weight
-        self._mean.add_(delta, alpha=1 / self.count)
-        self._squares.addcmul_(delta, delta, value=weight)
-        segments = self._signed_sums(g)
-        self._sections.add(g[self._chosen], segments, t)
+        return self.extend(g[None])[0]
+
+    def extend(self, rows: Tensor) -> Tensor:
+        """Add draws (n, P), one after another; return their t_i (n,)."""
+        if not self.count:
+            self._mean.copy_(rows[0])  # so that the sums below lose no digits
+        delta = rows - self._mean
+        total = delta.sum(0)
+        t = _new_distances(delta @ delta.T, self.count)
+        self.count += len(rows)
+        self._squares.addcmul_(total, total, value=-1 / self.count)
+        for row in delta:
+            self._squares.addcmul_(row, row)
+        self._squares.clamp_(min=0.0)
+        self._mean.add_(total, alpha=1 / self.count)
+        segments = self._signed_sums(rows)
+        self._sections.add(rows[:, self._chosen], segments, t)
         self._projected.add(segments)
         return t
 
@@ -105,7 +114,7 @@ class Moments:
             self._mean_of_batches = self._mean
             self._mean = torch.zeros_like(self._mean)
             return
-        delta = torch.sub(self._mean, self._mean_of_batches, out=self._scratch)
+        delta = self._mean - self._mean_of_batches
         self._mean_of_batches.add_(delta, alpha=1 / self.batches)
         self._between += delta.dot(delta).item() * (self.batches - 1) / self.batches
         self._mean.zero_()
@@ -170,7 +179,7 @@ class Moments:
     def _noise_of_mean(self, trace: float) -> tuple[Tensor, float]:
         """Return the noise in ‖ḡ‖ along ḡ, by section, and the standard error of ‖ḡ‖² by noise at right angles to ḡ."""
         *_, segments, _ = self._deviations()
-        mean = self._signed_sums(self._mean_of_batches).cpu().double()
+        mean = self._signed_sums(self._mean_of_batches[None])[0].cpu().double()
         along, gram = segments @ normalize(mean, dim=0), segments @ segments.T
         across = math.sqrt(2 * _products(gram - torch.outer(along, along)))
         signal = (mean.square().sum() * self.draws / trace).item()
@@ -211,9 +220,10 @@ class Moments:
         first, squares, segments, t = self._sections.deviations(self._freedom())
         return [first, squares, segments, t[:, 0]]
 
-    def _signed_sums(self, g: Tensor) -> Tensor:
-        signed = torch.mul(g, self._signs, out=self._scratch)
-        return torch.segment_reduce(signed, "sum", lengths=self._lengths)
+    def _signed_sums(self, rows: Tensor) -> Tensor:
+        """Return the signed sums (n, segments) of rows (n, P)."""
+        lengths = self._lengths.expand(len(rows), -1).contiguous()
+        return torch.segment_reduce(rows * self._signs, "sum", lengths=lengths, axis=1)
 
     def _choose(self) -> Tensor:
         device = self._signs.device
@@ -235,14 +245,20 @@ class _Sections:
         self.finished = self.rows[:0]
 
     def add(self, sample: Tensor, segments: Tensor, t: Tensor) -> None:
+        """Add draws: (n, sample), (n, segments) and (n,)."""
+        both = torch.cat([sample, segments], 1)
         if not self.count:
-            self.origin = torch.cat([sample, segments])  # near the mean, so that sums of squares lose no digits
-        if self.count == SECTIONS * self.length:
-            self.rows = torch.cat([_joined(self.rows), torch.zeros_like(self.rows[: SECTIONS // 2])])
-            self.length *= 2
-        sample, segments = (torch.cat([sample, segments]) - self.origin).split([len(sample), len(segments)])
-        self.rows[self.count // self.length] += torch.cat([sample, sample.square(), segments, t.reshape(1)])
-        self.count += 1
+            self.origin = both[0]  # near the mean, so that sums of squares lose no digits
+        sample, segments = (both - self.origin).split([sample.shape[1], segments.shape[1]], 1)
+        rows = torch.cat([sample, sample.square(), segments, t[:, None]], 1)
+        while len(rows):
+            if self.count == SECTIONS * self.length:
+                self.rows = torch.cat([_joined(self.rows), torch.zeros_like(self.rows[: SECTIONS // 2])])
+                self.length *= 2
+            fitting, rows = rows[: SECTIONS * self.length - self.count], rows[SECTIONS * self.length - self.count :]
+            numbers = torch.arange(self.count, self.count + len(fitting), device=rows.device) // self.length
+            self.rows.index_add_(0, numbers, fitting)
+            self.count += len(fitting)
 
     def end_batch(self) -> None:
         used = math.ceil(self.count / self.length)
@@ -275,15 +291,30 @@ class _Projected:
         self.squares = torch.outer(self.mean, self.mean)
 
     def add(self, segments: Tensor) -> None:
-        self.count += 1
+        """Add draws (n, segments)."""
         delta = segments.double() @ self.fold - self.mean
-        self.mean += delta / self.count
-        self.squares += torch.outer(delta, delta) * ((self.count - 1) / self.count)
+        before, self.count = self.count, self.count + len(delta)
+        mean = delta.mean(0)
+        self.mean += mean * (len(delta) / self.count)
+        self.squares += (delta - mean).T @ (delta - mean) + torch.outer(mean, mean) * (before * len(delta) / self.count)
 
     def end_batch(self) -> None:
         self.means += self.mean  # their sum
         self.mean.zero_()
         self.count = 0
+
+
+def _new_distances(gram: Tensor, count: int) -> Tensor:
+    """Return t_i of new draws d_i after ``count`` others, from the products of d_i relative to the mean of those.
+
+    The mean of the draws before d_i is Σ_{j < i} d_j / (count + i − 1) in these terms.
+    """
+    before = count + torch.arange(len(gram), device=gram.device, dtype=torch.float64)
+    shares = torch.ones_like(gram, dtype=torch.float64).tril(-1) / before.clamp(min=1)[:, None]
+    away = torch.eye(len(gram), device=gram.device, dtype=torch.float64) - shares
+    distances = (away @ gram.double().nan_to_num(0.0, 0.0, 0.0) * away).sum(1).clamp(min=0)
+    distances = torch.where(gram.diagonal().isfinite(), distances, torch.nan)  # of the very draws that are not finite
+    return (before / (before + 1) * distances).to(gram)
 
 
 def _segments(sizes: Sequence[int], projections: int) -> tuple[list[int], list[int]]:
