@@ -1,5 +1,6 @@
 """Single draws of an estimator's loss and gradient, at fixed parameters and arguments."""
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from pyro.infer import ELBO
 from pyro.poutine.runtime import effectful
 from torch import Tensor
 
-from pyro_vae.comparison.replicates import Replicates
+from pyro_vae.comparison.replicates import Product, Replicates, whole
 from pyro_vae.comparison.results import GROUPS
 from pyro_vae.comparison.vectorized import RecordedGradient
 from pyro_vae.compiling.untraceable import Untraceable, first_line
@@ -36,10 +37,10 @@ def checked_engine(engine: Engine) -> Engine:
 
 
 class Block(NamedTuple):
-    """Consecutive draws: losses, in nats, and the gradients of each group of parameters, (draws, parameters)."""
+    """Consecutive draws: losses, in nats, and the gradients of each group, in pieces of (draws, some parameters)."""
 
     losses: Sequence[float]
-    gradients: Mapping[str, Tensor]
+    gradients: Mapping[str, Sequence[Tensor | Product]]
 
 
 class Drawer:
@@ -107,16 +108,16 @@ class Drawer:
             return
         for start in range(1, draws, replicates.together):
             losses, *gradients = replicates(min(replicates.together, draws - start))
-            yield Block(losses.tolist(), self._joined(gradients))
+            yield Block(whole(losses).tolist(), self._by_group(gradients))
 
     def _single(self, name: str, elbo: ELBO, args: tuple, number: int, draws: int) -> Block:
         loss, _ = self.draw(name, elbo, args, number, draws)
-        return Block([loss], {group: part[None] for group, part in self.parts.items()})
+        return Block([loss], {group: [part[None]] for group, part in self.parts.items()})
 
-    def _joined(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _by_group(self, gradients: Sequence[Tensor | Product]) -> dict[str, list[Tensor | Product]]:
+        """Return the gradients of each group of leaves; those that lie in memory are joined with their neighbours."""
         rest = iter(gradients)
-        rows = {group: [(g := next(rest)).reshape(len(g), -1) for _ in sizes] for group, sizes in self.sizes.items()}
-        return {group: torch.cat(found, 1).to(self.flat.dtype) for group, found in rows.items()}
+        return {group: _joined([next(rest) for _ in sizes], self.flat.dtype) for group, sizes in self.sizes.items()}
 
     def _replicates(self, name: str, elbo: ELBO, args: tuple, draws: int) -> Replicates | None:
         """Return what draws some at once; None: draw eagerly."""
@@ -179,6 +180,16 @@ class Drawer:
     def _wait(self) -> None:
         if self.flat.is_cuda:
             torch.cuda.synchronize(self.flat.device)
+
+
+def _joined(gradients: Sequence[Tensor | Product], dtype: torch.dtype) -> list[Tensor | Product]:
+    found: list[Tensor | Product] = []
+    for is_product, group in itertools.groupby(gradients, lambda g: isinstance(g, Product) and g.left.dtype == dtype):
+        if is_product:
+            found += group
+        else:
+            found.append(torch.cat([(rows := whole(g)).reshape(len(rows), -1) for g in group], 1).to(dtype))
+    return found
 
 
 @effectful(type="param")

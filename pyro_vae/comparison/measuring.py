@@ -68,7 +68,7 @@ class Measurement:
         for args in self.drawer.batches:
             number = 1
             for losses, gradients in self.drawer.blocks(self.name, elbo, args, self.draws):
-                sizes = [self.moments[group].extend(rows).tolist() for group, rows in gradients.items()]
+                sizes = [self.moments[group].extend(pieces).tolist() for group, pieces in gradients.items()]
                 for loss, *of_groups in zip(losses, *sizes):
                     if not all(map(math.isfinite, (loss, *of_groups))):
                         raise ValueError(self._not_finite(number, loss))

@@ -3,15 +3,19 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize, one_hot
 
 from pyro_vae.comparison.intervals import TAIL, Estimate, interval, quantile
+from pyro_vae.comparison.replicates import Product
 
 SECTIONS = 128  # the most sums over neighbouring draws; the intervals are computed from them
 SAMPLE = 1024  # coordinates of g that the intervals follow
+AT_ONCE = 1 << 18  # numbers of all draws that are added at once, which stay in the cache of a core
 SEGMENTS = 1024  # signed sums of g that the intervals follow
 PROJECTIONS = 24  # of the test of equal means, at most
 
@@ -80,30 +84,57 @@ class Moments:
         self._chosen = self._choose()
         segments, projection = _segments(sizes, projections)
         self._lengths = torch.tensor(segments, device=like.device)
+        self._cuts: dict[tuple, list[_Cut]] = {}  # by the sizes of pieces, and the width of a cut
         self._sections = _Sections(len(self._chosen), len(segments), like)
         self._projected = _Projected(torch.tensor(projection, device=like.device))
 
     def add(self, g: Tensor) -> Tensor:
         """Add one draw; return t_i, which is finite where g is."""
-        return self.extend(g[None])[0]
+        return self.extend([g[None]])[0]
 
-    def extend(self, rows: Tensor) -> Tensor:
-        """Add draws (n, P), one after another; return their t_i (n,)."""
-        if not self.count:
-            self._mean.copy_(rows[0])  # so that the sums below lose no digits
-        delta = rows - self._mean
-        total = delta.sum(0)
-        t = _new_distances(delta @ delta.T, self.count)
-        self.count += len(rows)
-        self._squares.addcmul_(total, total, value=-1 / self.count)
-        for row in delta:
-            self._squares.addcmul_(row, row)
-        self._squares.clamp_(min=0.0)
-        self._mean.add_(total, alpha=1 / self.count)
-        segments = self._signed_sums(rows)
-        self._sections.add(rows[:, self._chosen], segments, t)
+    def extend(self, pieces: Sequence[Tensor | Product]) -> Tensor:
+        """Add draws, one after another; return their t_i (n,).
+
+        ``pieces`` are (n, P₁), (n, P₂), …, or products of matrices of as many numbers, which together make up g.
+        """
+        draws = _draws(pieces[0])
+        sizes, width = tuple(map(_size, pieces)), max(1, AT_ONCE // draws)
+        if (sizes, width) not in self._cuts:
+            self._cuts[sizes, width] = self._cut(sizes, width)
+        gram = self._signs.new_zeros(draws, draws, dtype=self._mean.dtype)
+        segments = gram.new_zeros(draws, len(self._lengths))
+        samples = []
+        for cut in self._cuts[sizes, width]:
+            rows = _columns(pieces[cut.piece], cut.start, cut.stop)
+            gram += self._of_part(rows, cut.part)
+            segments[:, cut.segments] += _sums(rows * self._signs[cut.part], cut.lengths)
+            samples.append(rows[:, cut.chosen])
+        t = _new_distances(gram, self.count)
+        self.count += draws
+        self._sections.add(torch.cat(samples, 1), segments, t)
         self._projected.add(segments)
         return t
+
+    def _of_part(self, rows: Tensor, part: slice) -> Tensor:
+        """Add draws of a part of g (n, m); return the products of their distances from the mean of those before."""
+        mean, after = self._mean[part], self.count + len(rows)
+        if not self.count:
+            mean.copy_(rows[0])  # so that the sums below lose no digits
+        delta = rows - mean
+        total = delta.sum(0)
+        mean.add_(total, alpha=1 / after)
+        self._squares[part].add_(delta.square().sum(0).addcmul_(total, total, value=-1 / after).clamp_(min=0.0))
+        return delta @ delta.T
+
+    def _cut(self, sizes: Sequence[int], width: int) -> list["_Cut"]:
+        """Return the parts of g that are added one after another."""
+        ends, offset, cuts = self._lengths.cpu().cumsum(0), 0, []
+        for number, size in enumerate(sizes):
+            for start in range(0, size, width):
+                stop = min(start + width, size)
+                cuts.append(_Cut.of(number, start, stop, offset, ends, self._chosen))
+            offset += size
+        return cuts
 
     def end_batch(self) -> None:
         """End a batch of at least two draws."""
@@ -222,14 +253,55 @@ class Moments:
 
     def _signed_sums(self, rows: Tensor) -> Tensor:
         """Return the signed sums (n, segments) of rows (n, P)."""
-        lengths = self._lengths.expand(len(rows), -1).contiguous()
-        return torch.segment_reduce(rows * self._signs, "sum", lengths=lengths, axis=1)
+        return _sums(rows * self._signs, self._lengths)
 
     def _choose(self) -> Tensor:
         device = self._signs.device
         if self.size <= SAMPLE:
             return torch.arange(self.size, device=device)
         return torch.randint(self.size, (SAMPLE,), generator=self._generator, device=device).unique()
+
+
+class _Cut(NamedTuple):
+    """A part of g: where it is in its piece and in g, which segments it is part of, which of it is in the sample."""
+
+    piece: int
+    start: int
+    stop: int
+    part: slice
+    segments: slice
+    lengths: Tensor
+    chosen: Tensor
+
+    @classmethod
+    def of(cls, piece: int, start: int, stop: int, offset: int, ends: Tensor, chosen: Tensor) -> "_Cut":
+        """Return the part from start to stop of a piece that begins at an offset in g."""
+        first, last = offset + start, offset + stop
+        low, high = (int(torch.searchsorted(ends, value, right=True)) for value in (first, last - 1))
+        inner = [first, *ends[low:high].tolist(), last]
+        lengths = torch.tensor(inner, device=chosen.device).diff()
+        within = chosen[(chosen >= first) & (chosen < last)] - first
+        return cls(piece, start, stop, slice(first, last), slice(low, high + 1), lengths, within)
+
+
+def _sums(rows: Tensor, lengths: Tensor) -> Tensor:
+    """Return the sums over segments of these lengths, (n, segments), of rows (n, m)."""
+    if rows.is_cuda:
+        return torch.segment_reduce(rows, "sum", lengths=lengths.expand(len(rows), -1).contiguous(), axis=1)
+    starts = lengths.cumsum(0) - lengths
+    return torch.from_numpy(np.add.reduceat(rows.numpy(), starts.numpy(), axis=1))  # several times as fast
+
+
+def _columns(piece: Tensor | Product, start: int, stop: int) -> Tensor:
+    return piece.columns(start, stop) if isinstance(piece, Product) else piece[:, start:stop]
+
+
+def _size(piece: Tensor | Product) -> int:
+    return piece.size() if isinstance(piece, Product) else piece.shape[1]
+
+
+def _draws(piece: Tensor | Product) -> int:
+    return len(piece.columns(0, 1)) if isinstance(piece, Product) else len(piece)
 
 
 class _Sections:
@@ -293,10 +365,10 @@ class _Projected:
     def add(self, segments: Tensor) -> None:
         """Add draws (n, segments)."""
         delta = segments.double() @ self.fold - self.mean
-        before, self.count = self.count, self.count + len(delta)
-        mean = delta.mean(0)
-        self.mean += mean * (len(delta) / self.count)
-        self.squares += (delta - mean).T @ (delta - mean) + torch.outer(mean, mean) * (before * len(delta) / self.count)
+        self.count += len(delta)
+        total = delta.sum(0)
+        self.mean += total / self.count
+        self.squares += delta.T @ delta - torch.outer(total, total) / self.count
 
     def end_batch(self) -> None:
         self.means += self.mean  # their sum
@@ -309,6 +381,8 @@ def _new_distances(gram: Tensor, count: int) -> Tensor:
 
     The mean of the draws before d_i is Σ_{j < i} d_j / (count + i − 1) in these terms.
     """
+    if len(gram) == 1:
+        return gram[0] * (count / (count + 1))
     before = count + torch.arange(len(gram), device=gram.device, dtype=torch.float64)
     shares = torch.ones_like(gram, dtype=torch.float64).tril(-1) / before.clamp(min=1)[:, None]
     away = torch.eye(len(gram), device=gram.device, dtype=torch.float64) - shares

@@ -1,6 +1,7 @@
 """Many draws of a recorded function of random numbers, computed together."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,11 +10,50 @@ from torch.fx import Graph, GraphModule, Node, map_arg
 
 from pyro_vae.compiling.joint import Recorded
 from pyro_vae.compiling.noise import is_random, name_of
-from pyro_vae.compiling.private import in_place_changes
+from pyro_vae.compiling.private import in_place_changes, operators
 from pyro_vae.compiling.untraceable import Untraceable
 
-LARGEST = 1 << 25  # numbers in all tensors of the draws that are computed together
-MOST = 32  # draws that are computed together
+LARGEST = 1 << 27  # numbers in all tensors of the draws that are computed together
+MOST = 16  # draws that are computed together
+PRODUCT, TURNED = {*operators("mm.default")}, {*operators("t.default")}
+SAME = {*operators("detach.default", "alias.default")}
+
+
+@dataclass(frozen=True)
+class Product:
+    """Matrices (draws, m, n) that are products of left, (draws, m, k) or (m, k), and right, (draws, k, n) or (k, n).
+
+    The gradient of a layer's weights is one. It is computed where it is used, some columns at a time, since it takes
+    longer to write it into memory and to read it than to compute it.
+
+    >>> product = Product(torch.ones(2, 3, 1), torch.tensor([[5.0, 6.0]]))
+    >>> product.columns(1, 4), torch.equal(product.whole().flatten(1)[:, 1:4], product.columns(1, 4))
+    (tensor([[6., 5., 6.],
+            [6., 5., 6.]]), True)
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def whole(self) -> Tensor:
+        """Return the matrices."""
+        return self.left @ self.right
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Return these numbers of each matrix, of which there are m n, row by row."""
+        n = self.right.shape[-1]
+        first, last = start // n, -(-stop // n)
+        rows = self.left[..., first:last, :] @ self.right
+        return rows.flatten(-2)[:, start - first * n : stop - first * n]
+
+    def size(self) -> int:
+        """Return m n."""
+        return self.left.shape[-2] * self.right.shape[-1]
+
+
+def whole(result: Tensor | Product) -> Tensor:
+    """Return a result as a tensor."""
+    return result.whole() if isinstance(result, Product) else result
 
 
 class Replicates:
@@ -34,31 +74,31 @@ class Replicates:
     >>> def function(x):
     ...     return x.exp().sum() + torch.randn(()), x * torch.rand(2)
     >>> draws = Replicates(record(function, [torch.zeros(2)], WatchedConstants({})), [torch.zeros(2)])
-    >>> [tuple(result.shape) for result in draws(5)]
+    >>> [tuple(whole(result).shape) for result in draws(5)]
     [(5,), (5, 2)]
     """
 
     def __init__(self, recorded: Recorded, args: Sequence[Tensor]):
         self.held, self.precision = recorded.held, recorded.precision
         self.together = max(1, min(MOST, LARGEST // max(recorded.elements, 1)))
-        values = [*recorded.values, *args]
+        values = [*recorded.values, *(arg.detach() for arg in args)]
         with torch.no_grad():
             versions = [in_place_changes(value) for value in values]
             self.noise, self.body, self.results = _apart(recorded.graph, values)
             if versions != [in_place_changes(value) for value in values]:
                 raise Untraceable("the program changes buffers, draw by draw")
 
-    def __call__(self, draws: int) -> list[Tensor]:
-        """Return each result of so many draws, stacked at dimension 0."""
+    def __call__(self, draws: int) -> list[Tensor | Product]:
+        """Return each result of so many draws, stacked at dimension 0; matrices as products where they are."""
         with torch.no_grad():
             rows = [[draw() for draw in self.noise] for _ in range(draws)]
             noise = [torch.stack(of_draws) for of_draws in zip(*rows)]
-            moving = iter(torch.vmap(self.body)(*noise) if noise else ())
-            return [next(moving) if fixed is None else fixed.expand(draws, *fixed.shape) for fixed in self.results]
+            moving = torch.vmap(self.body)(*noise) if noise else ()
+            return [result(draws, moving) for result in self.results]
 
 
-def _apart(graph: GraphModule, values: Sequence[Tensor]) -> tuple[list[Callable[[], Tensor]], Any, list[Tensor | None]]:
-    """Return what draws random numbers, the graph that depends on them, and the results that do not, None for others.
+def _apart(graph: GraphModule, values: Sequence[Tensor]) -> tuple[list[Callable[[], Tensor]], Any, list["_Result"]]:
+    """Return what draws random numbers, the graph that depends on them, and how each result is made of its results.
 
     ``values`` are the arguments of the graph.
     """
@@ -75,8 +115,33 @@ def _apart(graph: GraphModule, values: Sequence[Tensor]) -> tuple[list[Callable[
             rest.add(node, known)
         else:
             known[node] = _value(node, graph, given, known)
-    body = rest.module([node for node in results if node in rest.moving])
-    return noise, body, [known.get(node) for node in results]
+    found = [_Result(node, rest.moving) for node in results]
+    needed = list(dict.fromkeys(node for result in found for node in result.nodes if node in rest.moving))
+    places = {node: i for i, node in enumerate(needed)}
+    for result in found:
+        result.sources = [places[node] if node in places else known[node] for node in result.nodes]
+    return noise, rest.module(needed), found
+
+
+class _Result:
+    """A result of the graph: a tensor, or the product of two matrices, either of which may be random or not."""
+
+    def __init__(self, node: Node, moving: Mapping[Node, Node]):
+        self.turned, self.nodes = False, [node]
+        self.sources: list[int | Tensor] = []  # places among what is random, and tensors that are not
+        while node in moving and node.target in TURNED | SAME:
+            self.turned ^= node.target in TURNED
+            node = node.all_input_nodes[0]
+        if node in moving and node.target in PRODUCT:
+            self.nodes = [*node.args[:2]]  # pyright: ignore[reportAttributeAccessIssue]
+
+    def __call__(self, draws: int, moving: Sequence[Tensor]) -> Tensor | Product:
+        found = [moving[source] if isinstance(source, int) else source for source in self.sources]
+        if len(found) == 2:
+            left, right = (part.mT for part in reversed(found)) if self.turned else found
+            return Product(left, right)
+        is_random = isinstance(self.sources[0], int)
+        return found[0] if is_random else found[0].expand(draws, *found[0].shape)
 
 
 class _Draw:

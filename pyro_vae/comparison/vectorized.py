@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vae.comparison.replicates import Replicates
+from pyro_vae.comparison.replicates import Replicates, whole
 from pyro_vae.compiling.compiler import quiet_torch
 from pyro_vae.compiling.constants import WatchedConstants
 from pyro_vae.compiling.joint import Recorded, differs, record
@@ -51,7 +51,7 @@ class RecordedGradient:
         def function(*tensors: Tensor) -> list[Tensor]:
             args, kwargs = signature.rebuild(tensors)
             loss, gradients = self.gradient(*args, **kwargs)
-            found = (torch.zeros_like(p) if g is None else g for g, p in zip(gradients, self.leaves.values()))
+            found = (torch.zeros_like(p) if g is None else g.detach() for g, p in zip(gradients, self.leaves.values()))
             return [torch.as_tensor(loss).detach(), *found]
 
         return function
@@ -79,5 +79,5 @@ class _Sum:
 
     def __call__(self, args: Sequence[Tensor]) -> list[Tensor]:
         with quiet_torch():
-            losses, *gradients = self.replicates(2)
+            losses, *gradients = map(whole, self.replicates(2))
         return [losses.sum(), *gradients]

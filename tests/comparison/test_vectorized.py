@@ -12,6 +12,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 
 from experiments.discrete import SigmoidBeliefNetwork
 from pyro_vae.comparison.drawing import Drawer
+from pyro_vae.comparison.replicates import whole
 from pyro_vae.compiling.untraceable import Untraceable
 from pyro_vae.estimators import (
     Antithetic,
@@ -40,7 +41,7 @@ def drawn(engine, program, x, elbo, draws=6):
     drawer = Drawer((program.model, program.guide), [(x,)], {}, parameters, engine)
     torch.manual_seed(1)
     blocks = [
-        (torch.tensor(block.losses), torch.cat([part.clone() for part in block.gradients.values()], 1))
+        (torch.tensor(block.losses), torch.cat([whole(g).flatten(1) for part in block.gradients.values() for g in part], 1))
         for block in drawer.blocks("it", elbo, (x,), draws)
     ]
     return [torch.cat(part) for part in zip(*blocks)]
