@@ -114,7 +114,7 @@ def compare_estimators(
         agree: pairs of names whose gradients should agree on average, beyond those whose descriptions say so.
         kwargs: keyword arguments of model and guide.
         engine: "eager" makes one draw after another by the program; "vectorized" makes blocks of draws, and raises
-            ``Untraceable`` where that cannot be; "auto" vectorises 48 draws or more of an estimator where it can, and
+            ``Untraceable`` where that cannot be; "auto" vectorises 200 draws or more of an estimator where it can, and
             ``eager`` of the result says why others are drawn eagerly.
         seed: of all random numbers.
         progress: whether to show a progress bar on a terminal.

@@ -22,7 +22,7 @@ from pyro_vae.errors import short_errors
 from pyro_vae.tracing.leaves import ProgramParameters, tensors
 
 Engine = Literal["auto", "eager", "vectorized"]
-WORTH_DRAWS = 48  # draws of an estimator that make up for recording it, which takes as long as ten or twenty of them
+WORTH_DRAWS = 200  # draws of an estimator that make up for recording it, which takes as long as a hundred or more
 
 
 def checked_engine(engine: Engine) -> Engine:

@@ -43,7 +43,9 @@ def test_measured_variances_are_the_closed_forms():
 
 def test_statistics_are_those_of_the_stored_gradients_and_losses():
     program, x = oracle(offset=0.3)
-    result = compare(program.model, program.guide, x, draws=60, seed=7, estimators={"L^A": Trace_ELBO()}, engine="eager")
+    result = compare(
+        program.model, program.guide, x, draws=60, seed=7, estimators={"L^A": Trace_ELBO()}, engine="eager"
+    )
     recorded, losses = [], []
 
     class Recorder(Trace_ELBO):

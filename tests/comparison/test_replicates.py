@@ -63,7 +63,7 @@ def test_writing_into_a_draw():
 
 
 def test_random_numbers_that_decide_on_others_are_refused():
-    with pytest.raises(Untraceable, match="the distribution of .*depends on other random numbers"):
+    with pytest.raises(Untraceable, match=r"the distribution of .*depends on other random numbers"):
         replicates(lambda x: (torch.bernoulli(torch.rand(3)),), X)
 
 
