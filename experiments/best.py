@@ -97,7 +97,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--report", action="store_true", help="measure nothing: gather the runs in --out")
     add_data_options(parser, Path("figures/best"), "folder of the runs; the JSON has its name")
-    parser.set_defaults(dataset="digits")
+    parser.set_defaults(dataset="digits", jobs=1)
     parser.add_argument("--quick", action="store_true", help="two programs, a second each")
     if parser.parse_args(argv).quick:
         parser.set_defaults(**QUICK, out=Path("figures/best-quick"))
