@@ -21,6 +21,7 @@ IMAGES = {"evaluate": 2000, "few": 200, "many": 1000, "annealed": 50, "compared"
 PARTICLES = {"few": 100, "many": 500}
 TEMPERATURES, CHAINS, LEAPFROG = 20, 4, 5
 DRAWS = 50
+MANY_DRAWS = 100  # of which recording the gradient is a part
 
 
 def rows(images: Data, args: argparse.Namespace) -> list[Row]:
@@ -73,6 +74,13 @@ def works(vae: VAE, x: Tensor) -> dict[str, tuple[float, str, Callable[[], Any]]
             len(estimators) * DRAWS,
             "draws/s",
             lambda: compare_estimators(vae, compared, estimators=estimators, draws=DRAWS, progress=False),
+        ),
+        "compare_estimators, vectorised, recording included": (
+            len(estimators) * MANY_DRAWS,
+            "draws/s",
+            lambda: compare_estimators(
+                vae, compared, estimators=estimators, draws=MANY_DRAWS, engine="vectorized", progress=False
+            ),
         ),
     }
 

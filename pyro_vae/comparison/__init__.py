@@ -7,7 +7,9 @@ candidates.py the estimators that it takes where none are given
 racing.py     rounds of draws, in which estimators of one bound are raced
 separation.py whether two of them can be told apart
 ranking.py    its result, and the table that ``print`` shows
-drawing.py    single draws of a loss and its gradient
+drawing.py    draws of a loss and its gradient, one by one or in blocks
+vectorized.py loss and gradient as a recorded graph, compared with the program
+replicates.py many draws of such a graph, computed together
 measuring.py  many draws of an estimator: moments of loss and gradient, seconds a draw
 moments.py    streaming moments of random vectors
 intervals.py  numbers with confidence intervals that allow for skewed draws

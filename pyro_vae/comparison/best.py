@@ -16,7 +16,7 @@ from pyro_vae.comparison.compare import (
     checked_batches,
     explored,
 )
-from pyro_vae.comparison.drawing import Drawer
+from pyro_vae.comparison.drawing import Drawer, Engine, checked_engine
 from pyro_vae.comparison.racing import Race
 from pyro_vae.comparison.ranking import Ranking
 from pyro_vae.estimation import describe
@@ -33,6 +33,7 @@ def best_estimator(
     draws: int = 32,
     costs: Mapping[str, float] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
     seed: int = 0,
     progress: bool = True,
 ) -> Ranking: ...
@@ -49,6 +50,7 @@ def best_estimator(
     draws: int = 32,
     costs: Mapping[str, float] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
     seed: int = 0,
     progress: bool = True,
 ) -> Ranking: ...
@@ -63,6 +65,7 @@ def best_estimator(
     draws: int = 32,
     costs: Mapping[str, float] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
     seed: int = 0,
     progress: bool = True,
 ) -> Ranking:
@@ -95,6 +98,7 @@ def best_estimator(
         draws: of each estimator in the first round; at least 8.
         costs: of a draw by name, such as measured seconds of a training step; None: they are measured.
         kwargs: keyword arguments of model and guide.
+        engine: how draws are made, see ``compare_estimators``; costs are those of eager ones.
         seed: of all random numbers.
         progress: whether to show a progress bar on a terminal.
 
@@ -121,7 +125,7 @@ def best_estimator(
     with at_rest(model, guide, seed):
         left_out = {} if given else _without_closed_kl(chosen, model, guide, batch, kwargs)
         parameters, images = explored(model, guide, [batch], kwargs, _but(chosen, left_out))
-        drawer = Drawer((model, guide), [batch], kwargs, parameters)
+        drawer = Drawer((model, guide), [batch], kwargs, parameters, checked_engine(engine))
         left_out |= {} if given else _refused(_but(chosen, left_out), drawer)
         chosen = _but(chosen, left_out)
         _check_costs(costs, chosen)

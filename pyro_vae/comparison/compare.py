@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pyro_vae.checks import is_whole, whole_number
 from pyro_vae.comparison.agreement import agreements
-from pyro_vae.comparison.drawing import Drawer
+from pyro_vae.comparison.drawing import Drawer, Engine, checked_engine
 from pyro_vae.comparison.measuring import measure, seconds_per_draw
 from pyro_vae.comparison.results import Comparison
 from pyro_vae.data.splits import Split
@@ -37,6 +37,7 @@ def compare_estimators(
     reference: str | None = None,
     agree: Iterable[tuple[str, str]] = (),
     kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
     seed: int = 0,
     progress: bool = True,
 ) -> Comparison: ...
@@ -54,6 +55,7 @@ def compare_estimators(
     reference: str | None = None,
     agree: Iterable[tuple[str, str]] = (),
     kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
     seed: int = 0,
     progress: bool = True,
 ) -> Comparison: ...
@@ -69,6 +71,7 @@ def compare_estimators(
     reference: str | None = None,
     agree: Iterable[tuple[str, str]] = (),
     kwargs: Mapping[str, Any] | None = None,
+    engine: Engine = "auto",
     seed: int = 0,
     progress: bool = True,
 ) -> Comparison:
@@ -83,8 +86,12 @@ def compare_estimators(
     Moments, and what their 95 % intervals need, are streamed; no gradients are kept (``Moments``). The pairwise tests
     keep one and a half copies of the parameters for each estimator. Estimators are drawn one after another, each with
     random numbers of its own, from ``seed`` and its name. So the tests compare independent draws, and the result of an
-    estimator does not depend on the others. Seconds are medians of up to 20 further draws. The estimators take turns in
-    these, so that other load on the machine slows all of them alike.
+    estimator does not depend on the others. Seconds are medians of up to 20 further draws of the program itself. The
+    estimators take turns in these, so that other load on the machine slows all of them alike.
+
+    The other draws are vectorised: loss and gradient are recorded as a graph of operators, what depends on no random
+    number is computed once, and a block of draws at a time runs through the rest. They are the draws that the program
+    makes of the same random numbers, up to rounding; for each estimator some are compared before the graph is trusted.
 
     Each estimator says by its ``description`` what it estimates (``estimators.describe``). Pairs that estimate the
     gradient of one bound are tested for equal means; ``disagreements`` lists those that fail.
@@ -106,6 +113,9 @@ def compare_estimators(
             first estimator.
         agree: pairs of names whose gradients should agree on average, beyond those whose descriptions say so.
         kwargs: keyword arguments of model and guide.
+        engine: "eager" makes one draw after another by the program; "vectorized" makes blocks of draws, and raises
+            ``Untraceable`` where that cannot be; "auto" vectorises 200 draws or more of an estimator where it can, and
+            ``eager`` of the result says why others are drawn eagerly.
         seed: of all random numbers.
         progress: whether to show a progress bar on a terminal.
 
@@ -132,10 +142,10 @@ def compare_estimators(
     batches = checked_batches(args, batches and observed_once([first, *batches], {})[0][1:], kwargs)
     pairs = [frozenset(pair) for pair in agree]
     reference = _checked_settings(estimators, draws, reference, pairs)
-    draws, seed = int(draws), whole_number("seed", seed, least=None)
+    draws, seed, engine = int(draws), whole_number("seed", seed, least=None), checked_engine(engine)
     with at_rest(model, guide, seed):
         parameters, images = explored(model, guide, batches, kwargs, estimators)
-        drawer = Drawer((model, guide), batches, kwargs, parameters)
+        drawer = Drawer((model, guide), batches, kwargs, parameters, engine)
         measured = {}
         total = draws * len(batches) * len(estimators)
         with tqdm(total=total, unit="draw", disable=None if progress else True) as bar:
@@ -153,6 +163,7 @@ def compare_estimators(
         images=images,
         seed=seed,
         shared=parameters.shared,
+        eager=drawer.eager,
     )
 
 

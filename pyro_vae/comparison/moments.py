@@ -3,15 +3,19 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn.functional import normalize, one_hot
 
 from pyro_vae.comparison.intervals import TAIL, Estimate, interval, quantile
+from pyro_vae.comparison.replicates import Product
 
 SECTIONS = 128  # the most sums over neighbouring draws; the intervals are computed from them
 SAMPLE = 1024  # coordinates of g that the intervals follow
+AT_ONCE = 1 << 18  # numbers of all draws that are added at once, which stay in the cache of a core
 SEGMENTS = 1024  # signed sums of g that the intervals follow
 PROJECTIONS = 24  # of the test of equal means, at most
 
@@ -36,9 +40,9 @@ class Mean:
 class Moments:
     """Streaming mean and variance of each coordinate of g (P,), and derived statistics with intervals.
 
-    Call ``add`` for each draw and ``end_batch`` after each batch; all batches have one size. Means are averages over
-    batches. ``trace``, ``snr`` and ``norm_ratio`` use the variances within batches, ``between`` is the variance between
-    them.
+    Call ``add`` for each draw, or ``extend`` for some of them, and ``end_batch`` after each batch; all batches have one
+    size. Means are averages over batches. ``trace``, ``snr`` and ``norm_ratio`` use the variances within batches,
+    ``between`` is the variance between them.
 
     Variances are computed by the method of Welford (1962). Each draw adds its squared distance from the mean of the
     draws before it,
@@ -72,7 +76,7 @@ class Moments:
     def __init__(self, sizes: Sequence[int], like: Tensor, projections: int = PROJECTIONS, seed: int = 0):
         self.size, self.count, self.draws, self.batches = sum(sizes), 0, 0, 0
         self._generator = Generator(like.device).manual_seed(seed)
-        self._mean, self._squares, self._scratch = (like.new_zeros(self.size) for _ in range(3))
+        self._mean, self._squares = (like.new_zeros(self.size) for _ in range(2))
         self._mean_of_batches = self._mean
         self._between = 0.0
         coin = torch.randint(2, (self.size,), generator=self._generator, device=like.device, dtype=torch.int8)
@@ -80,21 +84,57 @@ class Moments:
         self._chosen = self._choose()
         segments, projection = _segments(sizes, projections)
         self._lengths = torch.tensor(segments, device=like.device)
+        self._cuts: dict[tuple, list[_Cut]] = {}  # by the sizes of pieces, and the width of a cut
         self._sections = _Sections(len(self._chosen), len(segments), like)
         self._projected = _Projected(torch.tensor(projection, device=like.device))
 
     def add(self, g: Tensor) -> Tensor:
         """Add one draw; return t_i, which is finite where g is."""
-        self.count += 1
-        weight = (self.count - 1) / self.count
-        delta = torch.sub(g, self._mean, out=self._scratch)
-        t = delta.dot(delta) * weight
-        self._mean.add_(delta, alpha=1 / self.count)
-        self._squares.addcmul_(delta, delta, value=weight)
-        segments = self._signed_sums(g)
-        self._sections.add(g[self._chosen], segments, t)
+        return self.extend([g[None]])[0]
+
+    def extend(self, pieces: Sequence[Tensor | Product]) -> Tensor:
+        """Add draws, one after another; return their t_i (n,).
+
+        ``pieces`` are (n, P₁), (n, P₂), …, or products of matrices of as many numbers, which together make up g.
+        """
+        draws = _draws(pieces[0])
+        sizes, width = tuple(map(_size, pieces)), max(1, AT_ONCE // draws)
+        if (sizes, width) not in self._cuts:
+            self._cuts[sizes, width] = self._cut(sizes, width)
+        gram = self._signs.new_zeros(draws, draws, dtype=self._mean.dtype)
+        segments = gram.new_zeros(draws, len(self._lengths))
+        samples = []
+        for cut in self._cuts[sizes, width]:
+            rows = _columns(pieces[cut.piece], cut.start, cut.stop)
+            gram += self._of_part(rows, cut.part)
+            segments[:, cut.segments] += _sums(rows * self._signs[cut.part], cut.lengths)
+            samples.append(rows[:, cut.chosen])
+        t = _new_distances(gram, self.count)
+        self.count += draws
+        self._sections.add(torch.cat(samples, 1), segments, t)
         self._projected.add(segments)
         return t
+
+    def _of_part(self, rows: Tensor, part: slice) -> Tensor:
+        """Add draws of a part of g (n, m); return the products of their distances from the mean of those before."""
+        mean, after = self._mean[part], self.count + len(rows)
+        if not self.count:
+            mean.copy_(rows[0])  # so that the sums below lose no digits
+        delta = rows - mean
+        total = delta.sum(0)
+        mean.add_(total, alpha=1 / after)
+        self._squares[part].add_(delta.square().sum(0).addcmul_(total, total, value=-1 / after).clamp_(min=0.0))
+        return delta @ delta.T
+
+    def _cut(self, sizes: Sequence[int], width: int) -> list["_Cut"]:
+        """Return the parts of g that are added one after another."""
+        ends, offset, cuts = self._lengths.cpu().cumsum(0), 0, []
+        for number, size in enumerate(sizes):
+            for start in range(0, size, width):
+                stop = min(start + width, size)
+                cuts.append(_Cut.of(number, start, stop, offset, ends, self._chosen))
+            offset += size
+        return cuts
 
     def end_batch(self) -> None:
         """End a batch of at least two draws."""
@@ -105,7 +145,7 @@ class Moments:
             self._mean_of_batches = self._mean
             self._mean = torch.zeros_like(self._mean)
             return
-        delta = torch.sub(self._mean, self._mean_of_batches, out=self._scratch)
+        delta = self._mean - self._mean_of_batches
         self._mean_of_batches.add_(delta, alpha=1 / self.batches)
         self._between += delta.dot(delta).item() * (self.batches - 1) / self.batches
         self._mean.zero_()
@@ -170,7 +210,7 @@ class Moments:
     def _noise_of_mean(self, trace: float) -> tuple[Tensor, float]:
         """Return the noise in ‖ḡ‖ along ḡ, by section, and the standard error of ‖ḡ‖² by noise at right angles to ḡ."""
         *_, segments, _ = self._deviations()
-        mean = self._signed_sums(self._mean_of_batches).cpu().double()
+        mean = self._signed_sums(self._mean_of_batches[None])[0].cpu().double()
         along, gram = segments @ normalize(mean, dim=0), segments @ segments.T
         across = math.sqrt(2 * _products(gram - torch.outer(along, along)))
         signal = (mean.square().sum() * self.draws / trace).item()
@@ -211,15 +251,57 @@ class Moments:
         first, squares, segments, t = self._sections.deviations(self._freedom())
         return [first, squares, segments, t[:, 0]]
 
-    def _signed_sums(self, g: Tensor) -> Tensor:
-        signed = torch.mul(g, self._signs, out=self._scratch)
-        return torch.segment_reduce(signed, "sum", lengths=self._lengths)
+    def _signed_sums(self, rows: Tensor) -> Tensor:
+        """Return the signed sums (n, segments) of rows (n, P)."""
+        return _sums(rows * self._signs, self._lengths)
 
     def _choose(self) -> Tensor:
         device = self._signs.device
         if self.size <= SAMPLE:
             return torch.arange(self.size, device=device)
         return torch.randint(self.size, (SAMPLE,), generator=self._generator, device=device).unique()
+
+
+class _Cut(NamedTuple):
+    """A part of g: where it is in its piece and in g, which segments it is part of, which of it is in the sample."""
+
+    piece: int
+    start: int
+    stop: int
+    part: slice
+    segments: slice
+    lengths: Tensor
+    chosen: Tensor
+
+    @classmethod
+    def of(cls, piece: int, start: int, stop: int, offset: int, ends: Tensor, chosen: Tensor) -> "_Cut":
+        """Return the part from start to stop of a piece that begins at an offset in g."""
+        first, last = offset + start, offset + stop
+        low, high = (int(torch.searchsorted(ends, value, right=True)) for value in (first, last - 1))
+        inner = [first, *ends[low:high].tolist(), last]
+        lengths = torch.tensor(inner, device=chosen.device).diff()
+        within = chosen[(chosen >= first) & (chosen < last)] - first
+        return cls(piece, start, stop, slice(first, last), slice(low, high + 1), lengths, within)
+
+
+def _sums(rows: Tensor, lengths: Tensor) -> Tensor:
+    """Return the sums over segments of these lengths, (n, segments), of rows (n, m)."""
+    if rows.is_cuda:
+        return torch.segment_reduce(rows, "sum", lengths=lengths.expand(len(rows), -1).contiguous(), axis=1)
+    starts = lengths.cumsum(0) - lengths
+    return torch.from_numpy(np.add.reduceat(rows.numpy(), starts.numpy(), axis=1))  # several times as fast
+
+
+def _columns(piece: Tensor | Product, start: int, stop: int) -> Tensor:
+    return piece.columns(start, stop) if isinstance(piece, Product) else piece[:, start:stop]
+
+
+def _size(piece: Tensor | Product) -> int:
+    return piece.size() if isinstance(piece, Product) else piece.shape[1]
+
+
+def _draws(piece: Tensor | Product) -> int:
+    return len(piece.columns(0, 1)) if isinstance(piece, Product) else len(piece)
 
 
 class _Sections:
@@ -235,14 +317,20 @@ class _Sections:
         self.finished = self.rows[:0]
 
     def add(self, sample: Tensor, segments: Tensor, t: Tensor) -> None:
+        """Add draws: (n, sample), (n, segments) and (n,)."""
+        both = torch.cat([sample, segments], 1)
         if not self.count:
-            self.origin = torch.cat([sample, segments])  # near the mean, so that sums of squares lose no digits
-        if self.count == SECTIONS * self.length:
-            self.rows = torch.cat([_joined(self.rows), torch.zeros_like(self.rows[: SECTIONS // 2])])
-            self.length *= 2
-        sample, segments = (torch.cat([sample, segments]) - self.origin).split([len(sample), len(segments)])
-        self.rows[self.count // self.length] += torch.cat([sample, sample.square(), segments, t.reshape(1)])
-        self.count += 1
+            self.origin = both[0]  # near the mean, so that sums of squares lose no digits
+        sample, segments = (both - self.origin).split([sample.shape[1], segments.shape[1]], 1)
+        rows = torch.cat([sample, sample.square(), segments, t[:, None]], 1)
+        while len(rows):
+            if self.count == SECTIONS * self.length:
+                self.rows = torch.cat([_joined(self.rows), torch.zeros_like(self.rows[: SECTIONS // 2])])
+                self.length *= 2
+            fitting, rows = rows[: SECTIONS * self.length - self.count], rows[SECTIONS * self.length - self.count :]
+            numbers = torch.arange(self.count, self.count + len(fitting), device=rows.device) // self.length
+            self.rows.index_add_(0, numbers, fitting)
+            self.count += len(fitting)
 
     def end_batch(self) -> None:
         used = math.ceil(self.count / self.length)
@@ -275,15 +363,32 @@ class _Projected:
         self.squares = torch.outer(self.mean, self.mean)
 
     def add(self, segments: Tensor) -> None:
-        self.count += 1
+        """Add draws (n, segments)."""
         delta = segments.double() @ self.fold - self.mean
-        self.mean += delta / self.count
-        self.squares += torch.outer(delta, delta) * ((self.count - 1) / self.count)
+        self.count += len(delta)
+        total = delta.sum(0)
+        self.mean += total / self.count
+        self.squares += delta.T @ delta - torch.outer(total, total) / self.count
 
     def end_batch(self) -> None:
         self.means += self.mean  # their sum
         self.mean.zero_()
         self.count = 0
+
+
+def _new_distances(gram: Tensor, count: int) -> Tensor:
+    """Return t_i of new draws d_i after ``count`` others, from the products of d_i relative to the mean of those.
+
+    The mean of the draws before d_i is Σ_{j < i} d_j / (count + i − 1) in these terms.
+    """
+    if len(gram) == 1:
+        return gram[0] * (count / (count + 1))
+    before = count + torch.arange(len(gram), device=gram.device, dtype=torch.float64)
+    shares = torch.ones_like(gram, dtype=torch.float64).tril(-1) / before.clamp(min=1)[:, None]
+    away = torch.eye(len(gram), device=gram.device, dtype=torch.float64) - shares
+    distances = (away @ gram.double().nan_to_num(0.0, 0.0, 0.0) * away).sum(1).clamp(min=0)
+    distances = torch.where(gram.diagonal().isfinite(), distances, torch.nan)  # of the very draws that are not finite
+    return (before / (before + 1) * distances).to(gram)
 
 
 def _segments(sizes: Sequence[int], projections: int) -> tuple[list[int], list[int]]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pyro_vae.comparison.intervals import Estimate, short
-from pyro_vae.showing import Shown
+from pyro_vae.showing import Shown, on_one_line
 
 if TYPE_CHECKING:
     from pyro_vae.comparison.results import Agreement, Comparison
@@ -103,6 +103,8 @@ def _notes(comparison: Comparison) -> Iterator[str]:
         yield "  give agree=[(name, name), ...], or the class a description (pyro_vae.estimators.Description)"
     if comparison.shared:
         yield f"shared by model and guide, counted as the guide's: {len(comparison.shared)} tensors"
+    for name, why in comparison.eager.items():
+        yield on_one_line(f"drawn one by one: {name[:WIDTH]}: {why}")
     if len(comparison.estimators) > MANY:
         yield "pairs that need not agree are in to_dict()"
 

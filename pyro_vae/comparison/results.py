@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pyro_vae import plots
@@ -107,7 +107,10 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of ``compare_estimators``: ``print`` it for a table; ``to_dict`` and ``figure`` give more."""
+    """The result of ``compare_estimators``: ``print`` it for a table; ``to_dict`` and ``figure`` give more.
+
+    ``eager`` says why draws were not vectorised, by the name of the estimator.
+    """
 
     estimators: Mapping[str, EstimatorStatistics]
     agreements: tuple[Agreement, ...]
@@ -117,6 +120,7 @@ class Comparison:
     images: int | None
     seed: int
     shared: tuple[str, ...]
+    eager: Mapping[str, str] = field(default_factory=dict)
 
     def cost(self, name: str, group: str) -> float:
         """Return variance (a) × seconds of an estimator relative to the reference; NaN without such parameters."""

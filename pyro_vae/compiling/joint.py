@@ -7,6 +7,7 @@ recorded: an ELBO may take derivatives itself, call ``backward``, or keep its pa
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -53,23 +54,32 @@ class Recorded:
         self.read = [(tensor, _mark(tensor)) for tensor in read]
         self.precision, self.elements = lowest_precision(graph), elements(graph)
         self.values = [tensor.detach() for tensor in self.held]
-        self._compiled = unguarded(lambda *tensors: graph(*tensors))
 
     def __call__(self, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the results for tensors of the shapes and strides that were recorded."""
         with torch.no_grad():
             return self._compiled(*self.values, *args)
 
+    @cached_property
+    def _compiled(self) -> Callable[..., tuple[Tensor, ...]]:
+        graph = self.graph
+        return unguarded(lambda *tensors: graph(*tensors))
+
     def is_stale(self) -> bool:
         """Return whether a tensor was changed from which a number was read."""
         return any(_has_changed(tensor, mark) for tensor, mark in self.read)
 
 
-def record(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor], watched: WatchedConstants) -> Recorded:
+def record(
+    function: Callable[..., Sequence[Tensor]],
+    args: Sequence[Tensor],
+    watched: WatchedConstants,
+    compiles: bool = True,
+) -> Recorded:
     """Return a function from tensors to tensors as one compiled graph, all gradients that it takes included.
 
     ``watched`` holds the numbers and flags of the program, which become constants. The program, gradients and random
-    number generators are left as they were. Raises ``Untraceable``.
+    number generators are left as they were. ``compiles`` says that the graph is to be compiled. Raises ``Untraceable``.
 
     >>> weight = torch.ones(2, requires_grad=True)
     >>> def gradient(x):
@@ -78,7 +88,7 @@ def record(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor], wa
     >>> [tensor is weight for tensor in graph.held]
     [True]
     """
-    if all(arg.device.type == "cpu" for arg in args):
+    if compiles and all(arg.device.type == "cpu" for arg in args):
         warm_up(False)
     quiet = quiet_torch(), pyro.validation_enabled(False), tensors_only()
     with forked_rng(*(arg.device for arg in args)), quiet[0], quiet[1], quiet[2], restored_if_untraceable(watched):

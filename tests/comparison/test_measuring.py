@@ -43,7 +43,9 @@ def test_measured_variances_are_the_closed_forms():
 
 def test_statistics_are_those_of_the_stored_gradients_and_losses():
     program, x = oracle(offset=0.3)
-    result = compare(program.model, program.guide, x, draws=60, seed=7, estimators={"L^A": Trace_ELBO()})
+    result = compare(
+        program.model, program.guide, x, draws=60, seed=7, estimators={"L^A": Trace_ELBO()}, engine="eager"
+    )
     recorded, losses = [], []
 
     class Recorder(Trace_ELBO):
@@ -55,7 +57,7 @@ def test_statistics_are_those_of_the_stored_gradients_and_losses():
             losses.append(loss.item())
             return loss
 
-    again = compare(program.model, program.guide, x, draws=60, seed=7, estimators={"L^A": Recorder()})
+    again = compare(program.model, program.guide, x, draws=60, seed=7, estimators={"L^A": Recorder()}, engine="eager")
     g, bound = torch.stack(recorded[-60:]).numpy(), -np.array(losses[-60:]) / 6
     measured = result.estimators["L^A"]
     assert measured.guide == again.estimators["L^A"].guide
@@ -121,4 +123,4 @@ def test_a_gradient_that_is_not_finite():
             return super().differentiable_loss(*args) + zero.sqrt()
 
     with pytest.raises(ValueError, match="root, draw 3 of 100: a gradient is not finite"):
-        compare(program.model, program.guide, x, estimators={"root": Root()})
+        compare(program.model, program.guide, x, estimators={"root": Root()}, engine="eager")

@@ -8,7 +8,7 @@ import torch
 from programs import small_vae
 
 from experiments import atlas
-from experiments.atlases import answers
+from experiments.atlases import answers, report
 from pyro_vae.estimators import ReinMax, StickingTheLanding, StraightThrough, WakeSleep
 
 WORDS = ["--quick", "--quiet", "--draws", "2", "--images", "4", "--particles", "1", "2", "--latent", "2"]
@@ -74,3 +74,15 @@ def test_cells_are_kept_and_the_same_command_goes_on(tmp_path, capsys, monkeypat
         f"atlas-{question}.png" for question in ("variance", "cost", "signal", "minibatch")
     }
     assert "least variance × seconds" in capsys.readouterr().out
+
+
+def test_the_table_goes_between_the_markers_of_a_page(tmp_path, cell, capsys):
+    results, page = tmp_path / "found.json", tmp_path / "page.md"
+    results.write_text(json.dumps({"cells": [cell]}))
+    page.write_text("before\n<!-- found -->\n<!-- end -->\nafter\n")
+    assert report.main([str(results), "--into", str(page)]) == 0
+    lines = page.read_text().splitlines()
+    assert "| vae, 0 | 0.5 | – | 1 | – | 0.5 (K = 4) | – | 0.75 | L^A: 1 |" in lines and lines[-1] == "after"
+    page.write_text("no markers")
+    assert report.main([str(results), "--into", str(page)]) == 1
+    assert "wanted a line <!-- found -->" in capsys.readouterr().err
