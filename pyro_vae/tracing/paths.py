@@ -13,9 +13,10 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
-from torch.distributions import Distribution, Independent, TransformedDistribution
+from torch.distributions import Distribution, Independent, Transform, TransformedDistribution
 
 from pyro_vae.tracing.base_noise import drawn_from
+from pyro_vae.tracing.jacobians import by_value
 from pyro_vae.tracing.matching import Site, core, moves_freely, sample_sites
 
 
@@ -43,11 +44,11 @@ class Detached(Messenger):
         if not is_drawn(msg):
             return
         fn = _unmasked(msg["fn"])
-        draw, noise = draw_of(fn, msg.get("uniforms"))
+        draw, chain = draw_of(fn, msg.get("uniforms"))
         msg["value"] = self._value(msg, draw)
-        msg["score"] = _log_prob(fn, draw, noise, msg["value"])
+        msg["score"] = _log_prob(fn, draw, chain, msg["value"])
         masked = fn is not msg["fn"]
-        msg["unscaled_log_prob"] = _log_prob(msg["fn"], draw, noise, msg["value"]) if masked else msg["score"]
+        msg["unscaled_log_prob"] = _log_prob(msg["fn"], draw, chain, msg["value"]) if masked else msg["score"]
         msg["done"] = True
 
     def _value(self, msg: Site, draw: Tensor) -> Tensor:
@@ -180,26 +181,30 @@ def _unmasked(fn: Distribution) -> Distribution:
     return fn
 
 
-def draw_of(fn: Any, uniforms: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return a draw and, for a flow that caches its last pass, the base draw that it was made from.
+Chain = list[tuple[Transform, Tensor, Tensor]]  # the steps of a flow: each transform, its argument and its value
+
+
+def draw_of(fn: Any, uniforms: Tensor | None = None) -> tuple[Tensor, Chain]:
+    """Return a draw and, for a flow that caches its last pass, the steps that made it from a draw of its base.
 
     ``uniforms``, of the draw's shape, take the place of the random number generator.
     """
     flow = _base(fn)
     if not (isinstance(flow, TransformedDistribution) and _caches(flow) and torch.is_grad_enabled()):
-        return (fn() if uniforms is None else drawn_from(fn, uniforms)), None
+        return (fn() if uniforms is None else drawn_from(fn, uniforms)), []
     transforms: list[Callable] = []
     while isinstance(flow, TransformedDistribution):
         transforms = [*flow.transforms, *transforms]
         flow = _base(flow.base_dist)
     if not moves_freely(flow):  # its coordinates have no Jacobian; the steps from there have inverses
-        return (fn() if uniforms is None else drawn_from(fn, uniforms)), None
+        return (fn() if uniforms is None else drawn_from(fn, uniforms)), []
     noise = flow.rsample() if uniforms is None else drawn_from(flow, uniforms)
-    noise = noise if noise.requires_grad else noise.requires_grad_()
-    draw = noise
+    draw = noise if noise.requires_grad else noise.requires_grad_()
+    chain: Chain = []
     for transform in transforms:
-        draw = transform(draw)
-    return draw, noise
+        chain.append((transform, draw, transform(draw)))
+        draw = chain[-1][-1]
+    return draw, chain
 
 
 def _base(fn: Any) -> Any:
@@ -214,7 +219,7 @@ def _caches(flow: TransformedDistribution) -> bool:
     return deeper or any(transform._cache_size for transform in flow.transforms)
 
 
-def _log_prob(fn: Distribution, draw: Tensor, noise: Tensor | None, value: Tensor) -> Tensor:
+def _log_prob(fn: Distribution, draw: Tensor, chain: Chain, value: Tensor) -> Tensor:
     """Return log q at ``value``, which equals ``draw`` but is cut from it; its derivatives are partial ones.
 
     To score a value anew, a flow z = T(ε) has to be inverted, which costs D passes or is impossible. Only the draw
@@ -222,29 +227,15 @@ def _log_prob(fn: Distribution, draw: Tensor, noise: Tensor | None, value: Tenso
 
         log q(value) = log q(draw) + ⟨sg[g], value − draw⟩
 
-    has the right value and first derivatives: it subtracts the path from the total derivative of log q(draw).
+    has the right value and first derivatives: it subtracts the path from the total derivative of log q(draw). g is
+    found from step to step of the flow (``by_value``).
     """
-    if noise is None:
+    if not chain:
         return fn.log_prob(value if torch.is_grad_enabled() else draw)
     log_q = fn.log_prob(draw)
     if not log_q.requires_grad:  # all of it is masked
         return log_q
-
-    def flat(tensor: Tensor) -> Tensor:
-        return tensor.reshape(*log_q.shape, -1)
-
-    def slope(output: Tensor) -> Tensor:
-        return flat(torch.autograd.grad(output.sum(), noise, retain_graph=True)[0])
-
-    jacobian = torch.stack([slope(output) for output in flat(draw).unbind(-1)], -2)
-    return log_q + (_solved(jacobian, slope(log_q)) * flat(value - draw)).sum(-1)
-
-
-def _solved(jacobian: Tensor, slope: Tensor) -> Tensor:
-    """Return g with Jᵀ g = slope, where J is square, or has more rows than columns, as for a map onto a simplex.
-
-    In the latter case g lies in the plane of the columns, in which alone the values move.
-    """
-    if jacobian.shape[-1] == jacobian.shape[-2]:
-        return torch.linalg.solve(jacobian.mT, slope.unsqueeze(-1)).squeeze(-1)
-    return (jacobian @ torch.linalg.solve(jacobian.mT @ jacobian, slope.unsqueeze(-1))).squeeze(-1)
+    (score,) = torch.autograd.grad(log_q.sum(), chain[0][1], retain_graph=True, materialize_grads=True)
+    for transform, x, y in chain:
+        score = by_value(transform, x, y, score)
+    return log_q + (score.detach() * (value - draw)).reshape(*log_q.shape, -1).sum(-1)
