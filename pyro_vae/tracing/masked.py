@@ -1,6 +1,9 @@
 """The Jacobian of a masked network's step: Jᵀ g = b solved in blocks, from no more than a few passes."""
 
+import threading
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -8,9 +11,9 @@ from weakref import WeakKeyDictionary
 import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor
-from torch.nn import functional as F
 
-LEAF = 8  # dimensions whose Jacobian is written out
+LEAF = 16  # dimensions whose Jacobian is written out
+Passes = list[tuple[Tensor, Tensor]]  # what went into each layer of a network, and what came out
 _DEGREES: WeakKeyDictionary = WeakKeyDictionary()
 
 
@@ -19,27 +22,32 @@ class MaskedStep:
 
     J = ∂y/∂x is lower triangular in the order of the network. ``solved`` halves it: the upper half of g takes the
     second diagonal block alone; its share in b goes back through the network to the first half, by those hidden units
-    alone that see the first half and are seen by the second. Blocks of up to 8 dimensions are written out. All passes
-    together multiply about as much as two of the whole network, where J itself would take D.
+    alone that see the first half and are seen by the second. Blocks of up to 16 dimensions are written out. All of it
+    costs about as much as a few passes of the network, where J itself would take D.
 
     Args:
         network: of two outputs for each dimension, μ and log σ, its hidden units in ascending order of what they see.
-        inputs: of the network: context and x, of shape (rows, context + D).
-        x: in the network's order, of shape (rows, D).
+        passes: the network's layers at x, in a graph.
+        x: of shape (..., D).
         bounds: between which log σ is clamped; its derivative is not, as in Pyro.
     """
 
-    def __init__(self, network: ConditionalAutoRegressiveNN, inputs: Tensor, x: Tensor, bounds: tuple[float, float]):
-        order = network.permutation
-        weights = [(layer.weight * layer.mask).detach() for layer in network.layers]
-        first = weights[0][:, network.context_dim :].index_select(1, order)
-        of_loc, of_scale = (part.index_select(0, order) for part in weights[-1].chunk(2))
-        self.weights, self.of_loc, self.of_scale = [first, *weights[1:-1]], of_loc, of_scale
+    def __init__(self, network: ConditionalAutoRegressiveNN, passes: Passes, x: Tensor, bounds: tuple[float, float]):
+        self.order = order = network.permutation
         self.degrees = degrees(network)
-        hidden, self.slopes = _passed(network, weights, inputs)
-        bias = network.layers[-1].bias.detach().chunk(2)[1].index_select(0, order)
-        self.scale = F.linear(hidden, of_scale, bias).clamp(*bounds).exp()
-        self.gain = self.scale * x
+        self.slopes = [_slope(a, h).flatten(0, -2) for (_, a), (h, _) in zip(passes, passes[1:])]
+        with torch.no_grad():
+            first, *others, last = (layer.weight * layer.mask for layer in network.layers)
+            self.weights = [first[:, network.context_dim :].index_select(1, order), *others]
+            self.of_loc, self.of_scale = (part.index_select(0, order) for part in last.chunk(2))
+            log_scale = passes[-1][1].chunk(2, -1)[1].clamp(*bounds)
+            self.scale, rows = (part.flatten(0, -2).index_select(-1, order) for part in (log_scale.exp(), x))
+            self.gain = self.scale * rows
+
+    def by_value(self, slope: Tensor) -> Tensor:
+        """Return g with Jᵀ g = slope, both of shape (..., D)."""
+        g = self.solved(slope.flatten(0, -2).index_select(-1, self.order))
+        return torch.empty_like(g).index_copy(-1, self.order, g).reshape(slope.shape)
 
     def solved(self, b: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
         """Return g with Jᵀ g = b for the dimensions from ``start`` on, those after ``stop`` left out; (rows, D)."""
@@ -70,22 +78,31 @@ class MaskedStep:
         return pull
 
 
-def masked_step(transform: Any, x: Tensor) -> tuple[MaskedStep, Tensor] | None:
-    """Return the step of a transform at x (..., D) and its order; None if its network is not of the known kind.
+def masked_network(transform: Any) -> ConditionalAutoRegressiveNN | None:
+    """Return the network of an ``AffineAutoregressive`` of Pyro's; None where it is not of the known kind."""
+    function = transform.arn
+    network = function.func if isinstance(function, partial) else function  # Pyro's way to give a context
+    known = type(network) in (ConditionalAutoRegressiveNN, AutoRegressiveNN) and not transform.stable
+    usual = known and network.skip_layer is None and network.param_dims == [1, 1]
+    return network if usual and degrees(network) is not None else None
 
-    Args:
-        transform: an ``AffineAutoregressive`` of Pyro's.
-        x: that it is applied to.
-    """
-    found = _network(transform.arn)
-    if transform.stable or found is None or degrees(found[0]) is None:
-        return None
-    network, context = found
-    x = x.detach()
-    inputs = x if context is None else torch.cat([context.detach().expand(*x.shape[:-1], -1), x], -1)
-    rows = x.index_select(-1, network.permutation).flatten(0, -2)
-    bounds = (transform.log_scale_min_clip, transform.log_scale_max_clip)
-    return MaskedStep(network, inputs.flatten(0, -2), rows, bounds), network.permutation
+
+@contextmanager
+def watched(network: ConditionalAutoRegressiveNN) -> Iterator[Passes]:
+    """Record what goes through the layers of a network in this thread."""
+    passes: Passes = []
+    here = threading.get_ident()
+
+    def record(_: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        if threading.get_ident() == here:
+            passes.append((inputs[0], output))
+
+    hooks = [layer.register_forward_hook(record) for layer in network.layers]
+    try:
+        yield passes
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def degrees(network: ConditionalAutoRegressiveNN) -> list[list[int]] | None:
@@ -103,22 +120,6 @@ def degrees(network: ConditionalAutoRegressiveNN) -> list[list[int]] | None:
     return _DEGREES[network]
 
 
-def _network(function: Any) -> tuple[ConditionalAutoRegressiveNN, Tensor | None] | None:
-    """Return a function's masked network of two outputs and its context, where it is one."""
-    context = None
-    if isinstance(function, partial):  # as Pyro's conditional transforms write it
-        function, context = function.func, function.keywords.get("context")
-    known = type(function) in (ConditionalAutoRegressiveNN, AutoRegressiveNN) and function.skip_layer is None
-    return (function, context) if known and function.param_dims == [1, 1] else None
-
-
-def _passed(network: ConditionalAutoRegressiveNN, weights: list[Tensor], inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Return the last hidden units and the derivatives of the nonlinearity in each hidden layer."""
-    hidden, slopes = inputs, []
-    for layer, weight in zip(network.layers[:-1], weights):
-        before = F.linear(hidden, weight, layer.bias.detach()).requires_grad_()
-        with torch.enable_grad():
-            after = network.f(before)
-        slopes.append(torch.autograd.grad(after.sum(), before)[0])
-        hidden = after.detach()
-    return hidden, slopes
+def _slope(before: Tensor, after: Tensor) -> Tensor:
+    """Return the derivative of a nonlinearity, element by element."""
+    return torch.autograd.grad(after.sum(), before, retain_graph=True)[0]

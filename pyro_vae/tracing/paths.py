@@ -4,8 +4,7 @@ The total derivative of log q(z(φ); φ) in φ is a path through z plus the scor
 that leave the score out, or keep only it, need the two separately. These handlers draw a guide's sites accordingly.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import distributions as dist
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Transform, TransformedDistribution
 
 from pyro_vae.tracing.base_noise import drawn_from
-from pyro_vae.tracing.jacobians import by_value
+from pyro_vae.tracing.jacobians import Back, stepped
 from pyro_vae.tracing.matching import Site, core, moves_freely, sample_sites
 
 
@@ -44,11 +43,11 @@ class Detached(Messenger):
         if not is_drawn(msg):
             return
         fn = _unmasked(msg["fn"])
-        draw, chain = draw_of(fn, msg.get("uniforms"))
+        draw, made = draw_of(fn, msg.get("uniforms"))
         msg["value"] = self._value(msg, draw)
-        msg["score"] = _log_prob(fn, draw, chain, msg["value"])
+        msg["score"] = _log_prob(fn, draw, made, msg["value"])
         masked = fn is not msg["fn"]
-        msg["unscaled_log_prob"] = _log_prob(msg["fn"], draw, chain, msg["value"]) if masked else msg["score"]
+        msg["unscaled_log_prob"] = _log_prob(msg["fn"], draw, made, msg["value"]) if masked else msg["score"]
         msg["done"] = True
 
     def _value(self, msg: Site, draw: Tensor) -> Tensor:
@@ -181,30 +180,39 @@ def _unmasked(fn: Distribution) -> Distribution:
     return fn
 
 
-Chain = list[tuple[Transform, Tensor, Tensor]]  # the steps of a flow: each transform, its argument and its value
+class Pass(NamedTuple):
+    """How a flow made a draw: from a draw of its base, by steps.
+
+    Attributes:
+        noise: the draw of the base.
+        backs: of each step, from the derivative by its argument to that by its value.
+    """
+
+    noise: Tensor
+    backs: list[Back]
 
 
-def draw_of(fn: Any, uniforms: Tensor | None = None) -> tuple[Tensor, Chain]:
-    """Return a draw and, for a flow that caches its last pass, the steps that made it from a draw of its base.
+def draw_of(fn: Any, uniforms: Tensor | None = None) -> tuple[Tensor, Pass | None]:
+    """Return a draw and, for a flow that caches its last pass, that pass.
 
     ``uniforms``, of the draw's shape, take the place of the random number generator.
     """
     flow = _base(fn)
     if not (isinstance(flow, TransformedDistribution) and _caches(flow) and torch.is_grad_enabled()):
-        return (fn() if uniforms is None else drawn_from(fn, uniforms)), []
-    transforms: list[Callable] = []
+        return (fn() if uniforms is None else drawn_from(fn, uniforms)), None
+    transforms: list[Transform] = []
     while isinstance(flow, TransformedDistribution):
         transforms = [*flow.transforms, *transforms]
         flow = _base(flow.base_dist)
     if not moves_freely(flow):  # its coordinates have no Jacobian; the steps from there have inverses
-        return (fn() if uniforms is None else drawn_from(fn, uniforms)), []
+        return (fn() if uniforms is None else drawn_from(fn, uniforms)), None
     noise = flow.rsample() if uniforms is None else drawn_from(flow, uniforms)
-    draw = noise if noise.requires_grad else noise.requires_grad_()
-    chain: Chain = []
+    made = Pass(noise if noise.requires_grad else noise.requires_grad_(), [])
+    draw = made.noise
     for transform in transforms:
-        chain.append((transform, draw, transform(draw)))
-        draw = chain[-1][-1]
-    return draw, chain
+        draw, back = stepped(transform, draw)
+        made.backs.append(back)
+    return draw, made
 
 
 def _base(fn: Any) -> Any:
@@ -216,10 +224,15 @@ def _base(fn: Any) -> Any:
 def _caches(flow: TransformedDistribution) -> bool:
     inside = _base(flow.base_dist)
     deeper = isinstance(inside, TransformedDistribution) and _caches(inside)
-    return deeper or any(transform._cache_size for transform in flow.transforms)
+    return deeper or any(map(_keeps, flow.transforms))
 
 
-def _log_prob(fn: Distribution, draw: Tensor, chain: Chain, value: Tensor) -> Tensor:
+def _keeps(transform: Any) -> bool:
+    """Return whether a transform, or a part of it, keeps its last pass."""
+    return transform._cache_size > 0 or any(map(_keeps, getattr(transform, "parts", [])))
+
+
+def _log_prob(fn: Distribution, draw: Tensor, made: Pass | None, value: Tensor) -> Tensor:
     """Return log q at ``value``, which equals ``draw`` but is cut from it; its derivatives are partial ones.
 
     To score a value anew, a flow z = T(ε) has to be inverted, which costs D passes or is impossible. Only the draw
@@ -228,14 +241,14 @@ def _log_prob(fn: Distribution, draw: Tensor, chain: Chain, value: Tensor) -> Te
         log q(value) = log q(draw) + ⟨sg[g], value − draw⟩
 
     has the right value and first derivatives: it subtracts the path from the total derivative of log q(draw). g is
-    found from step to step of the flow (``by_value``).
+    found from step to step of the flow (``stepped``).
     """
-    if not chain:
+    if made is None:
         return fn.log_prob(value if torch.is_grad_enabled() else draw)
     log_q = fn.log_prob(draw)
     if not log_q.requires_grad:  # all of it is masked
         return log_q
-    (score,) = torch.autograd.grad(log_q.sum(), chain[0][1], retain_graph=True, materialize_grads=True)
-    for transform, x, y in chain:
-        score = by_value(transform, x, y, score)
+    (score,) = torch.autograd.grad(log_q.sum(), made.noise, retain_graph=True, materialize_grads=True)
+    for back in made.backs:
+        score = back(score)
     return log_q + (score.detach() * (value - draw)).reshape(*log_q.shape, -1).sum(-1)
