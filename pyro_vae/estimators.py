@@ -26,6 +26,7 @@ from pyro_vae.estimation import Description, Estimator, check_analytic_kl, descr
 from pyro_vae.estimation.coupled import Antithetic, QuasiMonteCarlo
 from pyro_vae.estimation.doubly_reparameterized import DoublyReparameterized, RenyiBound
 from pyro_vae.estimation.generalized import GeneralizedDReG
+from pyro_vae.estimation.mixed import CIWAE, PIWAE
 from pyro_vae.estimation.score_function import OVIS, DisARM, ScoreFunction
 from pyro_vae.estimation.straight_through import ReinMax, StraightThrough
 from pyro_vae.estimation.thermodynamic import TVO
@@ -45,7 +46,9 @@ from pyro_vae.tracing.traces import (
 )
 
 __all__ = [
+    "CIWAE",
     "OVIS",
+    "PIWAE",
     "TVO",
     "Antithetic",
     "Description",

@@ -9,6 +9,8 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -174,19 +176,9 @@ class InverseAutoregressiveStep(Constructed):
 
     def forward(self, h: Tensor) -> AffineAutoregressive:
         """Return the transform for features h (..., context)."""
-        return AffineAutoregressive(Conditioned(self.network, h))
-
-
-class Conditioned:
-    """A network of (z, h) as a function of z, for transforms that take such a function."""
-
-    def __init__(self, network: nn.Module, h: Tensor):
-        self.network, self.h = network, h
-        self.permutation = network.permutation
-
-    def __call__(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the network's outputs for z (..., D)."""
-        return self.network(z, context=self.h)
+        network: Any = partial(self.network, context=h)
+        network.permutation = self.network.permutation
+        return AffineAutoregressive(network)
 
 
 class PlanarStep(Constructed):

@@ -19,6 +19,8 @@ from pyro_vae.tracing.matching import core, masks
 from pyro_vae.tracing.paths import inner, is_drawn
 from pyro_vae.tracing.traces import log_prob, sample_sites
 
+RELAXED = (Bernoulli, OneHotCategorical)
+
 
 class _Relaxing(Estimator):
     """Abstract: the ELBO by K particles, each discrete draw with a path that a relaxation gives it."""
@@ -38,7 +40,12 @@ class _Relaxing(Estimator):
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
         """Return the ELBO twice, with the path through the draws and without the score of q."""
         model_trace, guide_trace = self._get_trace(model, guide, args, kwargs, _Relaxed(self.relax))
-        _give_slopes(guide_trace, (Bernoulli, OneHotCategorical), score=False)
+        if not any(isinstance(core(site["fn"]), RELAXED) for site in sample_sites(guide_trace, False).values()):
+            raise ValueError(
+                f"no site of the guide is Bernoulli or OneHotCategorical, so that {type(self).__name__} has no draw to "
+                "relax and would be Trace_ELBO; use StickingTheLanding for reparameterised sites"
+            )
+        _give_slopes(guide_trace, RELAXED, score=False)
         _give_slopes(model_trace, (OneHotCategorical,), score=True)  # that of Bernoulli depends on its value already
         bound = (log_prob(model_trace) - log_prob(guide_trace)) / self.num_particles
         return bound, bound
@@ -51,8 +58,8 @@ class StraightThrough(_Relaxing):
 
     **Biased**, for every temperature τ: the model is not linear in z, and the draw is no softmax. A low τ has less bias
     and more variance. The model's gradient is unbiased. Discrete sites of the guide must be ``OneHotCategorical`` or
-    ``Bernoulli``, whose log-density is extended linearly to values between; raises ValueError for others. Sites with
-    ``rsample`` keep their paths.
+    ``Bernoulli``, whose log-density is extended linearly to values between; raises ValueError for others, and where
+    there is none. Sites with ``rsample`` keep their paths.
 
     >>> import pyro
     >>> import pyro.distributions as dist

@@ -20,7 +20,7 @@ class TVO(Estimator):
     between the ELBO, which it is for S = 1, and L_K, which it nears as S grows.
 
     The gradient is that of L through reparameterised draws, not the covariance of scores of the paper, so that it is
-    unbiased for any K. Raises ValueError unless 0 < first < 1; other errors are those of ``ImportanceWeighted``.
+    unbiased for any K. A weight of 0 makes the bound −∞, as it makes the ELBO. Raises ValueError unless 0 < first < 1; other errors are those of ``ImportanceWeighted``.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1))
@@ -49,5 +49,6 @@ class TVO(Estimator):
         bounds = torch.zeros_like(log_w[0])
         for beta, after in zip(self.betas, self.betas[1:]):
             bounds = bounds + (after - beta) * ((beta * log_w).softmax(0) * log_w).sum(0)
-        bound = (bounds * scale).sum()
+        elbo = log_w.detach().mean(0)  # of a weight of 0 it is −∞, and so is the bound; 0 · log 0 is no number
+        bound = (torch.where(elbo.isneginf(), elbo, bounds) * scale).sum()
         return bound, bound

@@ -4,8 +4,7 @@ The total derivative of log q(z(φ); φ) in φ is a path through z plus the scor
 that leave the score out, or keep only it, need the two separately. These handlers draw a guide's sites accordingly.
 """
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import distributions as dist
@@ -13,9 +12,10 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor, site_is_subsample
 from torch import Tensor
-from torch.distributions import Distribution, Independent, TransformedDistribution
+from torch.distributions import Distribution, Independent, Transform, TransformedDistribution
 
 from pyro_vae.tracing.base_noise import drawn_from
+from pyro_vae.tracing.jacobians import Back, stepped
 from pyro_vae.tracing.matching import Site, core, moves_freely, sample_sites
 
 
@@ -43,11 +43,11 @@ class Detached(Messenger):
         if not is_drawn(msg):
             return
         fn = _unmasked(msg["fn"])
-        draw, noise = draw_of(fn, msg.get("uniforms"))
+        draw, made = draw_of(fn, msg.get("uniforms"))
         msg["value"] = self._value(msg, draw)
-        msg["score"] = _log_prob(fn, draw, noise, msg["value"])
+        msg["score"] = _log_prob(fn, draw, made, msg["value"])
         masked = fn is not msg["fn"]
-        msg["unscaled_log_prob"] = _log_prob(msg["fn"], draw, noise, msg["value"]) if masked else msg["score"]
+        msg["unscaled_log_prob"] = _log_prob(msg["fn"], draw, made, msg["value"]) if masked else msg["score"]
         msg["done"] = True
 
     def _value(self, msg: Site, draw: Tensor) -> Tensor:
@@ -180,26 +180,39 @@ def _unmasked(fn: Distribution) -> Distribution:
     return fn
 
 
-def draw_of(fn: Any, uniforms: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Return a draw and, for a flow that caches its last pass, the base draw that it was made from.
+class Pass(NamedTuple):
+    """How a flow made a draw: from a draw of its base, by steps.
+
+    Attributes:
+        noise: the draw of the base.
+        backs: of each step, from the derivative by its argument to that by its value.
+    """
+
+    noise: Tensor
+    backs: list[Back]
+
+
+def draw_of(fn: Any, uniforms: Tensor | None = None) -> tuple[Tensor, Pass | None]:
+    """Return a draw and, for a flow that caches its last pass, that pass.
 
     ``uniforms``, of the draw's shape, take the place of the random number generator.
     """
     flow = _base(fn)
     if not (isinstance(flow, TransformedDistribution) and _caches(flow) and torch.is_grad_enabled()):
         return (fn() if uniforms is None else drawn_from(fn, uniforms)), None
-    transforms: list[Callable] = []
+    transforms: list[Transform] = []
     while isinstance(flow, TransformedDistribution):
         transforms = [*flow.transforms, *transforms]
         flow = _base(flow.base_dist)
     if not moves_freely(flow):  # its coordinates have no Jacobian; the steps from there have inverses
         return (fn() if uniforms is None else drawn_from(fn, uniforms)), None
     noise = flow.rsample() if uniforms is None else drawn_from(flow, uniforms)
-    noise = noise if noise.requires_grad else noise.requires_grad_()
-    draw = noise
+    made = Pass(noise if noise.requires_grad else noise.requires_grad_(), [])
+    draw = made.noise
     for transform in transforms:
-        draw = transform(draw)
-    return draw, noise
+        draw, back = stepped(transform, draw)
+        made.backs.append(back)
+    return draw, made
 
 
 def _base(fn: Any) -> Any:
@@ -211,10 +224,15 @@ def _base(fn: Any) -> Any:
 def _caches(flow: TransformedDistribution) -> bool:
     inside = _base(flow.base_dist)
     deeper = isinstance(inside, TransformedDistribution) and _caches(inside)
-    return deeper or any(transform._cache_size for transform in flow.transforms)
+    return deeper or any(map(_keeps, flow.transforms))
 
 
-def _log_prob(fn: Distribution, draw: Tensor, noise: Tensor | None, value: Tensor) -> Tensor:
+def _keeps(transform: Any) -> bool:
+    """Return whether a transform, or a part of it, keeps its last pass."""
+    return transform._cache_size > 0 or any(map(_keeps, getattr(transform, "parts", [])))
+
+
+def _log_prob(fn: Distribution, draw: Tensor, made: Pass | None, value: Tensor) -> Tensor:
     """Return log q at ``value``, which equals ``draw`` but is cut from it; its derivatives are partial ones.
 
     To score a value anew, a flow z = T(ε) has to be inverted, which costs D passes or is impossible. Only the draw
@@ -222,29 +240,15 @@ def _log_prob(fn: Distribution, draw: Tensor, noise: Tensor | None, value: Tenso
 
         log q(value) = log q(draw) + ⟨sg[g], value − draw⟩
 
-    has the right value and first derivatives: it subtracts the path from the total derivative of log q(draw).
+    has the right value and first derivatives: it subtracts the path from the total derivative of log q(draw). g is
+    found from step to step of the flow (``stepped``).
     """
-    if noise is None:
+    if made is None:
         return fn.log_prob(value if torch.is_grad_enabled() else draw)
     log_q = fn.log_prob(draw)
     if not log_q.requires_grad:  # all of it is masked
         return log_q
-
-    def flat(tensor: Tensor) -> Tensor:
-        return tensor.reshape(*log_q.shape, -1)
-
-    def slope(output: Tensor) -> Tensor:
-        return flat(torch.autograd.grad(output.sum(), noise, retain_graph=True)[0])
-
-    jacobian = torch.stack([slope(output) for output in flat(draw).unbind(-1)], -2)
-    return log_q + (_solved(jacobian, slope(log_q)) * flat(value - draw)).sum(-1)
-
-
-def _solved(jacobian: Tensor, slope: Tensor) -> Tensor:
-    """Return g with Jᵀ g = slope, where J is square, or has more rows than columns, as for a map onto a simplex.
-
-    In the latter case g lies in the plane of the columns, in which alone the values move.
-    """
-    if jacobian.shape[-1] == jacobian.shape[-2]:
-        return torch.linalg.solve(jacobian.mT, slope.unsqueeze(-1)).squeeze(-1)
-    return (jacobian @ torch.linalg.solve(jacobian.mT @ jacobian, slope.unsqueeze(-1))).squeeze(-1)
+    (score,) = torch.autograd.grad(log_q.sum(), made.noise, retain_graph=True, materialize_grads=True)
+    for back in made.backs:
+        score = back(score)
+    return log_q + (score.detach() * (value - draw)).reshape(*log_q.shape, -1).sum(-1)
