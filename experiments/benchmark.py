@@ -125,7 +125,7 @@ def add_quality_options(parser: argparse.ArgumentParser) -> None:
         help="recipes of --quality; fast:100 trains 100 epochs",
     )
     parser.add_argument(
-        "--evidence", type=int, default=5000, metavar="K", help="particles of --quality, on all test images"
+        "--evidence", type=int, default=300, metavar="K", help="particles of --quality, from local proposals"
     )
 
 

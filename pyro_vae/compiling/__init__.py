@@ -2,6 +2,8 @@
 
 - ``compiled_svi``: ``CompiledSVI``, Pyro's ``SVI`` with compiled steps.
 - ``artifacts``: graphs of tensor operations as machine code, kept in the user's cache.
+- ``library``: a graph as a shared library; ``runtime``: the part that is the same in all of them, compiled once.
+- ``store``: machine code kept between processes, in a folder of the user's own.
 - ``compiled_loss``: ``compiled``, the loss of a program as a compiled module.
 - ``joint``: a loss and its gradients recorded as one graph.
 - ``values``: programs whose operations depend on the values of tensors, found while they are recorded.

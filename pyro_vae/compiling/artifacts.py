@@ -1,14 +1,8 @@
 """Graphs of tensor operations compiled to machine code, kept in the user's cache between processes."""
 
-import hashlib
 import logging
-import os
-import platform
-import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -19,12 +13,10 @@ from torch.fx import Graph, GraphModule, map_arg
 
 from pyro_vae.compiling.compiler import OPTIONS, quiet_torch
 from pyro_vae.compiling.library import compiled_library, library_runner
-from pyro_vae.files import CheckpointError, cache_folder, read_bytes, write_whole
+from pyro_vae.compiling.store import checked, keep, name_of, store
+from pyro_vae.files import CheckpointError
 from pyro_vae.random import forked_rng
 
-LARGEST_STORE = 1 << 29  # bytes of all libraries together; one takes 1 to 5 MiB
-OTHERS_WRITE = 0o022  # the permissions of group and others to write
-ENVIRONMENT = ("TORCHINDUCTOR_CPP", "AOT_INDUCTOR_", "AOTI_", "CXX", "CPATH", "CPLUS_INCLUDE_PATH", "LD_PRELOAD")
 COMPILING = Lock()  # torch's compiler changes settings of the whole process
 
 Function = Callable[[list[Tensor]], list[Tensor]]
@@ -41,10 +33,8 @@ def compiled_graph(
     own generator, and are those that the graph draws by itself. If an operator has no C function, as ``aten.poisson``,
     torch compiles the function instead: it is not stored, and holds Python's lock.
 
-    Machine code is stored in the folder ``compiled`` of ``files.cache_folder()``, named by everything that it depends
-    on: the graph, the layout of its arguments, torch, the C++ compiler and the CPU. It is loaded in milliseconds. A
-    stored library runs with the rights of this process, so it is taken only from a folder that belongs to the user and
-    that nobody else may write to; a checkpoint, which people hand on to each other, is no place for it.
+    Machine code is stored in the folder ``store()``, named by everything that it depends on: the graph, the layout of
+    its arguments, torch, the C++ compiler and the CPU. It is loaded in milliseconds.
 
     Args:
         graph: operations of ``torch.ops.aten`` on tensors of the CPU, as ``make_fx`` gives them; it returns a list or
@@ -117,40 +107,10 @@ def lifted(graph: GraphModule) -> tuple[GraphModule, list[Tensor]]:
     return GraphModule({}, flat), [constant.detach() for constant in constants]
 
 
-def machine() -> list[str]:
-    """Return what machine code depends on beside its graph: versions, the CPU, the C++ compiler and its settings."""
-    compiler = shutil.which(os.environ.get("CXX") or "g++") or ""
-    file = os.stat(compiler) if compiler else None
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        cpu = [line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))]
-        return [*_versions(), *cpu, compiler, f"{file and (file.st_size, file.st_mtime_ns)}", *_settings()]
-    return [*_versions(), platform.processor(), compiler, *_settings()]
-
-
 def key(graph: GraphModule, values: Sequence[Tensor], threads: int) -> str:
     """Return the name of a graph's machine code: a hash of all that it depends on."""
-    parts = [graph.code, repr(layout(values)), repr([str(value.device) for value in values]), str(threads), *machine()]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
-
-
-def store() -> Path | None:
-    """Return the folder of stored libraries, which is made if it is missing; None if it cannot be trusted or made."""
-    folder, reason = cache_folder() / "compiled", ""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not _is_own(folder):
-            reason = "it does not belong to this user, or others may write to it"
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason:
-        logging.getLogger(__name__).warning(
-            "compiled programs are not kept in %s (%s): make it a folder of your own by chmod go-w, or name another by "
-            "the environment variable PYRO_VAE_CACHE",
-            folder,
-            reason,
-        )
-    return None if reason else folder
+    devices = [str(value.device) for value in values]
+    return name_of(graph.code, repr(layout(values)), repr(devices), str(threads), repr(OPTIONS))
 
 
 def _loaded(graph: GraphModule, values: list[Tensor], threads: int) -> Function:
@@ -172,12 +132,8 @@ def _stored(path: Path, results: int) -> Function | None:
     if not path.exists():
         return None
     try:
-        if not _is_own(path):
-            raise CheckpointError("it is not this user's, or others may write to it")
-        if path.with_suffix(".sha256").read_bytes() != _digest(read_bytes(path)):
-            raise CheckpointError("it is damaged")
+        checked(path)
         run = library_runner(path, results)
-        os.utime(path)
     except (OSError, AttributeError, CheckpointError) as error:
         logging.getLogger(__name__).warning("%s is compiled anew: %s", path, error)
         return None
@@ -192,7 +148,7 @@ def _compiled(graph: GraphModule, values: list[Tensor], threads: int, path: Path
         with quiet_torch():
             alone = compiled_library(graph, values, library, options)
         if alone and path is not None:
-            _keep(library.read_bytes(), path)
+            keep(library.read_bytes(), path)
         if alone:
             return library_runner(library, _results(graph))
     function = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
@@ -211,46 +167,3 @@ def _without_gradients(function: Callable) -> Function:
 
 def _results(graph: GraphModule) -> int:
     return len(next(node.args[0] for node in graph.graph.nodes if node.op == "output"))
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).hexdigest().encode()
-
-
-def _keep(data: bytes, path: Path) -> None:
-    try:
-        for file, content in ((path.with_suffix(".sha256"), _digest(data)), (path, data)):
-            write_whole(file, content)
-            file.chmod(0o600)
-        _make_room(path.parent)
-    except (OSError, CheckpointError) as error:
-        logging.getLogger(__name__).warning("a compiled program is not kept: %s", error)
-
-
-def _make_room(folder: Path) -> None:
-    """Remove the libraries that were not used for the longest time, until the others fit."""
-    files = sorted(((file.stat().st_mtime, file.stat().st_size, file) for file in folder.glob("*.so")), reverse=True)
-    total = 0
-    for _, size, file in files:
-        total += size
-        if total > LARGEST_STORE:
-            for old in (file, file.with_suffix(".sha256")):
-                old.unlink(missing_ok=True)
-
-
-def _is_own(path: Path) -> bool:
-    """Return whether a file or folder belongs to this user, no link, and nobody else may write to it."""
-    found = path.lstat()
-    user = os.geteuid() if hasattr(os, "geteuid") else found.st_uid  # Windows
-    return found.st_uid == user and not found.st_mode & OTHERS_WRITE and not path.is_symlink()
-
-
-def _versions() -> list[str]:
-    return [torch.__version__, str(torch.version.git_version), sys.version, platform.platform()]
-
-
-def _settings() -> list[str]:
-    """Return the settings of torch that decide on kernels."""
-    named = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(ENVIRONMENT)]
-    flags = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
-    return [*named, repr(flags), torch.backends.cpu.get_cpu_capability(), repr(OPTIONS)]

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from pyro_vae.compiling.private import compile_first_kernel, find_instructions
+from pyro_vae.compiling.private import compile_first_kernel
+from pyro_vae.compiling.runtime import compile_ahead
 from pyro_vae.compiling.untraceable import Untraceable
 
 # Draw by torch's own generators: the same numbers as eagerly, and on a CPU faster than the compiler's own draws.
@@ -44,12 +45,12 @@ def check_compiler(instead: str) -> None:
 def warm_up(library: bool, /) -> Thread | None:
     """Start, once per process, what torch's compiler does before its first graph; None if there is no compiler.
 
-    The compiler tests which vector instructions the CPU has and, unless the graph is to be a ``library``, compiles its
-    own headers: seconds, with a cold cache. Python traces the program meanwhile, on another core.
+    The compiler tests which vector instructions the CPU has and compiles its own headers or, if the graph is to be a
+    ``library``, the ``runtime``: seconds, with a cold cache. Python traces the program meanwhile, on another core.
     """
     if missing_compiler():
         return None
-    thread = Thread(target=find_instructions if library else compile_first_kernel, args=(OPTIONS,))
+    thread = Thread(target=compile_ahead if library else compile_first_kernel, args=(OPTIONS,))
     thread.start()
     return thread
 

@@ -1,8 +1,8 @@
 """Graphs compiled to shared libraries by torch's AOTInductor, and the functions in them.
 
-A library consists of a wrapper, which calls the kernels, and of the kernels. Most of the wrapper is the same for every
-graph, and long. It is compiled without optimisation, at the same time as the kernels. Precompiled headers would take
-longer to make than they save for the first three graphs, and 300 MB in the folder of temporary files.
+A library consists of a wrapper, which calls the kernels, and of the kernels. The wrapper is compiled without
+optimisation, at the same time as the kernels; most of it is the same for every graph (``runtime``). Precompiled headers
+would take longer to make than they save for the first three graphs, and 300 MB in the folder of temporary files.
 """
 
 import ctypes
@@ -19,10 +19,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_vae.compiling.private import member
+from pyro_vae.compiling.runtime import BUILDER, BUILDING, build_wrapper
 from pyro_vae.compiling.untraceable import OR_EAGERLY, Untraceable
 
-BUILDING = {"aot_inductor.compile_wrapper_opt_level": "O0", "aot_inductor.precompile_headers": False}
-BUILDER = ("torch._inductor.cpp_builder", "CppBuilder")
 AHEAD, HANDLES = ("torch._inductor", "aot_compile"), "torch._C._aoti"
 PROXY = "aoti_torch_proxy_executor_call_function(proxy_executor"  # how a library calls other operators
 TO_POINTERS, TO_TENSORS = "unsafe_alloc_void_ptrs_from_tensors", "alloc_tensors_by_stealing_from_void_ptrs"
@@ -86,7 +85,7 @@ def _wrapper_beside_kernels() -> Iterator[None]:
     def beside(self: Any) -> None:
         target = self.get_target_file_path()
         if target.endswith(".wrapper.o"):
-            started.append(pool.submit(build, self))
+            started.append(pool.submit(build_wrapper, build, self))
             return
         if not target.endswith(".o"):
             for each in started:

@@ -12,8 +12,8 @@ Each of these names may change in any release. The names below are those in torc
   so.
 - ``torch.compiler._is_compiling_flag``: convolutions take torch's own form, which is slower.
 - ``torch._inductor.codecache``, ``cpu_vec_isa``, ``config``: nothing is done ahead of the first graph, which is slower.
-- ``CppBuilder`` of ``torch._inductor.cpp_builder``: the files of a library are compiled one after the other, which is
-  slower.
+- ``CppBuilder`` and ``CppTorchDeviceOptions`` of ``torch._inductor.cpp_builder``, and torch's file ``interface.cpp``:
+  the files of a library are compiled one after the other, and nothing of them is kept, which is slower.
 - ``torch._foreach_add`` and its kin: Pyro's ``ClippedAdam`` steps each parameter by itself, which is slower.
 - In ``library.py``: ``torch._inductor.aot_compile``, ``unsafe_alloc_void_ptrs_from_tensors`` and
   ``alloc_tensors_by_stealing_from_void_ptrs`` of ``torch._C._aoti``: no machine code is made or kept ahead
@@ -137,12 +137,6 @@ def compile_first_kernel(options: dict[str, Any]) -> None:
     """Have torch's compiler do what it does once before its first graph: test the C++ compiler, compile its headers."""
     with suppress(Exception), member(*SETTINGS)(options):  # the first graph meets the same error, and reports it
         member(*KERNELS).load_pybinding([], 'extern "C" void kernel() {}')
-
-
-def find_instructions(options: dict[str, Any]) -> None:
-    """Have torch's compiler do the first part of it: test which vector instructions it can use."""
-    with suppress(Exception), member(*SETTINGS)(options):  # as above
-        member(*INSTRUCTIONS)()
 
 
 def operators(*names: str) -> list[Any]:

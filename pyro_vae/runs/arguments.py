@@ -12,6 +12,7 @@ from pyro_vae.runs.options import (
     AUTO,
     BATCH,
     BETA,
+    BETA2,
     DATA_DIR,
     DATASET,
     DEVICE,
@@ -24,6 +25,7 @@ from pyro_vae.runs.options import (
     PRECISION,
     SCHEDULE,
     SEED,
+    VALIDATE,
     WARM_UP,
     WEIGHT_DECAY,
     add_options,
@@ -72,9 +74,11 @@ RECIPES = {  # options in a word; what the command line says beside it holds
         "channels": [16, 32],
         "hidden": [256],
         "activation": "silu",
-        "epochs": 14,
+        "epochs": 10,
         "batch": 128,
-        "lr": 5e-3,
+        "lr": 1e-2,
+        "beta2": 0.99,
+        "validate": 2000,
         "precision": "bfloat16",
         "engine": "compiled",
     },
@@ -129,9 +133,9 @@ def add_own_training_options(group: argparse._ArgumentGroup) -> None:
     epochs = f"{EPOCHS.help} (default: {EPOCHS.default}; {FEW_IMAGES['epochs']} for at most {FEW:,} training images)"
     batch = f"{BATCH.help} (default: {BATCH.default}, or all training images if they are fewer)"
     open_ones = replace(EPOCHS, default=None, help=epochs), replace(BATCH, default=None, help=batch)
-    add_options(group, [*open_ones, LR, SEED, DEVICE, PATIENCE, BETA, WARM_UP])
+    add_options(group, [*open_ones, LR, SEED, DEVICE, PATIENCE, VALIDATE, BETA, WARM_UP])
     add_options(group, [ESTIMATOR, *options_of(ESTIMATOR).values()], OPTIONS_TAKEN_BY)
-    add_options(group, [OPTIMIZER, WEIGHT_DECAY, SCHEDULE, EMA, PRECISION, ENGINE])
+    add_options(group, [OPTIMIZER, BETA2, WEIGHT_DECAY, SCHEDULE, EMA, PRECISION, ENGINE])
     group.add_argument(
         "--clip",
         type=float,
@@ -208,7 +212,7 @@ def add_result_options(group: argparse._ArgumentGroup) -> None:
 def recipes_page() -> str:
     """Return what the page of help says about recipes, at its end."""
     purposes = {
-        "fast": "a high log p(x) after two minutes on a CPU",
+        "fast": "a high log p(x) after a minute on a CPU",
         "small": f"the default below {SMALL} pixels a side, as for digits, unless --net or --channels is given",
     }
     indented = {"initial_indent": "  ", "subsequent_indent": "  ", "width": 76, "break_on_hyphens": False}

@@ -59,6 +59,15 @@ WEIGHT_DECAY = Option(
     "how strongly the optimiser pulls the weights to zero, by the gradient, or in adamw beside it",
     metavar="W",
 )
+WITH_BETAS = ("adam", "adamw", "adamax", "nadam", "radam")
+BETA2 = Option(
+    "beta2",
+    float,
+    None,
+    f"of {', '.join(WITH_BETAS)}: the squares of the gradients are averaged over about 1 / (1 - beta2) steps, which "
+    "should be a small share of a short training (default: 0.999)",
+    metavar="B",
+)
 BETA = Option("beta", float, 1.0, "weight of the KL in training; bounds are reported without it", metavar="W")
 WARM_UP = Option("warm_up", float, 0.0, "epochs in which the weight of the KL grows from 0 to --beta", metavar="EPOCHS")
 EMA = Option(
@@ -74,6 +83,14 @@ PATIENCE = Option(
     None,
     "stop after so many epochs without a better validation bound (default: train all epochs)",
     metavar="EPOCHS",
+)
+VALIDATE = Option(
+    "validate",
+    int,
+    None,
+    "measure each epoch on at most so many of the validation images, and of the training images (default: as many as "
+    "there are validation images)",
+    metavar="N",
 )
 SCHEDULE = Option(
     "schedule",

@@ -52,6 +52,8 @@ SINCE: dict[str, Any] = {  # options that earlier versions lacked, and what thes
     "ema": None,
     "patience": None,
     "size": None,
+    "validate": None,
+    "beta2": None,
 }
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from pyro_vae.conditional import Conditional
 from pyro_vae.data import Data
 from pyro_vae.handlers import KLWeighted, LinearWarmUp
 from pyro_vae.random import deferred_interrupt
-from pyro_vae.runs.options import OPTIMIZERS, PRECISIONS, SCHEDULES
+from pyro_vae.runs.options import OPTIMIZERS, PRECISIONS, SCHEDULES, WITH_BETAS
 from pyro_vae.training import History, Training
 from pyro_vae.vae import VAE
 
@@ -30,7 +31,7 @@ def train_by(
     weighted = None if args.beta == 1 and not args.warm_up else KLWeighted(averaged or vae, args.beta)
     training = Training(
         weighted or averaged or vae,
-        images,
+        measured_on(args.validate, images),
         estimator,
         epochs=args.epochs,
         batch_size=args.batch,
@@ -54,16 +55,22 @@ def train_by(
     return history
 
 
+def measured_on(number: int | None, images: Data) -> Data:
+    """Return the data of a training that is measured on so many validation images; None: on all of them."""
+    return images if number is None else replace(images, valid=images.valid[:number], looked_at=True)
+
+
 def optimizer_of(
     args: argparse.Namespace, images: int, averaged: Averaged | None = None, weighted: KLWeighted | None = None
 ) -> dict[str, Any]:
     """Return the options of ``fit`` for the optimiser, which sets the KL weight and averages after each step."""
     warmed = weighted is not None and args.warm_up
-    if args.optimizer == "adam" and not args.weight_decay and averaged is None and not warmed:
+    betas = {} if args.beta2 is None else {"betas": (0.9, args.beta2)}
+    if args.optimizer == "adam" and not args.weight_decay and averaged is None and not warmed and not betas:
         return {"lr": args.lr}
 
     def made(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        optimizer = OPTIMIZERS[args.optimizer](parameters, lr=args.lr, weight_decay=args.weight_decay)
+        optimizer = OPTIMIZERS[args.optimizer](parameters, lr=args.lr, weight_decay=args.weight_decay, **betas)
         if averaged is not None:
             averaged.follow(optimizer)
         if weighted is not None and warmed:
@@ -99,6 +106,14 @@ def check_training(args: argparse.Namespace, images: int) -> None:
     if not 0 <= args.weight_decay < math.inf:
         raise ValueError(f"--weight-decay: wanted a number of at least 0, got {args.weight_decay:g}")
     positive_number("lr", args.lr)
+    if args.beta2 is not None:
+        if not 0 < args.beta2 < 1:
+            raise ValueError(f"--beta2: wanted a number between 0 and 1, such as 0.99, got {args.beta2:g}")
+        if args.optimizer not in WITH_BETAS:
+            cure = f"write --optimizer {' or '.join(WITH_BETAS)}, or leave --beta2 out"
+            raise ValueError(f"--beta2: ignored beside --optimizer {args.optimizer}; {cure}")
+    if args.validate is not None:
+        whole_number("--validate", args.validate)
     if args.patience is not None:
         whole_number("--patience", args.patience)
         if args.patience >= args.epochs:

@@ -20,7 +20,7 @@ from pyro_vae.program import Program
 from pyro_vae.random import forked_rng
 from pyro_vae.training.adam import is_plain_adam
 from pyro_vae.training.eager import EagerEngine, chunks, total
-from pyro_vae.training.gradients import GradientGraph
+from pyro_vae.training.gradients import GradientGraph, RecordedGradients, StepGradients
 from pyro_vae.training.graphed import SEVERAL, Gradients, Replays, take_step
 from pyro_vae.training.held import held_parameters
 from pyro_vae.training.shards import Shards
@@ -33,6 +33,7 @@ class EngineWarning(UserWarning):
 class CompiledEngine:
     """Computes x, the loss and its gradient from raw rows by one compiled graph, then takes the optimiser's step.
 
+    Where the estimator takes derivatives itself, as ``DoublyReparameterized`` does, its graph is recorded, on a CPU.
     Plain Adam calls torch's fused kernel directly. Inside the graph it would be no faster, and take half as long again
     to compile. On a GPU all that a step computes is a CUDA graph (``graphed.Replays``). The first step is eager, as
     torch's optimiser makes its own state; so is a batch of another size than the first, such as the last of an epoch.
@@ -69,7 +70,7 @@ class CompiledEngine:
         self.strict, self.rows = strict, rows
         self.watched: WatchedConstants | None = None  # from the first trace on
         self.patience, self.doubted = Patience(), False
-        self.graph: GradientGraph | None = None
+        self.graph: StepGradients | None = None
         self.replays = Replays(self.eager)  # on a GPU
         self.batch: Sequence[Tensor] | None = None  # the last compiled one of this epoch, or its first part
 
@@ -120,7 +121,7 @@ class CompiledEngine:
                 EngineWarning,
             )
 
-    def _graph_for(self, raw: Sequence[Tensor]) -> GradientGraph | None:
+    def _graph_for(self, raw: Sequence[Tensor]) -> StepGradients | None:
         """Return the graph for these rows, which is made if it is missing; None if the step is to be eager."""
         if self.rows is None:
             self.rows = len(raw[0])
@@ -149,9 +150,9 @@ class CompiledEngine:
 
     def _changes(self) -> Changes:
         changes = self.watched.changes() if self.watched else {}
-        return changes or (self.graph.refrozen() if self.graph else {})
+        return changes or (self.graph.changes() if self.graph else {})
 
-    def _trace(self, raw: Sequence[Tensor]) -> GradientGraph | None:
+    def _trace(self, raw: Sequence[Tensor]) -> StepGradients | None:
         """Return a new graph; None if the next step must be eager."""
         first = self.watched is None
         try:
@@ -166,10 +167,13 @@ class CompiledEngine:
             self._go_on_eagerly(reason)
             return None
 
-    def _compiled(self, raw: Sequence[Tensor], watched: WatchedConstants) -> GradientGraph | None:
+    def _compiled(self, raw: Sequence[Tensor], watched: WatchedConstants) -> StepGradients | None:
         """Return a new graph; None if the optimiser has no state yet of a parameter that it trains."""
         optimizer = self.eager.optimizer
-        compiled = (self.compiles and self._sharded(raw, watched)) or self._whole(raw, watched)
+        try:
+            compiled = (self.compiles and self._sharded(raw, watched)) or self._whole(raw, watched)
+        except Untraceable as error:
+            compiled = self._recorded(raw, watched, error)
         if is_plain_adam(optimizer) and not all(optimizer.state.get(parameter) for parameter in compiled.trained):
             return None
         optimizer.zero_grad()
@@ -183,6 +187,16 @@ class CompiledEngine:
         """Return the graph of the whole batch."""
         graph = traced(self.eager.loss, tuple(raw), watched)
         return GradientGraph(graph, self._parameters(), self._buffers(), self._expected(raw), compiled=self.compiles)
+
+    def _recorded(self, raw: Sequence[Tensor], watched: WatchedConstants, error: Untraceable) -> StepGradients:
+        """Return the graph of a loss that ``torch.export`` cannot trace; raise its error if it cannot be recorded."""
+        if not self.compiles or raw[0].device.type != "cpu":
+            raise error
+        known = self._parameters(), self._buffers(), self._expected(raw)
+        try:
+            return RecordedGradients(self.eager.loss, raw, watched, *known)
+        except Untraceable:
+            raise error from None
 
     def _sharded(self, raw: Sequence[Tensor], watched: WatchedConstants) -> GradientGraph | None:
         """Return a graph by which each core computes its share of the rows; None if the loss is no sum over rows."""
@@ -208,7 +222,7 @@ class CompiledEngine:
             return self._outcome(raw)
 
     def _difference(
-        self, graph: GradientGraph, raw: Sequence[Tensor], how: Callable[..., Outcome] | None = None
+        self, graph: StepGradients, raw: Sequence[Tensor], how: Callable[..., Outcome] | None = None
     ) -> str | None:
         hooked = [name for name, parameter in self._trained().items() if has_gradient_hooks(parameter)]
         if hooked:
@@ -236,7 +250,7 @@ class CompiledEngine:
     def _buffers(self) -> dict[str, Tensor]:
         return dict(self.eager.module.named_buffers())
 
-    def _taken(self, graph: GradientGraph, parts: Sequence[Sequence[Tensor]]) -> Tensor:
+    def _taken(self, graph: StepGradients, parts: Sequence[Sequence[Tensor]]) -> Tensor:
         """Take the step on a batch in these parts; return its loss."""
         self.batch = parts[0]
         if len(parts) == 1:
@@ -244,7 +258,7 @@ class CompiledEngine:
         self.eager.optimizer.zero_grad()
         return self.eager.update(total([self._add_gradient(graph, part) for part in parts]))
 
-    def _step(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Tensor:
+    def _step(self, graph: StepGradients, raw: Sequence[Tensor]) -> Tensor:
         """Step the optimiser and the schedule; return the loss, which is NaN if a gradient is not finite."""
         optimizer = self.eager.optimizer
         if not is_plain_adam(optimizer):
@@ -261,13 +275,13 @@ class CompiledEngine:
             self.eager.scheduler.step()
         return loss
 
-    def _gradients(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Gradients:
+    def _gradients(self, graph: StepGradients, raw: Sequence[Tensor]) -> Gradients:
         return self.replays.gradients(graph, raw) if self._replays(raw) else graph(*raw)
 
     def _replays(self, raw: Sequence[Tensor]) -> bool:
         return raw[0].is_cuda or not self.compiles
 
-    def _add_gradient(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Tensor:
+    def _add_gradient(self, graph: StepGradients, raw: Sequence[Tensor]) -> Tensor:
         """Do by the graph what ``EagerEngine.add_gradient`` does."""
         if len(raw[0]) != self.rows:
             return self.eager.add_gradient(*raw)

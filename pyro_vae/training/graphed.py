@@ -25,7 +25,7 @@ from pyro_vae.compiling.captured import Captured
 from pyro_vae.training import ranks
 from pyro_vae.training.adam import adam_step, is_plain_adam
 from pyro_vae.training.eager import EagerEngine
-from pyro_vae.training.gradients import GradientGraph
+from pyro_vae.training.gradients import StepGradients
 
 SEVERAL = 10  # steps in a graph
 LR_ONLY = {ConstantLR, CosineAnnealingLR, ExponentialLR, LambdaLR, LinearLR, MultiStepLR, PolynomialLR, StepLR}
@@ -54,7 +54,7 @@ class Replays:
         known = scheduler is None or type(scheduler) in LR_ONLY
         return known and is_plain_adam(self.eager.optimizer) and ranks.world_size() == 1
 
-    def gradients(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Gradients:
+    def gradients(self, graph: StepGradients, raw: Sequence[Tensor]) -> Gradients:
         """Return loss, gradients and their norm; the next call overwrites all but the loss."""
 
         def found(*raw: Tensor) -> list[Tensor]:
@@ -64,13 +64,13 @@ class Replays:
         loss, norm, *gradients = self._replay("gradients", (graph,), found, raw, graph.buffers)(*raw)
         return loss.clone(), gradients, norm
 
-    def step(self, graph: GradientGraph, raw: Sequence[Tensor]) -> Tensor:
+    def step(self, graph: StepGradients, raw: Sequence[Tensor]) -> Tensor:
         """Take a step of plain Adam; return its loss. The schedule is not stepped."""
         lr = torch.full((1,), self._rate(), device=raw[0].device)
         replay = self._steps("step", graph, lambda lr, *raw: [(lr[0], raw)], (lr, *raw))
         return replay(lr, *raw)[0][0].clone()
 
-    def several(self, graph: GradientGraph, fields: Sequence[Tensor], index: Tensor) -> Tensor:
+    def several(self, graph: StepGradients, fields: Sequence[Tensor], index: Tensor) -> Tensor:
         """Take ``SEVERAL`` steps of plain Adam, and of the schedule; return their losses, (steps,).
 
         Args:
@@ -96,7 +96,7 @@ class Replays:
         return float(self.eager.optimizer.param_groups[0]["lr"])
 
     def _steps(
-        self, kind: str, graph: GradientGraph, batches: Callable[..., Any], args: Sequence[Tensor], memory: tuple = ()
+        self, kind: str, graph: StepGradients, batches: Callable[..., Any], args: Sequence[Tensor], memory: tuple = ()
     ) -> Captured:
         """Return the graph that takes a step for each learning rate and batch that ``batches`` makes of arguments."""
         optimizer, clip = self.eager.optimizer, self.eager.clip
@@ -126,7 +126,7 @@ class Replays:
 
 
 def take_step(
-    graph: GradientGraph, found: Gradients, optimizer: Optimizer, clip: float | None, lr: Tensor | None = None
+    graph: StepGradients, found: Gradients, optimizer: Optimizer, clip: float | None, lr: Tensor | None = None
 ) -> Tensor:
     """Take a step of plain Adam; return the loss, which is NaN if a gradient is not finite: nothing is then changed.
 

@@ -1,6 +1,5 @@
 """Machine code of graphs, and the store that keeps it."""
 
-import os
 import threading
 
 import pytest
@@ -10,7 +9,8 @@ from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.compiling import artifacts
-from pyro_vae.compiling.artifacts import compiled_graph, key, layout, lifted, store
+from pyro_vae.compiling.artifacts import compiled_graph, key, layout, lifted
+from pyro_vae.compiling.store import store
 
 WEIGHT, X = torch.linspace(-1, 1, 6).view(2, 3), torch.linspace(0, 1, 8).view(4, 2)
 HELD = torch.tensor([2.0, 3.0])
@@ -140,39 +140,6 @@ def test_a_library_that_is_damaged_or_not_the_users_is_not_loaded(graph, first, 
         path.chmod(0o600)
         digest.write_bytes(sign)
     assert "is compiled anew" in caplog.text
-
-
-def test_a_folder_of_others_is_refused(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("PYRO_VAE_CACHE", str(tmp_path))
-    assert store() == tmp_path / "compiled" and not store().stat().st_mode & 0o077
-    store().chmod(0o777)
-    assert store() is None and "chmod go-w" in caplog.text
-    (tmp_path / "compiled").chmod(0o700)
-    assert store() is not None
-    owner = os.geteuid()
-    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    assert store() is None
-
-
-def test_a_link_or_a_file_is_no_store(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYRO_VAE_CACHE", str(tmp_path))
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "compiled").symlink_to(tmp_path / "elsewhere")
-    assert store() is None
-    (tmp_path / "compiled").unlink()
-    (tmp_path / "compiled").write_text("")
-    assert store() is None
-
-
-def test_the_oldest_libraries_make_room(tmp_path, monkeypatch):
-    monkeypatch.setattr(artifacts, "LARGEST_STORE", 250)
-    for age, name in enumerate("abc"):
-        file = tmp_path / f"{name}.so"
-        file.write_bytes(b"x" * 100)
-        file.with_suffix(".sha256").write_bytes(b"")
-        os.utime(file, (1000 - age, 1000 - age))
-    artifacts._make_room(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.sha256", "a.so", "b.sha256", "b.so"]
 
 
 def test_names_depend_on_graph_layout_threads_and_settings(monkeypatch):

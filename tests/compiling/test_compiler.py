@@ -21,18 +21,6 @@ def test_torch_compiles_a_kernel_ahead_of_the_first_graph(monkeypatch):
     private.compile_first_kernel(compiler.OPTIONS)
 
 
-@needs_compiler
-def test_vector_instructions_are_found_ahead_as_in_a_graph(monkeypatch):
-    compiler.warm_up.cache_clear()
-    compiler.warm_up(True).join()
-    monkeypatch.setattr(private, "suppress", nullcontext)
-    private.find_instructions(compiler.OPTIONS)
-    with torch._inductor.config.patch(compiler.OPTIONS):
-        assert (
-            private.member(*private.INSTRUCTIONS)() in private.member(private.INSTRUCTIONS[0], "valid_vec_isa_list")()
-        )
-
-
 def test_without_a_compiler_nothing_is_compiled_ahead(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     compiler.warm_up.cache_clear()

@@ -128,11 +128,12 @@ def test_time_to_quality_is_that_of_the_recipe_from_a_cold_start(tmp_path, monke
     monkeypatch.delenv("PYRO_VAE_DATA", raising=False)
     monkeypatch.setattr("subprocess.run", in_this_process)
     monkeypatch.setattr("pyro_vae.runs.origins.git_commit", lambda: None)
+    images = load("digits")
     small = ["--dataset", "digits", "--net", "mlp", "--hidden", "16", "--flow-width", "8", "--latent", "2"]
     words = [*small, "--epochs", "2", "--engine", "eager", "--precision", "float32"]
-    runs = [quality.trained("fast", seed, 30, tmp_path, words) for seed in (0, 1, 0)]
-    with pytest.raises(ValueError, match=r"fast_seed0 holds a run whose log p\(x\) is by 30 particles, wanted 31"):
-        quality.trained("fast", 0, 31, tmp_path, words)
+    runs = [quality.trained(images, "fast", seed, 30, tmp_path, words) for seed in (0, 1, 0)]
+    with pytest.raises(ValueError, match=r"fast_seed0_evidence.json holds log p\(x\) by 30 particles, wanted 31"):
+        quality.trained(images, "fast", 0, 31, tmp_path, words)
     del caches[3]
     assert len(set(caches)) == 3 and runs[0] == runs[2] != runs[1]
     assert runs[0]["settings"]["prior"] == "autoregressive" and len(runs[0]["history"]) == 2
@@ -142,7 +143,8 @@ def test_time_to_quality_is_that_of_the_recipe_from_a_cold_start(tmp_path, monke
     lowest = min(run["evidence"]["log_px"] for run in runs)
     assert [row.rounds for row in quality.rows_of(runs)][1] == [lowest] and quality.rows_of(runs)[0].wanted == 60
     (tmp_path / "fast_seed0_shell.json").unlink()  # as if the run had been interrupted
-    assert quality.trained("fast", 0, 30, tmp_path, words)["seconds_from_shell"] is None
+    assert quality.trained(images, "fast", 0, 30, tmp_path, words)["seconds_from_shell"] is None
+    assert runs[0]["evidence"]["log_px"] > runs[0]["test"]["bound"]
     assert "reached" in quality.table(runs)  # images of 64 pixels have few nats
     runs[0]["evidence"]["log_px"] = quality.TARGET - 1
     assert "missed by 1.00" in quality.table(runs)

@@ -30,7 +30,7 @@ def images_of(count, *shape):
         (["--channels", "8"], (1297, 1, 8, 8), ("conv", "relu", [256, 256], 100, 256, 5e-3)),
         (["--hidden", "7", "--activation", "tanh"], (1297, 1, 8, 8), ("mlp", "tanh", [7], 100, 100, 5e-3)),
         (["--batch", "32", "--lr", "0.1", "--epochs", "3"], (1297, 1, 8, 8), ("mlp", "silu", [256] * 3, 3, 32, 0.1)),
-        (["--recipe", "fast"], (1297, 1, 8, 8), ("conv", "silu", [256], 14, 128, 5e-3)),
+        (["--recipe", "fast"], (1297, 1, 8, 8), ("conv", "silu", [256], 10, 128, 1e-2)),
         (["--recipe", "small"], (50_000, 1, 28, 28), ("mlp", "silu", [256, 256, 256], 10, 100, 5e-3)),
     ],
     ids=lambda value: " ".join(map(str, value)),

@@ -19,7 +19,7 @@ from pyro_vae.runs import resume
 from pyro_vae.runs.arguments import fill_in, parse_arguments
 from pyro_vae.runs.options import OPTIMIZERS
 from pyro_vae.runs.reporting import optimiser
-from pyro_vae.runs.training import check_training, is_over, train_by
+from pyro_vae.runs.training import check_training, is_over, measured_on, train_by
 from pyro_vae.training import Checkpoints, warm_cosine
 from tests.programs import FEW
 
@@ -73,6 +73,10 @@ def warmed(parameters, weighted):
             {"make": lambda parameters, _: torch.optim.AdamW(parameters, lr=5e-3, weight_decay=0.1, fused=True)},
         ),
         (
+            ["--beta2", "0.9"],
+            {"make": lambda parameters, _: torch.optim.Adam(parameters, lr=5e-3, betas=(0.9, 0.9), fused=True)},
+        ),
+        (
             ["--optimizer", "sgd", "--lr", "1e-5"],
             {"make": lambda parameters, _: torch.optim.SGD(parameters, lr=1e-5, momentum=0.9)},
         ),
@@ -88,6 +92,12 @@ def warmed(parameters, weighted):
 )
 def test_an_option_does_what_python_does(words, python):
     assert by_command(words) == in_python(**python)
+
+
+def test_epochs_are_measured_on_at_most_so_many_validation_images():
+    few = measured_on(7, FEW)
+    assert torch.equal(few.valid.images, FEW.valid.images[:7]) and few.train is FEW.train and few.test is FEW.test
+    assert measured_on(None, FEW) is FEW and len(measured_on(10**6, FEW).valid) == len(FEW.valid)
 
 
 @pytest.fixture
@@ -173,6 +183,12 @@ def test_without_patience_no_epoch_is_the_last():
         (["--warm-up", "1", "--beta", "0"], "--warm-up: --beta 0 has nothing to grow to"),
         (["--weight-decay", "-0.1"], "--weight-decay: wanted a number of at least 0, got -0.1"),
         (["--ema", "1"], "--ema: wanted a number between 0 and 1, such as 0.999, got 1"),
+        (["--beta2", "1"], "--beta2: wanted a number between 0 and 1, such as 0.99, got 1"),
+        (
+            ["--beta2", "0.9", "--optimizer", "sgd"],
+            "--beta2: ignored beside --optimizer sgd; write --optimizer adam or",
+        ),
+        (["--validate", "0"], "--validate: wanted"),
         (
             ["--ema", "0.999"],
             "--ema: an average over about 1000 steps is mostly of the first weights after the 12 steps",

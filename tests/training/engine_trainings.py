@@ -19,11 +19,13 @@ def adam(parameters):
 class Training:
     """An engine that has taken a step on each of the batches."""
 
-    def __init__(self, kind, program=None, optimizer=adam, batches=BATCHES, schedule=warm_cosine, **settings):
+    def __init__(
+        self, kind, program=None, optimizer=adam, batches=BATCHES, schedule=warm_cosine, elbo=None, **settings
+    ):
         self.program = program or small_vae()
         self.optimizer = optimizer(list(self.program.parameters()))
         scheduler = schedule and schedule(self.optimizer, len(batches))
-        self.step = kind(self.program, Trace_ELBO(), self.optimizer, scheduler, **settings)
+        self.step = kind(self.program, elbo or Trace_ELBO(), self.optimizer, scheduler, **settings)
         torch.manual_seed(1)
         self.losses = torch.stack([self.step(batch) for batch in batches])
 

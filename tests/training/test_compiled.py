@@ -11,7 +11,9 @@ from pyro.infer import Trace_ELBO
 
 from pyro_vae import VAE, guides, handlers, likelihoods, networks, priors
 from pyro_vae.compiling import missing_compiler
+from pyro_vae.estimators import DoublyReparameterized, GeneralizedDReG, RenyiBound
 from pyro_vae.training.engines import CompiledEngine, EagerEngine, EngineWarning
+from pyro_vae.training.gradients import RecordedGradients
 
 pytestmark = pytest.mark.usefixtures("no_validation")
 
@@ -186,3 +188,16 @@ def test_compiled_parts_of_a_batch_are_eager():
     assert trainings[0].step.graph is not None
     for one, other in zip(*(training.program.parameters() for training in trainings)):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("quick_compiler")
+@pytest.mark.parametrize("elbo", [DoublyReparameterized(3), RenyiBound(0.5, 2), GeneralizedDReG(2)], ids=type)
+def test_an_estimator_that_takes_derivatives_itself_trains_compiled_as_it_does_eagerly(elbo):
+    trainings = [Training(kind, batches=BATCHES[:4], elbo=elbo) for kind in (CompiledEngine, EagerEngine)]
+    assert trainings[0].step.name == "compiled" and isinstance(trainings[0].step.graph, RecordedGradients)
+    torch.testing.assert_close(trainings[0].losses, trainings[1].losses, rtol=1e-5, atol=0.0)
+    for one, other in zip(*(training.program.parameters() for training in trainings)):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    trainings[0].step.end_epoch()
+    assert not trainings[0].step.doubted

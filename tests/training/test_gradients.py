@@ -107,11 +107,11 @@ def test_a_norm_that_the_graph_leaves_out_is_computed_after_it(graph):
 
 
 def test_parameters_that_are_frozen_or_free_since(quadratic, graph):
-    assert not graph.refrozen()
+    assert not graph.changes()
     quadratic.weight.requires_grad_(False)
-    assert graph.refrozen() == {"weight.requires_grad": (True, False)}
+    assert graph.changes() == {"weight.requires_grad": (True, False)}
     quadratic.weight.requires_grad_(True)
-    assert not graph.refrozen()
+    assert not graph.changes()
     still = next(parameter for name, parameter, flag in graph._known if name == "rest.requires_grad")
     still.requires_grad_(not still.requires_grad)
-    assert list(graph.refrozen()) == ["rest.requires_grad"]
+    assert list(graph.changes()) == ["rest.requires_grad"]

@@ -1,0 +1,49 @@
+"""The runtime of libraries, compiled apart; ``test_artifacts`` compiles and runs whole libraries."""
+
+import subprocess
+
+import pytest
+import torch
+from programs import needs_compiler
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_vae.compiling import compiler, runtime
+from pyro_vae.compiling.artifacts import compiled_graph
+from pyro_vae.compiling.store import store
+
+X = torch.linspace(0, 1, 8).view(4, 2)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYRO_VAE_CACHE", str(tmp_path))
+    monkeypatch.setattr(runtime, "_objects", {})
+    monkeypatch.setattr(compiler, "warm_up", lambda library: None)
+
+
+def sine(scale):
+    return make_fx(lambda x: (scale * x.sin(),))(X)
+
+
+@needs_compiler
+def test_a_runtime_compiled_ahead_is_that_of_the_libraries(cache, monkeypatch):
+    runtime.compile_ahead(compiler.OPTIONS)
+    (kept,) = store().glob("*.o")
+    monkeypatch.setattr(runtime, "_objects", {})  # as in another process
+    monkeypatch.setattr(runtime, "_compiled", lambda *args: pytest.fail("compiled, where it was kept"))
+    assert torch.allclose(compiled_graph(sine(2.0), [X], threads=1)(X)[0], 2 * X.sin())
+    assert list(store().glob("*.o")) == [kept] and len(list(store().glob("*.so"))) == 1
+
+
+@needs_compiler
+@pytest.mark.parametrize("fault", ["no such source", "it does not compile"])
+def test_where_it_cannot_be_compiled_apart_the_wrapper_is_whole(cache, monkeypatch, fault):
+    def fail(*args):
+        raise subprocess.CalledProcessError(1, "g++")
+
+    if fault == "no such source":
+        monkeypatch.setattr(runtime, "SOURCE", ("no.cpp",))
+    monkeypatch.setattr(runtime, "_compiled", fail)
+    runtime.compile_ahead(compiler.OPTIONS)
+    assert torch.allclose(compiled_graph(sine(3.0), [X], threads=1)(X)[0], 3 * X.sin())
+    assert not list(store().glob("*.o"))
