@@ -1,7 +1,7 @@
 """Programs as Pyro's users write them, through every estimator: each gives the right number or an error that says why.
 
 The right number is known by other means: closed forms, sums over the values of a discrete site, or the mean of Pyro's
-``Trace_ELBO``. A mean may miss it by six of its standard errors.
+``Trace_ELBO``.
 """
 
 import math
@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from monte_carlo import assert_mean_is
 from pyro import poutine
 from pyro.infer import Trace_ELBO, autoguide
 from torch.distributions import biject_to, constraints, kl_divergence
@@ -456,9 +457,8 @@ def draws(estimator, case, runs):
 
 
 def assert_mean(values, expected, error=0.0):
-    """Check the mean of each column against the expected one, which may have a standard error, within six of them."""
-    spread = (values.var(0) / len(values) + error**2).sqrt()
-    assert ((values.mean(0) - expected).abs() <= 6 * spread + 1e-9).all(), (values.mean(0), expected, spread)
+    """Check the mean of each column against the expected one, which may have a standard error."""
+    assert_mean_is(values, expected, error=error, sees=1 + torch.as_tensor(expected).norm())
 
 
 def expected_of(case):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from evidence_programs import images, rough, truth
+from monte_carlo import assert_estimate_is
 
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs
@@ -76,7 +77,7 @@ def test_further_draws_weigh_without_bias(number, name, draws):
     with torch.no_grad():
         w = np.exp(method.weigh(plan.given) - truth(program, x).numpy())
     means = w.reshape(draws, 2, 100).mean((0, 2))
-    assert (np.abs(means - 1) < 4 * w.std() / math.sqrt(100 * draws)).all()
+    assert_estimate_is(means, np.ones(2), np.full(2, w.std() / math.sqrt(100 * draws)), sees=0.2, draws=100 * draws)
 
 
 def test_methods_follow_what_the_latent_variables_are(monkeypatch):
