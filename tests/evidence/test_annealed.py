@@ -59,7 +59,7 @@ def test_bidirectional_bounds_bracket_the_truth(from_guide):
     for bound, sign in (
         (close.lower, 1),
         (close.upper, -1),
-    ):  # on its side: one that leaves it by a tenth of a nat is seen
+    ):  # each on its side of the truth
         error = sign * (bound - exact)
         assert_estimate_is(error.mean().clamp(min=0), 0.0, error.std() / 30**0.5, sees=0.1, draws=30)
     assert json.loads(json.dumps(close.to_dict(), allow_nan=False))["gap"] == pytest.approx(close.gap.mean().item())
