@@ -472,7 +472,7 @@ def test_score_function_of_a_discrete_site(estimator):
     program.logits = nn.Parameter(torch.tensor([0.3, -0.2, 0.1]).repeat(n, 1))
     _, ours = estimate(estimator, program, x)
     exact = gradients(-program.elbo(x).sum(), program)
-    assert_mean_is(ours["logits"], exact["logits"][0], sees=0.05)
+    assert_mean_is(ours["logits"], exact["logits"][0], sees=0.06)
     torch.testing.assert_close(ours["loc"], exact["loc"], rtol=0.02, atol=0.02 * exact["loc"].abs().max().item())
 
 
