@@ -117,3 +117,8 @@ def test_methods_are_tried_in_turn():
 def test_seeds_are_apart():
     names = SimpleNamespace(draws=[f"{purpose} {start}" for purpose in ("pilot", "count") for start in range(100)])
     assert len({seed_of(seed, name) for seed in (0, 1) for name in names.draws}) == 400
+
+
+def test_seconds_and_a_target_ask_for_no_more_than_the_target():
+    method, draws = pareto(10, 0.2)
+    assert planned([method], draws, 10, target=0.3, seconds=1e6).target == 0.3
