@@ -5,6 +5,7 @@ import inspect
 import pytest
 import scipy.stats
 import torch
+from monte_carlo import assert_estimate_is, assert_mean_is
 from sklearn.neighbors import KNeighborsClassifier
 from torch.distributions import kl_divergence
 
@@ -94,8 +95,8 @@ def test_a_mean_without_closed_form_is_that_of_256_draws(flow):
 def test_codes_of_a_flow_are_averages_of_draws(flow):
     x = torch.rand(4, 1, 8, 8)
     draws = flow.posterior(x).sample((20_000,))
-    error = draws.std(0) / 4096**0.5
-    assert ((analysis.codes(flow, x, samples=4096) - draws.mean(0)).abs() < 5 * error).all()
+    error = draws.std(0) * (1 / 4096 + 1 / 20_000) ** 0.5
+    assert_estimate_is(analysis.codes(flow, x, samples=4096), draws.mean(0), error, sees=0.2)
 
 
 def test_pictures_are_means_of_the_likelihood_at_the_codes(program):
@@ -149,8 +150,7 @@ def test_pseudo_gibbs_keeps_what_is_seen_and_fills_in_the_conditional_mean(progr
     residual = (x.flatten() - program.bias.detach())[seen]
     gain = covariance[~seen][:, seen] @ torch.linalg.inv(covariance[seen][:, seen])
     expected = program.bias.detach()[~seen] + gain @ residual
-    error = filled.flatten(1)[:, ~seen].std(0) / 20_000**0.5
-    assert ((filled.flatten(1)[:, ~seen].mean(0) - expected).abs() < 5 * error).all()
+    assert_mean_is(filled.flatten(1)[:, ~seen], expected, sees=0.1)
 
 
 def test_probes_on_the_pixels_of_the_digits():

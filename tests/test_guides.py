@@ -9,6 +9,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from monte_carlo import assert_mean_is
 from pyro.infer import TraceMeanField_ELBO
 from scipy import stats
 from torch import nn
@@ -112,7 +113,7 @@ def test_samples_follow_the_density(make):
     with torch.no_grad():
         wanted = (q.log_prob(grid).exp() * kernel(grid)).sum() * (grid[1] - grid[0]).item()
         draws = kernel(q.sample((20_000,)))
-    assert abs(draws.mean() - wanted) < 4 * draws.std() / len(draws) ** 0.5
+    assert_mean_is(draws, wanted, sees=0.03)
 
 
 @every

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from monte_carlo import assert_mean_is
 from scipy import stats
 from scipy.special import logsumexp
 from torch import nn
@@ -83,7 +84,7 @@ def test_samples_follow_the_density(make):
     with torch.no_grad():
         wanted = (p.log_prob(grid).exp() * kernel(grid)).sum() * (grid[1] - grid[0]).item()
         draws = kernel(p.sample((20_000,)))
-    assert abs(draws.mean() - wanted) < 4 * draws.std() / len(draws) ** 0.5
+    assert_mean_is(draws, wanted, sees=0.03)
 
 
 @every

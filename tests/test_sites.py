@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from monte_carlo import assert_mean_is
 from programs import SHAPE
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, JitTrace_ELBO, Predictive, Trace_ELBO
@@ -72,7 +73,7 @@ def test_predictive_draws_from_the_guide():
         draws = predictive(X)
         assert draws["z"].shape == (400, 6, 2) and draws["x"].shape == (400, 6, *SHAPE)
         q = vae.posterior(X)
-        assert ((draws["z"].mean(0) - q.mean).abs() < 5 * q.stddev / 400**0.5).all()
+        assert_mean_is(draws["z"], q.mean, sees=1.0)
     assert Predictive(vae.model, num_samples=5, return_sites=("x",))()["x"].shape == (5, 1, *SHAPE)
 
 
@@ -84,6 +85,7 @@ def test_nuts_and_autoguides_find_the_exact_posterior():
     mcmc = MCMC(NUTS(program.model), num_samples=80, warmup_steps=40, disable_progbar=True)
     mcmc.run(x)
     z = mcmc.get_samples()["z"]
+    # 6 of their errors: a false alarm in 1e-4 even if only half of the draws are independent
     assert ((z.mean(0) - exact.mean).abs() < 6 * exact.variance.sqrt() / 80**0.5).all()
     guide, elbo = AutoNormal(program.model), Trace_ELBO(10, vectorize_particles=True, max_plate_nesting=1)
     inference = SVI(program.model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.97}), elbo)

@@ -8,7 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from monte_carlo import assert_mean_is
+from monte_carlo import assert_estimate_is, assert_mean_is
 from programs import SHAPE, NormalizedDecoder, conv_vae, with_rate
 from pyro import poutine
 from pyro.contrib.autoname import scope
@@ -383,7 +383,7 @@ def test_a_bernoulli_of_ones_own_observes_black_and_white():
     vae = own_vae(lambda out: dist.Bernoulli(logits=out))
     draws = torch.stack([vae.observe(PIXELS) for _ in range(400)])
     assert set(draws.unique().tolist()) == {0.0, 1.0}
-    assert (draws.mean(0) - PIXELS / 255).abs().max() < 5 * 0.5 / 400**0.5
+    assert_estimate_is(draws.mean(0), PIXELS / 255, torch.tensor(0.5 / 400**0.5), sees=0.3)
     vae.likelihood = Own(DENSITIES["Laplace"])  # another module in the slot
     assert len(vae.observe(PIXELS).unique()) > 2
 

@@ -124,3 +124,24 @@ def test_a_biased_estimator_alone_has_no_rank():
     found = best(model, guide, torch.ones(2), estimators={"biased": StraightThrough(), "score": ScoreFunction(2)},
                  draws=8, seconds=1e-9)  # fmt: skip
     assert [(entry.name, entry.rank) for entry in found.entries] == [("score", 1), ("biased", None)]
+
+
+def test_costs_are_looked_at_before_the_program_runs():
+    runs = []
+
+    def counted(x):
+        runs.append(x)
+        return guide(x)
+
+    with pytest.raises(ValueError, match="costs: wanted one of each estimator"):
+        best(model, counted, torch.ones(2), estimators={"score": ScoreFunction(2)}, costs={})
+    assert not runs
+
+
+def test_what_a_ranking_says_of_itself():
+    program, x = oracle()
+    given, measured = (best(program, x, costs=costs, seconds=1e-9, draws=8, seed=5)
+                       for costs in (dict.fromkeys(KINDS, 1.0), None))  # fmt: skip
+    assert not given.timed and measured.timed and given.seed == 5 and given.images == len(x)
+    with pytest.raises(ValueError, match="draws: wanted a whole number of at least 8, got 7"):
+        best(program, x, draws=7)

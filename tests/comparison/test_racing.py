@@ -7,7 +7,7 @@ from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO
 from pyro_vae.comparison import best_estimator
 from pyro_vae.comparison.racing import Race, Racer, target_of
 from pyro_vae.comparison.separation import Score
-from pyro_vae.estimators import Description, DoublyReparameterized
+from pyro_vae.estimators import Description, DoublyReparameterized, WakeSleep
 
 
 def race(values, spread, target="ELBO"):
@@ -66,3 +66,7 @@ def test_equal_estimators_are_drawn_on_while_there_is_time():
     equal, costs = {"one": Trace_ELBO(), "other": Trace_ELBO()}, {"one": 1.0, "other": 1.0}
     found = best_estimator(program, x, estimators=equal, costs=costs, seconds=2.0, draws=8, progress=False)
     assert found.tied() == tuple(entry.name for entry in found.entries) and found.entries[0].draws > 8
+
+
+def test_half_an_estimator_has_no_target():
+    assert target_of(WakeSleep()) is None  # a bound of the model alone

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
@@ -55,3 +56,19 @@ def test_numbers_for_json_and_pandas(ranking):
     assert found["entries"][4]["score"]["value"] is None and found["entries"][1]["tied"]
     frame = ranking.to_frame()
     assert frame.loc["two", "rank"] == 2 and frame.loc["three", "score_high"] == pytest.approx(10.8)
+
+
+def test_names_in_any_order_of_the_alphabet():
+    first, second = entry("z", "ELBO", 1, True, 1.0), entry("a", "L_2", 1, True, 2.0)
+    ranking = Ranking((first, second), {}, 1, False, False, None, 0)
+    assert (ranking.tied(), ranking.tied("L_2")) == (("z",), ("a",))
+    with pytest.raises(FrozenInstanceError):
+        ranking.seed = 1
+
+
+def test_notes_of_what_there_is_alone(ranking):
+    plain = Ranking(ranking.entries[:2], {}, 1, False, False, None, 0)
+    for words in ("few draws", "The time was over", "Variances of different bounds", "biased gradient", "left out"):
+        assert words not in str(plain)
+    rough = replace(ranking.entries[0], score=Estimate(1.0, 0.9, 1.2, freedom=2.0))
+    assert "? a few draws make the width" in str(replace(plain, entries=(rough,)))

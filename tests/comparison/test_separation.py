@@ -1,6 +1,7 @@
 """Intervals of variance × cost: their coverage, and how seldom equal estimators are told apart."""
 
 import math
+from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pytest
@@ -76,3 +77,14 @@ def test_estimate_is_variance_times_cost_with_the_noise_of_both():
     exact, timed = score(g, 2.0), score(g, 2.0, (1.0, 1.5, 1.8, 2.0, 2.1, 2.5, 4.0))
     assert exact.estimate().value == timed.estimate().value == 2 * exact.variance
     assert timed.estimate().low < exact.estimate().low < exact.value < exact.estimate().high < timed.estimate().high
+
+
+@pytest.mark.parametrize("n, low, high", [(10, 2, 9), (40, 14, 27), (100, 40, 61)])
+def test_median_interval_has_the_ranks_of_the_tables(n, low, high):
+    """Ranks of the 95 % interval of a median, as textbooks print them."""
+    assert median_interval([*range(n, 0, -1)]) == (low, high)
+
+
+def test_a_score_is_fixed():
+    with pytest.raises(FrozenInstanceError):
+        score(drawn(0)).cost = 2.0

@@ -5,6 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from monte_carlo import assert_mean_is
 from scipy import stats
 
 from pyro_vae import VAE, Checkpoints, Training, fit, guides, likelihoods, load, networks, priors
@@ -71,8 +72,7 @@ def test_rows_of_a_block_meet_in_a_batch_as_often_as_the_buffer_says(rows):
     batches = orders(rows).reshape(-1, batch) // PER_BLOCK
     pairs = torch.tensor([sum(n * (n - 1) // 2 for n in Counter(each.tolist()).values()) for each in batches]).double()
     expected = batch * (batch - 1) / 2 * (PER_BLOCK - 1) / (PER_BUFFER - 1)
-    error = pairs.std() / len(pairs) ** 0.5
-    assert abs(pairs.mean() - expected) < 4 * error
+    assert_mean_is(pairs, expected, sees=0.1 * expected)
     in_memory = batch * (batch - 1) / 2 * (PER_BLOCK - 1) / (ROWS - 1)
     assert pairs.mean() > 4 * in_memory  # the price, which the docstring names
     numbers = Counter(min(n, 7) for each in batches for n in Counter(each.tolist()).values())
@@ -81,7 +81,7 @@ def test_rows_of_a_block_meet_in_a_batch_as_often_as_the_buffer_says(rows):
     found = np.array([numbers[n] for n in range(1, 8)])
     wanted = found.sum() * law / law.sum()
     chi_square = ((found - wanted) ** 2 / wanted).sum()
-    assert chi_square < stats.chi2(6).ppf(0.999)
+    assert chi_square < stats.chi2(6).isf(1e-4)
 
 
 def test_blocks_meet_other_blocks_in_each_epoch(rows):

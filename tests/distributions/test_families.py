@@ -8,6 +8,7 @@ import pytest
 import scipy.special
 import scipy.stats
 import torch
+from monte_carlo import assert_mean_is
 from torch.distributions import kl_divergence
 
 from pyro_vae import likelihoods as L
@@ -83,7 +84,7 @@ def test_continuous_bernoulli_draws_have_its_moments(logit):
     torch.manual_seed(0)
     p = ContinuousBernoulli(logits=torch.tensor(logit))
     draws = p.rsample((100_000,)).double()
-    assert draws.mean().item() == pytest.approx(p.mean.item(), abs=5 * p.stddev.item() / 100_000**0.5)
+    assert_mean_is(draws, p.mean, sees=0.05 * p.stddev)
     assert draws.var().item() == pytest.approx(p.variance.item(), rel=0.05)
 
 

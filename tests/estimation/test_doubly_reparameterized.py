@@ -6,6 +6,7 @@ import pyro.infer
 import pytest
 import torch
 from estimator_programs import Local, P, assert_equal, assert_mean, estimate, exact_gradient, known_programs
+from monte_carlo import assert_mean_is
 from programs import linear_gaussian
 
 from pyro_vae.estimation.description import describe
@@ -43,8 +44,7 @@ def test_the_mean_gradient_is_that_of_the_bound(number, alpha):
     assert_mean(RenyiBound(alpha, 2), program, x, expected)
     torch.manual_seed(0)
     losses = [RenyiBound(alpha, 2).loss(program.model, program.guide, x.expand(2000, *x.shape[1:])) for _ in range(20)]
-    losses = torch.tensor(losses) / 2000
-    assert (losses.mean() + value).abs() < 5 * losses.std() / math.sqrt(20)
+    assert_mean_is(torch.tensor(losses) / 2000, -value, sees=0.05)
 
 
 def test_both_ends_are_the_estimators_of_the_elbo_and_of_l_k():

@@ -1,11 +1,13 @@
 """Temperatures, settings, and Hamiltonian transitions against the exact posterior."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from evidence_programs import D, images, oracle
 
 from pyro_vae.evidence import annealed_evidence, bidirectional, linear, sigmoid
-from pyro_vae.evidence.annealing import hamiltonian
+from pyro_vae.evidence.annealing import annealing_settings, hamiltonian
 from pyro_vae.evidence.path import AnnealingPath
 
 
@@ -47,3 +49,32 @@ def test_annealing_that_cannot_be(options):
     for call in (annealed_evidence, bidirectional):
         with pytest.raises(ValueError, match="wanted"):
             call(program.model, program.guide, images(program, 2), **options)
+
+
+def test_the_defaults_are_those_of_the_docstring():
+    settings = annealing_settings()
+    assert settings == (500, 16, 1, None, None, False)
+
+
+@pytest.mark.parametrize("betas", [[0.0, 0.6, 0.4, 1.0], [0.0, 0.2, 0.4, 0.9], [0.1, 0.2, 0.4, 1.0]])
+def test_a_schedule_rises_and_has_both_ends(betas):
+    with pytest.raises(ValueError, match="schedule: wanted 4 rising numbers from 0 to 1"):
+        annealing_settings(3, schedule=lambda T: torch.tensor(betas))
+
+
+def test_a_proposal_whose_density_is_no_number_is_rejected():
+    """z is positive in effect: log p(x, z) is NaN below zero."""
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)).double(), 1.0))
+            pyro.factor("positive", z.sqrt())
+
+    path = AnnealingPath(model, None, (torch.zeros(50).double(),), validated=False)
+    torch.manual_seed(0)
+    with pyro.validation_enabled(False):
+        old = path(torch.full((4, 50, 1), 0.05).double())
+        step = torch.full((50, 1), 1.0).double()
+        new, _, probability = hamiltonian(path, old, torch.randn_like(old.z), 1.0, step, 1)
+    assert (new.z > 0).all() and new.delta.isfinite().all()
+    assert (probability == 0).double().mean() > 0.05 and (new.z != old.z).any()

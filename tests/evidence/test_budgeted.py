@@ -1,5 +1,7 @@
 """The result of a budget, and its plan."""
 
+from dataclasses import FrozenInstanceError, replace
+
 import pytest
 import torch
 
@@ -42,3 +44,15 @@ def test_warning_counts_what_is_not_trusted():
 def test_plan_of_some_images_and_back_from_tensors():
     part = EvidencePlan.from_tensors(PLAN.of([2, 0]).to_tensors())
     assert part.draws.tolist() == [640, 500] and part.methods == PLAN.methods and part.target == 0.05
+
+
+def test_the_summary_has_the_numbers_of_the_images_and_is_fixed():
+    found = evidence().to_dict()
+    assert found["share_pareto_k_above_0.7"] == pytest.approx(1 / 3)
+    assert found["share_reached"] == pytest.approx(1 / 3) and found["target"] == 0.05
+    assert found["log_px"] == -2 and found["images"] == 3
+    for part, name in ((PLAN, "target"), (evidence(), "seed")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(part, name, 1)
+    sure = replace(evidence((0.1, 0.1, 0.1)), plan=replace(PLAN, trusted=torch.ones(3, dtype=torch.bool)))
+    assert sure.untrusted == 0 and "cannot be trusted" not in str(sure)

@@ -12,6 +12,7 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_vae.evidence import UntrustedEvidence, annealed_evidence, bidirectional, certify, log_evidence
+from pyro_vae.evidence.measuring import chunk_size
 from pyro_vae.linear_gaussian import LinearGaussian
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")
@@ -189,3 +190,8 @@ def test_x_outside_the_support_though_validation_is_off():
             with pytest.raises(ValueError, match="support"):
                 annealed_evidence(black_and_white, None, x, num_temperatures=3)
         assert not torch.distributions.Distribution._validate_args
+
+
+def test_as_many_codes_are_decoded_at_once_as_the_docstring_says():
+    assert chunk_size(None, torch.device("cpu")) == 500 and chunk_size(None, torch.device("cuda")) == 20_000
+    assert chunk_size(7, torch.device("cuda")) == 7

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from pyro_vae.evidence import from_log_weights
+from pyro_vae.evidence.results import AnnealedEvidence
+from pyro_vae.evidence.sandwich import Sandwich
 
 
 def test_statistics_of_log_weights():
@@ -67,3 +69,43 @@ def test_the_interval_is_wider_where_the_error_is_uncertain():
     assert (heavy > 2).all() and heavy.mean() < 3
     assert reach(from_log_weights(-0.1 * log_u[:10])) == pytest.approx(4.303, abs=0.001)  # 2 freedoms: nothing is known
     assert from_log_weights(torch.zeros(1, 2)).interval.isnan().all()
+
+
+def annealed(k_hat=0.1):
+    weights = from_log_weights(torch.zeros(30, 2))
+    k_hat = torch.full((2,), k_hat, dtype=torch.float64)
+    accepted, step = torch.tensor([0.8, 0.9]).double(), torch.tensor([0.5, 0.7]).double()
+    parts = {"acceptance": accepted, "step_size": step, "num_temperatures": 50}
+    return AnnealedEvidence(weights.log_px, weights.standard_error, weights.ess, k_hat, 30, 4, **parts)
+
+
+def test_annealed_evidence_says_what_evidence_says_and_how_it_was_annealed():
+    found = annealed().to_dict()
+    assert found["num_particles"] == 30 and found["seed"] == 4 and found["images"] == 2
+    assert (found["num_temperatures"], found["acceptance"]) == (50, pytest.approx(0.85))
+    assert found["step_size"] == pytest.approx(0.6)
+    assert "temperatures" in str(annealed()) and "0.85" in str(annealed())
+    assert list(annealed().to_frame().columns)[-2:] == ["acceptance", "step_size"]
+
+
+def test_what_evidence_shows():
+    evidence = replace(from_log_weights(torch.zeros(30, 2)), log_px=torch.tensor([-1.25, -2.25]).double())
+    assert "-1.750 ± 0.500 nats per image (n = 2, K = 30, seed None)" in str(evidence)
+    assert "-1.75 ± 0.50 nats per image, n = 2, K = 30" in repr(evidence)
+    assert repr(evidence).startswith("Evidence(") and repr(annealed()).startswith("AnnealedEvidence(")
+    few = from_log_weights(torch.zeros(5, 2) + torch.arange(5.0)[:, None] / 9)
+    assert "too few particles for k̂" in str(few) and "too few particles to tell" in str(few) and "%" not in repr(few)
+    many = replace(evidence, pareto_k=torch.tensor([0.1, 0.9]).double())
+    assert many.untrusted == 0.5 and "too few" not in str(many) and "k̂ > 0.7 for 50.0%" in repr(many)
+    assert "Annealed" not in str(many) and math.isnan(few.untrusted)
+
+
+def test_a_sandwich_says_when_chance_has_crossed_it():
+    lower, x = torch.tensor([-3.0, -2.0]).double(), torch.zeros(2, 1)
+    close = Sandwich(lower, lower + 0.25, x, num_particles=4)
+    crossed = replace(close, upper=lower - 0.25)
+    assert not close.joint and "-2.500 ≤ log p(x) ≤ -2.250 nats per image on 2 simulated images, gap 0.250" in str(
+        close
+    )
+    assert "≤" not in repr(crossed) and "crossed" in str(crossed) and "crossed" not in str(close)
+    assert close.to_dict()["gap"] == 0.25 and close.to_dict()["gap_standard_error"] == 0

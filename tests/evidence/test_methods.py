@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from evidence_programs import images, rough, truth
+from monte_carlo import assert_estimate_is
+from scipy import stats
 
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs
@@ -76,7 +78,7 @@ def test_further_draws_weigh_without_bias(number, name, draws):
     with torch.no_grad():
         w = np.exp(method.weigh(plan.given) - truth(program, x).numpy())
     means = w.reshape(draws, 2, 100).mean((0, 2))
-    assert (np.abs(means - 1) < 4 * w.std() / math.sqrt(100 * draws)).all()
+    assert_estimate_is(means, np.ones(2), np.full(2, w.std() / math.sqrt(100 * draws)), sees=0.2, draws=100 * draws)
 
 
 def test_methods_follow_what_the_latent_variables_are(monkeypatch):
@@ -88,3 +90,20 @@ def test_methods_follow_what_the_latent_variables_are(monkeypatch):
     ]
     monkeypatch.setattr("pyro_vae.evidence.methods.MOST_DIMENSIONS", 1)
     assert [method.name for method in ladder(program, images(program, 2))[1]] == ["annealed-100", "annealed-400"]
+
+
+def test_pilots_are_as_many_as_the_docstrings_say():
+    assert IMPORTANCE.pilots * IMPORTANCE.draws == 1000  # of log_evidence
+    assert ANNEALED.draws == annealing_settings().chains and ANNEALED.name == "annealed-10"
+
+
+@pytest.mark.parametrize("s, trusted", [(0.7, True), (1.3, False)])
+def test_chains_are_trusted_where_their_log_weights_hardly_differ(s, trusted):
+    """Of 64 chains the upper limit of a variance of 0.5 is below 1.2, that of 1.7 is above it."""
+    assert ANNEALED.trusts(lognormal(s, (64, 60))).all() == trusted
+    assert ANNEALED.trusts(lognormal(s, (64, 60))).any() == trusted
+
+
+def test_skewness_is_that_of_scipy():
+    log_w = lognormal(1.0, (500, 3))
+    np.testing.assert_allclose(skewness(log_w), stats.skew(np.exp(log_w)), rtol=1e-9)

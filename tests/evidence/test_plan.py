@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from evidence_programs import EAGER, OneBatchDimension, X, check, exact, images, oracle, proposed, scaled
+from monte_carlo import assert_evidence_is
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer import autoguide as auto
 
@@ -183,7 +184,7 @@ def test_networks_that_take_one_batch_dimension(kind):
         torch.testing.assert_close(found.log_px, wanted)
     for start in (program.guide, None):
         settings = {"num_temperatures": 40, "leapfrog": 2, "chains": 10, "seed": 0}
-        check(annealed_evidence(program.model, start, x, **settings), wanted)
+        check(annealed_evidence(program.model, start, x, **settings), wanted, sees=1.5)
 
 
 def test_lists_that_are_cut_are_no_constants_of_a_graph():
@@ -210,7 +211,7 @@ def test_no_image_plate():
         annealed_evidence(model, None, x, num_temperatures=50, leapfrog=3, seed=0, **EAGER),
     ):
         assert evidence.joint and evidence.log_px.shape == (1,)
-        assert (evidence.log_px - exact).abs() < 4 * evidence.standard_error
+        assert_evidence_is(evidence, exact, sees=0.7)
 
 
 @pytest.mark.parametrize("size", [1, 5])

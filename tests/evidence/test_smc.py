@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from evidence_programs import EAGER, P, calibrated, images, oracle, truth
+from monte_carlo import assert_mean_is
 
 from pyro_vae.evidence import annealed_evidence, bidirectional, sigmoid
 from pyro_vae.evidence.smc import family_weights, resampled
@@ -55,7 +56,7 @@ def test_resampled_weights_are_unbiased(chains):
     log_ratio = evidence.log_px - truth(program, x)
     ratio = log_ratio.exp()
     assert log_ratio.mean() < -0.02
-    assert abs(ratio.mean() - 1) < 4 * ratio.std() / math.sqrt(len(ratio))
+    assert_mean_is(ratio, 1.0, sees=0.2)
 
 
 SETTING = {"num_temperatures": 40, "chains": 64, "seed": 0, "chunk": 26_000, **EAGER}

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from monte_carlo import assert_estimate_is, assert_mean_is
 from programs import needs_compiler
 from torch import nn
 from torch.nn.functional import logsigmoid
@@ -98,7 +99,7 @@ def test_the_bound_of_each_row_is_the_sum_over_all_values(kind):
     program, x = made(kind)
     exact = elbo(program, x).detach()
     bounds = evaluate(program, x.repeat(400, 1, 1, 1), particles=2).bound.unflatten(0, (400, B))
-    assert ((bounds.mean(0) - exact) / (bounds.std(0) / 400**0.5)).abs().max() < 4
+    assert_mean_is(bounds, exact, sees=1.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,8 +151,8 @@ def test_the_comparison_finds_the_bound_and_what_the_baseline_is_for():
     )
     assert not found.disagreements()
     numbers = found.to_dict()["estimators"]
-    for entry in numbers.values():
-        assert abs(entry["bound"]["mean"] - elbo(program, x).mean().item()) < 4 * entry["bound"]["standard_error"]
+    for bound in (entry["bound"] for entry in numbers.values()):
+        assert_estimate_is(bound["mean"], elbo(program, x).mean().item(), bound["standard_error"], sees=0.5, draws=60)
     assert numbers["with"]["guide"]["variance"]["value"] < numbers["without"]["guide"]["variance"]["value"] / 2
 
 

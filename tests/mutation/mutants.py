@@ -80,7 +80,7 @@ def _is_python(source: str) -> bool:
 
 
 class _Spans:
-    """The places of a source that are neither annotation, message, text nor import."""
+    """The places of a source that run and are neither annotation, message, text nor import."""
 
     def __init__(self, source: str):
         self._lines = source.splitlines()
@@ -97,7 +97,8 @@ class _Spans:
             for child in value if isinstance(value, list) else [value]:
                 if not isinstance(child, ast.AST):
                     continue
-                if name in ("annotation", "returns") or isinstance(child, (ast.Raise, ast.JoinedStr, ast.Import)):
+                unread = isinstance(child, (ast.Raise, ast.JoinedStr, ast.Import)) or _never_runs(child)
+                if name in ("annotation", "returns") or unread:
                     self._left_out.append((self._place(child, ""), self._place(child, "end_")))
                 else:
                     self._visit(child)
@@ -106,3 +107,10 @@ class _Spans:
         """Return a place in characters: that of ast is in bytes."""
         line, column = getattr(node, f"{end}lineno"), getattr(node, f"{end}col_offset")
         return line, len(self._lines[line - 1].encode()[:column].decode())
+
+
+def _never_runs(node: ast.AST) -> bool:
+    """Return whether a node is read by type checkers alone: an overload, or imports for them."""
+    if isinstance(node, ast.If):
+        return getattr(node.test, "id", "") == "TYPE_CHECKING"
+    return any(getattr(each, "id", "") == "overload" for each in getattr(node, "decorator_list", ()))

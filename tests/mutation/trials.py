@@ -33,14 +33,19 @@ SLOW = (
 
 
 class Copy:
-    """A copy of the repository whose modules are changed one at a time."""
+    """A copy of the repository whose modules are changed one at a time.
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    Args:
+        folder: that holds it.
+        fast: whether tests that are marked slow are left out.
+    """
+
+    def __init__(self, folder: Path, fast: bool = False):
+        self.folder, self.fast = folder, fast
 
     @classmethod
     @contextlib.contextmanager
-    def made(cls) -> Iterator["Copy"]:
+    def made(cls, fast: bool = False) -> Iterator["Copy"]:
         """Copy the repository to a temporary folder, import what is slow, and delete the folder in the end."""
         with tempfile.TemporaryDirectory() as folder:
             left_out = shutil.ignore_patterns(".git", "build", "__pycache__", "*_cache")
@@ -48,7 +53,7 @@ class Copy:
             for name in SLOW:
                 with contextlib.suppress(ImportError):
                     importlib.import_module(name)
-            yield cls(Path(folder))
+            yield cls(Path(folder), fast)
 
     def seconds(self, paths: Sequence[str]) -> float:
         """Run the tests of some files on the package as it is; raise RuntimeError where one fails."""
@@ -107,6 +112,7 @@ class Copy:
                 "-p",
                 "no:cacheprovider",
                 *["-x"] * stop,
+                *["-m", "not slow"] * self.fast,
             ]
             code = pytest.main([*options, *paths], plugins=[_QuickFirst(self.folder / "durations.txt", stop)])
         except BaseException:

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from monte_carlo import assert_mean_is
 from programs import flat_guide, flat_model
 from pyro import poutine
 from pyro.infer import Trace_ELBO
@@ -104,7 +105,7 @@ def test_a_network_whose_weights_are_drawn_runs_particle_by_particle():
     guide(x, y)
     ours = torch.tensor([StickingTheLanding(2).loss(model, guide, x, y) for _ in range(60)])
     theirs = torch.tensor([Trace_ELBO(2).loss(model, guide, x, y) for _ in range(200)])
-    assert (ours.mean() - theirs.mean()).abs() < 5 * (ours.var() / 60 + theirs.var() / 200).sqrt()
+    assert_mean_is(ours, theirs.mean(), error=theirs.std() / 200**0.5, sees=5.0)
 
 
 def test_the_trial_leaves_the_program_and_the_random_state_alone():
