@@ -1,5 +1,6 @@
 """Fixtures of several tests. Each test begins and ends with an empty Pyro store."""
 
+import gc
 import os
 import signal
 
@@ -11,6 +12,9 @@ import torch
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and OpenMP's threads wait by spinning
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+# Seven thousand collected tests and what they import stay to the end: to look through them again and again is in vain.
+gc.set_threshold(50_000, 20, 20)
 
 # The same few examples in each run; `pytest --hypothesis-profile=thorough` draws more.
 hypothesis.settings.register_profile(

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 
 # Packages of others, which take seconds each time; nothing of pyro_vae, whose imports are part of what is tested.
-PRELOADED = ["pyro", "scipy.stats", "sklearn.neighbors", "torch._dynamo", "torch._inductor.compile_fx"]
+PRELOADED = ["pyro", "scipy.stats", "sklearn.neighbors", "matplotlib.pyplot"]
+PRELOADED += ["torch._dynamo", "torch._inductor.compile_fx"]
 
 
 class Done(NamedTuple):

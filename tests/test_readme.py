@@ -3,9 +3,9 @@
 import configparser
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from forked import Forked
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -30,16 +30,7 @@ def test_python_blocks_run_in_order(tmp_path):
     folders = {name: str(tmp_path / name) for name in ("HOME", "XDG_CACHE_HOME", "PYRO_VAE_DATA")}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, **nowhere, **folders, "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, "-"],
-        input="\n".join([first, *rest, CHECKS]),
-        cwd=tmp_path,
-        env=environment,
-        text=True,
-        capture_output=True,
-        timeout=600,
-        check=False,
-    )
+    done = Forked("\n".join([first, *rest, CHECKS]), tmp_path, environment).wait(600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "gradient of the guide" in done.stdout and "log p(x)" in done.stdout
     assert (tmp_path / "plane.png").stat().st_size > 10_000

@@ -19,7 +19,7 @@ for python in ${PYTHONS:-3.10 3.11 3.12 3.13}; do
     [ "$packages" = oldest ] && constraint=(--constraint .ci/oldest.txt)
     if uv venv --quiet --python "$python" "$scratch/venv" \
       && uv pip install --quiet --python "$scratch/venv/bin/python" "${constraint[@]}" -e '.[test]' \
-      && "$scratch/venv/bin/python" -m pytest -n auto --dist loadfile "$@" >"$log" 2>&1; then
+      && "$scratch/venv/bin/python" -m pytest -n auto --dist worksteal "$@" >"$log" 2>&1; then
       echo "Python $python, $packages packages: $(tail -n 1 "$log")"
     else
       failed=1

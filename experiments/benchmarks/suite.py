@@ -14,7 +14,7 @@ OPTIONS = ()
 
 def rows(images: Data, args: argparse.Namespace) -> list[Row]:
     """Return the seconds; raise CalledProcessError if a test fails."""
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "auto", "--dist", "worksteal"]
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
     return [row("test suite", [time.perf_counter() - start])]

@@ -205,7 +205,7 @@ def _recorded(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor],
     kept = [*module.parameters(), *module.buffers(), *watched.tensors(LARGEST), *args]
     with contents_kept(kept):
         _, replaced = run_alone(module, tuple(args), watched)
-    known = {id(thing) for thing in gc.get_objects() if issubclass(type(thing), Tensor)}
+    known = _tensors()
     module = Reached(function, watched)  # the run may have made parts of the program
     with contents_kept(kept):
         try:
@@ -217,6 +217,13 @@ def _recorded(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor],
             watched.put_back()
     _check(graph, replaced, module, known | {id(tensor) for tensor in kept})
     return Recorded(graph, values.read)
+
+
+def _tensors() -> set[int]:
+    """Return where all tensors lie. A process may hold a million things, but of few types."""
+    things = gc.get_objects()
+    kinds = {kind for kind in set(map(type, things)) if issubclass(kind, Tensor)}
+    return {id(thing) for thing in things if type(thing) in kinds}
 
 
 def _check(graph: GraphModule, replaced: Changes, module: nn.Module, known: set[int]) -> None:

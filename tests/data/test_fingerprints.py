@@ -1,12 +1,12 @@
 """Equal data sets have equal fingerprints, in any process; any change that could be seen gives another one, or none."""
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 from torch.utils.data import TensorDataset
 from torch_sets import GREY, Elsewhere, Files, Rows
 
@@ -22,18 +22,13 @@ print(fingerprint(TensorDataset(torch.arange(300), torch.ones(300, dtype=torch.b
 """
 
 
-def test_equal_in_two_processes():
+def test_equal_in_two_processes(tmp_path):
     """The data are at another address in each."""
-    found = [
-        subprocess.run(
-            [sys.executable, "-c", PRINTED.format(filler=filler)],
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for filler in (1, 1_000_000)
-    ]
+    found, environment = [], {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    for filler in (1, 1_000_000):
+        done = Forked(PRINTED.format(filler=filler), tmp_path, environment).wait()
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout)
     assert found[0] == found[1] and len(found[0]) == 65
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import many_programs
 import numpy as np
 import pytest
 import torch
+from forked import Forked, file_of
 from many_programs import PIXELS, decoder, encoder, measured, programs, vae
 from torch import nn
 
@@ -32,9 +32,8 @@ def test_every_part_is_loaded_in_another_process_with_the_same_bits(tmp_path):
         assert torch.equal(state, torch.get_rng_state())
         found[name] = measured(program, batch)
     assert len(set(found.values())) == len(found)
-    words = [sys.executable, many_programs.__file__, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+    done = Forked(file_of(many_programs.__file__), tmp_path, environment, [tmp_path]).wait()
     assert done.returncode == 0, done.stderr
     assert dict(line.split() for line in done.stdout.splitlines()) == found
 

@@ -26,8 +26,8 @@ def environment():
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(map(str, WORKER.parents[:3]))}
 
 
-def torchrun(*arguments, script=WORKER):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, *arguments]
+def torchrun(*arguments):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", WORKER, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=120)
 
 
@@ -114,9 +114,11 @@ def test_a_batch_with_fewer_images_than_ranks_is_refused(monkeypatch):
 @pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")
 def test_one_rank_reports_what_both_have_trained(tmp_path):
     settings = "--dataset=digits", "--net=mlp", "--hidden=16", "--epochs=2"
-    done = torchrun(*settings, f"--out={tmp_path / 'run'}", script=RUN)
+    out = f"--out={tmp_path / 'run'}"
+    done = forked.ranks(RUN, *settings, out, folder=tmp_path, variables=environment())
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\ntest bound ") == 1
+    printed = [(tmp_path / f"rank{rank}" / "stdout").read_text() for rank in (0, 1)]
+    assert "".join(printed).count("\ntest bound ") == 1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     vae, test = load_vae(tmp_path / "run"), DIGITS.test
     parts = fixed_x(vae, test.images).tensor_split(2)
