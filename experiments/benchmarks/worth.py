@@ -9,7 +9,6 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from experiments.benchmarks.processes import measured_by, random_images
+from experiments.benchmarks.processes import empty_caches, measured_by, random_images
 from experiments.benchmarks.ways import adam, build
 from experiments.markov.programs import BackwardGRU, BernoulliOf, DeepMarkov, NormalOf
 from experiments.tables import build as build_table
@@ -143,8 +142,8 @@ def measure(images: Data, args: argparse.Namespace) -> dict[str, Any]:
     cases = []
     for name in PROGRAMS:
         words = ["experiments.benchmarks.worth", name, str(args.rounds)]
-        with tempfile.TemporaryDirectory() as cache:
-            cold, warm = (measured_by(words, {"TORCHINDUCTOR_CACHE_DIR": cache}) for _ in range(2))
+        with empty_caches() as caches:
+            cold, warm = (measured_by(words, caches) for _ in range(2))
         cases.append({"program": name, "warm": warm["compiling"], **cold})
     return {"cases": cases, "fitted": fitted(cases), "used": {"compiling": COMPILING, "saved": SAVED}}
 

@@ -74,7 +74,8 @@ RECIPES = {  # options in a word; what the command line says beside it holds
         "channels": [16, 32],
         "hidden": [256],
         "activation": "silu",
-        "epochs": 10,
+        "estimator": "sticking-the-landing",
+        "epochs": 9,
         "batch": 128,
         "lr": 1e-2,
         "beta2": 0.99,
@@ -122,9 +123,9 @@ def parse_arguments(
     words = given(parser, argv)
     if not words & {"net", "channels"}:
         parser.set_defaults(net=None, activation=None)
+    parser.set_defaults(**RECIPES.get(parser.parse_args(argv).recipe, {}))
     if "free_bits" in words:
         parser.set_defaults(estimator="free-bits")
-    parser.set_defaults(**RECIPES.get(parser.parse_args(argv).recipe, {}))
     return parsed(parser, argv, OPTIONS_TAKEN_BY)
 
 

@@ -10,6 +10,7 @@ from pyro_vae.runs import arguments
 def test_options_that_the_recipe_sets_are_not_given(tmp_path):
     assert arguments.parse_arguments(["--recipe", "fast", "--prior", "standard"]).flow_width == 128
     assert arguments.parse_arguments(["--recipe", "fast", "--net", "mlp"]).channels == [16, 32]
+    assert arguments.parse_arguments(["--recipe", "fast", "--free-bits", "0.1"]).estimator == "free-bits"
 
 
 def images_of(count, *shape):
@@ -30,7 +31,7 @@ def images_of(count, *shape):
         (["--channels", "8"], (1297, 1, 8, 8), ("conv", "relu", [256, 256], 100, 256, 5e-3)),
         (["--hidden", "7", "--activation", "tanh"], (1297, 1, 8, 8), ("mlp", "tanh", [7], 100, 100, 5e-3)),
         (["--batch", "32", "--lr", "0.1", "--epochs", "3"], (1297, 1, 8, 8), ("mlp", "silu", [256] * 3, 3, 32, 0.1)),
-        (["--recipe", "fast"], (1297, 1, 8, 8), ("conv", "silu", [256], 10, 128, 1e-2)),
+        (["--recipe", "fast"], (1297, 1, 8, 8), ("conv", "silu", [256], 9, 128, 1e-2)),
         (["--recipe", "small"], (50_000, 1, 28, 28), ("mlp", "silu", [256, 256, 256], 10, 100, 5e-3)),
     ],
     ids=lambda value: " ".join(map(str, value)),
