@@ -60,7 +60,7 @@ def certify(
 @takes_program(dict)
 def certify(
     model: Callable,
-    guide: Callable | None,
+    guide: Any,
     x: Tensor | tuple,
     particles: int,
     *,
