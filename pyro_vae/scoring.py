@@ -3,7 +3,7 @@
 import io
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -56,7 +56,8 @@ class AUC:
         above, below = (rank[:m] - rankdata(a)) / n, 1 - (rank[m:] - rankdata(b)) / m
         variance = sum(share.var(ddof=1) / len(share) for share in (above, below) if len(share) > 1)
         value = float(mannwhitneyu(a, b).statistic) / (m * n)
-        return cls(value, *_interval(value, m, n), math.sqrt(variance), n, m)
+        low, high = _interval(value, m, n)
+        return cls(value, low, high, math.sqrt(variance), n, m)
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def _images(data: Split | Tensor) -> Tensor | None:
     return data.images if isinstance(data, Split) else data
 
 
-def _interval(value: float, m: int, n: int) -> Sequence[float]:
+def _interval(value: float, m: int, n: int) -> tuple[float, float]:
     """Return the areas whose own standard error is 1.96 times smaller than their distance (Newcombe 2006, method 5)."""
 
     def excess(area: float) -> float:

@@ -60,7 +60,7 @@ def certify(
 @takes_program(dict)
 def certify(
     model: Callable,
-    guide: Callable | None,
+    guide: Any,
     x: Tensor | tuple,
     particles: int,
     *,
@@ -121,7 +121,7 @@ def certify(
             weigh = MixtureWeights(proposal.sampler(model, guide, plan, chunk, compiled))
         else:
             graphs = plan.graphs(compiled, plan.weights * K // chunk)
-            weigh = GuideWeights(ImportanceSampler(model, guide, plan, chunk, graphs))
+            weigh = GuideWeights(UncheckedSampler(model, guide, plan, chunk, graphs))
         with progress_bar(plan.weights * K, "particle", progress) as bar:
             for batch, latent, drawn in simulated(model, plan):
                 images.append(drawn.cpu())
@@ -130,6 +130,13 @@ def certify(
                 columns.append((lower, mean_upper(log_w, exact, places)))
     lower, upper = joined(columns)
     return Sandwich(lower, upper, torch.cat(images), K, seed, plan.joint)
+
+
+class UncheckedSampler(ImportanceSampler):
+    """``ImportanceSampler`` that checks no supports: images drawn from the model may lie outside [0, 1]."""
+
+    def _model_trace(self, batch: ProgramArguments, part: poutine.Trace, size: int, validated: bool) -> poutine.Trace:
+        return super()._model_trace(batch, part, size, validated=False)
 
 
 class GuideWeights:
@@ -142,7 +149,8 @@ class GuideWeights:
         self, batch: ProgramArguments, latent: poutine.Trace, K: int, bar: tqdm
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return log weights (K, B) of new draws, those (B,) of values of the latent sites, and their ``slots``."""
-        exact = self.exact(batch, latent)
+        with pyro.validation_enabled(False):
+            exact = self.exact(batch, latent)
         return self.sampler(batch, K, bar), exact, slots(torch.ones_like(exact), K, K)
 
     def exact(self, batch: ProgramArguments, latent: poutine.Trace) -> Tensor:

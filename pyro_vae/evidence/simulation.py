@@ -1,6 +1,7 @@
 """Images that the model draws, of which an exact draw of the posterior is known: the z that made them."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -37,6 +38,6 @@ def _drawn(model: Callable, batch: ProgramArguments, plan: MeasurementPlan) -> t
             "that images can be drawn from the model, as in pyro.sample('x', ..., obs=x)"
         )
     drawn, name = plan.trace(poutine.uncondition(model), batch, 1), next(iter(observed))
-    images = drawn.nodes[name]["value"][0]
+    site: Any = drawn.nodes[name]
     drawn.remove_node(name)
-    return drawn, images
+    return drawn, site["value"][0]

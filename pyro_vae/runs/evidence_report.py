@@ -23,6 +23,7 @@ Rows = dict[str, list[dict[str, Any]]]  # kind of bound -> a row for each settin
 def picture(results: Rows) -> "Figure":
     """Draw three panels against time: importance sampling, annealing, both bounds; those without rows stay empty."""
     figure = optional("matplotlib.figure", "figures").Figure(figsize=(11.5, 3.8), dpi=DPI, layout="constrained")
+    ticker = optional("matplotlib.ticker", "figures")
     panels = zip(figure.subplots(1, 3), (draw_importance, draw_annealed, draw_both), results.values())
     for axes, panel, rows in panels:
         if not rows:
@@ -34,6 +35,8 @@ def picture(results: Rows) -> "Figure":
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
         axes.margins(0.12)
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 3.0)))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_formatter("")
     return figure
 
