@@ -5,6 +5,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,7 +36,7 @@ class MaskedStep:
     def __init__(self, network: ConditionalAutoRegressiveNN, passes: Passes, x: Tensor, bounds: tuple[float, float]):
         self.order = order = network.permutation
         self.degrees = degrees(network)
-        self.slopes = [_slope(a, h).flatten(0, -2) for (_, a), (h, _) in zip(passes, passes[1:])]
+        self.slopes = [_slope(a, h).flatten(0, -2) for (_, a), (h, _) in pairwise(passes)]
         with torch.no_grad():
             first, *others, last = (layer.weight * layer.mask for layer in network.layers)
             self.weights = [first[:, network.context_dim :].index_select(1, order), *others]
