@@ -13,6 +13,8 @@ import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor
 
+from pyro_vae.tracing.matching import is_tracing
+
 LEAF = 16  # dimensions whose Jacobian is written out
 Passes = list[tuple[Tensor, Tensor]]  # what went into each layer of a network, and what came out
 _DEGREES: WeakKeyDictionary = WeakKeyDictionary()
@@ -36,14 +38,13 @@ class MaskedStep:
     def __init__(self, network: ConditionalAutoRegressiveNN, passes: Passes, x: Tensor, bounds: tuple[float, float]):
         self.order = order = network.permutation
         self.degrees = degrees(network)
-        self.slopes = [_slope(a, h).flatten(0, -2) for (_, a), (h, _) in pairwise(passes)]
-        with torch.no_grad():
-            first, *others, last = (layer.weight * layer.mask for layer in network.layers)
-            self.weights = [first[:, network.context_dim :].index_select(1, order), *others]
-            self.of_loc, self.of_scale = (part.index_select(0, order) for part in last.chunk(2))
-            log_scale = passes[-1][1].chunk(2, -1)[1].clamp(*bounds)
-            self.scale, rows = (part.flatten(0, -2).index_select(-1, order) for part in (log_scale.exp(), x))
-            self.gain = self.scale * rows
+        self.slopes = [_slope(network.f, a, h).flatten(0, -2) for (_, a), (h, _) in pairwise(passes)]
+        first, *others, last = ((layer.weight * layer.mask).detach() for layer in network.layers)
+        self.weights = [first[:, network.context_dim :].index_select(1, order), *others]
+        self.of_loc, self.of_scale = (part.index_select(0, order) for part in last.chunk(2))
+        scale = passes[-1][1].detach().chunk(2, -1)[1].clamp(*bounds).exp()
+        self.scale, rows = (part.flatten(0, -2).index_select(-1, order) for part in (scale, x.detach()))
+        self.gain = self.scale * rows
 
     def by_value(self, slope: Tensor) -> Tensor:
         """Return g with Jᵀ g = slope, both of shape (..., D)."""
@@ -121,6 +122,9 @@ def degrees(network: ConditionalAutoRegressiveNN) -> list[list[int]] | None:
     return _DEGREES[network]
 
 
-def _slope(before: Tensor, after: Tensor) -> Tensor:
+def _slope(function: Any, before: Tensor, after: Tensor) -> Tensor:
     """Return the derivative of a nonlinearity, element by element."""
+    if is_tracing():  # torch.export loses the parameters in a derivative by what depends on them
+        before = before.detach().requires_grad_()
+        after = function(before)
     return torch.autograd.grad(after.sum(), before, retain_graph=True)[0]
