@@ -35,9 +35,9 @@ class MaskedStep:
         bounds: between which log σ is clamped; its derivative is not, as in Pyro.
     """
 
-    def __init__(self, network: ConditionalAutoRegressiveNN, passes: Passes, x: Tensor, bounds: tuple[float, float]):
+    def __init__(self, network: Any, passes: Passes, x: Tensor, bounds: tuple[float, float]):
         self.order = order = network.permutation
-        self.degrees = degrees(network)
+        self.degrees: Any = degrees(network)
         self.slopes = [_slope(network.f, a, h).flatten(0, -2) for (_, a), (h, _) in pairwise(passes)]
         first, *others, last = ((layer.weight * layer.mask).detach() for layer in network.layers)
         self.weights = [first[:, network.context_dim :].index_select(1, order), *others]
@@ -80,10 +80,10 @@ class MaskedStep:
         return pull
 
 
-def masked_network(transform: Any) -> ConditionalAutoRegressiveNN | None:
+def masked_network(transform: Any) -> Any:
     """Return the network of an ``AffineAutoregressive`` of Pyro's; None where it is not of the known kind."""
-    function = transform.arn
-    network = function.func if isinstance(function, partial) else function  # Pyro's way to give a context
+    network: Any = transform.arn
+    network = network.func if isinstance(network, partial) else network  # Pyro's way to give a context
     known = type(network) in (ConditionalAutoRegressiveNN, AutoRegressiveNN) and not transform.stable
     usual = known and network.skip_layer is None and network.param_dims == [1, 1]
     return network if usual and degrees(network) is not None else None
