@@ -38,17 +38,17 @@ class MaskedStep:
     def __init__(self, network: Any, passes: Passes, x: Tensor, bounds: tuple[float, float]):
         self.order = order = network.permutation
         self.degrees: Any = degrees(network)
-        self.slopes = [_slope(network.f, a, h).flatten(0, -2) for (_, a), (h, _) in pairwise(passes)]
+        self.slopes = [_rows(_slope(network.f, a, h)) for (_, a), (h, _) in pairwise(passes)]
         first, *others, last = ((layer.weight * layer.mask).detach() for layer in network.layers)
         self.weights = [first[:, network.context_dim :].index_select(1, order), *others]
         self.of_loc, self.of_scale = (part.index_select(0, order) for part in last.chunk(2))
         scale = passes[-1][1].detach().chunk(2, -1)[1].clamp(*bounds).exp()
-        self.scale, rows = (part.flatten(0, -2).index_select(-1, order) for part in (scale, x.detach()))
+        self.scale, rows = (_rows(part).index_select(-1, order) for part in (scale, x.detach()))
         self.gain = self.scale * rows
 
     def by_value(self, slope: Tensor) -> Tensor:
         """Return g with Jᵀ g = slope, both of shape (..., D)."""
-        g = self.solved(slope.flatten(0, -2).index_select(-1, self.order))
+        g = self.solved(_rows(slope).index_select(-1, self.order))
         return torch.empty_like(g).index_copy(-1, self.order, g).reshape(slope.shape)
 
     def solved(self, b: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
@@ -120,6 +120,10 @@ def degrees(network: ConditionalAutoRegressiveNN) -> list[list[int]] | None:
             found.append([max((seen for seen, link in zip(found[-1], row) if link), default=0) for row in mask])
         _DEGREES[network] = found if all(layer == sorted(layer) for layer in found) else None
     return _DEGREES[network]
+
+
+def _rows(values: Tensor) -> Tensor:
+    return values.reshape(-1, values.shape[-1])
 
 
 def _slope(function: Any, before: Tensor, after: Tensor) -> Tensor:
