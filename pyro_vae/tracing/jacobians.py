@@ -79,8 +79,8 @@ def _(transform: Any, x: Tensor) -> tuple[Tensor, Back]:
     """J = I + û h wᵀ, h = 1 − tanh²(w·x + b), whose inverse is of the same form (Sherman & Morrison 1950)."""
 
     def back(slope: Tensor) -> Tensor:
-        params: Any = transform._params
-        bias, u, w = params() if callable(params) else params
+        params: Any = transform._params() if callable(transform._params) else transform._params
+        bias, u, w = params
         u_hat = transform.u_hat(u, w)
         h = 1 - torch.tanh((w * x).sum(-1, keepdim=True) + bias).square()
         return slope - w * h * (u_hat * slope).sum(-1, keepdim=True) / (1 + h * (w * u_hat).sum(-1, keepdim=True))
