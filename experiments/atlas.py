@@ -37,7 +37,7 @@ from pyro_vae import compare_estimators, fit, fixed_x, guides, priors
 from pyro_vae.comparison import candidates
 from pyro_vae.config import PartSettings, build_encoder, build_likelihood, build_vae
 from pyro_vae.data import Data
-from pyro_vae.estimators import TVO, RenyiBound, ScoreFunction, WakeSleep
+from pyro_vae.estimators import CIWAE, PIWAE, TVO, RenyiBound, ScoreFunction, WakeSleep
 from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.random import seeded
 from pyro_vae.runs import (
@@ -132,6 +132,7 @@ def estimators(particles: list[int]) -> dict[str, ELBO]:
     for K in particles:
         if K > 1:
             found |= {f"VR-IWAE α = ½, K = {K}": RenyiBound(0.5, K), f"TVO, K = {K}": TVO(K)}
+            found |= {f"CIWAE β = ½, K = {K}": CIWAE(K), f"PIWAE, M = {K}": PIWAE(1, M=K)}
     return found
 
 

@@ -23,10 +23,10 @@ from torch import Tensor
 
 from pyro_vae.checks import whole_number
 from pyro_vae.estimation import Description, Estimator, check_analytic_kl, describe, importance_weighted_bound
+from pyro_vae.estimation.combined import CIWAE, PIWAE
 from pyro_vae.estimation.coupled import Antithetic, QuasiMonteCarlo
 from pyro_vae.estimation.doubly_reparameterized import DoublyReparameterized, RenyiBound
 from pyro_vae.estimation.generalized import GeneralizedDReG
-from pyro_vae.estimation.mixed import CIWAE, PIWAE
 from pyro_vae.estimation.score_function import OVIS, DisARM, ScoreFunction
 from pyro_vae.estimation.straight_through import ReinMax, StraightThrough
 from pyro_vae.estimation.thermodynamic import TVO

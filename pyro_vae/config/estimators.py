@@ -18,6 +18,7 @@ else:
 PARTICLES = Option("particles", int, 1, "draws of z per image", metavar="K")
 ALPHA = Option("alpha", float, 0.5, "order of the Rényi bound: 0 is L_K, near 1 the ELBO", metavar="A")
 TEMPERATURE = Option("temperature", float, 1.0, "of the Gumbel-softmax: a low one has less bias and more variance")
+ELBO_SHARE = Option("elbo_share", float, 0.5, "of the ELBO in the bound; L_K has the rest", metavar="BETA")
 FREE_BITS = Option(
     "free_bits", float, 0.5, "nats of each latent dimension's KL that cost nothing (Kingma et al. 2016)", metavar="NATS"
 )
@@ -70,6 +71,13 @@ ESTIMATORS = table(
         "L^A for Bernoulli sites by antithetic pairs, an even number of draws",
     ),
     _estimator("tvo", lambda K: estimators.TVO(K), "a thermodynamic bound between L^A and L_K, of 5 temperatures"),
+    _estimator("piwae", lambda K: estimators.PIWAE(1, M=K), "L_K for the model, the ELBO for the guide"),
+    Part(
+        "ciwae",
+        lambda particles, elbo_share: estimators.CIWAE(particles, elbo_share),
+        "the ELBO and L_K together",
+        (PARTICLES, ELBO_SHARE),
+    ),
     _estimator("ovis", lambda K: estimators.OVIS(K), "L_K by the log-derivative trick, from 2 draws on"),
     Part(
         "straight-through",

@@ -7,7 +7,7 @@ doubly_reparameterized.py  bounds of several weights whose guide's gradient goes
 generalized.py             the same, with the priors' gradient
 score_function.py          the log-derivative trick, with baselines and antithetic pairs
 straight_through.py        biased paths through discrete draws
-mixed.py                   one bound for the model and one for the guide, or a bound mixed with the ELBO
+combined.py                one bound for the model and one for the guide, or a bound mixed with the ELBO
 thermodynamic.py           a bound by temperatures between guide and posterior
 coupled.py                 estimators whose particles depend on each other
 """

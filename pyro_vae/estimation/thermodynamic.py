@@ -20,7 +20,8 @@ class TVO(Estimator):
     between the ELBO, which it is for S = 1, and L_K, which it nears as S grows.
 
     The gradient is that of L through reparameterised draws, not the covariance of scores of the paper, so that it is
-    unbiased for any K. A weight of 0 makes the bound −∞, as it makes the ELBO. Raises ValueError unless 0 < first < 1; other errors are those of ``ImportanceWeighted``.
+    unbiased for any K. A weight of 0 makes the bound −∞, as it makes the ELBO. Raises ValueError unless 0 < first < 1;
+    other errors are those of ``ImportanceWeighted``.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1))

@@ -48,8 +48,8 @@ def _by_jacobian(transform: Any, x: Tensor, y: Tensor, slope: Tensor) -> Tensor:
     return _solved(jacobian, slope.flatten(-events)).reshape(y.shape)
 
 
-@stepped.register
-def _(transform: ComposeTransform, x: Tensor) -> tuple[Tensor, Back]:
+@stepped.register(ComposeTransform)
+def _(transform: Any, x: Tensor) -> tuple[Tensor, Back]:
     if transform._cache_size:  # it keeps its own pass, by which it is scored
         return stepped.dispatch(object)(transform, x)
     backs = []
@@ -59,27 +59,28 @@ def _(transform: ComposeTransform, x: Tensor) -> tuple[Tensor, Back]:
     return x, lambda slope: reduce(lambda b, back: back(b), backs, slope)
 
 
-@stepped.register
-def _(transform: IndependentTransform, x: Tensor) -> tuple[Tensor, Back]:
+@stepped.register(IndependentTransform)
+def _(transform: Any, x: Tensor) -> tuple[Tensor, Back]:
     return stepped(transform.base_transform, x)
 
 
-@stepped.register
-def _(transform: AffineTransform, x: Tensor) -> tuple[Tensor, Back]:
+@stepped.register(AffineTransform)
+def _(transform: Any, x: Tensor) -> tuple[Tensor, Back]:
     return transform(x), lambda slope: slope / transform.scale
 
 
-@stepped.register
-def _(transform: transforms.Permute, x: Tensor) -> tuple[Tensor, Back]:
+@stepped.register(transforms.Permute)
+def _(transform: Any, x: Tensor) -> tuple[Tensor, Back]:
     return transform(x), lambda slope: slope.index_select(transform.dim, transform.permutation)
 
 
-@stepped.register
-def _(transform: ConditionedPlanar, x: Tensor) -> tuple[Tensor, Back]:
+@stepped.register(ConditionedPlanar)
+def _(transform: Any, x: Tensor) -> tuple[Tensor, Back]:
     """J = I + û h wᵀ, h = 1 − tanh²(w·x + b), whose inverse is of the same form (Sherman & Morrison 1950)."""
 
     def back(slope: Tensor) -> Tensor:
-        bias, u, w = transform._params() if callable(transform._params) else transform._params
+        params: Any = transform._params() if callable(transform._params) else transform._params
+        bias, u, w = params
         u_hat = transform.u_hat(u, w)
         h = 1 - torch.tanh((w * x).sum(-1, keepdim=True) + bias).square()
         return slope - w * h * (u_hat * slope).sum(-1, keepdim=True) / (1 + h * (w * u_hat).sum(-1, keepdim=True))
@@ -87,8 +88,8 @@ def _(transform: ConditionedPlanar, x: Tensor) -> tuple[Tensor, Back]:
     return transform(x), back
 
 
-@stepped.register
-def _(transform: transforms.AffineCoupling, x: Tensor) -> tuple[Tensor, Back]:
+@stepped.register(transforms.AffineCoupling)
+def _(transform: Any, x: Tensor) -> tuple[Tensor, Back]:
     """y₁ = x₁, y₂ = μ(x₁) + σ(x₁) x₂, so that g₂ = b₂ / σ and g₁ = b₁ − ∂(g₂·y₂)/∂x₁."""
     dim, at, y = transform.dim, transform.split_dim, transform(x)
 
@@ -104,8 +105,8 @@ def _(transform: transforms.AffineCoupling, x: Tensor) -> tuple[Tensor, Back]:
     return y, back
 
 
-@stepped.register
-def _(transform: transforms.AffineAutoregressive, x: Tensor) -> tuple[Tensor, Back]:
+@stepped.register(transforms.AffineAutoregressive)
+def _(transform: Any, x: Tensor) -> tuple[Tensor, Back]:
     network = masked_network(transform)
     if network is None:
         return stepped.dispatch(object)(transform, x)

@@ -5,12 +5,15 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor
+
+from pyro_vae.tracing.matching import is_tracing
 
 LEAF = 16  # dimensions whose Jacobian is written out
 Passes = list[tuple[Tensor, Tensor]]  # what went into each layer of a network, and what came out
@@ -32,21 +35,20 @@ class MaskedStep:
         bounds: between which log σ is clamped; its derivative is not, as in Pyro.
     """
 
-    def __init__(self, network: ConditionalAutoRegressiveNN, passes: Passes, x: Tensor, bounds: tuple[float, float]):
+    def __init__(self, network: Any, passes: Passes, x: Tensor, bounds: tuple[float, float]):
         self.order = order = network.permutation
-        self.degrees = degrees(network)
-        self.slopes = [_slope(a, h).flatten(0, -2) for (_, a), (h, _) in zip(passes, passes[1:])]
-        with torch.no_grad():
-            first, *others, last = (layer.weight * layer.mask for layer in network.layers)
-            self.weights = [first[:, network.context_dim :].index_select(1, order), *others]
-            self.of_loc, self.of_scale = (part.index_select(0, order) for part in last.chunk(2))
-            log_scale = passes[-1][1].chunk(2, -1)[1].clamp(*bounds)
-            self.scale, rows = (part.flatten(0, -2).index_select(-1, order) for part in (log_scale.exp(), x))
-            self.gain = self.scale * rows
+        self.degrees: Any = degrees(network)
+        self.slopes = [_rows(_slope(network.f, a, h)) for (_, a), (h, _) in pairwise(passes)]
+        first, *others, last = ((layer.weight * layer.mask).detach() for layer in network.layers)
+        self.weights = [first[:, network.context_dim :].index_select(1, order), *others]
+        self.of_loc, self.of_scale = (part.index_select(0, order) for part in last.chunk(2))
+        scale = passes[-1][1].detach().chunk(2, -1)[1].clamp(*bounds).exp()
+        self.scale, rows = (_rows(part).index_select(-1, order) for part in (scale, x.detach()))
+        self.gain = self.scale * rows
 
     def by_value(self, slope: Tensor) -> Tensor:
         """Return g with Jᵀ g = slope, both of shape (..., D)."""
-        g = self.solved(slope.flatten(0, -2).index_select(-1, self.order))
+        g = self.solved(_rows(slope).index_select(-1, self.order))
         return torch.empty_like(g).index_copy(-1, self.order, g).reshape(slope.shape)
 
     def solved(self, b: Tensor, start: int = 0, stop: int | None = None) -> Tensor:
@@ -78,10 +80,10 @@ class MaskedStep:
         return pull
 
 
-def masked_network(transform: Any) -> ConditionalAutoRegressiveNN | None:
+def masked_network(transform: Any) -> Any:
     """Return the network of an ``AffineAutoregressive`` of Pyro's; None where it is not of the known kind."""
-    function = transform.arn
-    network = function.func if isinstance(function, partial) else function  # Pyro's way to give a context
+    network: Any = transform.arn
+    network = network.func if isinstance(network, partial) else network  # Pyro's way to give a context
     known = type(network) in (ConditionalAutoRegressiveNN, AutoRegressiveNN) and not transform.stable
     usual = known and network.skip_layer is None and network.param_dims == [1, 1]
     return network if usual and degrees(network) is not None else None
@@ -120,6 +122,13 @@ def degrees(network: ConditionalAutoRegressiveNN) -> list[list[int]] | None:
     return _DEGREES[network]
 
 
-def _slope(before: Tensor, after: Tensor) -> Tensor:
+def _rows(values: Tensor) -> Tensor:
+    return values.reshape(-1, values.shape[-1])
+
+
+def _slope(function: Any, before: Tensor, after: Tensor) -> Tensor:
     """Return the derivative of a nonlinearity, element by element."""
+    if is_tracing():  # torch.export loses the parameters in a derivative by what depends on them
+        before = before.detach().requires_grad_()
+        after = function(before)
     return torch.autograd.grad(after.sum(), before, retain_graph=True)[0]

@@ -12,7 +12,7 @@ from pyro_vae.records import taken_by
 
 
 def test_every_estimator_has_a_record():
-    settings = argparse.Namespace(particles=2, free_bits=0.3, alpha=0.25, temperature=0.5)
+    settings = argparse.Namespace(particles=2, free_bits=0.3, alpha=0.25, temperature=0.5, elbo_share=0.5)
     made = {type(build_estimator(argparse.Namespace(estimator=word), particles=2)) for word in ESTIMATORS}
     defined = {
         value

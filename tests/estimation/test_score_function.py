@@ -6,6 +6,7 @@ import pytest
 import torch
 from estimator_programs import (
     Bits,
+    Choice,
     assert_mean,
     enumerated_gradient,
     estimate,
@@ -14,6 +15,7 @@ from estimator_programs import (
     mixture,
     variances,
 )
+from pyro.infer import TraceGraph_ELBO
 from torch import nn
 
 from pyro_vae.estimators import OVIS, DisARM, ImportanceWeighted, ScoreFunction
@@ -118,3 +120,28 @@ def test_ovis_in_float32_bears_small_weights_and_large_log_weights():
         return torch.autograd.grad(OVIS(1000).differentiable_loss(model, guide, x), loc)[0]
 
     assert gradient(45.0).item() == pytest.approx(gradient(0.0).item(), rel=0.03)
+
+
+def of_pyro(baseline, y, runs=40):
+    """Draws of the guide's gradient under Pyro's TraceGraph_ELBO at one image, and the program."""
+    torch.manual_seed(0)
+    program = Choice(infer={"baseline": baseline} if baseline else {})
+    found = []
+    for _ in range(runs):
+        program.zero_grad()
+        TraceGraph_ELBO().loss_and_grads(program.model, program.guide, y.expand(500))
+        found.append(program.logits.grad / 500)
+    return torch.stack(found[10:]), program
+
+
+def test_pyros_learned_baselines_leave_the_mean_and_lower_the_variance():
+    y, level = torch.tensor([4.0]), nn.Parameter(torch.tensor(-25.0))
+    plain, program = of_pyro({}, y)
+    expected = enumerated_gradient(program, y)[: program.logits.numel()]
+    kinds = {"use_decaying_avg_baseline": True}, {"nn_baseline": level.expand_as, "nn_baseline_input": y.expand(500)}
+    for kind in kinds:
+        found, program = of_pyro(kind, y)
+        z = (found.mean(0) - expected) / (found.var(0) / len(found)).sqrt()
+        assert z.abs().max() < 5
+        assert found.var(0).sum() < 0.5 * plain.var(0).sum()
+    assert level.grad.abs() > 0  # the loss trains the network

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from estimator_programs import Bits, Choice, assert_mean, draws, enumerated_gradient, mixture
+from programs import linear_gaussian
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from torch import nn
@@ -89,3 +90,10 @@ def test_other_discrete_sites_are_refused():
         ReinMax().differentiable_loss(program.model, program.guide, torch.zeros(3))
     with pytest.raises(ValueError, match="temperature: "):
         StraightThrough(temperature=0.0)
+
+
+@pytest.mark.parametrize("estimator", [StraightThrough(), ReinMax(2)])
+def test_a_program_without_a_draw_to_relax_is_refused(estimator):
+    program = linear_gaussian()
+    with pytest.raises(ValueError, match=f"so that {type(estimator).__name__} has no draw to relax.*Landing for repar"):
+        estimator.loss(program.model, program.guide, program.simulate(2))

@@ -1,8 +1,12 @@
 """The thermodynamic bound: the exact mean gradient, its ends, and its place between them draw by draw."""
 
 import itertools
+import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 from estimator_programs import assert_mean, estimate, exact_gradient, known_programs
 
 from pyro_vae.estimation.description import describe
@@ -38,6 +42,22 @@ def test_each_draw_lies_between_the_elbo_and_l_k_and_reaches_both():
     assert elbo > few > many > l_k
     assert many == pytest.approx(l_k, abs=0.02 * (elbo - l_k))
     assert describe(TVO(8, S=1)).estimates == "ELBO" != describe(TVO(8)).estimates
+
+
+@pytest.mark.parametrize("least", [0.0, math.inf])
+def test_a_weight_of_zero_makes_the_bound_minus_infinity_as_that_of_the_elbo(least):
+    """No x comes from a z below ``least``: half of the draws, or all, have the weight zero."""
+
+    def guide():
+        with pyro.plate("images", 1):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def model():
+        with pyro.plate("images", 1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("x", torch.where(z < least, -math.inf, 0.0))
+
+    assert [each.loss(model, guide) for each in (TVO(9), ImportanceWeighted(1, M=9))] == [math.inf, math.inf]
 
 
 @pytest.mark.parametrize("first", [0.0, 1.0])

@@ -89,8 +89,9 @@ def test_other_steps_are_exact(name):
     check(OTHERS[name]())
 
 
-def test_particles_and_rows_are_apart():
-    check(of_guide(), (3, 2, D))
+@pytest.mark.parametrize(("name", "shape"), [("of a guide", (3, 2, D)), ("autoregressive", (D,)), ("composed", (D,))])
+def test_particles_and_rows_are_apart_and_there_need_be_none(name, shape):
+    check(KNOWN[name](), shape)
 
 
 def test_an_element_that_nothing_depends_on_has_no_derivative():

@@ -32,8 +32,7 @@ def flow(network, context=None, **options):
 
 def backwards(transform, x, b):
     """g of the step with Jᵀ g = b."""
-    y, back = stepped(transform, x.requires_grad_())
-    return back(b)
+    return stepped(transform, x.requires_grad_())[1](b)
 
 
 def written(transform, x, b):

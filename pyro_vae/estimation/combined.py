@@ -14,7 +14,7 @@ from pyro_vae.tracing.traces import common_scale, log_weights, per_image, sample
 
 
 class PIWAE(Estimator):
-    """L_MK for the model, and L_K averaged over M groups for the guide, by the same M K particles (Rainforth et al. 2018).
+    """L_MK for the model and L_K over M groups for the guide, by the same M K particles (Rainforth et al. 2018).
 
         ∇_θ log 1/MK Σ_k w_k,    ∇_φ 1/M Σ_m log 1/K Σ_{k in group m} w_k
 
@@ -83,8 +83,9 @@ class CIWAE(Estimator):
     def description(self) -> Description:
         """The combination in value and gradient."""
         K = 1 if self.beta == 1 else self.num_particles
-        bound = importance_weighted_bound(K)
-        return Description.unbiased(bound if K == 1 or self.beta == 0 else f"CIWAE, β = {self.beta:g}, K = {K}", plain=True)
+        mixed = K > 1 and self.beta > 0
+        bound = f"CIWAE, β = {self.beta:g}, K = {K}" if mixed else importance_weighted_bound(K)
+        return Description.unbiased(bound, plain=True)
 
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
         """Return the combination twice: its own gradient is the estimator's."""

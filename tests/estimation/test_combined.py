@@ -21,9 +21,7 @@ def l_k(log_w):
 
 def of_guide(program):
     """Which entries of the flat gradient are the guide's."""
-    return torch.cat(
-        [torch.full((p.numel(),), name.startswith(GUIDES)) for name, p in program.named_parameters()]
-    )
+    return torch.cat([torch.full((p.numel(),), name.startswith(GUIDES)) for name, p in program.named_parameters()])
 
 
 @pytest.mark.parametrize("number", [0, 1])
