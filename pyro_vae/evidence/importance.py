@@ -223,18 +223,19 @@ class ImportanceSampler:
         """Return log weights (K, B). Pyro validates the first runs of guide and model, which are eager."""
         with pyro.validation_enabled(True):
             guide_trace = self.plan.trace(self.guide, batch, K)
-        step = max(1, self.chunk // (batch.rows or 1))
+        step = min(max(1, self.chunk // (batch.rows or 1)), K)
         parts = [sliced(guide_trace, start, min(start + step, K)) for start in range(0, K, step)]
-        model_trace = self._model_trace(batch, parts[0], min(step, K), validated=True)
+        model_trace = self._model_trace(batch, parts[0], step, validated=True)
         plate = self.plan.plate(self.model, self.guide, batch, (model_trace, parts[0]))
         scale = common_scale(model_trace, parts[0], plate=plate)
-        compiled = iter(self._compiled(model_trace, parts[1 : K // step], batch, plate) or ())
+        compiled = iter(self._compiled(model_trace, parts[: K // step], batch, plate) or ())
         log_w = []
         for number, part in enumerate(parts):
-            values = next(compiled, None) if number else (log_joint(model_trace, plate),)
+            values = next(compiled, None)
             if values is None:
                 size = min(step, K - number * step)
-                values = (log_joint(self._model_trace(batch, part, size, validated=False), plate),)
+                trace = self._model_trace(batch, part, size, validated=False) if number else model_trace
+                values = (log_joint(trace, plate),)
             log_q = sum(per_image(site, plate) for site in proposal_sites(part).values())
             log_w.append((values[0] - log_q) / scale)
             bar.update(log_w[-1].numel())
@@ -255,7 +256,7 @@ class ImportanceSampler:
         plate: CondIndepStackFrame | None,
     ) -> Iterator[Sequence[Tensor]] | None:
         """Return log p(x, z) of slices of the guide's trace, by all cores at once; None: run them eagerly."""
-        if not parts or (len(parts) + 1 < FEW and not self.graphs.strict):
+        if len(parts) < FEW and not self.graphs.strict:
             return None
         names = list(sample_sites(model_trace, observed=False))
         sites = [sample_sites(part) for part in parts]

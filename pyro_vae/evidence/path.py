@@ -21,6 +21,8 @@ from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.parallel import equal_parts
 from pyro_vae.tracing.traces import check_sites, common_scale, per_image, proposal_sites, sample_sites
 
+WORTH = 10_000_000  # z × parameters, from which threads compute longer than they wait for each other
+
 
 class ChainState(NamedTuple):
     """A position z (C, B, D), with log f_0 and Δ = log p(x, z) − log f_0, each (C, B), and their gradients."""
@@ -71,6 +73,7 @@ class AnnealingPath:
         self.model, self.guide, self.graphs = model, guide, graphs
         self.arguments = given = ProgramArguments.of(args, kwargs, rows)
         self.source = model if guide is None else guide
+        self.parameters = sum(p.numel() for owner in owners(model, guide) for p in owner.parameters())
         self.validated = validated
         with pyro.validation_enabled(validated):
             self.plan = plan or MeasurementPlan.of(model, guide, given, given.rows, given.rows or 1)
@@ -87,7 +90,8 @@ class AnnealingPath:
 
     def __call__(self, z: Tensor) -> ChainState:
         """Return the log densities at z (C, B, D), with their gradients."""
-        parts = z.chunk(equal_parts(len(z)))
+        worth = z[..., 0].numel() * self.parameters >= WORTH
+        parts = z.chunk(equal_parts(len(z)) if worth else 1)
         calls = [(part, *self.arguments.tensors) for part in parts]
         compiled = self.graphs and self.graphs.of_each(lambda: self._compilable(parts[0]), calls)
         if compiled:

@@ -215,8 +215,8 @@ class LocalSampler:
         """
         if path.arguments.rows != self.plan.size and not graphs.strict:
             return None
-        slices = math.ceil(len(z) / self._draws_at_once(z))
-        size = math.ceil(len(z) / (cores() * math.ceil(slices / cores())))
+        slices, workers = math.ceil(len(z) / self._draws_at_once(z)), cores() if z.device.type == "cpu" else 1
+        size = math.ceil(len(z) / (workers * math.ceil(slices / workers)))
         filled = torch.cat([z, z[-1:].expand(-len(z) % size, -1, -1)])
         calls = [(part, *path.arguments.tensors) for part in filled.split(size)]
         densities = PathDensities(path, AnnealingPath.log_prior_and_joint)

@@ -250,7 +250,7 @@ def test_a_compiler_that_fails_is_said_and_only_slower(monkeypatch, caplog):
     def broken(*args, **kwargs):
         raise RuntimeError("g++ ran out of memory")
 
-    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(GRAPHS, "compiled_graph", broken)
     monkeypatch.setattr(GRAPHS, "WORTH_CALLS", 1)
     program = oracle()
     x = images(program, 3)

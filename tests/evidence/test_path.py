@@ -78,7 +78,9 @@ def test_no_latent_at_all():
     [(*program, i == 0) for i, program in enumerate(programs())],
     ids=["conv, from the guide", "two layers, from the prior"],
 )
-def test_compiled_densities_and_gradients_are_the_eager_ones(model, guide, x, from_guide):
+def test_compiled_densities_and_gradients_are_the_eager_ones(monkeypatch, quick_compiler, model, guide, x, from_guide):
+    monkeypatch.setattr("pyro_vae.evidence.path.WORTH", 0)
+    monkeypatch.setattr("pyro_vae.evidence.path.equal_parts", lambda chains: 2)  # on two cores
     args = x if isinstance(x, tuple) else (x,)
     graphs = Graphs(True, 0, "cpu")
     with torch.no_grad():
