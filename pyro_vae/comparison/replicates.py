@@ -13,8 +13,9 @@ from pyro_vae.compiling.noise import is_random, name_of
 from pyro_vae.compiling.private import in_place_changes, operators
 from pyro_vae.compiling.untraceable import Untraceable
 
-LARGEST = 1 << 27  # numbers in all tensors of the draws that are computed together
-MOST = 16  # draws that are computed together
+SMALL = 1 << 25  # numbers in all tensors of the draws that are computed together, at most ``MOST`` of them
+LARGEST = 1 << 28  # the same where only ``FEW`` are
+FEW, MOST = 6, 64
 PRODUCT, TURNED = {*operators("mm.default")}, {*operators("t.default")}
 SAME = {*operators("detach.default", "alias.default")}
 
@@ -80,7 +81,8 @@ class Replicates:
 
     def __init__(self, recorded: Recorded, args: Sequence[Tensor]):
         self.held, self.precision = recorded.held, recorded.precision
-        self.together = max(1, min(MOST, LARGEST // max(recorded.elements, 1)))
+        size = max(recorded.elements, 1)
+        self.together = max(min(MOST, SMALL // size), min(FEW, LARGEST // size), 1)
         values = [*recorded.values, *(arg.detach() for arg in args)]
         with torch.no_grad():
             versions = [in_place_changes(value) for value in values]
