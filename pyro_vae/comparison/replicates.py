@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node, map_arg
 
+from pyro_vae.compiling.compiler import quiet_torch
 from pyro_vae.compiling.joint import Recorded
 from pyro_vae.compiling.noise import is_random, name_of
 from pyro_vae.compiling.private import in_place_changes, operators
@@ -92,7 +93,7 @@ class Replicates:
 
     def __call__(self, draws: int) -> list[Tensor | Product]:
         """Return each result of so many draws, stacked at dimension 0; matrices as products where they are."""
-        with torch.no_grad():
+        with torch.no_grad(), quiet_torch():
             rows = [[draw() for draw in self.noise] for _ in range(draws)]
             noise = [torch.stack(of_draws) for of_draws in zip(*rows)]
             moving = torch.vmap(self.body)(*noise) if noise else ()
@@ -106,6 +107,7 @@ def _apart(graph: GraphModule, values: Sequence[Tensor]) -> tuple[list[Callable[
     """
     given, known, rest = iter(values), {}, _Rest([node for node in graph.graph.nodes if is_random(node.target)])
     noise: list[Callable[[], Tensor]] = []
+    results: Any = ()
     for node in graph.graph.nodes:
         if node.op == "output":
             results = node.args[0]
@@ -150,7 +152,7 @@ class _Draw:
     """Draws the random numbers of a node."""
 
     def __init__(self, node: Node, known: Mapping[Node, Any]):
-        self.target = node.target
+        self.target: Any = node.target
         self.args, self.kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
         self.written = bool(_written(node))
 
