@@ -12,6 +12,7 @@ vectorized.py loss and gradient as a recorded graph, compared with the program
 replicates.py many draws of such a graph, computed together
 measuring.py  many draws of an estimator: moments of loss and gradient, seconds a draw
 moments.py    streaming moments of random vectors
+sections.py   parts of such vectors, and sums over neighbouring draws
 intervals.py  numbers with confidence intervals that allow for skewed draws
 agreement.py  whether the mean gradients of two estimators agree
 """

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node, map_arg
 
+from pyro_vae.compiling.compiler import quiet_torch
 from pyro_vae.compiling.joint import Recorded
 from pyro_vae.compiling.noise import is_random, name_of
 from pyro_vae.compiling.private import in_place_changes, operators
 from pyro_vae.compiling.untraceable import Untraceable
 
-LARGEST = 1 << 27  # numbers in all tensors of the draws that are computed together
-MOST = 16  # draws that are computed together
+SMALL = 1 << 25  # numbers in all tensors of the draws that are computed together, at most ``MOST`` of them
+LARGEST = 1 << 28  # the same where only ``FEW`` are
+FEW, MOST = 6, 64
 PRODUCT, TURNED = {*operators("mm.default")}, {*operators("t.default")}
 SAME = {*operators("detach.default", "alias.default")}
 
@@ -80,7 +82,8 @@ class Replicates:
 
     def __init__(self, recorded: Recorded, args: Sequence[Tensor]):
         self.held, self.precision = recorded.held, recorded.precision
-        self.together = max(1, min(MOST, LARGEST // max(recorded.elements, 1)))
+        size = max(recorded.elements, 1)
+        self.together = max(min(MOST, SMALL // size), min(FEW, LARGEST // size), 1)
         values = [*recorded.values, *(arg.detach() for arg in args)]
         with torch.no_grad():
             versions = [in_place_changes(value) for value in values]
@@ -90,7 +93,7 @@ class Replicates:
 
     def __call__(self, draws: int) -> list[Tensor | Product]:
         """Return each result of so many draws, stacked at dimension 0; matrices as products where they are."""
-        with torch.no_grad():
+        with torch.no_grad(), quiet_torch():
             rows = [[draw() for draw in self.noise] for _ in range(draws)]
             noise = [torch.stack(of_draws) for of_draws in zip(*rows)]
             moving = torch.vmap(self.body)(*noise) if noise else ()
@@ -104,6 +107,7 @@ def _apart(graph: GraphModule, values: Sequence[Tensor]) -> tuple[list[Callable[
     """
     given, known, rest = iter(values), {}, _Rest([node for node in graph.graph.nodes if is_random(node.target)])
     noise: list[Callable[[], Tensor]] = []
+    results: Any = ()
     for node in graph.graph.nodes:
         if node.op == "output":
             results = node.args[0]
@@ -148,7 +152,7 @@ class _Draw:
     """Draws the random numbers of a node."""
 
     def __init__(self, node: Node, known: Mapping[Node, Any]):
-        self.target = node.target
+        self.target: Any = node.target
         self.args, self.kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
         self.written = bool(_written(node))
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from pyro_vae.comparison.replicates import Replicates, whole
-from pyro_vae.compiling.compiler import quiet_torch
 from pyro_vae.compiling.constants import WatchedConstants
 from pyro_vae.compiling.joint import Recorded, differs, record
 from pyro_vae.compiling.loss import surroundings
@@ -63,10 +62,7 @@ class RecordedGradient:
             losses, *gradients = (torch.stack([*pair]) for pair in zip(*(function(*tensors) for _ in range(2))))
             return [losses.sum(), *gradients]
 
-        try:
-            found = differs(_Sum(replicates), one_by_one, tensors, [*self.leaves])  # pyright: ignore[reportArgumentType]
-        except RuntimeError as error:  # an operator that cannot be vectorised
-            raise Untraceable(first_line(error)) from error
+        found = differs(_Sum(replicates), one_by_one, tensors, [*self.leaves])  # pyright: ignore[reportArgumentType]
         if found:
             raise Untraceable(NOT_THE_SAME.format(found))
 
@@ -78,6 +74,8 @@ class _Sum:
         self.held, self.precision, self.replicates = replicates.held, replicates.precision, replicates
 
     def __call__(self, args: Sequence[Tensor]) -> list[Tensor]:
-        with quiet_torch():
+        try:
             losses, *gradients = map(whole, self.replicates(2))
+        except Exception as error:  # an operator that cannot be vectorised
+            raise Untraceable(first_line(error)) from error
         return [losses.sum(), *gradients]
