@@ -1,10 +1,13 @@
 """What a table says about a run, against runs that were trained."""
 
 import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
 
 import pytest
 from small_runs import command
 
+from pyro_vae.files import CheckpointError
 from pyro_vae.runs.columns import COLUMNS, Run, differing
 
 
@@ -36,3 +39,32 @@ def test_what_a_run_scores_and_what_differs(trained):
     assert first.observation == "black and white pixels (dynamic)" and second.observation == "grey levels"
     assert second.unit == "16 bins" and first.block.startswith("digits, 250 test images of 1 × 8 × 8: ")
     assert differing([first, second]) == ["lik", "seed"] and differing([first]) == []
+
+
+def by_hand(**parts):
+    dataset = {"name": "rows", "test": 5}
+    return Run(Path(), {"settings": {"lik": "normal", "seed": 0}, "dataset": dataset, **parts})
+
+
+def test_a_folder_without_a_run_says_what_it_is(tmp_path):
+    for name, path, why in (("nothing", None, "no run is there"), ("empty", ".", "no run is there"),
+                            ("begun", "history.csv", "its run has not ended"),
+                            ("sweep", "one/metrics.json", "the runs are the folders in it")):  # fmt: skip
+        if path:
+            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
+            if path != ".":
+                (tmp_path / name / path).touch()
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(CheckpointError, match=f"it holds no metrics.json: {why}"):
+            Run.read(tmp_path / name)
+
+
+def test_what_was_not_measured_is_an_empty_cell():
+    run = by_hand(test={"bound": -3.456, "standard_error": 0.0123, "rate": float("nan")}, left_out=None)
+    assert str(COLUMNS["bound"].cell(run)) == "-3.46 ± 0.01" and str(COLUMNS["rate"].cell(run)) == ""
+    assert str(COLUMNS["log_px"].cell(run)) == str(COLUMNS["valid"].cell(run)) == ""
+    assert str(COLUMNS["bits"].cell(by_hand(test={"bits_per_dim": 1.23456}))) == "1.235"
+    assert str(COLUMNS["rate"].cell(by_hand(test={"rate": 5}))) == "5.00"
+    assert run.block.startswith("rows") and "5 test images of : x of the normal likelihood" in run.block
+    with pytest.raises(FrozenInstanceError):
+        COLUMNS["rate"].digits = 1
