@@ -58,3 +58,10 @@ def test_the_summary_has_the_numbers_of_the_images_and_is_fixed():
             setattr(part, name, 1)
     sure = replace(evidence((0.1, 0.1, 0.1)), plan=replace(PLAN, trusted=torch.ones(3, dtype=torch.bool)))
     assert sure.untrusted == 0 and "cannot be trusted" not in str(sure)
+
+
+def test_a_target_is_reached_with_a_fifth_to_spare():
+    sure = replace(PLAN, trusted=torch.ones(3, dtype=torch.bool))
+    errors = torch.tensor([0.055, 0.0599, 0.0601]).double()
+    found = replace(evidence((0.1, 0.1, 0.1)), plan=sure, standard_error=errors)
+    assert found.reached == pytest.approx(2 / 3)

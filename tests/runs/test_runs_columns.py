@@ -8,7 +8,7 @@ import pytest
 from small_runs import command
 
 from pyro_vae.files import CheckpointError
-from pyro_vae.runs.columns import COLUMNS, Run, differing
+from pyro_vae.runs.columns import COLUMNS, Column, Run, differing
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +68,17 @@ def test_what_was_not_measured_is_an_empty_cell():
     assert run.block.startswith("rows") and "5 test images of : x of the normal likelihood" in run.block
     with pytest.raises(FrozenInstanceError):
         COLUMNS["rate"].digits = 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "digest", "which"),
+    [("auto", "abc", ""), ("mnist", "abc", ""), ("pictures", "abc", " (digest abc)"), ("csv", None, " (read as csv)")],
+)
+def test_images_of_your_own_are_told_apart_by_their_digest(asked, digest, which):
+    settings = {"lik": "normal", "seed": 0, "dataset": asked}
+    run = Run(Path(), {"settings": settings, "dataset": {"name": "rows", "test": 5, "test_digest": digest}})
+    assert run.block.startswith(f"rows{which}, 5 test images")
+
+
+def test_a_measured_column_has_two_digits():
+    assert str(Column("title", lambda run: 1.23456).cell(by_hand())) == "1.23"
