@@ -46,17 +46,24 @@ def by_hand(**parts):
     return Run(Path(), {"settings": {"lik": "normal", "seed": 0}, "dataset": dataset, **parts})
 
 
-def test_a_folder_without_a_run_says_what_it_is(tmp_path):
-    for name, path, why in (("nothing", None, "no run is there"), ("empty", ".", "no run is there"),
-                            ("begun", "history.csv", "its run has not ended"),
-                            ("sweep", "one/metrics.json", "the runs are the folders in it")):  # fmt: skip
-        if path:
-            (tmp_path / name / path).parent.mkdir(parents=True, exist_ok=True)
-            if path != ".":
-                (tmp_path / name / path).touch()
-        (tmp_path / "empty").mkdir(exist_ok=True)
-        with pytest.raises(CheckpointError, match=f"it holds no metrics.json: {why}"):
-            Run.read(tmp_path / name)
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("other/file", "no run is there"),
+        ("folder/history.csv", "its run has not ended"),
+        ("folder/one/metrics.json", "the runs are the folders in it"),
+    ],
+)
+def test_a_folder_without_a_run_says_what_it_is(tmp_path, file, why):
+    (tmp_path / file).parent.mkdir(parents=True)
+    (tmp_path / file).touch()
+    with pytest.raises(CheckpointError, match=f"it holds no metrics.json: {why}"):
+        Run.read(tmp_path / "folder")
+
+
+def test_an_empty_folder_holds_no_run(tmp_path):
+    with pytest.raises(CheckpointError, match="no run is there"):
+        Run.read(tmp_path)
 
 
 def test_what_was_not_measured_is_an_empty_cell():
