@@ -109,3 +109,9 @@ def without_torch(start, words):
 def test_the_page_comes_without_torch():
     process = without_torch("from pyro_vae.cli import main", [])
     assert process.communicate()[0].endswith("--dataset digits\nstatus 0, without torch\n")
+
+
+def test_without_words_of_its_own_it_takes_those_of_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["pyro-vae", "--version"])
+    assert main() == main(["-V"]) == 0
+    assert capsys.readouterr().out == 2 * f"pyro-vae {pyro_vae.__version__}\n"

@@ -90,4 +90,4 @@ def _kind(leaf: Any) -> tuple:
 
 def _shown(part: tuple) -> str:
     kind, value, *_ = part
-    return f"a tensor {tuple(value)}" if kind is Tensor else repr(value) if is_plain(value) else kind.__name__
+    return f"a tensor {tuple(value)}" if kind is Tensor else repr(value) if isinstance(value, kind) else kind.__name__

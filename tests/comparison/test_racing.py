@@ -2,10 +2,11 @@
 
 import torch
 from comparing import oracle
+from monte_carlo import assert_share_is
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO
 
 from pyro_vae.comparison import best_estimator
-from pyro_vae.comparison.racing import Race, Racer, target_of
+from pyro_vae.comparison.racing import ALARMS, Race, Racer, target_of
 from pyro_vae.comparison.separation import Score
 from pyro_vae.estimators import Description, DoublyReparameterized, WakeSleep
 
@@ -50,15 +51,18 @@ def test_targets():
 
 
 def test_two_equal_estimators_are_seldom_told_apart():
-    """Of 30 rankings of two equal estimators 5 % may tell them apart: more than 4 have a chance of 1.6 %."""
+    """Of 30 rankings of two equal estimators 1.25 % may tell them apart, as one round spends a quarter of 5 %.
+
+    A rate of 45 % is seen.
+    """
     program, x = oracle(offset=0.1)
     equal, costs = {"one": Trace_ELBO(), "other": Trace_ELBO()}, {"one": 1.0, "other": 1.0}
-    alarms = 0
+    alarms = []
     for seed in range(30):
         found = best_estimator(program, x, estimators=equal, costs=costs, seconds=1e-9, seed=seed, progress=False)
-        alarms += len(found.tied()) == 1
+        alarms.append(len(found.tied()) == 1)
         assert found.rounds == 1
-    assert alarms <= 4
+    assert_share_is(alarms, at_most=ALARMS / 4, sees=0.45)
 
 
 def test_equal_estimators_are_drawn_on_while_there_is_time():

@@ -1,11 +1,12 @@
 """Signatures tell apart what needs another graph."""
 
 import numpy as np
+import pyro
 import pytest
 import torch
 
 from pyro_vae.compiling import Untraceable
-from pyro_vae.compiling.signatures import signature_of
+from pyro_vae.compiling.signatures import apart, interference, signature_of
 
 X = torch.ones(2, 3)
 
@@ -37,3 +38,23 @@ def test_defaults_of_torch_are_part_of_the_key(float64):
     in_float64 = signature_of((X,), {})[0].key
     torch.set_default_dtype(torch.float32)
     assert signature_of((X,), {})[0].key != in_float64
+
+
+def test_a_signature_names_the_arguments_and_keeps_what_is_no_number():
+    signature, tensors = signature_of((X, 3, "word", print), {"flag": None})
+    assert str(signature) == "a tensor (2, 3), 3, 'word', builtin_function_or_method, None"
+    assert signature.others == (print,) and tensors == [X]
+
+
+def test_what_surrounds_a_call():
+    assert interference() is None
+    with pyro.poutine.scale(scale=0.5):
+        assert interference() == "a handler of Pyro"
+
+
+def test_other_objects_of_the_same_memory_have_gradients_of_their_own():
+    x = torch.ones(2, requires_grad=True)
+    (one,) = apart([x])
+    one.sum().backward()
+    assert one.requires_grad and x.grad is None and one.data_ptr() == x.data_ptr()
+    assert not apart([X])[0].requires_grad

@@ -64,3 +64,10 @@ def test_a_weight_of_zero_makes_the_bound_minus_infinity_as_that_of_the_elbo(lea
 def test_temperatures_outside_are_refused(first):
     with pytest.raises(ValueError, match="first: wanted a temperature β between 0 and 1"):
         TVO(3, first=first)
+
+
+def test_its_ends_are_described_as_what_they_are():
+    for estimator in (TVO(1), TVO(8, S=1)):
+        assert describe(estimator) == describe(ImportanceWeighted(1)) and describe(estimator).plain
+    assert describe(TVO(8, S=3, first=0.2)).estimates == "TVO, S = 3 from 0.2, K = 8" and describe(TVO(8)).plain
+    assert TVO(8, S=3, first=0.25).betas == [0.0, 0.25, 0.5, 1.0]

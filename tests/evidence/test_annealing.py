@@ -4,10 +4,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from evidence_programs import D, images, oracle
+from evidence_programs import D, images, oracle, truth
+from monte_carlo import assert_mean_is
+from tqdm import tqdm
 
 from pyro_vae.evidence import annealed_evidence, bidirectional, linear, sigmoid
-from pyro_vae.evidence.annealing import annealing_settings, hamiltonian
+from pyro_vae.evidence.annealing import AnnealingPlan, anneal, annealing_settings, hamiltonian
 from pyro_vae.evidence.path import AnnealingPath
 
 
@@ -78,3 +80,26 @@ def test_a_proposal_whose_density_is_no_number_is_rejected():
         new, _, probability = hamiltonian(path, old, torch.randn_like(old.z), 1.0, step, 1)
     assert (new.z > 0).all() and new.delta.isfinite().all()
     assert (probability == 0).double().mean() > 0.05 and (new.z != old.z).any()
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_chains_make_all_transitions_and_weigh_without_bias(exact):
+    """From the exact posterior every weight is p(x); from the prior their mean is, and their logarithms differ."""
+    program = oracle(scale=2.0)
+    x = images(program, 3)
+    path = AnnealingPath(program.model, program.guide if exact else None, (x,))
+    moves = AnnealingPlan(linear(5).tolist(), torch.full((4, 3), 0.3).double(), torch.ones(3, D).double(), 2)
+    torch.manual_seed(0)
+    bar = tqdm(total=5 * 3, disable=None)
+    with torch.no_grad():
+        chains = anneal(path, path.draw(4 if exact else 3000), moves, bar)
+    assert chains.acceptance.shape == (4, 3) and chains.acceptance.min() > 0.5
+    ratio = torch.from_numpy(chains.log_w) - truth(program, x)
+    if exact:
+        torch.testing.assert_close(ratio, torch.zeros(4, 3).double(), atol=1e-9, rtol=0)
+    else:
+        assert_mean_is(ratio.exp(), torch.ones(3), sees=0.3)
+        spread = torch.from_numpy(anneal(path, path.draw(3000), moves._replace(steps=0 * moves.steps), bar).log_w).std(
+            0
+        )
+        assert (ratio.std(0) < 0.8 * spread).all()  # without moves it is importance sampling

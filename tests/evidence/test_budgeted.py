@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_vae.evidence import BudgetedEvidence, EvidencePlan, UntrustedEvidence
-from pyro_vae.evidence.results import warn_untrusted
+from pyro_vae.evidence.results import TRUSTED, warn_untrusted
 
 PLAN = EvidencePlan(
     ("importance", "annealed-10"),
@@ -25,6 +25,7 @@ def evidence(k_hat=(0.1, 0.9, 0.2)):
 def test_trusted_by_pilots_and_by_the_draws_that_count():
     assert evidence().trusted.tolist() == [True, False, False]
     assert evidence((0.1, float("nan"), 0.2)).trusted.tolist() == [True, True, False]
+    assert evidence((0.1, TRUSTED, 0.2)).trusted.tolist() == [True, True, False]  # at most 0.7
     assert evidence().untrusted == pytest.approx(2 / 3) and evidence().reached == pytest.approx(1 / 3)
 
 
@@ -34,6 +35,7 @@ def test_summary_names_the_methods():
     assert evidence().method == ("importance", "annealed-10", "annealed-10")
     assert "importance 1, annealed-10 2" in text and "64 to 640, 401 on average" in text
     assert "66.7% of the images cannot be trusted" in text
+    assert repr(evidence()).startswith("BudgetedEvidence(log p(x) ≥ -2.00")
 
 
 def test_warning_counts_what_is_not_trusted():
@@ -56,3 +58,10 @@ def test_the_summary_has_the_numbers_of_the_images_and_is_fixed():
             setattr(part, name, 1)
     sure = replace(evidence((0.1, 0.1, 0.1)), plan=replace(PLAN, trusted=torch.ones(3, dtype=torch.bool)))
     assert sure.untrusted == 0 and "cannot be trusted" not in str(sure)
+
+
+def test_a_target_is_reached_with_a_fifth_to_spare():
+    sure = replace(PLAN, trusted=torch.ones(3, dtype=torch.bool))
+    errors = torch.tensor([0.055, 0.0599, 0.0601]).double()
+    found = replace(evidence((0.1, 0.1, 0.1)), plan=sure, standard_error=errors)
+    assert found.reached == pytest.approx(2 / 3)

@@ -75,3 +75,22 @@ def test_names_of_classes_are_shown_as_they_are(classes):
     assert legend is not None
     figure.canvas.draw()
     assert [text.get_text().replace("\\$", "$") for text in legend.get_texts()] == list(classes)
+
+
+def test_too_many_labels_for_a_legend_have_a_colour_bar_from_the_first_to_the_last():
+    labels = np.arange(200) + 5
+    figure = plots.latent_plane(torch.randn(200, 2), labels, legend="age")
+    bar = figure.axes[1]
+    names = [text.get_text() for text in bar.get_yticklabels()]
+    assert len(names) == 9 and (names[0], names[-1]) == ("5", "204") and bar.get_ylabel() == "age"
+    assert Classes(labels, 200).columns == 1 and figure.axes[0].get_legend() is None
+    unknown = plots.latent_plane(torch.randn(200, 2), np.where(labels == 7, -1, labels), legend="age")
+    assert unknown.axes[1].get_ylabel() == "age, × unknown"
+
+
+@pytest.mark.parametrize("count", [4, 6])
+def test_as_many_labels_as_codes(count):
+    with pytest.raises(ValueError, match=rf"labels: wanted \({count},\), one for each code, got \(5,\)"):
+        Classes(np.zeros(5, int), count)
+    with pytest.raises(ValueError, match="wanted whole numbers or words"):
+        Classes(np.zeros(count), count)

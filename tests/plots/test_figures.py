@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pyro_vae import plots
-from pyro_vae.plots.figures import Figure
+from pyro_vae.plots.figures import Figure, figure_of, new_figure, panel, panels
 
 
 def formatter(inline):
@@ -66,3 +66,21 @@ def test_without_matplotlib_the_error_names_the_extra(monkeypatch):
         ):
             getattr(plots, name)
     importlib.import_module("pyro_vae.comparison.results")
+
+
+def test_panels_are_a_row_of_a_new_figure_or_those_that_are_given():
+    made = panels(None, 3, 6.0, 2.0)
+    figure = figure_of(made[0])
+    assert figure.axes == made and figure.get_size_inches().tolist() == [6.0, 2.0]
+    assert panels(figure.axes, 3, 6.0, 2.0) == made and panels(made[1], 1, 6.0, 2.0) == [made[1]]
+    for wrong, got in ((made[:2], 2), ([*made[:2], None], 3)):
+        with pytest.raises(ValueError, match=f"axes: wanted 3 axes of matplotlib, one for each panel, got {got}"):
+            panels(wrong, 3, 6.0, 2.0)
+
+
+def test_axes_of_a_part_of_a_figure_belong_to_the_whole():
+    whole = new_figure(4.0, 3.0)
+    _, right = whole.subfigures(1, 2)
+    ax = right.subplots()
+    assert figure_of(ax) is whole and panel(ax, 1.0, 1.0) is ax
+    assert figure_of(panel(None, 5.0, 4.0)).get_size_inches().tolist() == [5.0, 4.0]

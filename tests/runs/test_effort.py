@@ -8,7 +8,7 @@ from small_runs import SMALL, command
 from experiments import run
 from pyro_vae import load
 from pyro_vae.runs.arguments import fill_in, parse_arguments
-from pyro_vae.runs.effort import LEAST, REPEATS, Effort
+from pyro_vae.runs.effort import LEAST, REPEATS, TRAINED, Effort
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5, 10])
@@ -73,3 +73,25 @@ def test_nothing_is_measured_if_asked_and_the_pictures_are_drawn(tmp_path, capsy
     assert not {"test", "evidence", "estimators", "knn_accuracy", "active_units"} & set(metrics)
     assert metrics["left_out"] == {} and (tmp_path / "out/latent_plane.png").is_file()
     assert "test bound" not in capsys.readouterr().out
+
+
+def test_the_work_of_each_entry_and_what_is_said_of_it():
+    """In z that are decoded: one image is encoded at 0.6, and ten repeated bounds are encoded once more."""
+    effort = Effort(train=1000, test=100, trained=10**9, particles=5)
+    assert {name: work for name, (_, work) in effort.works.items()} == pytest.approx(
+        {"test": 160, "evidence": 560, "estimators": 1060, "knn_accuracy": 660}
+    )
+    said, done = [], []
+    entries = {name: lambda name=name: done.append(name) for name in ("test", "evidence", "own")}
+    for measured in effort.announced(entries, 10**9 * TRAINED, said.append).values():
+        measured()
+    assert done == ["test", "evidence", "own"]
+    assert said == [
+        "measuring   about 12 min; --measure none leaves it out",
+        "  the bound of 100 test images: about 3 min",
+        "  log p(x) of 100 images, 5 draws of z for each: about 9 min",
+    ]
+    said.clear()
+    for measured in effort.announced({"test": lambda: None}, 0.0, said.append).values():
+        measured()
+    assert said == ["measuring   about 1 s; --measure none leaves it out", "  the bound of 100 test images"]

@@ -67,3 +67,29 @@ def test_other_proposals_have_rows_and_lines_of_their_own(results):
     assert "the guide was refitted by 4 epochs in 17 seconds" in text
     labels = picture(results).axes[0].get_legend_handles_labels()[1]
     assert labels == ["importance sampling", "refitted guide", "local proposals"]
+
+
+def test_the_title_says_whether_fewer_images_were_annealed(results):
+    assert [axes.get_title() for axes in picture(results).axes[:2]] == [
+        "8 test images (%: share with k̂ > 0.7)",
+        "the same 8 test images",
+    ]
+    for row in results["annealed"]:
+        row["images"] = 3
+    assert picture(results).axes[1].get_title() == "the first 3 test images"
+
+
+def test_bars_are_two_monte_carlo_errors_long(results):
+    results["importance"][1] |= {"monte_carlo_error": None, "share_pareto_k_above_0.7": None}
+    left = picture(results).axes[0]
+    (bars,) = left.containers[0][2]
+    assert [[y for _, y in segment] for segment in bars.get_segments()] == [pytest.approx([-9.2, -8.8]), [-9.0, -9.0]]
+    assert [text.get_text() for text in left.texts] == ["K = 10\n25%", "K = 100"]
+
+
+def test_a_row_in_bfloat16_is_named_in_the_table_and_left_out_of_the_figure(results):
+    row = {**results["importance"][0], "log_px": -3.0, "bias": 0.01, "bias_standard_error": 0.002}
+    results["importance"].append(row)
+    assert report(results).count("importance, K = 10, bfloat16") == 1
+    assert "bfloat16 moves it by +0.0100 ± 0.0020 nats per image, on 8 of them" in report(results)
+    assert len(picture(results).axes[0].texts) == 2
