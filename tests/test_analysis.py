@@ -153,6 +153,7 @@ def test_pseudo_gibbs_keeps_what_is_seen_and_fills_in_the_conditional_mean(progr
     assert ((filled.flatten(1)[:, ~seen].mean(0) - expected).abs() < 5 * error).all()
 
 
+@pytest.mark.slow
 def test_probes_on_the_pixels_of_the_digits():
     digits = load("digits")
     train, test = (split.images.flatten(1).float() for split in (digits.train, digits.test))

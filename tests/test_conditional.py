@@ -49,6 +49,7 @@ def test_the_evidence_is_the_integral_over_z():
     assert ((found.log_px - expected).abs() < 4 * found.standard_error + 1e-3).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["svi", pytest.param("compiled", marks=needs_compiler)])
 def test_every_engine_trains_alike_and_all_parts(engine):
     program, before = small(), dict(small().named_parameters())
@@ -59,6 +60,7 @@ def test_every_engine_trains_alike_and_all_parts(engine):
     assert [name for name, value in program.named_parameters() if torch.equal(value, before[name])] == []
 
 
+@pytest.mark.slow
 def test_resumed_it_is_the_same(tmp_path):
     expected = fit(small(), FEW, engine="eager", **SETTINGS)
     for step in Training(small(), FEW, engine="eager", checkpoints=Checkpoints(tmp_path), **SETTINGS).steps():
@@ -68,6 +70,7 @@ def test_resumed_it_is_the_same(tmp_path):
     assert rows(again) == rows(expected)
 
 
+@pytest.mark.slow
 def test_the_class_matters_to_model_and_guide():
     program = small()
     fit(program, FEW, epochs=60, batch_size=50, lr=1e-2, engine="eager", progress=False)
@@ -83,6 +86,7 @@ def test_the_class_matters_to_model_and_guide():
     assert (means - own).square().sum() < (means - own.flip(0)).square().sum()
 
 
+@pytest.mark.slow
 def test_estimators_are_compared():
     estimators = {"A": Trace_ELBO(), "B": TraceMeanField_ELBO()}
     found = compare_estimators(small(), FEW.train[:16], estimators=estimators, draws=50, progress=False)
@@ -103,6 +107,7 @@ def test_a_class_that_is_missing_or_unknown_is_refused(labels, got):
         fit(small(), Data("wrong", split, split, split), **SETTINGS)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
 def test_an_unknown_class_in_a_late_batch_is_refused_too(engine):

@@ -47,6 +47,7 @@ def api(monkeypatch):
     return importlib.import_module("api_pages")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", list(filter(python_blocks, PAGES)), ids=name_of)
 def test_python_blocks_run_in_order_and_print_what_the_page_says(page, tmp_path):
     """A process of its own for a page; no address can be reached, and no data set is there; warnings are errors."""

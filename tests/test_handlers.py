@@ -99,6 +99,7 @@ def test_a_weighted_program_trains_the_program(program, x):
     assert all(not torch.equal(before[key], value) for key, value in program.state_dict().items())
 
 
+@pytest.mark.slow
 def test_fit_warms_up_and_reports_the_bound_without_beta():
     torch.set_default_dtype(torch.float32)
     digits, latent = load("digits"), 2

@@ -667,6 +667,7 @@ def compare(case, **estimators):
     return compare_estimators(case.model, case.guide, *case.args, estimators=estimators, draws=80, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [conjugate, unsized, subsampled, nested])
 def test_compared_bounds_are_in_nats_per_row(program):
     case = program()
@@ -679,6 +680,7 @@ def test_compared_bounds_are_in_nats_per_row(program):
     assert case.elbo().item() / 4 < bound.mean < case.log_px / 4 + 5 * bound.standard_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "scale"), [(weighted_rows, None), (nuisance, None), (beta_bernoulli, None), (conjugate, 0.3)]
 )
@@ -693,6 +695,7 @@ def test_bounds_of_no_number_of_rows_are_those_of_all_data(program, scale):
     assert abs(bound.mean - (scale or 1.0) * case.elbo().item()) < 5 * bound.standard_error
 
 
+@pytest.mark.slow
 def test_a_messenger_that_pyros_own_elbos_do_not_see_is_refused_for_them():
     """They would train it to the prior; ours see it."""
 

@@ -99,6 +99,7 @@ def test_what_does_not_vary_is_no_difference():
     assert largest_z(same, nearly)[0] < 1
 
 
+@pytest.mark.slow
 def test_pairs_that_should_agree_are_known_and_agree():
     program, x = oracle(offset=0.3)
     estimators = {
@@ -121,6 +122,7 @@ def test_pairs_that_should_agree_are_known_and_agree():
     assert ("L^A", "L_4") in told  # another bound, another gradient
 
 
+@pytest.mark.slow
 def test_a_biased_gradient_is_found_out():
     program, x = oracle(offset=0.5)
 

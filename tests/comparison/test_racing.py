@@ -1,5 +1,6 @@
 """Successive halving: who goes, who stays, and how seldom equal estimators are told apart."""
 
+import pytest
 import torch
 from comparing import oracle
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO
@@ -49,6 +50,7 @@ def test_targets():
     assert target_of(ReweightedWakeSleep()) is None
 
 
+@pytest.mark.slow
 def test_two_equal_estimators_are_seldom_told_apart():
     """Of 30 rankings of two equal estimators 5 % may tell them apart: more than 4 have a chance of 1.6 %."""
     program, x = oracle(offset=0.1)
@@ -61,6 +63,7 @@ def test_two_equal_estimators_are_seldom_told_apart():
     assert alarms <= 4
 
 
+@pytest.mark.slow
 def test_equal_estimators_are_drawn_on_while_there_is_time():
     program, x = oracle(offset=0.1)
     equal, costs = {"one": Trace_ELBO(), "other": Trace_ELBO()}, {"one": 1.0, "other": 1.0}

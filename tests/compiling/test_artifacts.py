@@ -12,6 +12,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_vae.compiling import artifacts
 from pyro_vae.compiling.artifacts import compiled_graph, key, layout, lifted, store
 
+pytestmark = pytest.mark.slow
+
 WEIGHT, X = torch.linspace(-1, 1, 6).view(2, 3), torch.linspace(0, 1, 8).view(4, 2)
 HELD = torch.tensor([2.0, 3.0])
 

@@ -11,6 +11,7 @@ from programs import needs_compiler
 from pyro_vae.compiling import compiler, private
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_torch_compiles_a_kernel_ahead_of_the_first_graph(monkeypatch):
     compiler.warm_up.cache_clear()
@@ -21,6 +22,7 @@ def test_torch_compiles_a_kernel_ahead_of_the_first_graph(monkeypatch):
     private.compile_first_kernel(compiler.OPTIONS)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_vector_instructions_are_found_ahead_as_in_a_graph(monkeypatch):
     compiler.warm_up.cache_clear()

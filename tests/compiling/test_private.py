@@ -65,6 +65,7 @@ UNSAFE = {
 }
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("part", UNSAFE)
 def test_without_what_tracing_must_know_training_is_eager_or_refused(part, monkeypatch):
@@ -84,6 +85,7 @@ SLOWER = {
 }
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("part", SLOWER)
 def test_without_what_is_only_faster_the_optimiser_takes_the_step(part, monkeypatch):

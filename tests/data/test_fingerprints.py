@@ -22,6 +22,7 @@ print(fingerprint(TensorDataset(torch.arange(300), torch.ones(300, dtype=torch.b
 """
 
 
+@pytest.mark.slow
 def test_equal_in_two_processes(tmp_path):
     """The data are at another address in each."""
     found, environment = [], {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}

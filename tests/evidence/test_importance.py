@@ -110,6 +110,7 @@ def test_each_image_is_encoded_once_and_decoded_exactly_K_times(K, chunk):
     assert max(shape[:-1].numel() for shape in decoded) <= max(chunk, 3 * batch)
 
 
+@pytest.mark.slow
 def test_leaves_mode_gradients_and_random_numbers_alone():
     program = rough()
     program.posterior = Counting(program.posterior)

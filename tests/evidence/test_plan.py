@@ -40,6 +40,7 @@ def test_one_weight_of_all_rows_where_they_share_a_latent():
     assert not log_evidence(scaled, proposed, X, 5).joint
 
 
+@pytest.mark.slow
 def test_shared_and_local_latents_together():
     def model(x):
         m = pyro.sample("m", dist.Normal(0.0, 1.0))
@@ -58,6 +59,7 @@ def test_shared_and_local_latents_together():
     check(annealed_evidence(model, guide, X, **settings), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_all", [False, True])
 def test_rows_that_a_plate_takes_at_random_have_no_weight(of_all):
     """Which rows these are nobody knows; beside a latent of all rows they have another scale."""
@@ -149,6 +151,7 @@ def test_parameters_of_each_row():
     assert loc.shape == (300,)
 
 
+@pytest.mark.slow
 def test_what_a_guide_observes_is_not_drawn():
     def guide(x):
         with pyro.plate("rows", len(x)):
@@ -160,6 +163,7 @@ def test_what_a_guide_observes_is_not_drawn():
     torch.testing.assert_close(annealed.log_px, exact(X), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_factor_in_the_guide_leaves_no_density():
     def guide(x):
         with pyro.plate("rows", len(x)):
@@ -171,6 +175,7 @@ def test_a_factor_in_the_guide_leaves_no_density():
             call()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["view", "norm", "index"])
 def test_networks_that_take_one_batch_dimension(kind):
     torch.manual_seed(0)
@@ -193,6 +198,7 @@ def test_lists_that_are_cut_are_no_constants_of_a_graph():
     torch.testing.assert_close(call(engine="eager", batch_size=3).log_px, exact(X, 1.0), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_no_image_plate():
     """Rows in one event have one weight together."""
 
@@ -213,6 +219,7 @@ def test_no_image_plate():
         assert (evidence.log_px - exact).abs() < 4 * evidence.standard_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 5])
 def test_a_plate_that_is_not_over_the_images(size):
     def program(x, guide=False):
@@ -229,6 +236,7 @@ def test_a_plate_that_is_not_over_the_images(size):
             call()
 
 
+@pytest.mark.slow
 def test_site_names_that_differ():
     program = oracle()
     guide = pyro.poutine.block(program.guide, hide=["z"])

@@ -41,6 +41,7 @@ def fitted(given, x, **settings):
     return fit.centre + fit.unit * fit.normals.loc, root @ root.mT
 
 
+@pytest.mark.slow
 def test_a_normal_posterior_is_found_from_a_poor_guide():
     torch.manual_seed(0)
     given, exact = rough(narrower=0.3), oracle()

@@ -49,6 +49,7 @@ def test_simple_pictures_have_short_files():
     assert (anomalies.png_bits(noise.expand(-1, 3, -1, -1)) > random).all()
 
 
+@pytest.mark.slow
 def test_the_experiment_from_end_to_end(tmp_path, capsys):
     command = [*SMALL, "--out", str(tmp_path / "run")]
     assert anomalies.main(command) == 0
@@ -63,6 +64,7 @@ def test_the_experiment_from_end_to_end(tmp_path, capsys):
     assert anomalies.main([*command, "--latent", "3"]) != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "message"), [("--left-out 12", "wanted a class of labelled images"), ("--mutation 1", "wanted a share")]
 )

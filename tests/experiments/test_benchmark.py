@@ -117,6 +117,7 @@ def test_ranks_share_the_cores_and_the_batch(monkeypatch):
     assert found[0]["ratio"] == 0.9 and len(ranks.figure(found).axes) == 1
 
 
+@pytest.mark.slow
 def test_time_to_quality_is_that_of_the_recipe_from_a_cold_start(tmp_path, monkeypatch):
     caches = []
 

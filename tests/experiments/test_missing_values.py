@@ -63,6 +63,7 @@ def test_masks_are_those_of_the_seed_and_baselines_see_them():
     assert set(x[~np.isnan(x)]) == {0, 1} and likelihoods.threshold(images.test.images).mean() > 0.2
 
 
+@pytest.mark.slow
 def test_a_short_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tables, "EPOCH", 5)
     monkeypatch.setattr(pictures, "FOREST", {"trees": 2, "max_iter": 1, "n_nearest_features": 5})

@@ -16,6 +16,8 @@ from pyro_vae.runs import job, measurement, resume
 from pyro_vae.training import TrainingWarning
 from pyro_vae.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 
 def test_results_of_another_run_are_kept_unless_told(tmp_path, capsys):
     assert command(tmp_path, "--seed", "1") == 0

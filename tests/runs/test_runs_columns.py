@@ -7,6 +7,8 @@ from small_runs import command
 
 from pyro_vae.runs.columns import COLUMNS, Run, differing
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

@@ -13,7 +13,7 @@ from pyro_vae import VAE, guides, handlers, likelihoods, networks, priors
 from pyro_vae.compiling import missing_compiler
 from pyro_vae.training.engines import CompiledEngine, EagerEngine, EngineWarning
 
-pytestmark = pytest.mark.usefixtures("no_validation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_validation")]
 
 
 @pytest.fixture(scope="module")
