@@ -70,6 +70,7 @@ def test_the_saved_parameters_are_those_that_were_measured(tmp_path):
     assert not (tmp_path / "out/manifold.png").exists()  # only a plane has one
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 @pytest.mark.parametrize("lik", [lik for lik in LIKELIHOODS if lik != "bernoulli"])
 def test_every_likelihood(tmp_path, lik):
@@ -86,6 +87,7 @@ def test_an_estimator_of_other_sites_is_refused(tmp_path, capsys):
     assert "site 'z' of the guide is no Bernoulli" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
@@ -180,6 +182,7 @@ def test_an_out_that_cannot_be_written(tmp_path, capsys):
     assert "not a run's results" in capsys.readouterr().err and (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
 def test_steps_that_are_not_finite_are_counted_in_the_metrics(tmp_path, capsys, monkeypatch):

@@ -111,12 +111,6 @@ def killed(monkeypatch):
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Has runs draw no pictures, which take most of their time."""
-    monkeypatch.setattr("pyro_vae.runs.job.pictures", lambda *args: {})
-
-
 @pytest.mark.slow
 def test_all_options_together_are_resumed_to_the_same_bits(tmp_path, capsys, killed, undrawn):
     words = ["--beta", "0.5", "--warm-up", "1", "--ema", "0.5", "--patience", "2", "--weight-decay", "0.01"]

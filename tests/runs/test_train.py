@@ -65,6 +65,7 @@ def test_the_home_folder(tmp_path, monkeypatch, capsys):
     assert load_vae("~/results").prior().event_shape == (2,)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_terminal_that_lacks_characters(tmp_path, monkeypatch, encoding):
