@@ -79,6 +79,7 @@ def test_the_decoder_sees_batches_of_the_given_size(program, monkeypatch, functi
     assert seen == sizes
 
 
+@pytest.mark.slow
 def test_a_mean_without_closed_form_is_that_of_256_draws(flow):
     x = torch.rand(2, 1, 8, 8)
     for samples, options in ((256, {}), (3, {"samples": 3})):
@@ -91,6 +92,7 @@ def test_a_mean_without_closed_form_is_that_of_256_draws(flow):
         )
 
 
+@pytest.mark.slow
 def test_codes_of_a_flow_are_averages_of_draws(flow):
     x = torch.rand(4, 1, 8, 8)
     draws = flow.posterior(x).sample((20_000,))
@@ -116,6 +118,7 @@ def test_manifold_is_the_decoder_on_a_grid_of_equal_mass(program):
     assert torch.allclose(grid[0, 0], upper_left) and torch.allclose(grid[-1, -1], lower_right)
 
 
+@pytest.mark.slow
 def test_what_is_random_comes_from_the_seed_and_leaves_the_callers_numbers_alone(flow):
     x, state = torch.rand(3, 1, 8, 8), torch.get_rng_state()
     flow.posterior.eval()
@@ -138,6 +141,7 @@ def test_aggregate_posterior_has_the_moments_of_its_parts(program):
     assert torch.allclose(z.T.cov(), torch.eye(2).double(), atol=0.04)
 
 
+@pytest.mark.slow
 def test_pseudo_gibbs_keeps_what_is_seen_and_fills_in_the_conditional_mean(program):
     x, mask = program.simulate(1), torch.ones(SHAPE, dtype=torch.bool)
     mask[..., :2] = False

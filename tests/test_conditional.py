@@ -37,6 +37,7 @@ def rows(history):
     return [(row["train_bound"], row["valid_bound"]) for row in history.rows]
 
 
+@pytest.mark.slow
 def test_the_evidence_is_the_integral_over_z():
     program = small(latent=1)
     x, y = program.observe(FEW.test[:4], torch.Generator().manual_seed(0))

@@ -74,6 +74,7 @@ def without_numbers(text):
     return " ".join(re.sub(r"[-+−]?[0-9][0-9.,]*(?:e[-+]?[0-9]+)?", "0", text).split())
 
 
+@pytest.mark.slow
 def test_each_public_name_has_one_entry_in_the_api(api):
     names = re.findall(r"^\.\. (?:auto\w+|py:data|py:module):: (\S+)$", "\n".join(api.pages().values()), re.MULTILINE)
     assert len(names) == len(set(names))

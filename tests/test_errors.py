@@ -98,6 +98,7 @@ class Noisy(type(small_vae())):
         return super().observe(pixels, generator) * float(random.random() >= 0)
 
 
+@pytest.mark.slow
 def test_every_warning_of_the_library_is_given_so_and_has_a_class_of_its_own():
     calls = {}
     for path in ROOT.rglob("*.py"):

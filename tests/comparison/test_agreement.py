@@ -18,6 +18,7 @@ from pyro_vae.estimators import (
 )
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_where_means_are_equal_and_covariances_are_not():
     torch.manual_seed(0)
     first = (torch.randn(40, 40) + 3 * torch.eye(40)).double()
@@ -31,6 +32,7 @@ def test_p_values_are_uniform_where_means_are_equal_and_covariances_are_not():
     assert kstest(p, "uniform").pvalue > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [1, 6])
 def test_tails_that_few_draws_show_raise_no_false_alarm(images):
     """Of 200 p-values: the share below 0.05 has itself a standard error of 1.5 %."""
@@ -44,6 +46,7 @@ def test_tails_that_few_draws_show_raise_no_false_alarm(images):
     assert np.mean(np.array(p) < 0.01) <= 0.02
 
 
+@pytest.mark.slow
 def test_means_that_differ_in_one_tensor_are_told_apart():
     torch.manual_seed(0)
     loc, eye = torch.zeros(2003), torch.eye(2003)

@@ -25,6 +25,7 @@ def drawn(seed, n=64, size=3, heavy=False):
     return g.square() if heavy else g
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heavy", [False, True])
 @pytest.mark.parametrize("level", [0.9, 0.99])
 def test_ratio_of_equal_variances_is_one_at_the_level(heavy, level):
