@@ -207,6 +207,7 @@ def test_state_dict_round_trip_in_float64(parts):
     assert torch.equal(*losses)
 
 
+@pytest.mark.slow
 @combinations
 def test_one_training_step_moves_every_parameter(parts):
     vae, x = build(parts)

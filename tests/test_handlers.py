@@ -262,6 +262,7 @@ def test_free_bits_are_those_of_every_draw_whatever_the_plate_is_called_or_sized
     assert losses[0] == pytest.approx(losses[1])
 
 
+@pytest.mark.slow
 def test_free_bits_of_particles_one_by_one():
     """Two layers, so that each particle has a KL of its own; it is their mean that has to exceed the free nats."""
 

@@ -51,6 +51,7 @@ def bound(nodes):
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", LAZY, ids=lambda path: path.parent.name)
 def test_what_type_checkers_see_is_what_is_there(path):
     tree, package = ast.parse(path.read_text()), package_of(path)

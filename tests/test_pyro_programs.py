@@ -469,6 +469,7 @@ def expected_of(case):
     return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("program", CASES)
 def test_the_mean_loss_and_gradient_are_those_of_the_elbo(program, kind):
@@ -483,6 +484,7 @@ def test_the_mean_loss_and_gradient_are_those_of_the_elbo(program, kind):
         assert_mean(ours, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", CASES)
 def test_weighted_bounds_lie_between_elbo_and_evidence_and_have_one_gradient(program):
     case = program()
@@ -544,6 +546,7 @@ def made_by_pyro(kind, model):
     return Case(model, guide, list(guide.parameters()), elbo=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", GUIDES.values(), ids=GUIDES)
 def test_automatic_guides_have_the_mean_loss_and_gradient_of_trace_elbo(kind):
     case = made_by_pyro(kind, unknown_scale)
@@ -555,6 +558,7 @@ def test_automatic_guides_have_the_mean_loss_and_gradient_of_trace_elbo(kind):
         ImportanceWeighted(2).differentiable_loss(case.model, case.guide, X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -650,6 +654,7 @@ class Repeating(torch.nn.Module):
                 pyro.sample(f"z_{t}", code.mask(there.squeeze(-1).bool()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [SemiSupervised, Classifying, Repeating])
 def test_programs_of_pyros_examples_have_the_mean_loss_and_gradient_of_trace_elbo(kind):
     program = kind()

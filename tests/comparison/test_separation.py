@@ -41,6 +41,7 @@ def test_ratio_of_equal_variances_is_one_at_the_level(heavy, level):
     assert outside <= 300 * (1 - level) * 1.3 + 8
 
 
+@pytest.mark.slow
 def test_ratio_of_variances_and_costs_is_the_known_one():
     a, b = score(drawn(1, n=4000), cost=2.0), score(drawn(2, n=4000) * 3, cost=5.0)
     value, low, high = log_ratio(b, a)
@@ -49,6 +50,7 @@ def test_ratio_of_variances_and_costs_is_the_known_one():
     assert log_ratio(a, b) == pytest.approx((-value, -high, -low))
 
 
+@pytest.mark.slow
 def test_noise_of_times_widens_the_interval_and_load_that_slows_both_does_not():
     generator = np.random.default_rng(0)
     load = np.exp(generator.normal(size=40))  # e-fold from turn to turn

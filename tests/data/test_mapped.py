@@ -69,6 +69,7 @@ def test_training_from_disk_is_training_from_memory(folder):
     assert bounds[0] == bounds[1] == bounds[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the resident size is read from Linux's /proc")
 def test_little_of_the_file_is_resident(tmp_path, monkeypatch):
     monkeypatch.setattr(mapped, "RESIDENT", 8 << 20)

@@ -86,6 +86,7 @@ def both_forms():
         yield function, program, x, options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function, program, x, options", list(both_forms()), ids=["importance", "annealed", "bidirectional"]
 )

@@ -47,6 +47,7 @@ WEIGHTS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(arrays.arrays(np.float64, st.tuples(st.integers(1, 130), st.integers(1, 2)), elements=WEIGHTS), st.booleans())
 def test_any_weights_have_a_k_and_no_exception(log_w, few_values):
