@@ -29,6 +29,7 @@ def log_shared(x):
     return dist.MultivariateNormal(torch.zeros(n), torch.eye(n) + 1).log_prob(x).double().reshape(1)
 
 
+@pytest.mark.slow
 def test_one_weight_of_all_rows_where_they_share_a_latent():
     guide = lambda x: pyro.sample("m", dist.Normal(x.mean(), 0.5))  # noqa: E731
     for x in (X, torch.randn(300, generator=torch.Generator().manual_seed(0)) / 5):  # more than a batch
@@ -100,6 +101,7 @@ AUTO = ["AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal", "AutoLowRa
         "AutoNormalMessenger", "AutoStructured", "AutoIAFNormal"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:ConditionalAutoRegressiveNN input_dim = 1:UserWarning")
 @pytest.mark.parametrize("kind", AUTO)
 @pytest.mark.parametrize("model, wanted", [(shared, log_shared), (scaled, exact)], ids=["shared", "local"])

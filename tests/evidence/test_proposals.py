@@ -64,6 +64,7 @@ def test_it_is_tight_where_the_guide_is_not():
     assert local.ess.min() > 250 > 100 > guided.ess.median()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"rounds": 1, "draws": 2}, {"rounds": 2, "share": 0}, {"share": 0.5}])
 def test_the_mean_weight_is_p_of_x_for_any_fit(settings):
     """Fits that stopped early, with and without draws from the guide, give unbiased estimates and fair errors."""
@@ -75,6 +76,7 @@ def test_the_mean_weight_is_p_of_x_for_any_fit(settings):
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / len(ratio) ** 0.5
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth():
     given = rough(narrower=0.5)
     x = images(given, 40).repeat_interleave(25, 0)
@@ -152,6 +154,7 @@ def test_a_seed_gives_the_same_bits_and_leaves_random_numbers_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_compiled_and_eager_agree():
     given = rough()
     x = images(given, 4)

@@ -15,6 +15,7 @@ from pyro_vae.evidence.smc import family_weights, resampled
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")
 
 
+@pytest.mark.slow
 def test_heirs_are_as_many_as_weights_say():
     torch.manual_seed(0)
     w = np.array([0.5, 0.25, 0.25, 1e-300])[:, None] * np.ones((1, 4000))

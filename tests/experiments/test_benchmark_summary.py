@@ -70,6 +70,7 @@ def settings(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_group_that_fails_stops_no_other_and_results_are_kept(settings, monkeypatch):
     with pyro.validation_enabled(False):
         found = summary.measure(RANDOM, settings)

@@ -42,6 +42,7 @@ def test_the_loss_of_the_baseline_is_the_cross_entropy_of_torch():
     assert found.rate.shape == (250,) and not found.rate.any()
 
 
+@pytest.mark.slow
 def test_where_z_changes_nothing_the_program_is_the_baseline():
     program = completion()
     torch.nn.init.zeros_(program.decoder.last.weight)

@@ -83,6 +83,7 @@ def log_px(program, x):
     return summed(program, x)[0].logsumexp(0).detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_evidence_is_the_sum_over_all_values(kind):
     program, x = made(kind)

@@ -21,6 +21,7 @@ def correlated():
     return table, generator.random(table.shape) >= 0.2
 
 
+@pytest.mark.slow
 def test_other_methods_on_columns_that_agree(correlated):
     table, mask = correlated
     x = np.where(mask, table, np.nan)
