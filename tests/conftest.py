@@ -30,7 +30,7 @@ hypothesis.settings.load_profile("quick")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes many seconds; `pytest -m 'not slow'` leaves these tests out")
+    config.addinivalue_line("markers", "slow: see CONTRIBUTING.md; `pytest -m 'not slow'` leaves these tests out")
     config.addinivalue_line("markers", "gpu: needs a CUDA device; `pytest -m gpu` runs these tests alone")
 
 

@@ -80,6 +80,7 @@ def test_the_decoder_sees_batches_of_the_given_size(program, monkeypatch, functi
     assert seen == sizes
 
 
+@pytest.mark.slow
 def test_a_mean_without_closed_form_is_that_of_256_draws(flow):
     x = torch.rand(2, 1, 8, 8)
     for samples, options in ((256, {}), (3, {"samples": 3})):
@@ -92,6 +93,7 @@ def test_a_mean_without_closed_form_is_that_of_256_draws(flow):
         )
 
 
+@pytest.mark.slow
 def test_codes_of_a_flow_are_averages_of_draws(flow):
     x = torch.rand(4, 1, 8, 8)
     draws = flow.posterior(x).sample((20_000,))
@@ -117,6 +119,7 @@ def test_manifold_is_the_decoder_on_a_grid_of_equal_mass(program):
     assert torch.allclose(grid[0, 0], upper_left) and torch.allclose(grid[-1, -1], lower_right)
 
 
+@pytest.mark.slow
 def test_what_is_random_comes_from_the_seed_and_leaves_the_callers_numbers_alone(flow):
     x, state = torch.rand(3, 1, 8, 8), torch.get_rng_state()
     flow.posterior.eval()
@@ -139,6 +142,7 @@ def test_aggregate_posterior_has_the_moments_of_its_parts(program):
     assert torch.allclose(z.T.cov(), torch.eye(2).double(), atol=0.04)
 
 
+@pytest.mark.slow
 def test_pseudo_gibbs_keeps_what_is_seen_and_fills_in_the_conditional_mean(program):
     x, mask = program.simulate(1), torch.ones(SHAPE, dtype=torch.bool)
     mask[..., :2] = False
@@ -153,6 +157,7 @@ def test_pseudo_gibbs_keeps_what_is_seen_and_fills_in_the_conditional_mean(progr
     assert_mean_is(filled.flatten(1)[:, ~seen], expected, sees=0.1)
 
 
+@pytest.mark.slow
 def test_probes_on_the_pixels_of_the_digits():
     digits = load("digits")
     train, test = (split.images.flatten(1).float() for split in (digits.train, digits.test))

@@ -32,6 +32,7 @@ CALLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x, kwargs, loc", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("batch_size", [None, 3])
 def test_arguments_of_any_kind(x, kwargs, loc, batch_size):
@@ -67,6 +68,7 @@ def test_data_that_are_not_the_first_argument():
         log_evidence(model, guide, (weights, "any", x[:3]), 20, batch_size=2)
 
 
+@pytest.mark.slow
 def test_no_arguments_at_all():
     def model():
         scaled(X)
@@ -155,6 +157,7 @@ def test_nan_that_a_mask_hides_can_be_any_number():
     torch.testing.assert_close(call(x.nan_to_num(0, 0, 0)).log_px, wanted, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_labels_beside_the_images_and_parameters_in_the_store():
     def model(x, y):
         loc = pyro.param("loc", torch.tensor([0.0, 3.0]))

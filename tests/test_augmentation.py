@@ -32,6 +32,7 @@ def whole(**settings):
     return program, fit(program, FEW, **(SETTINGS | {"engine": "eager"} | settings))
 
 
+@pytest.mark.slow
 def test_images_change_in_training_and_nowhere_else():
     """A transform that makes all images black: trained so, the program expects black, and is measured on digits."""
     program = Augmented(small_vae(), torch.zeros_like)
@@ -79,6 +80,7 @@ def test_the_same_generator_gives_the_same_images():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_resumed_it_is_the_same(tmp_path):
     expected, history = whole()
     settings = SETTINGS | {"engine": "eager"}
@@ -92,6 +94,7 @@ def test_resumed_it_is_the_same(tmp_path):
     assert rows(whole(seed=1)[1]) != rows(history)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_compiled_steps_draw_anew_as_eager_ones_do(name):
@@ -104,6 +107,7 @@ def test_compiled_steps_draw_anew_as_eager_ones_do(name):
     assert rows(fit(small_vae(), FEW, engine="eager", **SETTINGS)) != rows(eager)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_a_transform_in_an_observe_of_ones_own_is_never_frozen(name):
@@ -121,6 +125,7 @@ def test_a_transform_in_an_observe_of_ones_own_is_never_frozen(name):
         fit(Own(small_vae()), FEW, engine="compiled", **SETTINGS)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_transform_that_draws_from_python_is_refused_when_compiled():
     def flipped(images):

@@ -24,6 +24,7 @@ def weights(program):
     return torch.cat([weight.detach().flatten() for weight in program.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["eager", "svi", pytest.param("compiled", marks=needs_compiler)])
 def test_it_is_torchs_average_of_the_weights_that_the_same_training_has_without_it(engine):
     vae = small_vae()
@@ -38,6 +39,7 @@ def test_it_is_torchs_average_of_the_weights_that_the_same_training_has_without_
     assert (weights(averaged.average) - weights(averaged.program)).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_the_average_is_measured_and_kept():
     averaged, history = averaged_fit(epochs=2)
     assert history.kept_epoch == 2
@@ -46,6 +48,7 @@ def test_the_average_is_measured_and_kept():
     assert history.rows[-1]["valid_bound"] == measured != of_the_last_step
 
 
+@pytest.mark.slow
 def test_resumed_it_is_the_same(tmp_path):
     expected, history = averaged_fit()
     averaged = Averaged(small_vae(), DECAY)
@@ -62,6 +65,7 @@ def test_resumed_it_is_the_same(tmp_path):
     assert [row["valid_bound"] for row in resumed.rows] == [row["valid_bound"] for row in history.rows]
 
 
+@pytest.mark.slow
 def test_with_a_kl_weight_around_it():
     averaged = Averaged(small_vae(), DECAY)
     weighted = KLWeighted(averaged, beta=0.5)

@@ -21,6 +21,7 @@ MISTYPED = {name: ["--hlep", "--out", "out"] for name in COMMANDS}  # and what e
 IGNORED = {name: ["--lik", "beta", "--scale", "0.1"] for name in ("train", "compare")}  # by the parts that are chosen
 
 
+@pytest.mark.slow
 def test_no_word_is_a_question_for_help(capsys):
     assert main([]) == 0
     page = capsys.readouterr().out
@@ -30,6 +31,7 @@ def test_no_word_is_a_question_for_help(capsys):
     assert max(map(len, page.splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_the_version_is_that_of_the_package(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"pyro-vae {pyro_vae.__version__}\n"
@@ -42,11 +44,13 @@ def test_an_unknown_command_suggests_the_nearest(capsys):
     assert f"wanted one of {', '.join(COMMANDS)}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_command_gets_the_other_words_and_gives_the_exit_status(monkeypatch):
     monkeypatch.setattr("pyro_vae.runs.train.main", lambda argv: 7 if argv == ["--latent", "3"] else 0)
     assert main(["train", "--latent", "3"]) == 7
 
 
+@pytest.mark.slow
 def test_ctrl_c_during_the_import_is_no_traceback(monkeypatch):
     def interrupted(name):
         raise KeyboardInterrupt
@@ -77,6 +81,7 @@ def test_each_command_suggests_the_nearest_option(tmp_path, capsys, name):
     assert capsys.readouterr().err.endswith("error: --hlep: no such option; did you mean --help?\n")
 
 
+@pytest.mark.slow
 def test_help_and_errors_of_a_command_line_come_without_torch():
     """Each in a process of its own, as what one command imports would hide what another one needs."""
     mains = {name: f"from {module} import main" for name, (module, _) in COMMANDS.items()}
@@ -106,6 +111,7 @@ def without_torch(start, words):
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
+@pytest.mark.slow
 def test_the_page_comes_without_torch():
     process = without_torch("from pyro_vae.cli import main", [])
     assert process.communicate()[0].endswith("--dataset digits\nstatus 0, without torch\n")

@@ -38,6 +38,7 @@ def rows(history):
     return [(row["train_bound"], row["valid_bound"]) for row in history.rows]
 
 
+@pytest.mark.slow
 def test_the_evidence_is_the_integral_over_z():
     program = small(latent=1)
     x, y = program.observe(FEW.test[:4], torch.Generator().manual_seed(0))
@@ -50,6 +51,7 @@ def test_the_evidence_is_the_integral_over_z():
     assert_evidence_is(found, expected, sees=0.5, rounding=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["svi", pytest.param("compiled", marks=needs_compiler)])
 def test_every_engine_trains_alike_and_all_parts(engine):
     program, before = small(), dict(small().named_parameters())
@@ -60,6 +62,7 @@ def test_every_engine_trains_alike_and_all_parts(engine):
     assert [name for name, value in program.named_parameters() if torch.equal(value, before[name])] == []
 
 
+@pytest.mark.slow
 def test_resumed_it_is_the_same(tmp_path):
     expected = fit(small(), FEW, engine="eager", **SETTINGS)
     for step in Training(small(), FEW, engine="eager", checkpoints=Checkpoints(tmp_path), **SETTINGS).steps():
@@ -69,6 +72,7 @@ def test_resumed_it_is_the_same(tmp_path):
     assert rows(again) == rows(expected)
 
 
+@pytest.mark.slow
 def test_the_class_matters_to_model_and_guide():
     program = small()
     fit(program, FEW, epochs=60, batch_size=50, lr=1e-2, engine="eager", progress=False)
@@ -84,6 +88,7 @@ def test_the_class_matters_to_model_and_guide():
     assert (means - own).square().sum() < (means - own.flip(0)).square().sum()
 
 
+@pytest.mark.slow
 def test_estimators_are_compared():
     estimators = {"A": Trace_ELBO(), "B": TraceMeanField_ELBO()}
     found = compare_estimators(small(), FEW.train[:16], estimators=estimators, draws=50, progress=False)
@@ -104,6 +109,7 @@ def test_a_class_that_is_missing_or_unknown_is_refused(labels, got):
         fit(small(), Data("wrong", split, split, split), **SETTINGS)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
 def test_an_unknown_class_in_a_late_batch_is_refused_too(engine):

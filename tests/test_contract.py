@@ -123,6 +123,7 @@ def test_particles_are_that_many_single_draws(parts):
         torch.testing.assert_close(scores, wanted, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 @alone
 @pytest.mark.filterwarnings("ignore::pyro_vae.evidence.StuckChains")
 def test_its_evidence_is_estimated_in_every_way(parts):
@@ -207,6 +208,7 @@ def test_state_dict_round_trip_in_float64(parts):
     assert torch.equal(*losses)
 
 
+@pytest.mark.slow
 @combinations
 def test_one_training_step_moves_every_parameter(parts):
     vae, x = build(parts)

@@ -52,6 +52,7 @@ def clone(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heading", PLACES)
 def test_commands_of_the_page_work(clone, heading, tmp_path):
     for line in "".join(blocks(heading, "bash")).splitlines():

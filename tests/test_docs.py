@@ -47,6 +47,7 @@ def api(monkeypatch):
     return importlib.import_module("api_pages")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", list(filter(python_blocks, PAGES)), ids=name_of)
 def test_python_blocks_run_in_order_and_print_what_the_page_says(page, tmp_path):
     """A process of its own for a page; no address can be reached, and no data set is there; warnings are errors."""
@@ -73,6 +74,7 @@ def without_numbers(text):
     return " ".join(re.sub(r"[-+−]?[0-9][0-9.,]*(?:e[-+]?[0-9]+)?", "0", text).split())
 
 
+@pytest.mark.slow
 def test_each_public_name_has_one_entry_in_the_api(api):
     names = re.findall(r"^\.\. (?:auto\w+|py:data|py:module):: (\S+)$", "\n".join(api.pages().values()), re.MULTILINE)
     assert len(names) == len(set(names))

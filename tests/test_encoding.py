@@ -47,6 +47,7 @@ def test_no_rows_have_no_codes_and_nothing_to_impute():
         program.impute(split[:0])
 
 
+@pytest.mark.slow
 def test_the_most_probable_level_is_decoded_and_missing_cells_are_imputed():
     program, split = programs()["mixed"]
     schema = program.likelihood.schema

@@ -66,6 +66,7 @@ def test_two_processes_fill_one_cache_at_once_and_a_third_reads_it(tmp_path):
     assert files == [".sha256", ".so"] and "compiled anew" not in third.stderr
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_set_back_changes_no_bits_and_no_checkpoint(tmp_path, monkeypatch):
     """Time that passes is read from clocks that never go back; files of the future are replaced as all others."""
     Checkpoints(tmp_path).save({"step": 0})

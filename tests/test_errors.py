@@ -73,6 +73,7 @@ def test_a_warning_shows_the_line_of_the_user(call):
     assert caught[0].filename == __file__ and 'Data("dark", *[Split' in lines[caught[0].lineno - 1]
 
 
+@pytest.mark.slow
 def test_a_warning_from_the_depth_of_a_training_shows_the_line_of_the_call():
     program = KLWeighted(small_vae(), beta=0.0)
     with pytest.warns(TrainingWarning, match="still changed in the last epoch") as caught:
@@ -97,6 +98,7 @@ class Noisy(type(small_vae())):
         return super().observe(pixels, generator) * float(random.random() >= 0)
 
 
+@pytest.mark.slow
 def test_every_warning_of_the_library_is_given_so_and_has_a_class_of_its_own():
     calls = {}
     for path in ROOT.rglob("*.py"):

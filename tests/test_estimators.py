@@ -113,6 +113,7 @@ def test_path_derivatives_vanish_at_the_exact_guide(program, estimator, lands):
     assert largest < 1e-10 or largest > 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "closed_form"),
     [
@@ -317,6 +318,7 @@ def test_a_flow_onto_the_exact_posterior_lands(program):
         assert total[key].abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_flows_without_an_inverse_have_the_mean_gradient_of_the_total_derivative(program):
     """Pyro's own planar step can be scored at its last draw only."""
     planar = transforms.Planar(D)
@@ -328,6 +330,7 @@ def test_flows_without_an_inverse_have_the_mean_gradient_of_the_total_derivative
     assert_same_mean(ScoreFunction(2, "leave-one-out"), Trace_ELBO(), program, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
     ("transform", "prior"),
@@ -366,18 +369,21 @@ def test_maps_that_keep_their_last_pass_have_the_gradient_of_those_that_do_not(t
 # Means and variances --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", [2, 8])
 def test_mean_gradients_of_dreg_are_those_of_iwae(far, K):
     x = far.simulate(1).expand(2000, P)
     assert_same_mean(DoublyReparameterized(K), ImportanceWeighted(K), far, x)
 
 
+@pytest.mark.slow
 def test_mean_gradients_of_dreg_are_those_of_iwae_in_two_layers():
     program = TwoLayers()
     x, y = torch.randn(1, P), torch.randint(2, (1, P)).double()
     assert_same_mean(DoublyReparameterized(4), ImportanceWeighted(4), program, x.expand(2000, P), y.expand(2000, P))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
     [
@@ -400,6 +406,7 @@ def test_mean_gradients_are_those_of_the_exact_elbo(far, estimator):
     assert z.abs().median() < 2
 
 
+@pytest.mark.slow
 def test_variances_differ_where_they_should(far):
     n, x = 20_000, far.simulate(1)
     far.posterior = Local(far.posterior(x), n)
@@ -415,6 +422,7 @@ def test_variances_differ_where_they_should(far):
     assert variance(ImportanceWeighted(4)) / variance(ImportanceWeighted(4, M=3)) == pytest.approx(3, rel=0.1)
 
 
+@pytest.mark.slow
 def test_signal_to_noise_of_the_guide_falls_with_K_for_iwae_and_not_for_dreg(program):
     """Close to the exact guide, as K^-1/2 (Rainforth et al. 2018) and as K^1/2 (Tucker et al. 2019)."""
     n, x = 5000, program.simulate(1)
@@ -429,6 +437,7 @@ def test_signal_to_noise_of_the_guide_falls_with_K_for_iwae_and_not_for_dreg(pro
     assert ratio(DoublyReparameterized(64)) > 2.5 * ratio(DoublyReparameterized(1))
 
 
+@pytest.mark.slow
 def test_importance_weighted_bounds_grow_with_K_up_to_the_evidence(far):
     n, x = 5000, far.simulate(1)
     evidence, runs = far.log_px(x).item(), 10
@@ -452,6 +461,7 @@ def test_groups_average_bounds(far):
     assert loss == pytest.approx(-by_hand.item())
 
 
+@pytest.mark.slow
 def test_sleep_gradient_vanishes_on_average_at_the_exact_guide_alone(program):
     x = torch.zeros(5000, P)
     for exact in (True, False):
@@ -465,6 +475,7 @@ def test_sleep_gradient_vanishes_on_average_at_the_exact_guide_alone(program):
 # Discrete sites -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [ScoreFunction(), ScoreFunction(5), ScoreFunction(5, "leave-one-out")], ids=name)
 def test_score_function_of_a_discrete_site(estimator):
     n, program = 50_000, mixture()
@@ -499,6 +510,7 @@ def masked_inside_of_an_event(fn, seen):
     return pyro.sample("z", fn.to_event(1)).squeeze(-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [masked_by_handler, masked_itself, masked_inside_of_an_event])
 def test_the_score_of_a_masked_site_is_that_of_its_draw(mask):
     """The model sees masked draws too, and what it makes of them depends on the logits that they were drawn by."""
@@ -545,6 +557,7 @@ def regression():
     return program, x, y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator", [StickingTheLanding(2000), ScoreFunction(20_000), ScoreFunction(2000, "leave-one-out")], ids=name
 )
@@ -560,6 +573,7 @@ def test_logistic_regression_has_no_weight_for_each_image(regression):
             estimator.differentiable_loss(program.model, program.guide, x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
     [StickingTheLanding(), ImportanceWeighted(4), DoublyReparameterized(4), ScoreFunction(20, "leave-one-out")],
@@ -681,6 +695,7 @@ def scoring(kind):
     return program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimator", "kind"),
     [

@@ -11,6 +11,8 @@ import pyro_vae as pv
 from pyro_vae import analysis, exporting, guides, likelihoods, networks
 from pyro_vae.linear_gaussian import LinearGaussian
 
+pytestmark = pytest.mark.slow
+
 
 def in_onnxruntime(path, **inputs):
     session = onnxruntime.InferenceSession(path)

@@ -3,12 +3,14 @@
 import os
 from pathlib import Path
 
+import pytest
 from forked import Forked, file_of
 
 ROOT = Path(__file__).parents[1]
 HARNESS = ROOT / "tests/faults/harness.py"
 
 
+@pytest.mark.slow
 def test_killed_runs_full_disks_and_damaged_files(tmp_path):
     words = ["--kills", "3", "--files", "140", "--seed", "1", "--no-pictures"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -130,6 +130,7 @@ def test_write_whole_replaces_at_once(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "kept"]
 
 
+@pytest.mark.slow
 def test_a_lock_holds_against_others_and_dies_with_its_process(tmp_path):
     hold = "import sys, time; from pyro_vae.files import locked\nwith locked(sys.argv[1]): print(1, flush=True); "
     words = [sys.executable, "-c", f"{hold} time.sleep(60)", tmp_path]

@@ -93,6 +93,7 @@ def test_leading_dimensions_are_independent(make):
     torch.testing.assert_close(guide(x).log_prob(z)[1, 3], guide(x[1, 3]).log_prob(z[1, 3]))
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize("latent", [1, 2])
 def test_density_integrates_to_one(make, latent):
@@ -296,6 +297,7 @@ def trained_gap(make):
         return (program.log_px(x) - program.elbo(x)).mean().item(), program.precision()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [None, 2, 3])
 def test_correlated_normals_reach_the_evidence_of_the_linear_program(rank):
     """S (I + V Vᵀ) S of rank D − 1 is any covariance: S = √λ I with its least eigenvalue λ, and V the rest."""
@@ -303,6 +305,7 @@ def test_correlated_normals_reach_the_evidence_of_the_linear_program(rank):
     assert -1e-9 < gap < 0.02
 
 
+@pytest.mark.slow
 def test_mean_field_falls_short_of_it_by_what_theory_says():
     """KL(N(m, diag Λ_dd⁻¹) ‖ N(m, Λ⁻¹)) = ½ (Σ ln Λ_dd − ln det Λ), the least of all factorised q.
 

@@ -100,6 +100,7 @@ def test_a_weighted_program_trains_the_program(program, x):
     assert all(not torch.equal(before[key], value) for key, value in program.state_dict().items())
 
 
+@pytest.mark.slow
 def test_fit_warms_up_and_reports_the_bound_without_beta():
     torch.set_default_dtype(torch.float32)
     digits, latent = load("digits"), 2
@@ -262,6 +263,7 @@ def test_free_bits_are_those_of_every_draw_whatever_the_plate_is_called_or_sized
     assert losses[0] == pytest.approx(losses[1])
 
 
+@pytest.mark.slow
 def test_free_bits_of_particles_one_by_one():
     """Two layers, so that each particle has a KL of its own; it is their mean that has to exceed the free nats."""
 

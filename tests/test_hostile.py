@@ -58,6 +58,7 @@ def loaded_idx(tmp_path, content, name="images"):
     return formats.read_idx(path.with_suffix(""), dims=3)
 
 
+@pytest.mark.slow
 @QUICK
 @given(damaged(IMAGES) | st.binary(max_size=100))
 def test_any_idx_file_is_images_or_an_error(tmp_path, content):
@@ -115,6 +116,7 @@ def test_any_file_of_a_folder_is_images_or_an_error(tmp_path, content):
             assert str(tmp_path) in str(error)
 
 
+@pytest.mark.slow
 @QUICK
 @given(ARRAYS)
 def test_any_array_is_these_images_or_an_error(tmp_path, array):
@@ -131,6 +133,7 @@ def test_any_array_is_these_images_or_an_error(tmp_path, array):
                 assert "write" in str(error) or "make it again" in str(error)
 
 
+@pytest.mark.slow
 @QUICK
 @given(ARRAYS | numpy_strategies.arrays(numpy_strategies.scalar_dtypes(), 4))
 def test_any_labels_are_these_classes_or_an_error(tmp_path, array):
@@ -199,6 +202,7 @@ def models(folder, content):
         return None
 
 
+@pytest.mark.slow
 @QUICK
 @given(JSON.map(lambda value: json.dumps(value).encode()) | st.binary(max_size=100))
 @example(b"[" * 100_000)
@@ -245,6 +249,7 @@ def test_any_parameters_are_a_model_or_an_error(folder, content):
     models(folder, (FIXTURE / "metrics.json").read_bytes())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_logits_and_pixels_give_finite_numbers(family):
     chosen = PartSettings(**FAMILIES[family])
@@ -295,6 +300,7 @@ VALUES = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @QUICK
 @given(st.data())
 def test_any_description_with_a_right_checksum_is_a_program_of_these_parameters_or_refused(tmp_path, data):

@@ -126,6 +126,7 @@ def test_draws_take_the_place_of_a_missing_closed_form(fn):
     assert mean[0] == pytest.approx(many.sample().mean().item(), abs=0.02)
 
 
+@pytest.mark.slow
 def test_nan_is_missing_where_the_program_says_so_itself():
     """A program that masks NaN by itself, with its particles one after the other."""
 

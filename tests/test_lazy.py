@@ -51,6 +51,7 @@ def bound(nodes):
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", LAZY, ids=lambda path: path.parent.name)
 def test_what_type_checkers_see_is_what_is_there(path):
     tree, package = ast.parse(path.read_text()), package_of(path)
@@ -88,6 +89,7 @@ def test_a_name_is_a_member_of_its_home_or_the_module_itself():
         find("cos")
 
 
+@pytest.mark.slow
 def test_a_lazy_module_is_imported_when_a_name_of_it_is_used():
     code = (
         "import sys; from pyro_vae._lazy import LazyModule; wave = LazyModule('wave'); print('wave' in sys.modules); "
@@ -101,6 +103,7 @@ def test_a_lazy_module_is_imported_when_a_name_of_it_is_used():
         LazyModule("no_such_module").name  # noqa: B018
 
 
+@pytest.mark.slow
 def test_slow_libraries_are_imported_when_they_are_needed():
     code = f"import sys, pyro_vae; [getattr(pyro_vae, name) for name in {USED}]; print(*{SLOW} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT.parent, capture_output=True, text=True, check=True)

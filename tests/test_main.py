@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import pytest
+
 from pyro_vae import cli
 
 
+@pytest.mark.slow
 def test_the_package_runs_as_the_command():
     done = subprocess.run([sys.executable, "-m", "pyro_vae", "--help"], capture_output=True, text=True, check=True)
     assert done.stdout == f"{cli.page()}\n"

@@ -133,6 +133,7 @@ def test_what_is_missing_changes_no_bound_and_no_gradient(case, name):
     assert_nothing_changes(lambda hole: outcome(program, ESTIMATORS[name], holed(x, mask, hole), mask))
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("case", [picture_case, table_case])
 def test_what_is_missing_changes_nothing_when_compiled(case, quick_compiler):
@@ -173,6 +174,7 @@ def test_any_support(family):
         assert_nothing_changes(lambda hole: outcome(program, Trace_ELBO(), holed(x, mask, hole), mask))
 
 
+@pytest.mark.slow
 def test_evidence_is_that_of_the_marginal():
     program = linear_gaussian()
     program.posterior = LinearPosterior(*(torch.zeros(n).double() for n in ((2, 5), 2)), log_scale=torch.zeros(2))
@@ -192,6 +194,7 @@ def test_evidence_is_that_of_the_marginal():
     assert_evidence_is(annealed, expected, sees=2.0, rounding=0.02)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_evidence_compiled(quick_compiler):
     """By far more slices than are eager; the mask is an argument of the graph."""
@@ -325,6 +328,7 @@ def trained(program, split, engine="eager"):
     return evaluate(program, data.test).bound, history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["eager", pytest.param("compiled", marks=needs_compiler)])
 def test_fit_learns_the_same_whatever_the_missing_pixels_are(engine, quick_compiler):
     images = DIGITS.train.images[:40]
@@ -335,6 +339,7 @@ def test_fit_learns_the_same_whatever_the_missing_pixels_are(engine, quick_compi
     assert same_bits(*programs)
 
 
+@pytest.mark.slow
 def test_fit_learns_the_same_from_nan_and_from_a_mask():
     table, programs = torch.randn(40, 4), [Masked(Table()) for _ in range(2)]
     seen = half(table.shape)

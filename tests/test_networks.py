@@ -165,6 +165,7 @@ def test_a_network_that_gives_something_else_is_named(network, message):
         applied(network, torch.zeros(2, 5, 3), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(
     ("network", "event"),

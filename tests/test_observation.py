@@ -95,6 +95,7 @@ def test_any_other_is_given_all_fields_and_images_alone_stand_for_a_batch():
     assert torch.equal(fixed_x(program, DIGITS.test.images), fixed_x(program, DIGITS.test))
 
 
+@pytest.mark.slow
 def test_a_covariate_is_an_argument_everywhere():
     program, split = Shifted(), TABLE.test
     program.slope.data.fill_(0.25)
@@ -117,6 +118,7 @@ def test_batches_of_an_evaluation_cut_all_arguments():
     assert torch.allclose(whole.bound, cut.bound, atol=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["eager", "svi"])
 @pytest.mark.parametrize("wrap", [lambda program: program, KLWeighted])
 def test_a_covariate_trains(engine, wrap):
@@ -146,6 +148,7 @@ def test_a_split_needs_a_program_that_observes_it():
         log_evidence(program.model, program.guide, TABLE.test, particles=5)
 
 
+@pytest.mark.slow
 def test_a_plain_vae_is_trained_by_the_images_of_labelled_data():
     with_labels, without = small_vae(), small_vae()
     quick(with_labels)

@@ -56,6 +56,7 @@ def test_a_fault_inside_a_package_is_not_taken_for_its_absence(monkeypatch, tmp_
         optional("onnx", "exports")
 
 
+@pytest.mark.slow
 def test_the_base_installation_trains_and_measures_a_vae(tmp_path):
     """Without the packages for data and figures: own arrays and log p(x) work, the rest names its extra."""
     absent = [name for name, extra in EXTRAS.items() if extra in ("data", "plots")]

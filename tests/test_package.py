@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("pyro_vae", "experiments", "tests", "docs")
 BUILD = "from setuptools.build_meta import build_sdist, build_wheel; build_sdist('..'), build_wheel('..')"

@@ -39,6 +39,7 @@ def results():
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1", "cp437", "shift_jis", "utf-8"])
 def test_every_result_can_be_printed(terminal, encoding):
     for result in results():
@@ -49,6 +50,7 @@ def test_every_result_can_be_printed(terminal, encoding):
         assert read().count("?") == doubtful  # everything that they say has a spelling
 
 
+@pytest.mark.slow
 def test_where_everything_can_be_shown_nothing_is_spelled(terminal):
     terminal("utf-8")
     assert "log p(x) ≥ " in str(results()[0]) and "k̂" in str(results()[0])

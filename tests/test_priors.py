@@ -64,6 +64,7 @@ def test_shapes(make):
         assert p.expand(batch).log_prob(z).shape == batch
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize(("latent", "points"), [(1, 5601), (2, 561)])
 def test_density_integrates_to_one(make, latent, points):

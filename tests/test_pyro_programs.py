@@ -473,6 +473,7 @@ def expected_of(case):
     return loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("program", CASES)
 def test_the_mean_loss_and_gradient_are_those_of_the_elbo(program, kind):
@@ -487,6 +488,7 @@ def test_the_mean_loss_and_gradient_are_those_of_the_elbo(program, kind):
         assert_mean(ours, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", CASES)
 def test_weighted_bounds_lie_between_elbo_and_evidence_and_have_one_gradient(program):
     case = program()
@@ -554,6 +556,7 @@ def made_by_pyro(kind, model):
     return Case(model, guide, list(guide.parameters()), elbo=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", GUIDES.values(), ids=GUIDES)
 def test_automatic_guides_have_the_mean_loss_and_gradient_of_trace_elbo(kind):
     of_a_flow = kind is GUIDES["AutoIAFNormal"]  # it draws scales near zero, and then means and losses are of any size
@@ -566,6 +569,7 @@ def test_automatic_guides_have_the_mean_loss_and_gradient_of_trace_elbo(kind):
         ImportanceWeighted(2).differentiable_loss(case.model, case.guide, X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [
@@ -661,6 +665,7 @@ class Repeating(torch.nn.Module):
                 pyro.sample(f"z_{t}", code.mask(there.squeeze(-1).bool()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [SemiSupervised, Classifying, Repeating])
 def test_programs_of_pyros_examples_have_the_mean_loss_and_gradient_of_trace_elbo(kind):
     program = kind()
@@ -678,6 +683,7 @@ def compare(case, **estimators):
     return compare_estimators(case.model, case.guide, *case.args, estimators=estimators, draws=80, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [conjugate, unsized, subsampled, nested])
 def test_compared_bounds_are_in_nats_per_row(program):
     case = program()
@@ -690,6 +696,7 @@ def test_compared_bounds_are_in_nats_per_row(program):
     assert case.elbo().item() / 4 < bound.mean < case.log_px / 4 + 5 * bound.standard_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "scale"), [(weighted_rows, None), (nuisance, None), (beta_bernoulli, None), (conjugate, 0.3)]
 )
@@ -704,6 +711,7 @@ def test_bounds_of_no_number_of_rows_are_those_of_all_data(program, scale):
     assert abs(bound.mean - (scale or 1.0) * case.elbo().item()) < 5 * bound.standard_error
 
 
+@pytest.mark.slow
 def test_a_messenger_that_pyros_own_elbos_do_not_see_is_refused_for_them():
     """They would train it to the prior; ours see it."""
 

@@ -164,6 +164,7 @@ def test_a_second_interrupt_is_raised_at_once_and_the_first_is_known_after_the_b
 X = torch.rand(4, 50, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 def test_comparisons_and_evidence_keep_autocast_out():
     program = PlainNetworks()
     calls = (

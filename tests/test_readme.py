@@ -5,6 +5,7 @@ import os
 import re
 from pathlib import Path
 
+import pytest
 from forked import Forked
 
 ROOT = Path(__file__).parents[1]
@@ -21,6 +22,7 @@ def test_a_newcomer_reads_at_most_120_lines_and_one_picture():
     assert len(re.findall(r"!\[", README)) == 1
 
 
+@pytest.mark.slow
 def test_python_blocks_run_in_order(tmp_path):
     """Nothing is imported, named or changed for them; no address can be reached, and no data set is there."""
     first, *rest = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)

@@ -17,6 +17,8 @@ from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.showing import Shown, on_one_line
 from pyro_vae.training.history import ROW
 
+pytestmark = pytest.mark.slow
+
 EMPTY = {"img", "br"}  # elements without an end
 
 

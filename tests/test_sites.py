@@ -65,6 +65,7 @@ def test_relations_and_dependencies(kind, prior):
     assert drawing["edge_list"] == [("z", "x")]
 
 
+@pytest.mark.slow
 def test_predictive_draws_from_the_guide():
     vae = build()
     torch.manual_seed(0)
@@ -77,6 +78,7 @@ def test_predictive_draws_from_the_guide():
     assert Predictive(vae.model, num_samples=5, return_sites=("x",))()["x"].shape == (5, 1, *SHAPE)
 
 
+@pytest.mark.slow
 def test_nuts_and_autoguides_find_the_exact_posterior():
     torch.manual_seed(0)
     program = LinearGaussian(torch.randn(5, 1).double())
@@ -170,6 +172,7 @@ def test_the_store_says_that_it_does_not_save_what_it_does_not_hold(tmp_path):
     assert all(map(torch.equal, vae.parameters(), fresh.parameters()))
 
 
+@pytest.mark.slow
 def test_without_a_module_that_is_alive_the_store_is_saved_as_ever(tmp_path, monkeypatch):
     monkeypatch.setattr("pyro_vae.sites._NAMES", WeakKeyDictionary())  # other tests' modules may be alive
     steps(svi(build()), 1)

@@ -25,6 +25,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pyro_vae import VAE, UntrustedEvidence, VAETransformer, log_evidence
 
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 WINE, CULTIVARS = load_wine(return_X_y=True)
 LOADINGS, SCALES, MEANS = RNG.normal(size=(6, 2)) * 3, RNG.uniform(0.5, 2, 6), RNG.normal(size=6) * 10

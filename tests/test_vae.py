@@ -47,6 +47,7 @@ def torch_steps(vae, steps, estimator):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [Trace_ELBO, TraceMeanField_ELBO])
 def test_svi_and_torch_give_the_same_parameters_for_the_first_and_the_tenth_vae(estimator):
     with pyro.validation_enabled(False):
@@ -91,6 +92,7 @@ def test_two_programs_in_one_both_train():
         assert not any(torch.equal(value, start[name]) for name, value in vae.named_parameters())
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_alive():
     vae = conv_vae()
     svi_steps(vae, 1, Trace_ELBO())
@@ -149,6 +151,7 @@ def test_forward_draws_images():
     assert_mean_is(together, both.mean(0), error=both.std(0) / 4000**0.5, sees=0.08)
 
 
+@pytest.mark.slow
 def test_bound_in_closed_form_and_by_sampling_agree_in_mean():
     vae = with_rate(conv_vae())
     x, draws = images(vae), 400

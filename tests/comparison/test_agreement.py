@@ -19,6 +19,7 @@ from pyro_vae.estimators import (
 )
 
 
+@pytest.mark.slow
 def test_p_values_are_uniform_where_means_are_equal_and_covariances_are_not():
     torch.manual_seed(0)
     first = (torch.randn(40, 40) + 3 * torch.eye(40)).double()
@@ -32,6 +33,7 @@ def test_p_values_are_uniform_where_means_are_equal_and_covariances_are_not():
     assert kstest(p, "uniform").pvalue > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [1, 6])
 def test_tails_that_few_draws_show_raise_no_false_alarm(images):
     """Of 200 p-values: a share of 22 % below 0.05 is seen, and one of 12 % below 0.01."""
@@ -45,6 +47,7 @@ def test_tails_that_few_draws_show_raise_no_false_alarm(images):
     assert_share_is(np.array(p) < 0.01, at_most=0.01, sees=0.12)
 
 
+@pytest.mark.slow
 def test_means_that_differ_in_one_tensor_are_told_apart():
     torch.manual_seed(0)
     loc, eye = torch.zeros(2003), torch.eye(2003)
@@ -100,6 +103,7 @@ def test_what_does_not_vary_is_no_difference():
     assert largest_z(same, nearly)[0] < 1
 
 
+@pytest.mark.slow
 def test_pairs_that_should_agree_are_known_and_agree():
     program, x = oracle(offset=0.3)
     estimators = {
@@ -122,6 +126,7 @@ def test_pairs_that_should_agree_are_known_and_agree():
     assert ("L^A", "L_4") in told  # another bound, another gradient
 
 
+@pytest.mark.slow
 def test_a_biased_gradient_is_found_out():
     program, x = oracle(offset=0.5)
 

@@ -14,6 +14,8 @@ from pyro_vae import best_estimator
 from pyro_vae.estimators import ScoreFunction, StickingTheLanding, StraightThrough
 from pyro_vae.linear_gaussian import mean_field_elbo_variance, path_variance, trace_elbo_variance
 
+pytestmark = pytest.mark.slow
+
 FORMS = {"L^A": trace_elbo_variance, "L^B": mean_field_elbo_variance, "STL": path_variance}
 KINDS = {"L^A": Trace_ELBO(), "L^B": TraceMeanField_ELBO(), "STL": StickingTheLanding()}
 

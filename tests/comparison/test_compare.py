@@ -27,6 +27,7 @@ from pyro_vae.estimators import (
 )
 
 
+@pytest.mark.slow
 def test_bayesian_logistic_regression_with_an_autoguide():
     torch.manual_seed(0)
     x = torch.randn(40, 3)
@@ -68,6 +69,7 @@ def store_program():
     return model, guide
 
 
+@pytest.mark.slow
 def test_parameters_in_pyros_store():
     model, guide = store_program()
     estimators = {"L^A": Trace_ELBO(), "L^B": TraceMeanField_ELBO(), "Renyi": RenyiELBO(num_particles=2)}
@@ -81,6 +83,7 @@ def test_parameters_in_pyros_store():
     assert not result.disagreements()
 
 
+@pytest.mark.slow
 def test_a_two_layer_vae_written_by_hand():
     class TwoLayers(nn.Module):
         def __init__(self):
@@ -118,6 +121,7 @@ def test_a_two_layer_vae_written_by_hand():
     assert result.estimators["STL"].guide.parameters == 28 + 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fails", [False, True])
 def test_everything_is_left_as_it_was(fails):
     vae, x = small_vae(), pictures()
@@ -147,6 +151,7 @@ def test_everything_is_left_as_it_was(fails):
     assert (random.random(), np.random.rand(), torch.rand(1)) == expected
 
 
+@pytest.mark.slow
 def test_results_depend_on_seed_and_name_only():
     program, x = oracle()
     alone = compare(program.model, program.guide, x, estimators={"L^A": Trace_ELBO()})
@@ -158,6 +163,7 @@ def test_results_depend_on_seed_and_name_only():
     assert among.reference == "L^A"
 
 
+@pytest.mark.slow
 def test_shared_parameters_count_as_the_guides():
     vae = small_vae()
     vae.prior = priors.Vamp(vae.posterior, torch.rand(3, *SHAPE))
@@ -168,6 +174,7 @@ def test_shared_parameters_count_as_the_guides():
     assert not result.disagreements()
 
 
+@pytest.mark.slow
 def test_sites_that_the_elbo_enumerates():
     @config_enumerate
     def model(x):
@@ -199,6 +206,7 @@ def test_seeds_that_are_none(seed):
         compare(program.model, program.guide, x, draws=2, seed=seed, estimators={"L^A": Trace_ELBO()})
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_are_those_of_python():
     program, x = oracle()
     numbers = compare(program.model, program.guide, x, draws=5, seed=3, estimators={"L^A": Trace_ELBO()})
@@ -258,6 +266,7 @@ def test_a_kl_that_pyro_would_sample():
         compare(vae.model, vae.guide, pictures(), estimators={"L^A": Trace_ELBO(), "L^B": TraceMeanField_ELBO()})
 
 
+@pytest.mark.slow
 def test_a_program_is_compared_as_its_model_and_guide_are():
     program, x = oracle(offset=0.3)
     of_program = compare(program, x, estimators={"L^A": Trace_ELBO()}, draws=5)
@@ -275,12 +284,14 @@ def test_what_is_no_program():
         compare(program.model, None, x, estimators={"L^A": Trace_ELBO()})
 
 
+@pytest.mark.slow
 def test_no_bar_where_there_is_no_terminal(capsys):
     program, x = oracle()
     compare_estimators(program, x, estimators={"L^A": Trace_ELBO()}, draws=3)
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_an_estimator_without_a_description_is_expected_to_agree_with_none():
     program, x = oracle(offset=0.3)
 
@@ -300,6 +311,7 @@ def test_an_estimator_without_a_description_is_expected_to_agree_with_none():
     assert "no gradient is known" not in str(asked)
 
 
+@pytest.mark.slow
 def test_estimators_of_no_bound_are_marked():
     program, x = oracle(offset=0.3)
     estimators = {"RWS": ReweightedWakeSleep(2, vectorize_particles=True, max_plate_nesting=1), "L^A": Trace_ELBO()}
@@ -308,6 +320,7 @@ def test_estimators_of_no_bound_are_marked():
     assert "* minus the loss of an estimator that has no bound" in str(result)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_a_sum_over_classes_beside_estimators_that_draw_them():
     program = MixtureOfFactors(off=0.3)
@@ -327,6 +340,7 @@ def test_a_sum_over_classes_beside_estimators_that_draw_them():
     assert variances[0] < variances[1] / 2
 
 
+@pytest.mark.slow
 def test_a_site_of_the_model_alone_needs_estimators_that_sum_it_out():
     x = torch.linspace(-2, 3, 5).double()
     sums = {"sum": TraceEnum_ELBO(max_plate_nesting=1)}

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from comparing import compare, oracle
 from pyro.infer import Trace_ELBO
@@ -11,6 +12,8 @@ from pyro_vae.estimators import (
     ImportanceWeighted,
     WakeSleep,
 )
+
+pytestmark = pytest.mark.slow
 
 
 def test_table_fits_a_terminal_and_numbers_fit_json():

@@ -12,6 +12,7 @@ from pyro_vae.estimators import ImportanceWeighted
 from pyro_vae.tracing.leaves import find_parameters
 
 
+@pytest.mark.slow
 def test_gradients_that_pyro_writes_into_modules_are_read_and_put_back():
     vae, x = small_vae(), pictures()
     parameter = vae.posterior.head.bias

@@ -13,6 +13,7 @@ from scipy.stats import t as student
 from pyro_vae.comparison.intervals import TAIL, Estimate, interval, quantile, short, skewness, without_skewness
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth():
     torch.manual_seed(0)
     loc = torch.tensor([1.0, -0.7, 0.8, 0.5, 1.2, 0.6]).double()
@@ -29,6 +30,7 @@ def test_intervals_cover_the_truth():
     assert (covered / repetitions < 0.99).all(), covered / repetitions
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gradient", "batches"),
     [
@@ -126,6 +128,7 @@ def test_numbers_have_three_digits(value, text):
     assert short(value) == text and len(text) <= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(1000,), (333, 333, 333)])
 def test_joined_draws_make_much_the_same_interval(sizes):
     g = Gaussians(torch.linspace(0, 1, 10).double(), 0.5).draws(sum(sizes), torch.Generator().manual_seed(0))
@@ -148,6 +151,7 @@ def test_two_draws_make_no_interval(n):
         assert math.isfinite(estimate.low) == math.isfinite(estimate.high) == (n > 2)
 
 
+@pytest.mark.slow
 def test_tails_that_allow_no_interval_are_marked():
     doubtful = {}
     for kind in ("Gaussian", "Cauchy"):
@@ -160,6 +164,7 @@ def test_tails_that_allow_no_interval_are_marked():
     assert doubtful["Cauchy"] > 0.8
 
 
+@pytest.mark.slow
 def test_intervals_from_a_sample_of_coordinates_are_those_of_a_bootstrap_of_stored_draws():
     torch.manual_seed(0)
     factors = torch.randn(20, 4000) * torch.rand(4000)

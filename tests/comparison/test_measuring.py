@@ -23,6 +23,7 @@ from pyro_vae.linear_gaussian import (
 )
 
 
+@pytest.mark.slow
 def test_measured_variances_are_the_closed_forms():
     torch.manual_seed(0)
     program = maximum_likelihood(torch.randn(200, 4, dtype=torch.float64) @ torch.randn(4, 4).double(), latent=2)
@@ -41,6 +42,7 @@ def test_measured_variances_are_the_closed_forms():
     assert not result.disagreements()
 
 
+@pytest.mark.slow
 def test_statistics_are_those_of_the_stored_gradients_and_losses():
     program, x = oracle(offset=0.3)
     result = compare(
@@ -73,6 +75,7 @@ def test_statistics_are_those_of_the_stored_gradients_and_losses():
     assert measured.bound.standard_error == pytest.approx(bound.std(ddof=1) / math.sqrt(60))
 
 
+@pytest.mark.slow
 def test_bound_lies_about_the_exact_one():
     program, x = oracle(offset=0.3)
     estimators = {"L^A": Trace_ELBO(), "score": ScoreFunction(2, "leave-one-out")}
@@ -83,6 +86,7 @@ def test_bound_lies_about_the_exact_one():
     assert result.images == 6
 
 
+@pytest.mark.slow
 def test_minibatch_noise_is_that_of_the_exact_gradient():
     program, _ = oracle(offset=0.5)
     batches = [(program.simulate(4),) for _ in range(12)]

@@ -48,6 +48,7 @@ def test_variance_of_several_batches_is_split_as_in_analysis_of_variance():
     assert streamed(g[0]).between() is None
 
 
+@pytest.mark.slow
 def test_variance_between_batches_is_unbiased():
     torch.manual_seed(1)
     spread = [streamed(*(0.5 * torch.randn(4, 1, 3) + torch.randn(4, 5, 3))).between() for _ in range(400)]
@@ -55,6 +56,7 @@ def test_variance_between_batches_is_unbiased():
     assert min(spread) < 0  # not clipped, or it would be biased
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_draws():
     def held(value, seen):
         if isinstance(value, torch.Tensor):

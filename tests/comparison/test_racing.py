@@ -1,5 +1,6 @@
 """Successive halving: who goes, who stays, and how seldom equal estimators are told apart."""
 
+import pytest
 import torch
 from comparing import oracle
 from monte_carlo import assert_share_is
@@ -50,6 +51,7 @@ def test_targets():
     assert target_of(ReweightedWakeSleep()) is None
 
 
+@pytest.mark.slow
 def test_two_equal_estimators_are_seldom_told_apart():
     """Of 30 rankings of two equal estimators 1.25 % may tell them apart, as one round spends a quarter of 5 %.
 
@@ -65,6 +67,7 @@ def test_two_equal_estimators_are_seldom_told_apart():
     assert_share_is(alarms, at_most=ALARMS / 4, sees=0.45)
 
 
+@pytest.mark.slow
 def test_equal_estimators_are_drawn_on_while_there_is_time():
     program, x = oracle(offset=0.1)
     equal, costs = {"one": Trace_ELBO(), "other": Trace_ELBO()}, {"one": 1.0, "other": 1.0}

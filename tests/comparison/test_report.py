@@ -1,11 +1,14 @@
 """The tables of a comparison hold its numbers, in one row for each estimator or pair."""
 
+import pytest
 from comparing import compare, oracle
 from pyro.infer import Trace_ELBO
 
 from pyro_vae.comparison.intervals import short
 from pyro_vae.comparison.report import report
 from pyro_vae.estimators import ImportanceWeighted
+
+pytestmark = pytest.mark.slow
 
 
 def test_tables_hold_the_numbers_of_the_result():

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import FrozenInstanceError
+from functools import cache
 
 import numpy as np
 import pytest
@@ -27,17 +28,22 @@ def drawn(seed, n=64, size=3, heavy=False):
     return g.square() if heavy else g
 
 
+@cache
+def scores(heavy):
+    return [score(drawn(seed, heavy=heavy)) for seed in range(600)]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("heavy", [False, True])
 @pytest.mark.parametrize("level", [0.9, 0.99])
 def test_ratio_of_equal_variances_is_one_at_the_level(heavy, level):
     """Of 300 pairs: at the level of 90 % a rate of 26 % of failures is seen, at 99 % one of 11 %."""
-    outside = []
-    for seed in range(300):
-        _, low, high = log_ratio(score(drawn(2 * seed, heavy=heavy)), score(drawn(2 * seed + 1, heavy=heavy)), level)
-        outside.append(not low <= 0 <= high)
+    intervals = [log_ratio(a, b, level) for a, b in zip(scores(heavy)[::2], scores(heavy)[1::2], strict=True)]
+    outside = [not low <= 0 <= high for _, low, high in intervals]
     assert_share_is(outside, at_most=1 - level, sees=0.26 if level == 0.9 else 0.11)
 
 
+@pytest.mark.slow
 def test_ratio_of_variances_and_costs_is_the_known_one():
     a, b = score(drawn(1, n=4000), cost=2.0), score(drawn(2, n=4000) * 3, cost=5.0)
     value, low, high = log_ratio(b, a)
@@ -46,6 +52,7 @@ def test_ratio_of_variances_and_costs_is_the_known_one():
     assert log_ratio(a, b) == pytest.approx((-value, -high, -low))
 
 
+@pytest.mark.slow
 def test_noise_of_times_widens_the_interval_and_load_that_slows_both_does_not():
     generator = np.random.default_rng(0)
     load = np.exp(generator.normal(size=40))  # e-fold from turn to turn

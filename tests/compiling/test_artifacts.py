@@ -12,6 +12,8 @@ from pyro_vae.compiling import artifacts
 from pyro_vae.compiling.artifacts import compiled_graph, key, layout, lifted
 from pyro_vae.compiling.store import store
 
+pytestmark = pytest.mark.slow
+
 WEIGHT, X = torch.linspace(-1, 1, 6).view(2, 3), torch.linspace(0, 1, 8).view(4, 2)
 HELD = torch.tensor([2.0, 3.0])
 

@@ -15,7 +15,7 @@ from pyro_vae.compiling.checked import EARLY, NowAndThen
 from pyro_vae.compiling.constants import WatchedConstants
 from pyro_vae.compiling.joint import record
 
-pytestmark = pytest.mark.usefixtures("quick_compiler", "no_validation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiler", "no_validation")]
 X = torch.tensor([0.5, -1.0, 2.0])
 
 

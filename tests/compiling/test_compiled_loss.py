@@ -12,6 +12,8 @@ from watched_programs import Program, normalised, program
 from pyro_vae.compiling import Untraceable, compiled
 from pyro_vae.linear_gaussian import LinearGaussian, mean_field_guide
 
+pytestmark = pytest.mark.slow
+
 
 def test_no_compiler_for_a_program_of_ones_own(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")

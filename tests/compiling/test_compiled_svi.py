@@ -15,7 +15,7 @@ from experiments.benchmarks.svi_programs import PROGRAMS
 from pyro_vae.compiling import CompiledSVI, Untraceable
 from pyro_vae.estimators import DoublyReparameterized
 
-pytestmark = pytest.mark.usefixtures("quick_compiler", "no_validation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiler", "no_validation")]
 X = torch.tensor([0.5, -1.0, 2.0, 0.3])
 
 

@@ -11,6 +11,7 @@ from programs import needs_compiler
 from pyro_vae.compiling import compiler, private
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_torch_compiles_a_kernel_ahead_of_the_first_graph(monkeypatch):
     compiler.warm_up.cache_clear()

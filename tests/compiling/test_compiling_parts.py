@@ -142,6 +142,7 @@ def test_a_value_is_followed_and_put_back(name, monkeypatch):
     put(0.1)
 
 
+@pytest.mark.slow
 def test_of_svi_only_its_parts_are_watched():
     held = types.SimpleNamespace(rate=0.1)
     svi = CompiledSVI(lambda: held.rate, lambda: 0.0, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())

@@ -41,7 +41,7 @@ from pyro_vae.training import engines, worth
 from pyro_vae.training.checkpoint import encode
 from pyro_vae.training.engines import CompiledEngine, EagerEngine, EngineWarning
 
-pytestmark = [needs_compiler, pytest.mark.usefixtures("quick_compiler", "no_validation")]
+pytestmark = [pytest.mark.slow, needs_compiler, pytest.mark.usefixtures("quick_compiler", "no_validation")]
 
 
 @pytest.mark.parametrize("place", ["self.beta", "self.config.kl.beta", "self.handler.beta"])

@@ -62,6 +62,7 @@ def operations(layer, x):
     return {str(node.target) for node in graph.nodes if node.op == "call_function"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer",
     [Conv2d(1, 5, 4, 2, 1), ConvTranspose2d(5, 1, 4, 2, 1), ConvTranspose2d(5, 1, 4, 2, 1, output_padding=1)],
@@ -73,6 +74,7 @@ def test_products_are_taken_in_graphs_alone(layer):
     torch.testing.assert_close(graph(x), layer(x))  # float32: eager is torch's own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [Conv2d(8, 5, 4, 2, 1), ConvTranspose2d(5, 8, 4, 2, 1)])
 def test_blocks_are_taken_in_graphs_of_lowered_precision(layer):
     x = torch.randn(2, layer.in_channels, 8, 8)

@@ -13,6 +13,8 @@ from pyro_vae.compiling.loss import ProgramLoss
 from pyro_vae.estimators import ImportanceWeighted, ScoreFunction, StickingTheLanding, WakeSleep
 from pyro_vae.networks import lowered_precision
 
+pytestmark = pytest.mark.slow
+
 LIKELIHOODS = {
     "Bernoulli": 1,
     "ContinuousBernoulli": 1,

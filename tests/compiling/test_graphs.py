@@ -11,7 +11,7 @@ from pyro_vae.compiling import Untraceable, graphs
 from pyro_vae.compiling.graphs import Graphs
 from pyro_vae.evidence import log_evidence
 
-pytestmark = [needs_compiler, pytest.mark.usefixtures("quick_compiler", "no_validation")]
+pytestmark = [pytest.mark.slow, needs_compiler, pytest.mark.usefixtures("quick_compiler", "no_validation")]
 
 
 # Noise that changes nothing is found as the program is traced; other noise has the particles run one by one before.

@@ -7,7 +7,7 @@ from pyro_vae.compiling import Untraceable
 from pyro_vae.compiling.constants import WatchedConstants
 from pyro_vae.compiling.joint import check_same, own_gradients, record
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiler")]
 
 
 def test_second_derivatives_and_tensors_that_change():

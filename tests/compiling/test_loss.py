@@ -2,6 +2,7 @@
 
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from pyro.infer import Trace_ELBO
 from torch import nn
@@ -11,6 +12,7 @@ from pyro_vae.compiling import ProgramLoss
 from pyro_vae.compiling.loss import owners
 
 
+@pytest.mark.slow
 def test_functions_whose_parameters_lie_in_pyros_store():
     pyro.clear_param_store()
     layer = nn.Linear(3, 2)

@@ -65,6 +65,7 @@ UNSAFE = {
 }
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("part", UNSAFE)
 def test_without_what_tracing_must_know_training_is_eager_or_refused(part, monkeypatch):
@@ -84,6 +85,7 @@ SLOWER = {
 }
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("part", SLOWER)
 def test_without_what_is_only_faster_the_optimiser_takes_the_step(part, monkeypatch):
@@ -116,6 +118,7 @@ def test_without_its_class_nothing_is_compiled_ahead(monkeypatch):
     assert private.compile_first_kernel({}) is None
 
 
+@pytest.mark.slow
 def test_without_the_operators_convolutions_keep_their_layout(monkeypatch):
     layer, x = networks.ConvEncoder((1, 8, 8), channels=(8, 8)), torch.rand(2, 1, 8, 8)
 
@@ -148,6 +151,7 @@ def test_without_the_dictionary_of_pyros_store_a_change_in_it_is_still_seen(monk
     pyro.clear_param_store()
 
 
+@pytest.mark.slow
 def test_without_the_functions_by_which_pyro_reads_nothing_is_put_in_their_place(monkeypatch):
     program, x = linear_gaussian(), torch.rand(5, 3)
     with monkeypatch.context() as patch:
@@ -195,6 +199,7 @@ def is_private(name):
     return first in ("torch", "nn", "pyro", "dist") and any(re.match("_[^_]", part) for part in rest)
 
 
+@pytest.mark.slow
 def test_no_other_private_name_is_spelled_out_in_the_package():
     names = {name for file in ROOT.rglob("*.py") for name in names_of(ast.parse(file.read_text("utf-8")))}
     assert {name for name in names if is_private(name) and not name.startswith(tuple(ELSEWHERE))} == set()

@@ -39,6 +39,7 @@ def test_data_dependent_control_flow_is_named_and_pyro_is_left_as_it_was():
     assert originals() == before and pyro.infer.util.is_validation_enabled()
 
 
+@pytest.mark.slow
 def test_an_estimator_that_torch_cannot_trace_is_named():
     with pytest.raises(Untraceable, match=r"DoublyReparameterized.*engine=.eager"):
         traced(loss_of(small_vae(), DoublyReparameterized(3)), (PIXELS,))

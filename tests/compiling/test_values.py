@@ -27,6 +27,7 @@ def test_arguments_are_not_read(read):
     assert values.read == [x] or read is torch.nonzero
 
 
+@pytest.mark.slow
 def test_a_permutation_is_read_and_its_change_is_seen():
     order = ORDER.clone()
     graph = record(lambda x: [torch.stack([x[i] for i in order])], [X], WatchedConstants({}))
@@ -35,6 +36,7 @@ def test_a_permutation_is_read_and_its_change_is_seen():
     assert graph.is_stale()
 
 
+@pytest.mark.slow
 def test_an_index_that_moves_is_no_number():
     graph = record(lambda x, i: [x[i], x[..., i] + 1], [X, torch.tensor(0)], WatchedConstants({}))
     assert [float(value) for value in graph([X, torch.tensor(-1)])] == [2.0, 3.0]

@@ -128,6 +128,7 @@ def test_digits_are_those_of_scikit_learn_with_and_without_its_file(monkeypatch)
     assert all(map(torch.equal, archives.read_digits(), (images, labels)))
 
 
+@pytest.mark.slow
 def test_the_digits_come_without_scikit_learn():
     code = "import sys; from pyro_vae import load; load('digits'); print(*{'sklearn', 'scipy'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"

@@ -22,6 +22,7 @@ print(fingerprint(TensorDataset(torch.arange(300), torch.ones(300, dtype=torch.b
 """
 
 
+@pytest.mark.slow
 def test_equal_in_two_processes(tmp_path):
     """The data are at another address in each."""
     found, environment = [], {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -32,6 +33,7 @@ def test_equal_in_two_processes(tmp_path):
     assert found[0] == found[1] and len(found[0]) == 65
 
 
+@pytest.mark.slow
 def test_what_changes_it():
     def found(values, row=GREY[0], settings=0):
         return fingerprint(TensorDataset(torch.tensor(values)), [{"images": row}], 4, settings)
@@ -41,6 +43,7 @@ def test_what_changes_it():
     assert len(set(prints)) == len(prints) and None not in prints and found([1, 2]) == prints[0]
 
 
+@pytest.mark.slow
 def test_files_and_folders_that_are_named(tmp_path):
     path = tmp_path / "folder/file.npy"
     path.parent.mkdir()

@@ -231,6 +231,7 @@ def test_one_bright_image_is_enough_wherever_it_lies(tmp_path):
         assert len(load(tmp_path).train) == 2000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only on Linux can the file be a sparse one")
 def test_many_images_are_looked_at_here_and_there(tmp_path):
     shape = (1_000_000_000, 1, 4, 4)

@@ -103,6 +103,7 @@ def test_idx_files_as_they_are_passed_around(mnist, tmp_path, below, dotted, pac
         D.load("mnist", tmp_path / "new")
 
 
+@pytest.mark.slow
 def test_idx_files_of_any_size(mnist, monkeypatch):
     root, _ = mnist
     monkeypatch.setattr(formats, "UNPACKED_BYTES", 10_000)  # the images have 23,520 and 7,840

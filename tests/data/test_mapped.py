@@ -46,6 +46,7 @@ def test_a_folder_of_arrays_is_loaded_as_it_lies_there(folder):
     assert load(folder).shape == (1, 4, 5)
 
 
+@pytest.mark.slow
 def test_training_from_disk_is_training_from_memory(folder):
     on_disk = load(folder)
     in_memory = replace(on_disk, train=Split(on_disk.train.images.clone()))
@@ -68,6 +69,7 @@ def test_training_from_disk_is_training_from_memory(folder):
     assert bounds[0] == bounds[1] == bounds[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the resident size is read from Linux's /proc")
 def test_little_of_the_file_is_resident(tmp_path, monkeypatch):
     monkeypatch.setattr(mapped, "RESIDENT", 8 << 20)

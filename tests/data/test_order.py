@@ -118,6 +118,7 @@ def test_rows_are_taken_in_blocks_each_read_once_and_few_are_held(tmp_path, monk
         assert torch.equal(order.taken(part, torch.tensor([5, 0])), part[torch.tensor([5, 0])])
 
 
+@pytest.mark.slow
 def test_a_training_from_a_file_in_blocks_resumes_to_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(mapped, "BLOCK", 512)
     monkeypatch.setattr(order, "BUFFER", 4096)

@@ -96,6 +96,7 @@ def test_grey_and_colours(tmp_path, channels):
         assert in_order(rows(data.train, data.valid, data.test)) == in_order(wanted)
 
 
+@pytest.mark.slow
 def test_a_thousand_pictures_of_which_three_are_broken(tmp_path):
     images = np.random.RandomState(1).randint(0, 256, (1000, 4, 4)).astype(np.uint8)
     save(tmp_path, images)

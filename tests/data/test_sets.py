@@ -77,6 +77,7 @@ def test_digits_use_the_whole_range_of_grey_levels():
     assert digits.test.labels.unique().tolist() == list(range(10))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "MNIST/raw").is_dir(), reason=f"no MNIST in {SHARED}")
 def test_real_mnist():
     data = D.load("mnist", SHARED)

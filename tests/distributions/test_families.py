@@ -109,6 +109,7 @@ def test_the_mass_of_a_clipped_continuous_bernoulli_is_one_in_float32(clip):
 CONCENTRATIONS = [0.02, 0.5, 2.0, 9.9, 10.1, 300.0, 3000.0, math.exp(9)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("concentration", CONCENTRATIONS)
 @pytest.mark.parametrize("mean", [1e-12, 1e-3, 0.1, 0.5, 0.99])
 @pytest.mark.parametrize(("dtype", "nats"), [(torch.float32, 2e-5), (torch.float64, 2e-11)])

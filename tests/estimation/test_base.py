@@ -57,6 +57,7 @@ def test_the_ways_to_a_loss_are_those_of_pyros_elbo(program):
     torch.testing.assert_close(written, slopes)
 
 
+@pytest.mark.slow
 def test_svi_trains_by_it(program):
     x = program.simulate(50)
     svi = SVI(program.model, program.guide, Adam({"lr": 0.02}), Sampled(K=8))

@@ -15,7 +15,7 @@ from pyro_vae.estimators import (
     StickingTheLanding,
 )
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
 BOTH = [Antithetic, QuasiMonteCarlo]
 
 

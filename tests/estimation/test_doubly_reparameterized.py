@@ -36,6 +36,7 @@ def test_the_value_is_that_of_pyro_at_the_same_draws(alpha, K):
     assert describe(ours).guide_gradient == describe(theirs).guide_gradient
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
 def test_the_mean_gradient_is_that_of_the_bound(number, alpha):

@@ -17,7 +17,7 @@ from estimator_programs import (
 
 from pyro_vae.estimators import DoublyReparameterized, GeneralizedDReG
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -23,6 +23,7 @@ from pyro_vae.estimators import OVIS, DisARM, ImportanceWeighted, ScoreFunction
 pytestmark = pytest.mark.usefixtures("float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
     [DisARM(), DisARM(4), DisARM(4, vectorize=False), ScoreFunction(2), ScoreFunction(4, "leave-one-out")],
@@ -33,6 +34,7 @@ def test_the_mean_gradient_is_that_by_enumeration(estimator):
     assert_mean(estimator, program, y, enumerated_gradient(program, y), n=n, runs=100)
 
 
+@pytest.mark.slow
 def test_disarm_varies_less_than_the_leave_one_out_baseline_of_as_many_draws():
     """As Dong et al. (2020) say; with K / 2 pairs of K / 2 times less."""
     program, y = Bits(), torch.tensor([0.7])
@@ -55,6 +57,7 @@ def test_pairs_are_antithetic_by_hand():
         torch.testing.assert_close(ours, -by_hand.detach())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("vectorize", [None, False])
 def test_the_mean_gradient_of_ovis_is_that_of_l_k(number, vectorize):
@@ -63,6 +66,7 @@ def test_the_mean_gradient_of_ovis_is_that_of_l_k(number, vectorize):
     assert_mean(OVIS(2, vectorize=vectorize), program, x, expected, n=1000 if vectorize is None else 100)
 
 
+@pytest.mark.slow
 def test_the_signal_of_ovis_grows_with_k_where_that_of_the_total_gradient_falls():
     """On a guide that is wider than the posterior, so that the weights are bounded."""
     program, x = known_programs()[0]
@@ -100,6 +104,7 @@ def test_what_disarm_cannot_take_is_refused():
             DisARM(vectorize=vectorize).differentiable_loss(guide, guide, torch.zeros(50))
 
 
+@pytest.mark.slow
 def test_ovis_in_float32_bears_small_weights_and_large_log_weights():
     """Shares of a thousandth lie below the rounding of log w near −1,000."""
     loc = torch.tensor(0.1, requires_grad=True, dtype=torch.float32)

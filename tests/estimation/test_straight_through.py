@@ -23,6 +23,7 @@ def offset(estimator, program, y, n=20_000, runs=20):
     return ((found.mean(0) - exact).norm() / scale).item(), ((found.var(0) / runs).sum().sqrt() / scale).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Choice, Bits])
 def test_enumeration_is_pyros(kind):
     program, y = kind(infer={"enumerate": "parallel"}), torch.tensor([0.7])
@@ -33,6 +34,7 @@ def test_enumeration_is_pyros(kind):
     assert_mean(ScoreFunction(4, "leave-one-out"), program, y, enumerated_gradient(program, y), n=500)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", [1, 3])
 @pytest.mark.parametrize("vectorize", [None, False])
 def test_reinmax_is_exact_for_quadratics(K, vectorize):
@@ -48,6 +50,7 @@ def test_reinmax_is_exact_for_single_bits_in_a_quadratic():
     assert_mean(ReinMax(), program, y, enumerated_gradient(program, y))
 
 
+@pytest.mark.slow
 def test_both_are_biased_elsewhere_and_reinmax_less():
     program, y = Choice(bent=1.0), torch.tensor([0.7])
     second, error = offset(ReinMax(), program, y)
@@ -57,6 +60,7 @@ def test_both_are_biased_elsewhere_and_reinmax_less():
     assert second < 0.5 * first and cold < first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [StraightThrough(), ReinMax(2)])
 def test_the_models_gradient_is_unbiased_and_the_guides_is_not_claimed(estimator):
     program, y = Choice(bent=1.0), torch.tensor([0.7])

@@ -22,6 +22,7 @@ def bound(log_w):
     return sum((b - a) * (w**a * log_w).sum(-1) / (w**a).sum(-1) for a, b in itertools.pairwise(points))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_mean_gradient_is_that_of_the_bound(number):
     program, x = known_programs()[number]

@@ -28,7 +28,7 @@ from scipy import integrate, stats
 from pyro_vae.evidence import StuckChains, annealed_evidence, bidirectional, linear, log_evidence, sigmoid
 from pyro_vae.linear_gaussian import LinearGaussian
 
-pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")]
 
 SETTING = {"num_temperatures": 60, "leapfrog": 3, "chains": 40, "seed": 0, **EAGER}
 

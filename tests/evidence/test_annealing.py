@@ -23,6 +23,7 @@ def test_schedules_run_from_zero_to_one():
         (3 * t.new_ones(())).sigmoid() - (-3 * t.new_ones(())).sigmoid()))  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("leapfrog", "transitions"), [(8, 12), (1, 100)])
 def test_transitions_leave_the_posterior_alone_and_find_it(leapfrog, transitions):
     program = oracle()

@@ -52,6 +52,7 @@ def test_heavy_tails_are_not_trusted(shape, most_trusted):
     assert plan.draws.max() <= 4 * method.pilots * method.draws  # more draws cure nothing
 
 
+@pytest.mark.slow
 def test_a_single_heavy_tail_is_mostly_not_trusted():
     trusted = []
     for seed in range(200):
@@ -61,6 +62,7 @@ def test_a_single_heavy_tail_is_mostly_not_trusted():
     assert_share_is(trusted, at_most=0.05, sees=0.22)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [0.1, 0.25])
 def test_intervals_cover_the_truth(shape):
     method, draws = pareto(1000, shape, rows=500)
@@ -72,6 +74,7 @@ def test_intervals_cover_the_truth(shape):
     assert_share_is(held, at_least=0.95, at_most=0.95, sees=0.99)
 
 
+@pytest.mark.slow
 def test_pilots_do_not_count():
     """An image whose pilots look good is not measured by them: its mean is right however the choice is made."""
     method, draws = pareto(2000, 0.3, rows=500, pilots=1, least=1)

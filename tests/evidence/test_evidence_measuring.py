@@ -32,6 +32,7 @@ def test_numbers_that_are_none(value):
     assert len(log_evidence(scaled, proposed, X, np.int64(5), batch_size=np.int32(2), seed=np.uint8(0)).log_px) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("caller", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
 def test_the_callers_modes_change_no_number(caller):
     class Program(nn.Module):
@@ -65,6 +66,7 @@ def test_the_callers_modes_change_no_number(caller):
     assert program.linear.weight.grad.isfinite().all() and pyro.param("a").grad is not None
 
 
+@pytest.mark.slow
 def test_a_program_made_in_inference_mode():
     """Its evidence can be measured; no gradient can be taken through it."""
     with torch.inference_mode():
@@ -88,6 +90,7 @@ def both_forms():
         yield function, program, x, options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "function, program, x, options", list(both_forms()), ids=["importance", "certificate", "annealed", "bidirectional"]
 )
@@ -159,6 +162,7 @@ def calls(program: LinearGaussian):
     yield lambda x: annealed_evidence(program.model, None, x, num_temperatures=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("x", [torch.zeros(0, P).double(), torch.tensor(1.0), "x", [torch.zeros(2, P).double()]])
 def test_no_images(x):
     for call in calls(oracle()):
@@ -166,6 +170,7 @@ def test_no_images(x):
             call(x)
 
 
+@pytest.mark.slow
 def test_x_that_is_nan():
     program = oracle()
     x = images(program, 30)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvid
 GRAPHS = sys.modules[Graphs.__module__]
 
 
+@pytest.mark.slow
 def test_within_four_standard_errors_of_the_exact_evidence():
     program = rough()
     x = images(program, 1000)
@@ -33,6 +34,7 @@ def test_within_four_standard_errors_of_the_exact_evidence():
     assert 1e-3 < evidence.standard_error.median() < 0.1
 
 
+@pytest.mark.slow
 def test_interval_covers_the_truth():
     program = rough()
     x = images(program, 10).repeat_interleave(200, 0)
@@ -56,6 +58,7 @@ def test_exact_guide_leaves_no_error(dtype, error):
     assert evidence.untrusted == 0 and evidence.monte_carlo_error < 1e-6
 
 
+@pytest.mark.slow
 def test_lower_bound_rises_with_particles():
     program = rough(narrower=0.6)
     x = images(program, 200)
@@ -71,6 +74,7 @@ def test_lower_bound_rises_with_particles():
     assert_mean_is(single.mean(1), elbo, sees=(exact - elbo) / 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", [1, 7, 101])
 def test_chunk_changes_nothing(K):
     program = rough()
@@ -110,6 +114,7 @@ def test_each_image_is_encoded_once_and_decoded_exactly_K_times(K, chunk):
     assert max(shape[:-1].numel() for shape in decoded) <= max(chunk, 3 * batch)
 
 
+@pytest.mark.slow
 def test_leaves_mode_gradients_and_random_numbers_alone():
     program = rough()
     program.posterior = Counting(program.posterior)
@@ -190,6 +195,7 @@ def test_numbers_that_cannot_be(options):
         log_evidence(program.model, program.guide, images(program, 2), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model, guide, x", list(programs()), ids=["conv", "two layers"])
 def test_compiled_is_eager(model, guide, x):
     # Batches of three images and of one, in slices of four particles, the last of two.
@@ -201,6 +207,7 @@ def test_compiled_is_eager(model, guide, x):
     torch.testing.assert_close(compiled.ess, eager.ess, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_is_compiled_where_that_is_earned_back(monkeypatch):
     program, made = conv_vae(), []
     make = Graphs._made
@@ -246,6 +253,7 @@ def test_lowered_precision_of_the_networks_moves_the_estimate_a_little():
     assert program.likelihood.network.dtype is None
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_said_and_only_slower(monkeypatch, caplog):
     def broken(*args, **kwargs):
         raise RuntimeError("g++ ran out of memory")
@@ -271,6 +279,7 @@ def test_enumerated_sites_are_summed_out_of_every_weight(chunk, batch_size):
     assert torch.allclose(evidence.log_px, expected) and evidence.standard_error.max() < 1e-9
 
 
+@pytest.mark.slow
 def test_log_px_of_a_shifted_guide_sums_y_out():
     program = MixtureOfFactors(off=0.4)
     evidence = log_evidence(program, (X, LABELS), 20_000)

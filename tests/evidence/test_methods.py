@@ -67,6 +67,7 @@ def ladder(program, x):
     return plan, further_methods(program.model, program.guide, plan, compiled=False, chunk=20_000, proposal=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number, name, draws", [(0, "local", 1000), (1, "annealed-100", 16)])
 def test_further_draws_weigh_without_bias(number, name, draws):
     program = rough(narrower=0.6)

@@ -48,6 +48,7 @@ WEIGHTS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(arrays.arrays(np.float64, st.tuples(st.integers(1, 130), st.integers(1, 2)), elements=WEIGHTS), st.booleans())
 def test_any_weights_have_a_k_and_no_exception(log_w, few_values):
@@ -65,6 +66,7 @@ def test_any_weights_have_a_k_and_no_exception(log_w, few_values):
     assert (evidence.ess >= 1 - 1e-9).all() and (evidence.ess <= K * (1 + 1e-9)).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0.01, 5), st.floats(-600, 600))
 def test_a_constant_factor_of_the_weights_changes_no_k(seed, spread, shift):
@@ -114,6 +116,7 @@ def test_pareto_k_of_pareto_weights(k):
     assert evidence.pareto_k.mean().item() == pytest.approx(k, abs=0.06)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale, k", [(0.8, 0.36), (0.5, 0.75)])
 def test_pareto_k_of_too_narrow_a_gaussian(scale, k):
     """q = N(0, s²) for p = N(0, 1): log w = χ²₁ (1 − s²)/2 + constant, so that the tail has k = 1 − s²."""

@@ -73,6 +73,7 @@ def test_no_latent_at_all():
         annealed_evidence(model, None, COUNTS, **SETTING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model, guide, x, from_guide",
     [(*program, i == 0) for i, program in enumerate(programs())],

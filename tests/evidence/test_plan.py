@@ -30,6 +30,7 @@ def log_shared(x):
     return dist.MultivariateNormal(torch.zeros(n), torch.eye(n) + 1).log_prob(x).double().reshape(1)
 
 
+@pytest.mark.slow
 def test_one_weight_of_all_rows_where_they_share_a_latent():
     guide = lambda x: pyro.sample("m", dist.Normal(x.mean(), 0.5))  # noqa: E731
     for x in (X, torch.randn(300, generator=torch.Generator().manual_seed(0)) / 5):  # more than a batch
@@ -41,6 +42,7 @@ def test_one_weight_of_all_rows_where_they_share_a_latent():
     assert not log_evidence(scaled, proposed, X, 5).joint
 
 
+@pytest.mark.slow
 def test_shared_and_local_latents_together():
     def model(x):
         m = pyro.sample("m", dist.Normal(0.0, 1.0))
@@ -59,6 +61,7 @@ def test_shared_and_local_latents_together():
     check(annealed_evidence(model, guide, X, **settings), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("of_all", [False, True])
 def test_rows_that_a_plate_takes_at_random_have_no_weight(of_all):
     """Which rows these are nobody knows; beside a latent of all rows they have another scale."""
@@ -99,6 +102,7 @@ AUTO = ["AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal", "AutoLowRa
         "AutoNormalMessenger", "AutoStructured", "AutoIAFNormal"]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:ConditionalAutoRegressiveNN input_dim = 1:UserWarning")
 @pytest.mark.parametrize("kind", AUTO)
 @pytest.mark.parametrize("model, wanted", [(shared, log_shared), (scaled, exact)], ids=["shared", "local"])
@@ -150,6 +154,7 @@ def test_parameters_of_each_row():
     assert loc.shape == (300,)
 
 
+@pytest.mark.slow
 def test_what_a_guide_observes_is_not_drawn():
     def guide(x):
         with pyro.plate("rows", len(x)):
@@ -161,6 +166,7 @@ def test_what_a_guide_observes_is_not_drawn():
     torch.testing.assert_close(annealed.log_px, exact(X), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_factor_in_the_guide_leaves_no_density():
     def guide(x):
         with pyro.plate("rows", len(x)):
@@ -172,6 +178,7 @@ def test_a_factor_in_the_guide_leaves_no_density():
             call()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["view", "norm", "index"])
 def test_networks_that_take_one_batch_dimension(kind):
     torch.manual_seed(0)
@@ -194,6 +201,7 @@ def test_lists_that_are_cut_are_no_constants_of_a_graph():
     torch.testing.assert_close(call(engine="eager", batch_size=3).log_px, exact(X, 1.0), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_no_image_plate():
     """Rows in one event have one weight together."""
 
@@ -214,6 +222,7 @@ def test_no_image_plate():
         assert_evidence_is(evidence, exact, sees=0.7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 5])
 def test_a_plate_that_is_not_over_the_images(size):
     def program(x, guide=False):
@@ -230,6 +239,7 @@ def test_a_plate_that_is_not_over_the_images(size):
             call()
 
 
+@pytest.mark.slow
 def test_site_names_that_differ():
     program = oracle()
     guide = pyro.poutine.block(program.guide, hide=["z"])

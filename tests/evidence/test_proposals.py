@@ -42,6 +42,7 @@ def fitted(given, x, **settings):
     return fit.centre + fit.unit * fit.normals.loc, root @ root.mT
 
 
+@pytest.mark.slow
 def test_a_normal_posterior_is_found_from_a_poor_guide():
     torch.manual_seed(0)
     given, exact = rough(narrower=0.3), oracle()
@@ -64,6 +65,7 @@ def test_it_is_tight_where_the_guide_is_not():
     assert local.ess.min() > 250 > 100 > guided.ess.median()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"rounds": 1, "draws": 2}, {"rounds": 2, "share": 0}, {"share": 0.5}])
 def test_the_mean_weight_is_p_of_x_for_any_fit(settings):
     """Fits that stopped early, with and without draws from the guide, give unbiased estimates and fair errors."""
@@ -75,6 +77,7 @@ def test_the_mean_weight_is_p_of_x_for_any_fit(settings):
     assert_mean_is(ratio, 1.0, sees=0.1)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_truth():
     given = rough(narrower=0.5)
     x = images(given, 40).repeat_interleave(25, 0)

@@ -55,6 +55,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_a_full_rank_guide_is_fitted_to_the_exact_posterior_and_the_model_is_left_alone():
     vae = linear_vae()
     truth, before = oracle(vae), state(vae)
@@ -71,6 +72,7 @@ def test_a_full_rank_guide_is_fitted_to_the_exact_posterior_and_the_model_is_lef
     assert gaps[0] < 0.02 < 0.2 < gaps[1]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pyro_vae.UntrustedEvidence")  # of single rows
 def test_a_guide_refitted_on_the_measured_rows_gives_unbiased_estimates():
     """The mean of p̂(x) / p(x), over rows and seeds, is 1; the z-scores of log p̂ are those of its standard errors."""
@@ -95,6 +97,7 @@ def test_the_full_rank_guide_starts_as_the_mean_field_one():
     assert FullRank.started_at(mean_field).network is not mean_field.network
 
 
+@pytest.mark.slow
 def test_any_other_posterior_is_trained_further_as_a_copy():
     vae = linear_vae()
     vae.posterior = guides.LowRank(networks.MLPEncoder((P,), hidden=()), D, rank=1).double()
@@ -148,6 +151,7 @@ class Affine(nn.Module):
             return pyro.sample("z", dist.Normal(self.a * x + self.b, self.log_scale.exp()))
 
 
+@pytest.mark.slow
 def test_a_program_of_ones_own_takes_a_module_that_samples_its_sites():
     torch.manual_seed(5)  # not the seed of the draws
     program, measured = Own(), Split(value=2**0.5 * torch.randn(300))

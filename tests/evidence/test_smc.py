@@ -16,6 +16,7 @@ from pyro_vae.evidence.smc import family_weights, resampled
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")
 
 
+@pytest.mark.slow
 def test_heirs_are_as_many_as_weights_say():
     torch.manual_seed(0)
     w = np.array([0.5, 0.25, 0.25, 1e-300])[:, None] * np.ones((1, 4000))
@@ -44,6 +45,7 @@ def test_a_family_has_the_weight_of_its_chains():
     np.testing.assert_allclose(np.exp(family_weights(log_w, family)), [[12], [0], [0], [3]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chains", [3, 8])
 def test_resampled_weights_are_unbiased(chains):
     """E p̂ = p(x), where nearly every image is resampled, and the bound itself is loose."""
@@ -62,12 +64,14 @@ def test_resampled_weights_are_unbiased(chains):
 SETTING = {"num_temperatures": 40, "chains": 64, "seed": 0, "chunk": 26_000, **EAGER}
 
 
+@pytest.mark.slow
 def test_standard_errors_are_calibrated_on_the_oracle():
     program = oracle(scale=1.0)
     x = images(program, 400)
     calibrated(annealed_evidence(program.model, None, x, **SETTING), truth(program, x))
 
 
+@pytest.mark.slow
 def test_resampling_gains_where_weights_differ_and_its_standard_errors_are_calibrated():
     program = oracle(scale=0.4)
     x = images(program, 400)
@@ -89,6 +93,7 @@ def logistic(x, features):
         pyro.sample("x", dist.Bernoulli(logits=odds, validate_args=False).to_event(1), obs=x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("resample", [False, True])
 def test_standard_errors_are_calibrated_in_a_logistic_latent_regression(resample):
     torch.manual_seed(3)
@@ -104,6 +109,7 @@ def test_standard_errors_are_calibrated_in_a_logistic_latent_regression(resample
     calibrated(evidence, exact)
 
 
+@pytest.mark.slow
 def test_chains_that_vary_too_much_are_not_trusted():
     """So few temperatures from the prior leave weights whose intervals miss the truth for a fifth of the images."""
     program = oracle(scale=0.2)

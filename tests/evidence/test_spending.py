@@ -52,6 +52,7 @@ def by_quadrature(x):
     return joint.logsumexp(0) + math.log(20 / 800)
 
 
+@pytest.mark.slow
 def test_logistic_regression_against_quadrature():
     torch.manual_seed(0)
     x = torch.bernoulli(torch.sigmoid(torch.randn(400, 1).double() * A))
@@ -60,6 +61,7 @@ def test_logistic_regression_against_quadrature():
     calibrated(evidence, by_quadrature(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("narrower", [0.6, 0.45])  # tails of shape 0.64 and 0.8
 def test_a_guide_that_is_too_narrow(narrower):
     program = rough(narrower=narrower)
@@ -69,6 +71,7 @@ def test_a_guide_that_is_too_narrow(narrower):
     calibrated(evidence, truth(program, x))
 
 
+@pytest.mark.slow
 def test_annealing_alone_is_calibrated(monkeypatch):
     monkeypatch.setattr("pyro_vae.evidence.methods.MOST_DIMENSIONS", 0)
     program = rough(narrower=0.6)
@@ -99,6 +102,7 @@ def of_walk(x, lengths):
     return torch.stack([q.log_prob(row[:n]) for q, row, n in zip(of, x, lengths.tolist())])
 
 
+@pytest.mark.slow
 def test_programs_that_are_no_autoencoder():
     """Counts whose marginal is negative binomial, two layers in nested plates, and sequences of several lengths."""
     torch.manual_seed(0)
@@ -115,6 +119,7 @@ def test_programs_that_are_no_autoencoder():
         assert_evidence_is(evidence, exact, sees=1.0)
 
 
+@pytest.mark.slow
 def test_interrupted_and_continued(tmp_path, monkeypatch):
     program = rough()
     x, path = images(program, 60), tmp_path / "evidence.pt"
@@ -143,6 +148,7 @@ def test_interrupted_and_continued(tmp_path, monkeypatch):
     assert torch.equal(again.log_px, whole.log_px)
 
 
+@pytest.mark.slow
 def test_seconds_can_be_repeated_by_the_plan():
     program = rough()
     x = images(program, 20)

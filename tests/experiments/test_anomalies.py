@@ -15,6 +15,7 @@ def test_mutation_draws_the_share_anew_and_leaves_the_rest():
     assert changed.double().mean() == pytest.approx(0.25 * 255 / 256, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_experiment_from_end_to_end(tmp_path, capsys):
     command = [*SMALL, "--out", str(tmp_path / "run")]
     assert anomalies.main(command) == 0
@@ -29,6 +30,7 @@ def test_the_experiment_from_end_to_end(tmp_path, capsys):
     assert anomalies.main([*command, "--latent", "3"]) != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "message"), [("--left-out 12", "wanted a class of labelled images"), ("--mutation 1", "wanted a share")]
 )

@@ -57,6 +57,7 @@ def test_a_program_is_tried_before_it_is_measured():
     assert set(taken) == {"STL", "wake-sleep"} and "no Bernoulli" in left_out["DisARM"]
 
 
+@pytest.mark.slow
 def test_cells_are_kept_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
     words = [*WORDS, "--programs", "sigmoid", "logistic", "--moments", "0", "1", "--out", str(tmp_path / "atlas")]
     assert atlas.main([*words[:-5], "--moments", "0", *words[-2:]]) == 0

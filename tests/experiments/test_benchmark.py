@@ -45,6 +45,7 @@ def test_the_whole_step_by_hand_is_that_with_torchs_adam(monkeypatch):
     assert not torch.equal(first, torch.nn.utils.parameters_to_vector(ways.ByHand(ways.build("mlp")).parameters()))
 
 
+@pytest.mark.slow
 def test_every_way_that_is_not_compiled_is_timed_in_every_round():
     names = ["fit", "svi", "eager", "torch eager"]
     args = argparse.Namespace(images=40, rounds=2, only=names, nets=["mlp"], batches=[20])
@@ -68,6 +69,7 @@ def test_other_images_are_refused(capsys):
     assert load("digits").shape == (1, 8, 8)
 
 
+@pytest.mark.slow
 def test_parts_are_compared_with_the_first_in_each_round(monkeypatch):
     monkeypatch.setitem(parts.PARTS, "VampPrior of 500", {"prior": "vamp", "components": 5})
     with pyro.validation_enabled(False):
@@ -77,6 +79,7 @@ def test_parts_are_compared_with_the_first_in_each_round(monkeypatch):
     assert parts.table([case]).count("ms a step") == len(parts.PARTS)
 
 
+@pytest.mark.slow
 def test_one_size_grows_at_a_time(monkeypatch):
     monkeypatch.setattr(scaling, "SIZES", {"images": (2, 200), "side": (8, 56)})
     with pyro.validation_enabled(False):
@@ -117,6 +120,7 @@ def test_ranks_share_the_cores_and_the_batch(monkeypatch):
     assert found[0]["ratio"] == 0.9 and len(ranks.figure(found).axes) == 1
 
 
+@pytest.mark.slow
 def test_time_to_quality_is_that_of_the_recipe_from_a_cold_start(tmp_path, monkeypatch):
     caches = []
 

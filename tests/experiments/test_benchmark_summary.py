@@ -70,6 +70,7 @@ def settings(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_group_that_fails_stops_no_other_and_results_are_kept(settings, monkeypatch):
     with pyro.validation_enabled(False):
         found = summary.measure(RANDOM, settings)
@@ -149,6 +150,7 @@ def test_the_figure_has_a_bar_for_each_measured_row():
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([1.0] * 5)
 
 
+@pytest.mark.slow
 def test_markdown_goes_between_the_markers_of_a_page(tmp_path, capsys):
     group = {"origin": {}, "rows": [asdict(rows.row("run.py --help", [2.0, 3.0, 4.0]))], "failed": None}
     found = {"machine": HERE, "groups": {"import": group}, "against": []}

@@ -21,6 +21,7 @@ def test_the_known_values_are_those_of_the_program(program):
     assert evidence.standard_error.max() < 0.05
 
 
+@pytest.mark.slow
 def test_from_end_to_end(tmp_path, capsys):
     out = tmp_path / "out" / "calibration.json"
     words = ["--seeds", "0", "1", "--images", "30", "--programs", "logistic", "--methods", "importance", "annealed"]

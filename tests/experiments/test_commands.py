@@ -120,6 +120,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(
     assert re.search("error: .* cannot be written .Read-only file system.; give another --out", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [latent_dimensions, compare_priors_and_guides], ids=name)
 def test_results_beside_the_folder_one_is_in(tmp_path, monkeypatch, command):
     """The folder ``.`` has a name, that of the results beside it."""

@@ -14,6 +14,8 @@ from pyro_vae.likelihoods import Beta
 from pyro_vae.runs.bounds import load_run
 from pyro_vae.training import fixed_x
 
+pytestmark = pytest.mark.slow
+
 FEW = [
     "--dataset",
     "digits",

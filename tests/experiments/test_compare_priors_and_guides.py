@@ -39,6 +39,7 @@ def test_every_prior_and_guide_has_a_row():
     assert parts == [set(PRIORS), set(GUIDES)]
 
 
+@pytest.mark.slow
 def test_every_row_runs_and_is_in_the_report(tmp_path, capsys, monkeypatch):
     assert command(tmp_path, "--rows", *compare.ROWS, "--seeds", "0") == 0
     printed = capsys.readouterr().out
@@ -62,6 +63,7 @@ def test_every_row_runs_and_is_in_the_report(tmp_path, capsys, monkeypatch):
     assert command(tmp_path, "--rows", "standard", "flow-both", "--seeds", "0") == 0
 
 
+@pytest.mark.slow
 def test_seeds_give_standard_errors(tmp_path):
     assert command(tmp_path, "--rows", "standard", "diagonal", "--seeds", "0", "1") == 0
     row = json.loads((tmp_path / "out.json").read_text())["rows"]["diagonal"]
@@ -100,6 +102,7 @@ def test_what_cannot_be_is_an_error(tmp_path, capsys, words, message):
     assert not (tmp_path / "out").exists()  # nothing was trained
 
 
+@pytest.mark.slow
 def test_other_settings_need_another_folder(tmp_path, capsys):
     assert command(tmp_path, "--rows", "standard", "--seeds", "0") == 0
     assert command(tmp_path, "--rows", "standard", "--seeds", "0", "--epochs", "2") == 1

@@ -43,6 +43,7 @@ def test_the_loss_of_the_baseline_is_the_cross_entropy_of_torch():
     assert found.rate.shape == (250,) and not found.rate.any()
 
 
+@pytest.mark.slow
 def test_where_z_changes_nothing_the_program_is_the_baseline():
     program = completion()
     torch.nn.init.zeros_(program.decoder.last.weight)
@@ -70,6 +71,7 @@ def test_a_step_moves_everything_but_the_baseline(binarize):
         assert bool(moved) is not name.startswith("baseline"), name
 
 
+@pytest.mark.slow
 def test_it_is_trained_measured_and_drawn_and_not_done_twice(tmp_path, capsys, monkeypatch):
     words = ["--quick", "--quiet", "--quadrants", "1", "3", "--epochs", "20", "--warm-up", "15", "--lr", "5e-3"]
     words += ["--baseline-epochs", "20", "--batch", "64", "--out", str(tmp_path / "runs")]

@@ -20,6 +20,7 @@ def command(tmp_path, *words):
     return counts.main([*WORDS, "--quiet", "--out", str(tmp_path / "out"), *words])
 
 
+@pytest.mark.slow
 def test_from_end_to_end_and_what_is_there_is_not_run_again(tmp_path, capsys, monkeypatch):
     assert command(tmp_path) == 0
     assert "with the lab, seed 0: types" in capsys.readouterr().out

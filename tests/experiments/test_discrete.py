@@ -84,6 +84,7 @@ def log_px(program, x):
     return summed(program, x)[0].logsumexp(0).detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_evidence_is_the_sum_over_all_values(kind):
     program, x = made(kind)
@@ -139,6 +140,7 @@ def test_the_mean_gradient_is_that_of_the_sum(kind, baseline):
     assert z.abs().max() < 5 and z.square().mean() < 2
 
 
+@pytest.mark.slow
 def test_the_comparison_finds_the_bound_and_what_the_baseline_is_for():
     program, x = made("categorical")
     found = compare_estimators(
@@ -156,6 +158,7 @@ def test_the_comparison_finds_the_bound_and_what_the_baseline_is_for():
     assert numbers["with"]["guide"]["variance"]["value"] < numbers["without"]["guide"]["variance"]["value"] / 2
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("kind", ["binary", "categorical"])
 def test_compiled_is_eager(kind, quick_compiler, no_validation):
@@ -199,6 +202,7 @@ def test_a_step_moves_every_parameter(program):
     assert program.model(n=3).shape == (3, 1, 8, 8)
 
 
+@pytest.mark.slow
 def test_it_is_measured_and_written_and_not_done_again(tmp_path, capsys):
     torch.set_default_dtype(torch.float32)
     words = ["--quick", "--epochs", "2", "--draws", "10", "--ways", "categorical", "--engine", "eager", "--quiet"]

@@ -64,6 +64,7 @@ def test_the_rows_of_the_picture_are_the_classes(naive):
     torch.testing.assert_close(drawn[30:38, 20:28], logits[3, 0].sigmoid())  # with two pixels between images
 
 
+@pytest.mark.slow
 def test_it_is_trained_measured_and_drawn_and_not_done_twice(tmp_path, capsys, monkeypatch):
     words = ["--quick", "--epochs", "8", "--lr", "1e-2", "--particles", "10", "--images", "30"]
     words += ["--out", str(tmp_path / "run")]

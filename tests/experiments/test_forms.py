@@ -47,6 +47,7 @@ def test_examples(module):
     assert done.attempted > 0 and done.failed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [["experiments/run.py"], ["-m", "experiments.run"]], ids=" ".join)
 def test_help_in_a_process_of_its_own(form):
     done = subprocess.run([sys.executable, *form, "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -54,6 +55,7 @@ def test_help_in_a_process_of_its_own(form):
         assert words in done.stdout
 
 
+@pytest.mark.slow
 def test_an_editable_install_puts_the_clone_on_the_path(tmp_path):
     pytest.importorskip("setuptools")
     source = tmp_path / "source"

@@ -37,6 +37,7 @@ def in_this_process(monkeypatch):
     return ran
 
 
+@pytest.mark.slow
 def test_a_trial_on_a_cpu_takes_every_step(tmp_path, in_this_process, capsys):
     words = ["--device", "cpu", "--minutes", "1", "--out", str(tmp_path)]
     assert gpu.main(words) == 0

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from experiments.on_gpu import report
 
 WAYS = {
@@ -14,6 +16,7 @@ FOUND = {"torch": "2.11", "steps": WAYS}
 CONTENT = {"machine": "A card, 1 GiB", "commit": "0123456789", "steps": {"speed": {"found": FOUND}}}
 
 
+@pytest.mark.slow
 def test_the_table_holds_what_was_found(tmp_path):
     (tmp_path / "gpu.json").write_text(json.dumps(CONTENT))
     page = tmp_path / "page.md"

@@ -6,6 +6,8 @@ import pytest
 
 from experiments import latent_dimensions
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["--dataset", "digits", "--hidden", "16", "--epochs", "2", "--lr", "1e-2", "--quiet"]
 
 

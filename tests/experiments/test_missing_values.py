@@ -21,6 +21,7 @@ def correlated():
     return table, generator.random(table.shape) >= 0.2
 
 
+@pytest.mark.slow
 def test_other_methods_on_columns_that_agree(correlated):
     table, mask = correlated
     x = np.where(mask, table, np.nan)
@@ -63,6 +64,7 @@ def test_masks_are_those_of_the_seed_and_baselines_see_them():
     assert set(x[~np.isnan(x)]) == {0, 1} and likelihoods.threshold(images.test.images).mean() > 0.2
 
 
+@pytest.mark.slow
 def test_a_short_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(tables, "EPOCH", 5)
     monkeypatch.setattr(pictures, "FOREST", {"trees": 2, "max_iter": 1, "n_nearest_features": 5})

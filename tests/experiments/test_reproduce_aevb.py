@@ -70,6 +70,7 @@ def test_the_paper_s_algorithm_moves_parameters_as_the_library_does(float64, fir
     assert_trajectories_agree(first_order[0], small(gaussian), BOUNDS[elbo], update, by_fit)
 
 
+@pytest.mark.slow
 def test_the_paper_s_algorithm_by_sgd_moves_parameters_as_the_library_does(float64, first_order):
     vae, by_fit, step, N = small(), [], 1e-5, 250
 
@@ -245,6 +246,7 @@ def results(out):
     return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
 
 
+@pytest.mark.slow
 def test_every_run_is_measured_on_both_splits_and_improves(out):
     runs = results(out)
     assert set(runs) == {
@@ -261,6 +263,7 @@ def test_every_run_is_measured_on_both_splits_and_improves(out):
         assert set(tried) == {0.01, 0.02, 0.1} and run["step"] == max(tried, key=tried.get)
 
 
+@pytest.mark.slow
 def test_tables_and_figures_are_written(out):
     names = {path.name for path in out.parent.iterdir()}
     assert names == {"aevb", "aevb.txt", "aevb.json", *(f"aevb_figure{n}.png" for n in (2, 3, 4, 5))}
@@ -269,6 +272,7 @@ def test_tables_and_figures_are_written(out):
     assert "mnist-3 aevb" in (out.parent / "aevb.txt").read_text()
 
 
+@pytest.mark.slow
 def test_what_lies_there_is_not_run_again_and_other_settings_are_refused(out, monkeypatch, capsys):
     monkeypatch.setattr(reproduce_aevb, "finish", lambda *_: pytest.fail("ran again"))
     monkeypatch.setattr(reproduce_aevb, "CHOICE", 750)
@@ -291,6 +295,7 @@ def test_every_panel_can_be_trained_and_measured(name, monkeypatch):
         assert points[0]["train_details"]["images"] == 200 and points[0]["test_details"]["images"] == 25
 
 
+@pytest.mark.slow
 def test_the_literal_algorithm_and_grey_levels_from_the_command_line(tmp_path):
     words = ["--panels", "mnist-3", "--algorithms", "aevb", "--engine", "literal", "--binarize", "intensity"]
     assert reproduce_aevb.main([*WORDS, *words, "--out", str(tmp_path / "aevb")]) == 0
@@ -368,6 +373,7 @@ def test_what_is_compared_was_measured_at_the_same_number_of_samples():
     assert {6.0, 6.25, 6.5, 7.0} <= ends and max(r["log10_samples"] for r in rows if r["algorithm"] != "aevb") == 6.25
 
 
+@pytest.mark.slow
 def test_runs_that_are_lacking_are_named(out):
     assert report.gather(out, ["mnist-3-aevb", "mnist-200-aevb"]).endswith("not run: mnist-200-aevb")
 

@@ -80,6 +80,7 @@ def test_labels_are_balanced_and_repeated():
     assert not torch.equal(shown.images, other.train[other.train.labels >= 0].images)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ["summed", "drawn"])
 def test_it_is_trained_resumed_and_written(tmp_path, capsys, estimator):
     words = [*WORDS, "--out", str(tmp_path / "out"), "--estimator", estimator]

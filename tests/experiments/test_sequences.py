@@ -211,6 +211,7 @@ def test_the_log_px_of_the_ball_sums_to_one():
         assert short.logsumexp(0).item() == pytest.approx(math.log(8), abs=1e-9)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("loss", [Trace_ELBO(), ImportanceWeighted(3)], ids=["ELBO", "L_3"])
 def test_compiled_is_eager(loss, quick_compiler, no_validation):
@@ -237,6 +238,7 @@ class LoopOverLengths(DeepMarkov):
         return super().guide(x[:, : int(lengths.max())], lengths)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_loop_over_lengths_cannot_be_compiled_and_says_where(quick_compiler, no_validation):
     program = recurrent(LoopOverLengths)
@@ -247,6 +249,7 @@ def test_a_loop_over_lengths_cannot_be_compiled_and_says_where(quick_compiler, n
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_derivative_through_the_guide_is_compiled(quick_compiler, no_validation):
     program, loss = recurrent(DeepMarkov), StickingTheLanding()
@@ -262,6 +265,7 @@ def test_a_derivative_through_the_guide_is_compiled(quick_compiler, no_validatio
         torch.testing.assert_close(got, wanted)
 
 
+@pytest.mark.slow
 def test_it_is_measured_and_written(tmp_path, capsys):
     torch.set_default_dtype(torch.float32)
     words = ["--quick", "--quiet", "--rows", "50", "--out", str(tmp_path / "out")]

@@ -29,6 +29,7 @@ SCHEMA = Schema.from_frame(FRAME, {"height": "real"})
 TABLE = SCHEMA.encode(FRAME).numpy()
 
 
+@pytest.mark.slow
 def test_independent_columns_by_hand():
     score = baselines(SCHEMA, TABLE, TABLE, seed=0)["independent columns"]
     expected = stats.norm(FRAME.height.mean(), FRAME.height.std(ddof=0)).logpdf(FRAME.height)
@@ -103,6 +104,7 @@ def test_splits_hold_each_row_once():
     )
 
 
+@pytest.mark.slow
 def test_from_end_to_end(tmp_path, capsys):
     words = ["--tables", "wine", "--seeds", "0", "--steps", "30", "--hidden", "8", "--latent", "2", "--particles", "20"]
     with warnings.catch_warnings():

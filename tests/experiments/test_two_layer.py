@@ -86,6 +86,7 @@ def test_the_rates_of_the_layers_add_up_to_the_rate(linear):
     assert parts["z2"]["units"] == 2 and parts["z1"]["units"] == 3
 
 
+@pytest.mark.slow
 def test_it_is_measured_and_written(tmp_path, capsys):
     out = tmp_path / "out"
     assert two_layer.main([*WORDS, "--warm-up", "0.5", "--out", str(out)]) == 0

@@ -162,6 +162,7 @@ def test_particles_samples_and_dtypes(dtype):
     assert drawn.eyes.isin(["blue", "brown", "green"]).all()
 
 
+@pytest.mark.slow
 def test_compiled_is_eager_under_the_same_seed():
     vae, x = program(), X[:10]
     losses = []
@@ -173,8 +174,9 @@ def test_compiled_is_eager_under_the_same_seed():
         torch.testing.assert_close(fast, eager)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["eager", "compiled"])
-def test_fit_trains_a_table_with_missing_cells(engine):
+def test_fit_trains_a_table_with_missing_cells(engine, quick_compiler):
     vae = program().float()
     before = pv.evaluate(vae, data().test, particles=20).bound.mean()
     history = pv.fit(vae, data(), epochs=30, batch_size=10, lr=0.01, engine=engine, progress=False, seed=0)

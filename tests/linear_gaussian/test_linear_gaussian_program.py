@@ -69,6 +69,7 @@ def test_no_factorised_guide_is_better_than_the_mean_field_guide(program, x):
     assert (program.elbo(x) < program.log_px(x)).all()
 
 
+@pytest.mark.slow
 def test_maximum_likelihood_is_a_stationary_point_and_that_of_scikit_learn():
     rng = np.random.default_rng(0)
     images = rng.normal(size=(200, P)) @ rng.normal(size=(P, P)) + rng.normal(size=P)

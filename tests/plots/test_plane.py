@@ -114,6 +114,7 @@ def test_codes_and_labels_that_cannot_be_drawn():
         plots.latent_plane(torch.zeros(3, 2), torch.zeros(3))
 
 
+@pytest.mark.slow
 def test_the_plane_is_that_of_scikit_learn():
     codes = np.random.default_rng(0).normal(size=(60, 4)) * [3.0, 2.0, 1.0, 0.5]
     (axes,) = plots.latent_plane(codes).axes

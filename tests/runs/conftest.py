@@ -10,3 +10,11 @@ def searched(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "300")
     return tmp_path / "named"
+
+
+@pytest.fixture
+def undrawn():
+    """Has runs draw no pictures, which take most of their time; a test may undo its own patches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_vae.runs.job.pictures", lambda *args: {})
+        yield

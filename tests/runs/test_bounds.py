@@ -14,7 +14,7 @@ from pyro_vae.runs import bounds, train
 from pyro_vae.runs import evidence as command
 from pyro_vae.training import fixed_x
 
-pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")]
 
 
 FEW = ["--images", "4", "--particles", "30", "--temperatures", "4", "--chains", "2", "--leapfrog", "2"]

@@ -13,7 +13,7 @@ from pyro_vae import load
 from pyro_vae.data import sets
 from pyro_vae.runs import data
 
-pytestmark = pytest.mark.usefixtures("searched")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("searched")]
 
 
 def said(capsys, *words, status=0):

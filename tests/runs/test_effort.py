@@ -48,6 +48,7 @@ def test_what_is_measured_by_default(words, expected):
     assert (args.evidence, args.measure) == expected
 
 
+@pytest.mark.slow
 def test_a_short_measurement_takes_images_of_all_parts_of_the_test_set_and_says_how_many(tmp_path, capsys):
     loud = [word for word in SMALL if word != "--quiet"]
     words = ["--dataset", "digits", *loud, "--evidence", "400", "--measure", "short", "--out", str(tmp_path / "out")]
@@ -67,6 +68,7 @@ def test_a_short_measurement_takes_images_of_all_parts_of_the_test_set_and_says_
     assert "100 images of 250, evenly spread" in " ".join(printed.split())
 
 
+@pytest.mark.slow
 def test_nothing_is_measured_if_asked_and_the_pictures_are_drawn(tmp_path, capsys):
     assert command(tmp_path, "--measure", "none") == 0
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())

@@ -25,6 +25,7 @@ SCRIPT = Path(run.__file__)
 FITTING = [name for name in ESTIMATORS if name != "disarm"]  # the commands' parts have no Bernoulli latent variables
 
 
+@pytest.mark.slow
 def test_everything_is_written_and_agrees(tmp_path, capsys):
     assert command(tmp_path) == 0
     out = tmp_path / "out"
@@ -56,6 +57,7 @@ def test_everything_is_written_and_agrees(tmp_path, capsys):
     assert ("Pareto k̂ > 0.7" in printed) == (evidence["share_pareto_k_above_0.7"] > 0)
 
 
+@pytest.mark.slow
 def test_the_saved_parameters_are_those_that_were_measured(tmp_path):
     assert command(tmp_path, "--latent", "3") == 0
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
@@ -68,6 +70,8 @@ def test_the_saved_parameters_are_those_that_were_measured(tmp_path):
     assert not (tmp_path / "out/manifold.png").exists()  # only a plane has one
 
 
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 @pytest.mark.parametrize("lik", [lik for lik in LIKELIHOODS if lik != "bernoulli"])
 def test_every_likelihood(tmp_path, lik):
     assert command(tmp_path, "--lik", lik) == 0
@@ -83,6 +87,8 @@ def test_an_estimator_of_other_sites_is_refused(tmp_path, capsys):
     assert "site 'z' of the guide is no Bernoulli" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -101,6 +107,7 @@ def test_options(tmp_path, words):
     assert (tmp_path / "out/metrics.json").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [*(["--prior", name] for name in PRIORS), *(["--guide", name] for name in GUIDES)])
 def test_every_prior_and_guide(tmp_path, capsys, words):
     sizes = {"components": "5", "flow_width": "8"}
@@ -120,6 +127,7 @@ def test_every_prior_and_guide(tmp_path, capsys, words):
     assert (tmp_path / "out/aggregate_posterior.png").is_file() and (tmp_path / "out/samples.png").is_file()
 
 
+@pytest.mark.slow
 def test_digits_instead_of_mnist_are_named_at_the_start_at_the_end_and_in_the_results(tmp_path, monkeypatch, capsys):
     def refuse(*args, **kwargs):
         raise urllib.error.URLError("no network in this test")
@@ -174,6 +182,8 @@ def test_an_out_that_cannot_be_written(tmp_path, capsys):
     assert "not a run's results" in capsys.readouterr().err and (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
 def test_steps_that_are_not_finite_are_counted_in_the_metrics(tmp_path, capsys, monkeypatch):
     def spoil(self, x):
@@ -203,6 +213,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_trained(t
     assert re.search("error: .*out cannot be written .*Read-only", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 def test_a_folder_of_arrays_gives_what_the_same_images_in_memory_do(tmp_path):
     digits = load("digits")
     for split in ("train", "valid", "test"):

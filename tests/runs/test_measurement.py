@@ -18,6 +18,8 @@ from pyro_vae.runs import drawing, measurement
 from pyro_vae.runs.bounds import load_run
 from pyro_vae.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("labels", [range(1, 27), range(47), [3, 10**6], range(1000)], ids=len)
 def test_any_number_of_classes(tmp_path, capsys, labels):

@@ -16,7 +16,10 @@ from pyro_vae.runs import job, measurement, resume
 from pyro_vae.training import TrainingWarning
 from pyro_vae.training.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.slow
 
+
+@pytest.mark.usefixtures("undrawn")
 def test_results_of_another_run_are_kept_unless_told(tmp_path, capsys):
     assert command(tmp_path, "--seed", "1") == 0
     assert command(tmp_path, "--seed", "2") == 1
@@ -88,6 +91,7 @@ def test_a_run_that_has_ended_or_was_stopped_goes_on_for_longer_to_the_same_resu
         }
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_longer_run_that_is_killed_goes_on_too_and_the_shorter_results_stay_until_then(tmp_path, monkeypatch):
     words = ["--schedule", "constant", "--evidence", "0"]
     assert command(tmp_path, *words, "--epochs", "1") == 0
@@ -100,6 +104,7 @@ def test_a_longer_run_that_is_killed_goes_on_too_and_the_shorter_results_stay_un
     assert json.loads(metrics.read_text())["settings"]["epochs"] == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_longer_run_has_the_schedule_of_its_length_and_says_so(tmp_path):
     assert command(tmp_path, "--evidence", "0") == 0
     with pytest.warns(TrainingWarning, match="the schedule is now that of the new number of epochs"):
@@ -144,6 +149,7 @@ def test_a_longer_run_that_is_refused_leaves_the_run_that_has_ended(tmp_path, ca
         assert {path.name: path.read_bytes() for path in out.iterdir()} == files
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_resuming_what_has_ended_or_not_begun(tmp_path, capsys):
     assert command(tmp_path, "--resume") == 0
     assert "NOTE: there is nothing to resume in" in capsys.readouterr().out
@@ -167,6 +173,7 @@ def test_a_signal_in_the_measurement_loses_no_training(tmp_path, capsys, monkeyp
     assert command(tmp_path, "--resume") == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_results_of_a_finished_run_are_kept_until_the_next_is_whole(tmp_path, monkeypatch):
     assert command(tmp_path, "--seed", "1") == 0
     with monkeypatch.context() as patch:
@@ -177,6 +184,7 @@ def test_the_results_of_a_finished_run_are_kept_until_the_next_is_whole(tmp_path
     assert json.loads((tmp_path / "out/metrics.json").read_text())["settings"]["seed"] == 2
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_runs_into_one_folder(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     with locked(tmp_path / "out"):
@@ -185,6 +193,7 @@ def test_two_runs_into_one_folder(tmp_path, capsys):
     assert command(tmp_path) == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_disk_that_is_full_when_results_are_written(tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
 
@@ -219,6 +228,7 @@ def test_what_is_not_a_runs_is_left_alone(tmp_path):
     assert not (out / "manifold.png").exists() and not (out / "evidence").exists()  # of the model that was there
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_stopped_run_outlives_a_mistaken_one_in_its_place(tmp_path, capsys):
     out = tmp_path / "out"
     Checkpoints(out).folder.mkdir()
@@ -229,6 +239,7 @@ def test_a_stopped_run_outlives_a_mistaken_one_in_its_place(tmp_path, capsys):
     assert not Checkpoints(out).exist()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_was_stopped_before_it_was_saved_begins_anew(tmp_path, capsys):
     assert command(tmp_path, "--evidence", "0") == 0
     path = tmp_path / "out/metrics.json"
@@ -239,6 +250,7 @@ def test_a_run_that_was_stopped_before_it_was_saved_begins_anew(tmp_path, capsys
     assert json.loads(path.read_text())["interrupted"] is False
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_has_ended_is_not_measured_again_and_says_so(tmp_path, capsys):
     assert command(tmp_path, "--measure", "none") == 0
     before = (tmp_path / "out/metrics.json").read_bytes()

@@ -10,6 +10,8 @@ from small_runs import command
 from pyro_vae.files import CheckpointError
 from pyro_vae.runs.columns import COLUMNS, Column, Run, differing
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):

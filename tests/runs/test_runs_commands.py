@@ -42,6 +42,7 @@ def test_reasons_are_short_and_never_empty():
     assert page.startswith("x: got tensor([[0., 0., 0.") and page.endswith(" …") and len(page) < 80
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("main", "local", "expected"),
     [
@@ -62,6 +63,7 @@ def test_the_command_that_goes_on_has_the_form_of_the_first(monkeypatch, main, l
     assert shlex.join(launched()) == expected.replace("PYTHON", Path(sys.executable).name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("main", "script", "local", "expected"),
     [

@@ -1,5 +1,6 @@
 """The command ``pyro-vae export``."""
 
+import pytest
 import torch
 from many_programs import vae
 
@@ -7,6 +8,7 @@ import pyro_vae as pv
 from pyro_vae.runs import export
 
 
+@pytest.mark.slow
 def test_a_saved_program_is_exported(tmp_path, capsys):
     program, z = vae(), torch.randn(5, 3)
     pv.save_vae(program, tmp_path / "folder")

@@ -61,6 +61,7 @@ def warmed(parameters, weighted):
     return weighted.anneal(torch.optim.Adam(parameters, lr=5e-3, fused=True), LinearWarmUp(4.0, end=0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "python"),
     [
@@ -120,12 +121,7 @@ def killed(monkeypatch):
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Has runs draw no pictures, which take most of their time."""
-    monkeypatch.setattr("pyro_vae.runs.job.pictures", lambda *args: {})
-
-
+@pytest.mark.slow
 def test_all_options_together_are_resumed_to_the_same_bits(tmp_path, capsys, killed, undrawn):
     words = ["--beta", "0.5", "--warm-up", "1", "--ema", "0.5", "--patience", "2", "--weight-decay", "0.01"]
     words += ["--conditional", "--epochs", "3", "--evidence", "0"]
@@ -142,6 +138,7 @@ def test_all_options_together_are_resumed_to_the_same_bits(tmp_path, capsys, kil
     assert metrics_of(tmp_path / "whole")["test"] == metrics_of(tmp_path / "out")["test"]
 
 
+@pytest.mark.slow
 def test_patience_stops_early_and_a_resumed_run_where_the_whole_one_did(tmp_path, capsys, monkeypatch, undrawn):
     words = ["--epochs", "40", "--patience", "1", "--lr", "0.03", "--schedule", "constant", "--evidence", "0"]
     assert command(tmp_path, *words, "--out", str(tmp_path / "whole")) == 0
@@ -212,6 +209,7 @@ def test_what_means_nothing_is_refused_and_leaves_nothing(tmp_path, capsys, word
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_conditional_run_is_loaded_again(tmp_path, capsys):
     assert command(tmp_path, "--conditional") == 0
     metrics, loaded = metrics_of(tmp_path / "out"), load_vae(tmp_path / "out")
@@ -250,6 +248,7 @@ def test_a_run_of_an_earlier_version_is_compared_by_what_it_did():
     assert {name: getattr(args, name) for name in resume.SINCE} == resume.SINCE
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_a_class_a_folder(tmp_path, capsys, undrawn):
     draw = np.random.RandomState(0)
     for name in ("cats", "dogs"):

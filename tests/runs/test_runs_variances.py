@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from pyro_vae.runs import compare, variances
+
+pytestmark = pytest.mark.slow
 
 WORDS = ["--quick", "--draws", "30", "--images", "8", "--quiet"]
 

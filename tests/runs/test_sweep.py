@@ -91,6 +91,7 @@ def test_words_that_train_does_not_know(tmp_path, capsys, line):
     assert line.split()[0] in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_prints_commands_that_work(tmp_path, capsys):
     assert sweep.main([*WORDS, "--lik", "beta", "normal", "--dry-run", "--out", str(tmp_path / "out")]) == 0
     first, second = capsys.readouterr().out.splitlines()
@@ -106,6 +107,7 @@ def swept(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_is_the_one_of_train(swept, tmp_path):
     """As ``run.py --out`` writes it: the same parameters, numbers and files."""
     assert experiment.main([*WORDS, "--quiet", "--seed", "1", "--out", str(tmp_path / "out")]) == 0
@@ -117,6 +119,7 @@ def test_a_run_is_the_one_of_train(swept, tmp_path):
     assert metrics[0]["test"] == metrics[1]["test"]
 
 
+@pytest.mark.slow
 def test_nothing_is_done_twice_and_other_settings_are_refused(swept, capsys, monkeypatch):
     monkeypatch.setattr(job, "run", lambda args: pytest.fail("it was trained"))
     words = [*WORDS, "--seeds", "0", "1", "--out", str(swept / "out")]
@@ -129,6 +132,7 @@ def test_nothing_is_done_twice_and_other_settings_are_refused(swept, capsys, mon
     assert "holds a run of 2 epochs, got 1; give another --out" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_and_a_failed_run_is_named(tmp_path, capsys, monkeypatch):
     words = [*WORDS, "--seeds", "0:3", "--epochs", "1", "--out", str(tmp_path / "out")]
     original, asked = job.run, []

@@ -20,6 +20,7 @@ def options(**other):
     return argparse.Namespace(**{**OPTIONS, "engine": "eager", "quiet": True, **other})
 
 
+@pytest.mark.slow
 def test_a_program_is_trained_as_by_fit():
     ours, theirs, other = (small_vae() for _ in range(3))
     history = sweeps.trained(ours, FEW, 3, options())
@@ -30,6 +31,7 @@ def test_a_program_is_trained_as_by_fit():
     assert not same(other, copy_of(theirs))
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_kl_grows_over_the_epochs_of_the_warm_up():
     ours, theirs = small_vae(), KLWeighted(small_vae())
     sweeps.trained(ours, FEW, 0, options(epochs=2, warm_up=0.5))

@@ -11,6 +11,8 @@ import scipy.stats
 from pyro_vae.runs import table
 from pyro_vae.runs.columns import Run
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = {"lik": "bernoulli", "binarize": "dynamic", "latent": 2, "lr": 0.01, "seed": 0, "epochs": 3, "bins": 16}
 
 

@@ -65,6 +65,7 @@ def test_runs_in_processes_are_those_of_one_process(tmp_path, capsys, monkeypatc
     assert sum(line.endswith("left") for line in lines) == 3 and any("seed 1: drawn by 1 (" in line for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [False, True], ids=["threads", "processes"])
 def test_a_dask_cluster_takes_the_runs(tmp_path, alone, processes):
     distributed = pytest.importorskip("dask.distributed")
@@ -138,6 +139,7 @@ sys.exit(exit_status(Options, work, "the same command goes on"))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
 def test_runs_under_way_end_with_the_command(tmp_path, number):

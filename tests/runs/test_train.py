@@ -27,6 +27,7 @@ def test_an_unknown_likelihood(capsys):
     assert "argument --lik: wanted one of bernoulli, " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_what_was_trained(tmp_path):
     words = ["--dataset", "digits", "--net", "mlp", "--epochs", "100000", "--engine", "eager"]
     words += ["--out", str(tmp_path / "out")]
@@ -51,6 +52,7 @@ def test_ctrl_c_saves_what_was_trained(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_the_home_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -63,6 +65,8 @@ def test_the_home_folder(tmp_path, monkeypatch, capsys):
     assert load_vae("~/results").prior().event_shape == (2,)
 
 
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_terminal_that_lacks_characters(tmp_path, monkeypatch, encoding):
     raw = io.BytesIO()

@@ -24,6 +24,7 @@ from pyro_vae.saved.structure import difference, structure
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_every_part_is_loaded_in_another_process_with_the_same_bits(tmp_path):
     found = {}
     for name, (program, batch) in programs().items():
@@ -67,6 +68,7 @@ def test_shared_parts_stay_shared_and_are_written_once(tmp_path):
     assert size < (tmp_path / PARAMETERS).stat().st_size < size + 4000
 
 
+@pytest.mark.slow
 def test_a_trained_program_goes_on_training_after_loading(tmp_path):
     program, data = vae(), pv.Data("few", *[pv.Split(PIXELS)] * 3)
     settings = {"epochs": 1, "batch_size": 6, "lr": 1e-2, "progress": False}

@@ -178,7 +178,6 @@ WORK = {
 }
 
 
-
 def threads():
     """The names of this process's threads, those of C++ included, where the system tells."""
     return [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]

@@ -5,9 +5,12 @@ import torch
 from programs import needs_compiler, small_vae
 from small_trainings import started
 
+pytestmark = pytest.mark.usefixtures("quick_compiler")
+
 ENGINES = ["eager", pytest.param("compiled", marks=needs_compiler)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [*ENGINES, "svi"])
 @pytest.mark.parametrize("by", ["epochs", "steps"])
 def test_a_part_that_the_optimiser_does_not_hold_is_refused_until_it_does(by, engine):
@@ -30,6 +33,7 @@ def test_a_part_that_the_optimiser_does_not_hold_is_refused_until_it_does(by, en
     assert not any(map(torch.equal, before, program.likelihood.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

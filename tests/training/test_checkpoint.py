@@ -24,6 +24,7 @@ CONTENT = {"step": 7, "loc": torch.arange(3.0), "rows": [{"bound": -1.5}], "none
 
 
 # after steps 1, 4, 5 (the end of an epoch), 13 and the last
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "engine"), [*((at, "eager") for at in (2, 5, 6, 14, 26)), (14, "svi")])
 def test_a_run_stopped_at_any_step_ends_with_the_same_bits(tmp_path, usual_interrupt, at, engine):
     whole, broken, resumed = (Breaks(small_vae(), lambda count, x: x) for _ in range(3))
@@ -34,6 +35,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bits(tmp_path, usual_inter
     assert history.best_epoch == expected.best_epoch and not history.interrupted
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_compiled_run_that_was_stopped_ends_with_the_same_bits(tmp_path, usual_interrupt, monkeypatch):
     # Compiled steps do not run the program's Python: a checkpoint is due when the signal comes.
@@ -53,6 +55,7 @@ def test_a_compiled_run_that_was_stopped_ends_with_the_same_bits(tmp_path, usual
     assert same_bits(whole, resumed) and rows(history) == rows(expected) and history.engine == "compiled"
 
 
+@pytest.mark.slow
 def test_another_engine_than_the_one_that_was_stopped_is_said(tmp_path, usual_interrupt, monkeypatch):
     stopped(small_vae(), tmp_path, 14, engine="auto")
     content = decode((tmp_path / "checkpoint.pt").read_bytes(), "")
@@ -71,6 +74,7 @@ class Quick(EagerEngine):
         super().__init__(*args, **settings)
 
 
+@pytest.mark.slow
 def test_parts_that_were_frozen_leave_a_resumed_run_its_engine(tmp_path, monkeypatch):
     """``auto`` counts the work of parameters that are trained: a resumed run has fewer, and the same bits."""
     counted = []
@@ -104,6 +108,7 @@ def test_parts_that_were_frozen_leave_a_resumed_run_its_engine(tmp_path, monkeyp
         frozen_after(started(small_vae(), tmp_path, resume=True, engine="auto", epochs=5), 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before", [True, False])
 def test_more_epochs_may_earn_back_what_fewer_did_not(tmp_path, monkeypatch, before):
     monkeypatch.setattr(engines, "FEWEST", 1)
@@ -116,6 +121,7 @@ def test_more_epochs_may_earn_back_what_fewer_did_not(tmp_path, monkeypatch, bef
         assert decode((tmp_path / "checkpoint.pt").read_bytes(), "")["compiles"] is compiles
 
 
+@pytest.mark.slow
 def test_a_run_that_died_repeats_only_the_steps_since_its_last_checkpoint(tmp_path):
     def die(count, x):
         if count == 15:  # step 14; the last checkpoint is that of step 12
@@ -133,6 +139,7 @@ def test_a_run_that_died_repeats_only_the_steps_since_its_last_checkpoint(tmp_pa
     assert resumed.count == 1 + 25 - 12
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, usual_interrupt):
     whole, resumed = small_vae(), small_vae()
     train(Breaks(whole, lambda count, x: x))
@@ -148,6 +155,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(tmp_path, usual_int
         train(small_vae(), tmp_path, resume=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damaged", [False, True])
 def test_the_checkpoint_of_another_run_is_not_overwritten_without_a_word(tmp_path, damaged):
     train(small_vae(), tmp_path, epochs=1)

@@ -15,7 +15,7 @@ from pyro_vae.estimators import DoublyReparameterized, GeneralizedDReG, RenyiBou
 from pyro_vae.training.engines import CompiledEngine, EagerEngine, EngineWarning
 from pyro_vae.training.gradients import RecordedGradients
 
-pytestmark = pytest.mark.usefixtures("no_validation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_validation")]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ from pyro_vae import compare_estimators, evaluate, fit, fixed_x, log_evidence
 from pyro_vae.data import Split
 from pyro_vae.training.checkpoint import decode
 
+pytestmark = pytest.mark.slow
+
 ROOT, WORKER = Path(__file__).parents[2], Path(__file__).with_name("conditional_worker.py")
 ENGINES = ["eager", pytest.param("compiled", marks=needs_compiler)]
 
@@ -116,7 +118,7 @@ def test_estimators_are_compared_on_a_batch_with_labels(program):
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("label", [-1, 12])
-def test_a_label_outside_the_classes_is_named_wherever_it_stands(engine, label):
+def test_a_label_outside_the_classes_is_named_wherever_it_stands(engine, label, quick_compiler):
     """It is in a later batch than the first, which is tried before the training and traced."""
     labels = FEW.train.labels.clone()
     labels[-1] = label

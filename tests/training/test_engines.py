@@ -69,6 +69,7 @@ def test_auto_decides_alike_where_a_resumed_training_begins_with_a_small_batch(c
     assert first == resumed != small
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.usefixtures("free", "quick_compiler")
 def test_auto_compiles_the_first_step_of_a_resumed_training():
@@ -90,6 +91,7 @@ def test_auto_compiles_the_first_step_of_a_resumed_training():
     assert all(torch.equal(*pair) for pair in zip(program.parameters(), reference.parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ENGINES if name != "compiled"])
 def test_fit_says_which_engine_it_took(name):
     few = Data("few", DIGITS.train[:100], DIGITS.valid[:50], DIGITS.test[:50])
@@ -125,6 +127,7 @@ FREEZING = {"eager": (EagerEngine, 0), "svi": (SVIEngine, 0), "compiled": (Compi
 FREEZING["compiled, too far away to be seen among the constants"] = CompiledEngine, 5
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("optimizer", [adam, momentum])
 @pytest.mark.usefixtures("quick_compiler")

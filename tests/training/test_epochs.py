@@ -9,6 +9,8 @@ from small_trainings import started, train
 from pyro_vae import fit
 from pyro_vae.training import NonFiniteLoss, evaluation
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
 def test_non_finite_steps_are_left_out_counted_and_named():

@@ -18,6 +18,7 @@ from pyro_vae.training import fixed_x
 from pyro_vae.training.evaluation import Evaluation, own_part
 
 
+@pytest.mark.slow
 def test_evaluate_is_the_mean_log_weight_of_every_image():
     vae = with_rate(small_vae())
     x = fixed_x(vae, FEW.test.images)
@@ -112,6 +113,7 @@ def weight(x):
     return 0.5 + (x.mean((1, 2, 3)) > 0.3)
 
 
+@pytest.mark.slow
 def test_a_weight_of_single_images_is_trained_and_divided_out_of_the_bound():
     program = Weighted()
     x = fixed_x(program, FEW.valid.images)
@@ -150,6 +152,7 @@ def test_a_mean_of_one_image_has_no_error():
         one.rate = two.rate  # a measurement is not changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("particles", [1, 3])
 def test_enumerated_sites_are_summed_out_exactly(particles):
     program = MixtureOfFactors()

@@ -42,6 +42,7 @@ def graph(quadratic):
     return GradientGraph(quadratic, parameters, buffers, expected)
 
 
+@pytest.mark.slow
 def test_loss_gradients_and_their_norm(quadratic, graph):
     loss, (gradient,), norm = graph(X)
     assert graph.names == ["weight"] and graph.trained[0] is quadratic.weight
@@ -66,6 +67,7 @@ def test_a_step_is_compiled_unless_it_is_not_to_be(quadratic, monkeypatch, setti
     assert len(seen) == compiled
 
 
+@pytest.mark.slow
 def test_buffers_move_in_a_step_and_not_in_a_comparison(quadratic, graph):
     before = quadratic.count.item()
     found = graph.outcome(X)
@@ -75,6 +77,7 @@ def test_buffers_move_in_a_step_and_not_in_a_comparison(quadratic, graph):
     assert quadratic.count == before + 1
 
 
+@pytest.mark.slow
 def test_gradients_lie_in_memory_as_the_parameters_do(quadratic, graph):
     compiled, graph.values = graph._compiled, [torch.zeros(3, 2).T]
 

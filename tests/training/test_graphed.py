@@ -10,7 +10,7 @@ from programs import DIGITS, needs_compiler, small_vae
 from pyro_vae.compiling.captured import NotCaptured
 from pyro_vae.training.engines import SEVERAL, CapturedEngine, CompiledEngine, EagerEngine, EngineWarning
 
-pytestmark = pytest.mark.usefixtures("no_validation")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_validation")]
 
 
 @pytest.mark.parametrize("clip", [None, 60.0])

@@ -18,6 +18,7 @@ def on_disk(folder):
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_the_history_grows_on_disk_with_each_epoch(tmp_path):
     training = started(small_vae(), tmp_path)
     for row in training:
@@ -26,6 +27,7 @@ def test_the_history_grows_on_disk_with_each_epoch(tmp_path):
     assert (tmp_path / "history.csv").read_bytes() == csv_of(training.history.rows)
 
 
+@pytest.mark.slow
 def test_rows_beyond_the_checkpoint_that_is_resumed_are_dropped(tmp_path):
     training = Training(
         small_vae(), FEW, epochs=4, batch_size=50, lr=1e-2, engine="eager", progress=False,
@@ -44,6 +46,7 @@ def test_rows_beyond_the_checkpoint_that_is_resumed_are_dropped(tmp_path):
     assert [row["epoch"] for row in resumed] == [4] and on_disk(tmp_path) == resumed.history.rows
 
 
+@pytest.mark.slow
 def test_a_run_that_begins_anew_begins_its_history_anew(tmp_path):
     fit(small_vae(), FEW, epochs=2, batch_size=50, progress=False, checkpoints=Checkpoints(tmp_path))
     training = Training(
@@ -101,6 +104,7 @@ def test_a_history_shows_its_last_epochs_and_what_went_wrong():
     assert repr(History()) == "History(0 epochs)" and "kept: epoch" not in str(History())
 
 
+@pytest.mark.slow
 def test_a_frame_has_all_that_the_rows_have():
     frame = History([{"epoch": 1, "valid_objective": -2.0}, {"epoch": 2, "own": 3.0}]).to_frame()
     assert list(frame.columns) == ["valid_objective", "own"] and list(frame.index) == [1, 2]

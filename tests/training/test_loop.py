@@ -18,6 +18,7 @@ from pyro_vae.data import Data, Split
 from pyro_vae.training import check_program, fixed_x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [Trace_ELBO(), TraceMeanField_ELBO(), Trace_ELBO(3, vectorize_particles=True)])
 def test_every_bound_improves_on_training_and_validation_images(estimator):
     vae = small_vae()
@@ -28,6 +29,7 @@ def test_every_bound_improves_on_training_and_validation_images(estimator):
             assert row[f"{split}_bound"] == pytest.approx(-row[f"{split}_rate"] - row[f"{split}_distortion"])
 
 
+@pytest.mark.slow
 def test_same_seed_same_result_and_the_callers_random_numbers_go_on():
     torch.manual_seed(3)
     expected = torch.rand(2)
@@ -42,6 +44,7 @@ def test_same_seed_same_result_and_the_callers_random_numbers_go_on():
         assert torch.equal(a, b) and not torch.equal(a, c)
 
 
+@pytest.mark.slow
 def test_the_parameters_best_on_the_validation_images_are_kept():
     vae = small_vae()
 
@@ -95,6 +98,7 @@ def test_ctrl_c_ends_after_a_whole_step(usual_interrupt):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "like_epochs"), [(8, 1), (13, 2)])
 def test_ctrl_c_keeps_the_best_parameters_so_far(at, like_epochs):
     def interrupt(count, x):
@@ -147,6 +151,7 @@ class TwoLayers(nn.Module):
             pyro.sample("z2", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
+@pytest.mark.slow
 def test_a_program_of_another_structure_is_trained_and_evaluated_unchanged():
     torch.manual_seed(0)
     program = TwoLayers()
@@ -188,6 +193,7 @@ def test_programs_without_parameters_or_methods_are_refused():
         quick(nn.Linear(2, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("kind", [MixtureOfFactors, OfTheModel])
 def test_sums_over_enumerated_sites_train(kind):
@@ -207,6 +213,7 @@ def test_a_point_of_q_is_no_fault_of_an_enumerated_program():
     check_program(program, (X, LABELS), TraceEnum_ELBO(max_plate_nesting=1))
 
 
+@pytest.mark.slow
 def test_by_default_a_step_takes_all_training_images_if_they_are_few():
     """The same bits as with that batch size given."""
     given, default = small_vae(), small_vae()

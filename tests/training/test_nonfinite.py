@@ -89,6 +89,7 @@ def test_the_search_leaves_parameters_and_settings_as_they_are():
     assert all(torch.equal(value, before[name]) for name, value in program.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_numbers_that_a_step_met_are_met_again():
     """Restored random numbers lead to the very draw that fails."""
 

@@ -57,6 +57,7 @@ def noise_of_the_cpu(shape, dtype, device):
     return torch.randn(shape, dtype=dtype).to(device)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_validation")
 @pytest.mark.parametrize("kind", [EagerEngine, SVIEngine])
 def test_steps_are_those_of_the_cpu(gpu, kind, monkeypatch):
@@ -83,6 +84,7 @@ def test_the_host_reads_nothing_in_an_eager_step_but_what_the_elbo_does():
         assert all("util.py" in read for read in gpu.reads[1:])  # Pyro's ELBO
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "engine", ["eager", "captured", pytest.param("compiled", marks=[pytest.mark.gpu, needs_compiler])]
 )
@@ -110,6 +112,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bits(gpu, engine, tmp_pa
     assert torch.equal(whole, resumed)
 
 
+@pytest.mark.slow
 def test_evidence_and_annealing_are_exact_where_the_posterior_is(gpu):
     program = linear_gaussian()
     x = program.simulate(3)
@@ -120,6 +123,7 @@ def test_evidence_and_annealing_are_exact_where_the_posterior_is(gpu):
     assert ((annealed.log_px - exact).abs() < 6 * annealed.standard_error + 0.5).all()
 
 
+@pytest.mark.slow
 def test_estimators_are_compared(gpu):
     program = linear_gaussian().to("cuda")
     names = {"L^A": Trace_ELBO(), "STL": StickingTheLanding(), "L_3": ImportanceWeighted(K=3)}
@@ -128,6 +132,7 @@ def test_estimators_are_compared(gpu):
     assert found.disagreements() == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
     [Trace_ELBO(num_particles=2), DoublyReparameterized(K=3), ScoreFunction(K=2), WakeSleep()],
@@ -140,6 +145,7 @@ def test_estimators_train(gpu, estimator):
     assert not torch.equal(before, parameters(program))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_validation")
 @pytest.mark.parametrize("parts", ALONE, ids="-".join)
 def test_each_part_is_trained_and_measured(gpu, parts):
@@ -151,6 +157,7 @@ def test_each_part_is_trained_and_measured(gpu, parts):
     assert evidence.log_px.isfinite().all() and evidence.log_px.device.type == "cpu"
 
 
+@pytest.mark.slow
 def test_mapped_rows_are_trained_on_and_measured(gpu, tmp_path):
     for name in ("train", "valid", "test"):
         np.save(tmp_path / f"{name}.npy", getattr(FEW, name).images)
@@ -160,6 +167,7 @@ def test_mapped_rows_are_trained_on_and_measured(gpu, tmp_path):
     assert mapped.shape == held.shape == (100,)
 
 
+@pytest.mark.slow
 def test_networks_compute_in_bfloat16(gpu):
     bounds = [
         quick(conv_vae().to("cuda"), precision=precision, engine="eager").rows[-1]["train_bound"]
@@ -168,6 +176,7 @@ def test_networks_compute_in_bfloat16(gpu):
     assert bounds[0] != bounds[1] and bounds[0] == pytest.approx(bounds[1], rel=0.02)
 
 
+@pytest.mark.slow
 def test_rows_of_the_host_go_to_the_program(gpu):
     program = small_vae().to("cuda")
     assert fixed_x(program, FEW.test).device.type == "cuda"

@@ -26,6 +26,8 @@ from pyro_vae.training import NonFiniteLoss, TrainingWarning, epochs
 from pyro_vae.training.checkpoint import decode
 from pyro_vae.training.history import History
 
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiler")]
+
 ENGINES = ["eager", pytest.param("compiled", marks=needs_compiler)]
 OF_WEIGHTS = ["eager", pytest.param("compiled", marks=[needs_compiler, refused_by_2_11])]
 

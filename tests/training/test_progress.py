@@ -11,6 +11,7 @@ from pyro_vae.training import History, progress
 from pyro_vae.training.progress import Progress
 
 
+@pytest.mark.slow
 def test_without_a_terminal_progress_is_a_line_an_epoch(capsys):
     training = started(small_vae(), epochs=2, progress=True)
     shown = []
@@ -27,6 +28,7 @@ def test_without_a_terminal_progress_is_a_line_an_epoch(capsys):
     assert len(shown) == 2 and all(each.err == "" for each in shown)
 
 
+@pytest.mark.slow
 def test_on_a_terminal_progress_is_a_bar(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     training = started(small_vae(), epochs=2, progress=True)

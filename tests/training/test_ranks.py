@@ -18,6 +18,8 @@ from pyro_vae import fit, load_vae, log_evidence
 from pyro_vae.training import ranks
 from pyro_vae.training.loop import fixed_x
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("ranks_worker.py")
 RUN = Path(__file__).parents[2] / "experiments" / "run.py"
 
@@ -90,7 +92,6 @@ def test_the_others_stop_where_a_rank_dies():
     assert "exitcode  : 3" in done.stderr  # by the rank that died, and not by an error of its own
 
 
-@pytest.mark.slow
 def test_a_run_of_two_ranks_of_which_one_was_killed_resumes_to_the_same_bits(tmp_path):
     """Without noise: that of the other ranks is drawn anew."""
     for name in ("whole", "killed"):

@@ -33,6 +33,7 @@ def normalised():
     return VAE(priors.StandardNormal(2), decoder, guides.MeanField(encoder, 2, features=16))
 
 
+@pytest.mark.slow
 def test_a_last_batch_of_one_image_under_batchnorm_is_refused_with_a_cure_that_works():
     message = refused(
         normalised(),
@@ -58,6 +59,7 @@ def test_the_error_of_the_program_itself_goes_first():
         last_batch(loss, torch.zeros(3, 1), 10, 3)
 
 
+@pytest.mark.slow
 def test_a_rehearsal_leaves_the_training_as_it_is(monkeypatch):
     rehearsed, plain = normalised(), normalised()
     first = quick(rehearsed, batch_size=60)
@@ -122,6 +124,7 @@ def test_an_error_that_nan_did_not_cause_is_left_as_it_is(missing):
             call()
 
 
+@pytest.mark.slow
 def test_infinite_x_is_named_without_a_page_of_numbers():
     class Encoded(Observed):
         def guide(self, x):
@@ -230,6 +233,7 @@ class ByPosition(Observed):
             pyro.sample("z", dist.Normal(torch.zeros(len(x), 3), 1.0).to_event(1))
 
 
+@pytest.mark.slow
 def test_particles_of_pyros_elbos_are_drawn_together_only_where_that_changes_nothing():
     together = Trace_ELBO(2, vectorize_particles=True, max_plate_nesting=1)
     message = refused(ByPosition(), "estimator: Trace_ELBO draws its particles in one plate", estimator=together)
@@ -239,6 +243,7 @@ def test_particles_of_pyros_elbos_are_drawn_together_only_where_that_changes_not
     assert quick(normalised(), epochs=1, estimator=together).rows
 
 
+@pytest.mark.slow
 def test_parameters_that_are_not_finite_are_named_without_a_page_of_numbers():
     vae = small_vae()
     with torch.no_grad():
@@ -294,6 +299,7 @@ def test_parameters_that_would_stay_as_they_are_are_named(program, names, engine
     assert "noise" not in pyro.get_param_store()
 
 
+@pytest.mark.slow
 def test_a_guide_that_has_run_once_is_trained():
     program = AtFirstCall(lambda pixels: pixels / 255)
     program.guide(program.observe(FEW.train.images[:50]))

@@ -13,6 +13,8 @@ from pyro_vae.files import CheckpointError
 from pyro_vae.training import TrainingWarning, warm_cosine
 from pyro_vae.training.checkpoint import ESTIMATOR_SETTINGS, Checkpoints, decode, encode
 
+pytestmark = pytest.mark.slow
+
 
 def test_other_settings_are_refused_by_name(tmp_path, usual_interrupt):
     stopped(small_vae(), tmp_path, 4)

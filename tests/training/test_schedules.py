@@ -9,6 +9,7 @@ from programs import quick, small_vae
 from pyro_vae.training import warm_cosine
 
 
+@pytest.mark.slow
 def test_the_schedule_moves_the_step_of_every_step():
     seen = []
 

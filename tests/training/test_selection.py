@@ -34,6 +34,7 @@ def last_state(vae):
     return make, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", [Trace_ELBO(), estimators.StickingTheLanding(), estimators.ImportanceWeighted(1)])
 def test_with_one_draw_the_objective_is_the_bound_that_is_measured_anyway(estimator):
     history = quick(small_vae(), estimator=estimator, epochs=4)
@@ -52,6 +53,7 @@ class Contrary(Trace_ELBO):
         return -super().loss(*args)
 
 
+@pytest.mark.slow
 def test_epochs_are_compared_by_the_very_estimator():
     vae = small_vae()
     history = quick(vae, estimator=Contrary(), epochs=4)
@@ -61,6 +63,7 @@ def test_epochs_are_compared_by_the_very_estimator():
     assert same(vae, copy_of(one))
 
 
+@pytest.mark.slow
 def test_the_objective_of_an_importance_weighted_bound():
     vae = small_vae()
     history = quick(vae, estimator=estimators.ImportanceWeighted(20), epochs=3)
@@ -150,6 +153,7 @@ def growing(step):
     return (0.1, 0.1, 0.5, 0.5, 4.0)[min(step, 4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [Annealed, ByKLWeight, ByKLWeighted])
 def test_no_epoch_with_a_smaller_kl_weight_comes_back(program):
     program = program()
@@ -168,6 +172,7 @@ def test_a_better_epoch_at_other_weights_is_not_the_best():
     assert [History(rows, comparable_from=first).kept_epoch for first in (1, 2, 4)] == [1, 3, 4]
 
 
+@pytest.mark.slow
 def test_an_annealed_weight_is_compared_once_it_stands_still():
     weighted = KLWeighted(small_vae())
 
@@ -180,6 +185,7 @@ def test_an_annealed_weight_is_compared_once_it_stands_still():
     assert row["valid_objective"] == pytest.approx(-(row["valid_distortion"] + 4 * row["valid_rate"]), abs=1.0)
 
 
+@pytest.mark.slow
 def test_a_weight_of_one_needs_no_measurement_of_its_own():
     weighted = KLWeighted(small_vae())
 
@@ -192,6 +198,7 @@ def test_a_weight_of_one_needs_no_measurement_of_its_own():
     assert values(history)[0] != values(history, "valid_bound")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("program", [Annealed, ByKLWeight, ByKLWeighted])
 def test_a_weight_that_never_stands_still_keeps_the_last_epoch_and_is_said(program):
     program = program()
@@ -209,6 +216,7 @@ def test_a_weight_that_never_stands_still_keeps_the_last_epoch_and_is_said(progr
     assert history.reason.startswith("the last epoch: the weights of the sites, such as a KL weight, changed in it")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "end"),
     [
@@ -231,6 +239,7 @@ def test_a_warm_up_longer_than_the_training_is_said_before_it(schedule, end):
     assert not same(weighted, before)
 
 
+@pytest.mark.slow
 def test_the_cure_of_a_warm_up_that_is_too_long():
     weighted = KLWeighted(small_vae())
 
@@ -286,6 +295,7 @@ def test_what_cannot_be_annealed(optimizer, schedule):
             LinearWarmUp(steps)
 
 
+@pytest.mark.slow
 def test_the_last_epoch_is_kept_where_that_is_wanted():
     def ruin(optimizer, steps):
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 if step < steps / 2 else 300.0)
@@ -297,6 +307,7 @@ def test_the_last_epoch_is_kept_where_that_is_wanted():
     assert history.reason == 'the last epoch, as keep="last" asks'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator", [estimators.WakeSleep(), ReweightedWakeSleep(2, vectorize_particles=True, max_plate_nesting=1)]
 )
@@ -306,6 +317,7 @@ def test_estimators_that_train_no_bound_are_judged_by_the_bound(estimator):
     assert history.reason.endswith(f"by the bound with one particle, as {type(estimator).__name__} trains no bound")
 
 
+@pytest.mark.slow
 def test_the_objective_of_an_estimator_without_a_differentiable_loss():
     estimator = RenyiELBO(alpha=0.5, num_particles=3, vectorize_particles=True, max_plate_nesting=1)
     history = quick(small_vae(), estimator=estimator, epochs=3)
@@ -314,6 +326,7 @@ def test_the_objective_of_an_estimator_without_a_differentiable_loss():
     assert history.reason.endswith("by the objective of RenyiELBO with 3 particles")
 
 
+@pytest.mark.slow
 def test_what_is_measured_for_the_choice_leaves_the_training_as_it_is():
     kept, last = small_vae(), small_vae()
     first = quick(kept, estimator=estimators.ImportanceWeighted(4), epochs=3)

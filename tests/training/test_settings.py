@@ -39,6 +39,7 @@ def cure(message):
 OTHER = small_vae(seed=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "got"),
     [
@@ -64,6 +65,7 @@ def test_what_is_no_optimiser_of_these_parameters_is_refused(optimizer, got):
     assert quick(small_vae(), epochs=1, **cure(message)).rows
 
 
+@pytest.mark.slow
 def test_optimisers_that_are_taken():
     def of_groups(parameters):
         return torch.optim.SGD([{"params": parameters[:2], "lr": 1e-3}, {"params": parameters[2:]}], lr=1e-2)
@@ -76,6 +78,7 @@ def test_optimisers_that_are_taken():
     assert all(torch.equal(value, frozen[name]) for name, value in vae.posterior.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_step_beside_an_optimiser_is_refused():
     message = refused(r"lr: got 0\.01 beside an optimizer", optimizer=torch.optim.Adam, lr=1e-2)
     given, plain, default, thousandth = (small_vae() for _ in range(4))
@@ -86,6 +89,7 @@ def test_a_step_beside_an_optimiser_is_refused():
     refused("lr: wanted a positive number, got -1", optimizer=torch.optim.Adam, lr=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "got"),
     [
@@ -128,6 +132,7 @@ def test_precisions_that_are_refused(precision, words):
     refused(f"precision: wanted None or torch.bfloat16, got .*{words}", precision=precision)
 
 
+@pytest.mark.slow
 def test_precisions_that_are_taken():
     def bounds(precision, program):
         return [row["valid_bound"] for row in quick(program, precision=precision).rows]
@@ -175,6 +180,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "maps"), FAMILIES)
 def test_double_programs_are_trained_and_measured_in_float64(family, maps):
     torch.manual_seed(0)
@@ -191,6 +197,7 @@ def test_double_programs_are_trained_and_measured_in_float64(family, maps):
     assert double == pytest.approx(evaluate(vae.float(), x.float(), particles=100).summary()["bound"], abs=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["eager", "svi"])
 def test_a_default_dtype_of_float64(float64, engine):
     for program in (small_vae(), small_vae().float()):  # as it is built here, and as it would be built before
@@ -222,6 +229,7 @@ def test_data_that_is_none(data, got):
     refused(f"data: wanted a pyro_vae.data.Data, {got}", data=data)
 
 
+@pytest.mark.slow
 def test_the_cure_for_data_that_is_none():
     message = refused("data: wanted", data=FEW.train.images)
     words = message.rpartition("write ")[2].partition("), each")[0] + ")"
@@ -262,6 +270,7 @@ def test_numbers_and_words_that_are_refused(settings, message):
     refused(message, **settings)
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_are_saved_too(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     quick(
@@ -279,6 +288,7 @@ def test_numbers_of_numpy_are_saved_too(tmp_path):
     assert name == "the objective of Trace_ELBO with 2 particles"
 
 
+@pytest.mark.slow
 def test_the_callers_modes_of_torch_do_not_reach_the_training():
     def bounds(context):
         program = small_vae()

@@ -15,7 +15,7 @@ from pyro_vae.training import shards
 from pyro_vae.training.compiled import CompiledEngine
 from pyro_vae.training.eager import EagerEngine
 
-pytestmark = pytest.mark.usefixtures("quick_compiler")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiler")]
 BATCH = BATCHES[0][:48]
 
 

@@ -18,6 +18,8 @@ from pyro_vae.training.checkpoint import decode, encode
 from pyro_vae.training.history import ROW
 from pyro_vae.training.state import TrainingState
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_annealed_kl_weight_and_numpys_numbers_go_on_too(tmp_path, usual_interrupt):
     def run(folder=None, resume=False, at=None):

@@ -97,6 +97,7 @@ class Claimed(Penalised):
     description = Description.unbiased("ELBO")
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_are_summed_only_where_that_is_its_loss():
     settings = {"batch_size": 50, "engine": "eager"}
     for program in Rows(total=200), Rows(factor="model"):

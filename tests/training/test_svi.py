@@ -15,6 +15,7 @@ from pyro_vae.training.engines import EagerEngine, SVIEngine
 pytestmark = pytest.mark.usefixtures("no_validation")
 
 
+@pytest.mark.slow
 def test_eager_is_svi():
     assert_same_training(Training(EagerEngine), Training(SVIEngine))
 
@@ -56,6 +57,7 @@ def test_svi_refuses_a_parameter_without_a_param_site_once_it_is_free():
         step(BATCHES[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "estimator",
     [
@@ -72,6 +74,7 @@ def test_estimators_without_a_differentiable_loss_train_by_svi(estimator, engine
     assert history.rows[-1]["valid_bound"] > history.rows[0]["valid_bound"] + 1
 
 
+@pytest.mark.slow
 def test_svi_of_such_an_estimator_takes_the_steps_of_pyros_own_loop():
     ours, theirs = small_vae(), small_vae()
     estimator = RenyiELBO(alpha=0.5, num_particles=2, vectorize_particles=True, max_plate_nesting=1)
