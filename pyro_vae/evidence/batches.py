@@ -60,8 +60,8 @@ class BatchedMeasurement:
 
     def result(self) -> Evidence:
         """Return the rows that are measured."""
-        columns = (column.clone() for column in torch.cat(self.done, 1))
-        return Evidence(*columns, self.particles, self.given, self.plan.joint)
+        log_px, error, ess, k_hat = (column.clone() for column in torch.cat(self.done, 1))
+        return Evidence(log_px, error, ess, k_hat, self.particles, self.given, self.plan.joint)
 
     def _measured(self, batch: ProgramArguments, bar: tqdm) -> Tensor:
         with seeded(seed_of(self.seed, f"batch {len(self.done)}"), self.plan.given.device):

@@ -60,7 +60,7 @@ def certify(
 @takes_program(dict)
 def certify(
     model: Callable,
-    guide: Any,
+    guide: Callable,
     x: Tensor | tuple,
     particles: int,
     *,
