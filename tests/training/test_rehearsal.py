@@ -341,4 +341,6 @@ def test_what_all_images_share_is_trained_by_svi_and_measured_by_log_evidence():
     assert evidence.joint and evidence.monte_carlo_error < 0.04
     assert_evidence_is(evidence, exact, sees=0.4)
     svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 0.1}), StickingTheLanding())
-    assert svi.step(x) > -exact
+    torch.manual_seed(0)
+    losses = [svi.evaluate_loss(x) for _ in range(100)]
+    assert sum(losses) / 100 > -exact and math.isfinite(svi.step(x))  # one draw of the loss may be lower
