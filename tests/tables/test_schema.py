@@ -12,8 +12,13 @@ from pyro_vae.data.frames import encoded
 from pyro_vae.tables import Schema
 
 
+def with_nan(frame):
+    """The frame with NaN where a column of objects has None: pandas 2 keeps either, and warns if they are compared."""
+    return frame.apply(lambda column: column.where(column.notna(), np.nan) if column.dtype == object else column)
+
+
 def test_a_frame_comes_back_as_it_was():
-    frame = mixed_frame()
+    frame = with_nan(mixed_frame())
     schema = Schema.from_frame(frame)
     assert [column.kind for column in schema.columns] == [
         "real",
@@ -51,7 +56,7 @@ def test_numbers_are_those_of_encoded_for_the_same_rows():
 def test_types_come_back(values):
     frame = pd.DataFrame({"a": values})
     schema = Schema.from_frame(frame)
-    assert_frame_equal(schema.frame(schema.encode(frame)), frame)
+    assert_frame_equal(schema.frame(schema.encode(frame)), with_nan(frame))
 
 
 def test_codes_are_those_of_the_schema_in_any_rows():
