@@ -15,6 +15,7 @@ from pyro_vae.arguments import ProgramArguments
 from pyro_vae.checks import whole_number
 from pyro_vae.data import Split
 from pyro_vae.errors import warn
+from pyro_vae.evidence.batches import numbers_of_batch
 from pyro_vae.evidence.measuring import measuring
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.evidence.results import TRUSTED, Evidence, as_array, joined, weight_statistics
@@ -134,8 +135,9 @@ def impute(
         plan = MeasurementPlan.of(program.model, program.guide, given, batch_size, most)
         if plan.joint:
             raise ValueError("program: its rows share a latent variable and have no weights of their own; take it out")
-        for batch in plan.batches():
-            log_w, of_x = _batch(program, batch, plan, site, particles)
+        for number, batch in enumerate(plan.batches()):
+            with numbers_of_batch(seed, number, given.device):
+                log_w, of_x = _batch(program, batch, plan, site, particles)
             columns.append(weight_statistics(as_array(log_w), first=sum(len(column[0]) for column in columns)))
             moments.append(tuple(value.cpu().double() for value in of_x))
     mean, sd, error = map(torch.cat, zip(*moments))

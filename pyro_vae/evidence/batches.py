@@ -1,6 +1,7 @@
 """A given number of weights of each row, batch by batch: it can be stopped and resumed."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -64,10 +65,15 @@ class BatchedMeasurement:
         return Evidence(log_px, error, ess, k_hat, self.particles, self.given, self.plan.joint)
 
     def _measured(self, batch: ProgramArguments, bar: tqdm) -> Tensor:
-        with seeded(seed_of(self.seed, f"batch {len(self.done)}"), self.plan.given.device):
+        with numbers_of_batch(self.seed, len(self.done), self.plan.given.device):
             log_w = as_array(self.sampler(batch, self.particles, bar))
         return torch.from_dlpack(np.stack(weight_statistics(log_w, first=self.rows)))
 
     def _stopped(self, advice: str) -> EvidenceInterrupted:
         part = self.result() if self.done else None
         return EvidenceInterrupted(part, range(self.rows), self.plan.weights, advice)
+
+
+def numbers_of_batch(seed: int, number: int, device: torch.device) -> AbstractContextManager[None]:
+    """Return a context manager in which random numbers are those of the batch with this number."""
+    return seeded(seed_of(seed, f"batch {number}"), device)

@@ -14,7 +14,7 @@ from pyro_vae.compiling.constants import Changes, Patience, WatchedConstants, in
 from pyro_vae.compiling.export import traced
 from pyro_vae.compiling.outcomes import Outcome, contents_kept, difference, outcome
 from pyro_vae.compiling.private import has_gradient_hooks, tensors_only
-from pyro_vae.compiling.untraceable import IN_PLACE, NOT_THE_SAME, OR_EAGERLY, Untraceable, first_line
+from pyro_vae.compiling.untraceable import IN_PLACE, NOT_THE_SAME, OR_EAGERLY, NotExported, Untraceable, first_line
 from pyro_vae.errors import warn
 from pyro_vae.program import Program
 from pyro_vae.random import forked_rng
@@ -172,7 +172,7 @@ class CompiledEngine:
         optimizer = self.eager.optimizer
         try:
             compiled = (self.compiles and self._sharded(raw, watched)) or self._whole(raw, watched)
-        except Untraceable as error:
+        except NotExported as error:
             compiled = self._recorded(raw, watched, error)
         if is_plain_adam(optimizer) and not all(optimizer.state.get(parameter) for parameter in compiled.trained):
             return None
@@ -188,7 +188,7 @@ class CompiledEngine:
         graph = traced(self.eager.loss, tuple(raw), watched)
         return GradientGraph(graph, self._parameters(), self._buffers(), self._expected(raw), compiled=self.compiles)
 
-    def _recorded(self, raw: Sequence[Tensor], watched: WatchedConstants, error: Untraceable) -> StepGradients:
+    def _recorded(self, raw: Sequence[Tensor], watched: WatchedConstants, error: NotExported) -> StepGradients:
         """Return the graph of a loss that ``torch.export`` cannot trace; raise its error if it cannot be recorded."""
         if not self.compiles or raw[0].device.type != "cpu":
             raise error

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import (
+    all_images,
     anomalies,
     atlas,
     benchmark,
@@ -35,6 +36,7 @@ from pyro_vae.runs import compare, evidence
 from pyro_vae.runs.arguments import parse_arguments
 
 EXPERIMENTS = [
+    all_images,
     anomalies,
     atlas,
     benchmark,

@@ -163,7 +163,7 @@ def test_particles_samples_and_dtypes(dtype):
 
 
 @pytest.mark.slow
-def test_compiled_is_eager_under_the_same_seed():
+def test_compiled_is_eager_under_the_same_seed(quick_compiler):
     vae, x = program(), X[:10]
     losses = []
     for loss in (Trace_ELBO()(vae.model, vae.guide), pv.compiled(Trace_ELBO(), vae.model, vae.guide, x)):

@@ -22,7 +22,8 @@ from pyro_vae.training import fixed_x
 from pyro_vae.training.checkpoint import Checkpoints
 
 SCRIPT = Path(run.__file__)
-FITTING = [name for name in ESTIMATORS if name != "disarm"]  # the commands' parts have no Bernoulli latent variables
+DISCRETE = ["disarm", "straight-through", "reinmax"]  # the commands' parts have no discrete latent variables
+FITTING = [name for name in ESTIMATORS if name not in DISCRETE]
 
 
 @pytest.mark.slow
@@ -82,9 +83,10 @@ def test_every_likelihood(tmp_path, lik):
         assert 0 <= metrics["share_of_scales_at_bound"] <= 1
 
 
-def test_an_estimator_of_other_sites_is_refused(tmp_path, capsys):
-    assert command(tmp_path, "--estimator", "disarm", "--particles", "2") == 1
-    assert "site 'z' of the guide is no Bernoulli" in capsys.readouterr().err
+@pytest.mark.parametrize("name", DISCRETE)
+def test_an_estimator_of_other_sites_is_refused(tmp_path, capsys, name):
+    assert command(tmp_path, "--estimator", name, "--particles", "2") == 1
+    assert re.search("(site 'z'|no site) of the guide is (no )?Bernoulli", capsys.readouterr().err)
 
 
 @pytest.mark.usefixtures("undrawn")
