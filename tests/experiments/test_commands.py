@@ -85,7 +85,7 @@ def test_help_on_any_terminal(monkeypatch, command, encoding):
 @pytest.mark.parametrize("command", COMMANDS, ids=name)
 def test_the_home_folder_in_every_path(tmp_path, monkeypatch, command):
     monkeypatch.setenv("HOME", str(tmp_path))
-    own = ["--run=~/run"] if command is evidence else []
+    own = ["--run=~/run"] if command in (all_images, evidence) else []
     data = [] if command in WITHOUT_DATA_FOLDER else ["--data-dir", "~/b"]
     parse = parse_arguments if command is run else command.parse_arguments
     args = parse(["--out=~/a", *data, *own])
