@@ -215,6 +215,7 @@ def test_a_mixture_has_the_support_of_its_parts(part):
     assert_evidence_is(evidence, exact, sees=1.0, rounding=1e-3)
 
 
+@pytest.mark.slow
 def test_compiled_annealing_is_eager():
     program = LinearGaussian(torch.randn(5, 2).double())
     settings = {"num_temperatures": 20, "chains": 3, "leapfrog": 3, "seed": 0}
