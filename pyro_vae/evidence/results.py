@@ -92,10 +92,10 @@ class Evidence:
     def trusted(self) -> Tensor:
         """Whether value and error of each image can be trusted, (images,); none for K ≤ 20.
 
-        They can where the tail has a shape of at most ½ with 95 % confidence, by the k̂ of all images (``shape_limit``).
-        Of these about 95 % of the ``interval`` hold log p(x).
+        They can where the tail has a shape of at most ½ with 95 % confidence, by the k̂ of all images (``shape_limit``),
+        and its own k̂ is at most 0.7. Of these about 95 % of the ``interval`` hold log p(x).
         """
-        return torch.from_numpy(self._shape_limit() <= LIGHT)
+        return torch.from_numpy(self._shape_limit() <= LIGHT) & ~(self.pareto_k > TRUSTED)
 
     @property
     def interval(self) -> Tensor:

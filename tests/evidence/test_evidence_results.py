@@ -55,6 +55,14 @@ def test_trusted_where_the_tail_is_surely_light():
     assert from_log_weights(-0.6 * log_u).to_dict()["share_trusted"] == 0
 
 
+def test_one_bad_image_among_many_good_ones_is_not_trusted():
+    log_w = 0.1 * torch.randn(500, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_w[:, 3] *= 40.0  # standard deviation 4: a few weights decide
+    evidence = from_log_weights(log_w)
+    assert evidence.pareto_k[3] > 0.7 and not evidence.trusted[3]
+    assert evidence.trusted.sum() == 999
+
+
 def test_the_interval_is_wider_where_the_error_is_uncertain():
     """By the quantile of Student's distribution: of 50 tails of shape 0.1, 0.4 and 0.8, and of a sample of 10."""
     log_u = torch.rand(1000, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64).log()
