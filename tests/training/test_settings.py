@@ -211,7 +211,8 @@ def test_the_traced_step_of_a_program_makes_x_in_its_dtype(program):
     graph = traced(loss, (pixels,))
     with torch.random.fork_rng():
         eager = loss(pixels)
-    torch.testing.assert_close(graph(pixels), eager, rtol=0.0, atol=0.0)
+    rounding = 4 * torch.finfo(eager.dtype).eps  # the graph's sums may be ordered otherwise
+    torch.testing.assert_close(graph(pixels), eager, rtol=rounding, atol=0.0)
     assert eager.dtype == next(program.parameters()).dtype
 
 
