@@ -10,6 +10,7 @@ is saved beside --out while it runs; the same command continues it.
 """
 
 import argparse
+import math
 import sys
 import time
 import warnings
@@ -21,7 +22,7 @@ import torch
 from pyro_vae.checks import whole_number
 from pyro_vae.evidence import Evidence, LocalProposal, UntrustedEvidence, annealed_evidence, log_evidence
 from pyro_vae.observation import fixed_arguments
-from pyro_vae.runs import write_json
+from pyro_vae.runs import over_images, write_json
 from pyro_vae.runs.bounds import load_run
 from pyro_vae.runs.commands import choose_device, exit_status
 from pyro_vae.runs.options import DATA_DIR, DEVICE, SEED, add_options, add_quick, home_path
@@ -77,15 +78,11 @@ def run(args: argparse.Namespace) -> int:
         setting = {"num_temperatures": args.temperatures, "chains": args.chains}
         annealed, results["annealed"] = timed(annealed_evidence, program, first, **setting, **common)
         show("annealing", results["annealed"])
-        results["difference"] = mean_of(local.log_px[: len(annealed.log_px)] - annealed.log_px)
-        print("local - annealed, nats per image: {mean:+.4f} ± {standard_error:.4f}".format(**results["difference"]))
+        found = results["difference"] = over_images(local.log_px[: len(annealed.log_px)] - annealed.log_px)
+        error = math.nan if found["standard_error"] is None else found["standard_error"]
+        print(f"local - annealed, nats per image: {found['mean']:+.4f} ± {error:.4f}")
         write_json(args.out, results)
     return 0
-
-
-def mean_of(values: torch.Tensor) -> dict[str, float]:
-    """Return the mean of values (images,) and its standard error."""
-    return {"mean": values.mean().item(), "standard_error": values.std().item() / len(values) ** 0.5}
 
 
 def show(name: str, row: dict[str, Any]) -> None:

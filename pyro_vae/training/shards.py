@@ -21,7 +21,7 @@ from pyro_vae.compiling.noise import Draw, Draws, parts_of, without_draws
 from pyro_vae.compiling.private import recorded, tensors_only
 from pyro_vae.compiling.untraceable import Untraceable, first_line
 from pyro_vae.estimation import describe
-from pyro_vae.parallel import at_once, cores, shared_out
+from pyro_vae.parallel import at_once, equal_parts, shared_out
 from pyro_vae.random import forked_rng
 from pyro_vae.tracing.independence import check_rows
 from pyro_vae.tracing.probing import left_as_it_was
@@ -61,7 +61,7 @@ class Shards:
             return cls(1, raw)
         if len(raw[0]) * sum(parameter.numel() for parameter in loss.parameters()) < WORTH:
             return None
-        count = max(n for n in range(1, cores() + 1) if len(raw[0]) % n == 0)
+        count = equal_parts(len(raw[0]))
         return cls(count, raw) if count > 1 else None
 
     def watch_draws(self, loss: ProgramLoss) -> None:

@@ -317,7 +317,7 @@ def test_fit_says_what_really_trained(monkeypatch):
 
 def test_fit_compares_at_the_end_of_each_epoch(monkeypatch):
     compared = []
-    monkeypatch.setattr("pyro_vae.training.shards.cores", lambda: 1)  # shares are compared once more
+    monkeypatch.setattr("pyro_vae.parallel.cores", lambda: 1)  # shares are compared once more
     monkeypatch.setattr(compiled_module, "difference", lambda *args: compared.append(difference(*args)))
     unweighted = program(lambda self: setattr(self, "beta", 1.0))
     history = fit(unweighted(), pictures(), epochs=3, batch_size=4, engine="compiled", progress=False)

@@ -21,7 +21,7 @@ BATCH = BATCHES[0][:48]
 
 @pytest.fixture(autouse=True)
 def three_cores(monkeypatch):
-    monkeypatch.setattr(shards, "cores", lambda: 3)
+    monkeypatch.setattr("pyro_vae.parallel.cores", lambda: 3)
     monkeypatch.setattr(shards, "WORTH", 0)  # programs of tests are small
 
 
