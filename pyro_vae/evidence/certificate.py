@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from pyro_vae.arguments import ProgramArguments, checked_arguments
 from pyro_vae.checks import whole_number
-from pyro_vae.evidence.importance import DRAWN_AT_ONCE, MOST_IMAGES, ImportanceSampler, log_joint
+from pyro_vae.evidence.importance import ImportanceSampler, log_joint, rows_at_once
 from pyro_vae.evidence.measuring import Engine, chunk_size, measuring, progress_bar, takes_program, whether_compiled
 from pyro_vae.evidence.path import AnnealingPath
 from pyro_vae.evidence.plan import MeasurementPlan
@@ -110,13 +110,12 @@ def certify(
     given, compiled, columns, images = checked_arguments(x, kwargs), whether_compiled(engine), [], []
     chunk = chunk_size(chunk, given.device)
     with measuring(model, guide, given, seed):
-        most = proposal.rows_at_once(chunk) if proposal else min(max(DRAWN_AT_ONCE // K, 1), MOST_IMAGES)
         if proposal is None and Enumeration.of(model, guide, given.args, given.kwargs):
             raise ValueError(
                 "certify: wanted sites that are drawn, got some that are summed out, of which no exact draw has a "
                 "weight; draw them, without infer={'enumerate': ...}"
             )
-        plan = MeasurementPlan.of(model, guide, given, None, most)
+        plan = MeasurementPlan.of(model, guide, given, None, rows_at_once(K, chunk, proposal))
         if proposal is not None:
             weigh = MixtureWeights(proposal.sampler(model, guide, plan, chunk, compiled))
         else:

@@ -175,8 +175,7 @@ def log_evidence(
         K = particles or UNIT
         enumeration = None if proposal else Enumeration.of(model, guide, given.args, given.kwargs, K)
         held = model if enumeration is None else enumeration.held
-        most = min(max(DRAWN_AT_ONCE // K, 1), MOST_IMAGES) if budget is None else rows_of_budget(given, chunk)
-        most = proposal.rows_at_once(chunk) if proposal and budget is None else most
+        most = rows_at_once(K, chunk, proposal) if budget is None else rows_of_budget(given, chunk)
         plan = MeasurementPlan.of(held, guide, given, batch_size, most)
         if proposal is not None:
             sampler = proposal.sampler(model, guide, plan, chunk, compiled)
@@ -197,6 +196,15 @@ def log_evidence(
         evidence = measurement.run(SavedMeasurement(checkpoint, key), progress)
     warn_untrusted(evidence)
     return evidence
+
+
+def rows_at_once(K: int, chunk: int, proposal: LocalProposal | None) -> int:
+    """Return the number of rows whose K weights are drawn at once.
+
+    >>> rows_at_once(1000, 500, None), rows_at_once(1, 500, None)
+    (250, 250)
+    """
+    return proposal.rows_at_once(chunk) if proposal else min(max(DRAWN_AT_ONCE // K, 1), MOST_IMAGES)
 
 
 class ImportanceSampler:
