@@ -1,45 +1,41 @@
 #!/usr/bin/env python
-"""Which gradient estimator to take? All of them on five programs, in the course of a training.
+"""Which gradient estimator to take? All of them on six programs, in the course of a training, and what they buy.
 
     python experiments/atlas.py
     python experiments/atlas.py --quick
 
-At each moment of a training every estimator that a program takes is drawn many times: variance and signal-to-noise
-ratio (Rainforth et al. 2018) of the guide's and the model's gradient, seconds, and the share of the choice of images in
-all variance. Each program, moment and seed leaves a file in the folder; the same command goes on where it was stopped.
+At each moment of a training, and where it has converged, every estimator that a program takes is drawn many times:
+variance and signal-to-noise ratio (Rainforth et al. 2018) of the guide's and the model's gradient, seconds, and the
+share of the choice of images in all variance. Then programs are trained by each of several estimators for equal seconds
+of a processor: which bound is reached? Each program, moment and seed leaves a file in the folder, and a training is
+saved as it goes; the same command goes on where it was stopped.
 
-    oracle      the linear Gaussian program, whose guide is the exact posterior at the start
-    vae         the default convolutional VAE
-    two-layer   a VAE of two stochastic layers, of the same networks
-    sigmoid     a sigmoid belief network of binary units
-    logistic    Bayesian logistic regression, is it an even digit, with AutoNormal
+    oracle         the linear Gaussian program, whose guide is the exact posterior at the start
+    vae            the default convolutional VAE
+    two-layer      a VAE of two stochastic layers, of the same networks
+    sigmoid        a sigmoid belief network of binary units
+    logistic       Bayesian logistic regression, is it an even digit, with AutoNormal
+    logistic-flow  the same with AutoIAFNormal
 """
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
-import torch
-from pyro.infer import ELBO, SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoNormal
-from pyro.optim import Adam
-from torch import Tensor, nn
+from pyro.infer import ELBO
+from torch import Tensor
 
 from experiments.atlases import answers
-from experiments.discrete import SigmoidBeliefNetwork
-from experiments.two_layer import TwoLayers, normal
-from pyro_vae import compare_estimators, fit, fixed_x, guides, priors
-from pyro_vae.comparison import candidates
-from pyro_vae.config import PartSettings, build_encoder, build_likelihood, build_vae
+from experiments.atlases.answers import CONVERGED, GAINS
+from experiments.atlases.gains import TRAINERS, gained
+from experiments.atlases.programs import PROGRAMS, estimators, observed
+from experiments.atlases.trajectories import Course, converged, course
+from pyro_vae import compare_estimators
 from pyro_vae.data import Data
-from pyro_vae.estimators import CIWAE, PIWAE, TVO, RenyiBound, ScoreFunction, WakeSleep
-from pyro_vae.linear_gaussian import LinearGaussian
-from pyro_vae.random import seeded
 from pyro_vae.runs import (
     SingleRun,
     add_jobs_option,
@@ -48,7 +44,7 @@ from pyro_vae.runs import (
     load_data,
     make_folder,
     provenance,
-    run_missing,
+    run_together,
     save_figure,
     single_runs,
     sweep_status,
@@ -59,81 +55,27 @@ from pyro_vae.runs.parser import Parser
 
 QUICK = {
     "dataset": "digits",
-    "moments": [0, 30],
+    "moments": [0, 1],
+    "longest": 30,
     "seeds": [0],
     "draws": 32,
     "batches": 2,
-    "particles": [1, 4, 16],
+    "seconds": 5.0,
     "engine": "eager",
 }
-SETTINGS = ("particles", "draws", "images", "batches", "batch", "latent", "lr")
-
-
-class LogisticRegression(nn.Module):
-    """p(w) = N(0, I), y_n ~ Bernoulli(σ(w · x_n)), with AutoNormal; a batch stands for all ``rows``."""
-
-    def __init__(self, rows: int, features: int):
-        super().__init__()
-        self.rows, self.features = rows, features
-        self.guide = AutoNormal(self.model)
-
-    def model(self, x: Tensor, y: Tensor) -> None:
-        """Sample w and y."""
-        w = pyro.sample("w", dist.Normal(x.new_zeros(self.features + 1), 1.0).to_event(1))
-        with pyro.plate("rows", len(x)), pyro.poutine.scale(scale=self.rows / len(x)):
-            pyro.sample("y", dist.Bernoulli(logits=x @ w[1:] + w[0]), obs=y)
-
-    def observe(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return pixels as rows and whether the digit is even."""
-        return images.flatten(1).float() / 255, (labels % 2 == 0).float()
-
-
-def oracle(images: Data, args: argparse.Namespace) -> nn.Module:
-    """Return the linear Gaussian program with random weights and, for these, the exact guide."""
-    pixels = images.train.images[0].numel()
-    return LinearGaussian(0.1 * torch.randn(pixels, args.latent), scale=0.3, shape=images.shape)
-
-
-def vae(images: Data, args: argparse.Namespace) -> nn.Module:
-    """Return the default VAE."""
-    return build_vae(PartSettings(latent=args.latent), images.train.images)
-
-
-def two_layer(images: Data, args: argparse.Namespace) -> nn.Module:
-    """Return the VAE of two layers, the upper of half the dimensions."""
-    parts, top = PartSettings(latent=args.latent), args.latent // 2
-    first = guides.MeanField(build_encoder(parts, images.shape), args.latent)
-    middle, second = normal(top, 50, args.latent), normal(args.latent, 50, top)
-    return TwoLayers(priors.StandardNormal(top), middle, build_likelihood(parts, images.shape), first, second)
-
-
-def sigmoid(images: Data, args: argparse.Namespace) -> nn.Module:
-    """Return the sigmoid belief network."""
-    return SigmoidBeliefNetwork(images.shape, units=10 * args.latent)
-
-
-def logistic(images: Data, args: argparse.Namespace) -> nn.Module:
-    """Return the logistic regression."""
-    return LogisticRegression(len(images.train), images.train.images[0].numel())
-
-
-PROGRAMS: dict[str, Callable[[Data, argparse.Namespace], Any]] = {
-    "oracle": oracle,
-    "vae": vae,
-    "two-layer": two_layer,
-    "sigmoid": sigmoid,
-    "logistic": logistic,
-}
-
-
-def estimators(particles: list[int]) -> dict[str, ELBO]:
-    """Return all estimators by name."""
-    found = {**candidates(particles), "wake-sleep": WakeSleep(), "score function, K = 1": ScoreFunction()}
-    for K in particles:
-        if K > 1:
-            found |= {f"VR-IWAE α = ½, K = {K}": RenyiBound(0.5, K), f"TVO, K = {K}": TVO(K)}
-            found |= {f"CIWAE β = ½, K = {K}": CIWAE(K), f"PIWAE, M = {K}": PIWAE(1, M=K)}
-    return found
+SETTINGS = (
+    "particles",
+    "most",
+    "draws",
+    "images",
+    "batches",
+    "batch",
+    "latent",
+    "lr",
+    "seconds",
+    "patience",
+    "longest",
+)
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -148,13 +90,17 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--latent", type=int, default=20, help="latent dimensions; binary units: ten times as many")
     group.add_argument("--batch", type=int, default=100)
     group.add_argument("--lr", type=float, default=1e-3, help="step of Adam")
+    group.add_argument("--patience", type=int, default=10, metavar="EPOCHS", help="without a rise: converged")
+    group.add_argument("--longest", type=int, default=300, metavar="EPOCHS", help="converged or not, the end")
     group.add_argument("--engine", default="auto", help="what takes the steps")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     group = parser.add_argument_group("measurement")
-    group.add_argument("--particles", type=int, nargs="+", default=[1, 8, 64], metavar="K")
+    group.add_argument("--particles", type=int, nargs="+", default=[1, 8], metavar="K")
+    group.add_argument("--most", type=int, default=64, metavar="K", help="of IWAE and DReG besides")
     group.add_argument("--draws", type=int, default=200, help="of each estimator at each batch")
     group.add_argument("--images", type=int, default=16, help="training images in a batch that is measured")
     group.add_argument("--batches", type=int, default=4, help="such batches")
+    group.add_argument("--seconds", type=float, default=60.0, help="of a processor, to train by each estimator")
     add_data_options(parser, Path("figures/atlas"), "folder of the runs; JSON and figures have its name")
     parser.add_argument("--quick", action="store_true", help="few draws on the digits: at most ten minutes")
     if parser.parse_args(argv).quick:
@@ -168,77 +114,95 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do the cells that are not in the folder yet; return how many failed."""
+    """Do the cells that are not in the folder yet; return how many courses of them failed."""
     images = load_data(args)
     if args.images * args.batches > len(images.train):
         raise ValueError(f"--images × --batches: wanted at most {len(images.train)} (the training images)")
     make_folder(args.out)
-    return run_missing(list(cells(images, args)), args.jobs)
+    return run_together(dict(courses(images, args)), args.jobs)
 
 
-def cells(images: Data, args: argparse.Namespace) -> Iterator[SingleRun]:
-    """Yield a run for each seed, moment and program."""
-    settings = {key: getattr(args, key) for key in SETTINGS} | {"dataset": images.name}
+def courses(images: Data, args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield what is left to do: for each seed and program its training, measured at all moments, then the gains."""
     for seed in args.seeds:
-        for epochs in args.moments:
-            for name in args.programs:
-                label = f"{name}, {epochs} epochs, seed {seed}"
-                entries = {"program": name, "epochs": epochs, "seed": seed, "settings": settings}
-                path = args.out / f"{name}-{epochs}-seed{seed}.json"
-                yield SingleRun(
-                    path,
-                    label,
-                    {**entries, "dataset": describe(images)},
-                    partial(measured, name, epochs, seed, images, args),
-                    answers.line,
-                )
+        for name in args.programs:
+            cells = [cell(name, moment, seed, images, args) for moment in moments(args)]
+            if not all(each.is_done for each in cells):
+                yield f"{name}, seed {seed}", partial(followed, name, seed, images, args)
+        for name in args.programs:
+            if name in TRAINERS and not (gains := gains_of(name, seed, images, args)).is_done:
+                yield gains.label, gains
 
 
-def measured(name: str, epochs: int, seed: int, images: Data, args: argparse.Namespace) -> dict[str, Any]:
-    """Return the numbers of all estimators on a program after so many epochs."""
-    pyro.clear_param_store()
-    torch.manual_seed(seed)
-    program = PROGRAMS[name](images, args).to(images.train.images.device)
-    batches = [observed(program, images, i * args.images, args.images) for i in range(args.batches)]
-    if isinstance(program, LogisticRegression):
-        program.guide(*batches[0])  # makes its parameters
-    if epochs:
-        train(program, images, epochs, seed, args)
-    taken, left_out = trial(program, batches[0], estimators(args.particles))
-    compared = compare_estimators(
-        program, batches=batches, estimators=taken, draws=args.draws, seed=seed, progress=not args.quiet
+def moments(args: argparse.Namespace) -> list[int | None]:
+    """Return after how many epochs to measure; None: where the training has converged."""
+    return sorted(set(args.moments)) + [None] * (args.longest > 0)
+
+
+def followed(name: str, seed: int, images: Data, args: argparse.Namespace) -> str:
+    """Measure a program at all moments of one training, and return a line about the last."""
+    line, run = "", course(name, seed, images, args)
+    for moment in moments(args):
+        each = cell(name, moment, seed, images, args, run)
+        line = each.label if each.is_done else f"{each.label}: {each()}"
+        print(line, flush=True) if not args.quiet else None
+    return line
+
+
+def cell(
+    name: str, moment: int | None, seed: int, images: Data, args: argparse.Namespace, run: Any = None
+) -> SingleRun:
+    """Return the run that measures a program at a moment of its training ``run``."""
+    word = CONVERGED if moment is None else f"{moment} epochs"
+    return SingleRun(
+        args.out / f"{name}-{word.replace(' ', '-')}-seed{seed}.json",
+        f"{name}, {word}, seed {seed}",
+        {"program": name, "moment": word, **common(seed, images, args)},
+        lambda: measured(run, moment, seed, images, args),
+        answers.line,
     )
-    return {"left_out": left_out, "estimators": compared.to_dict()["estimators"],
-            "disagreements": [repr(pair) for pair in compared.disagreements()]}  # fmt: skip
 
 
-def observed(program: Any, images: Data, start: int, count: int) -> tuple[Tensor, ...]:
-    """Return the arguments of a program for some training images."""
-    split = images.train[start : start + count]
-    if isinstance(program, LogisticRegression):
-        return program.observe(split.images, split.labels)
-    x = fixed_x(program, split)
-    return x if isinstance(x, tuple) else (x,)
+def gains_of(name: str, seed: int, images: Data, args: argparse.Namespace) -> SingleRun:
+    """Return the run that trains a program by several estimators for equal seconds."""
+    return SingleRun(
+        args.out / f"{name}-gains-seed{seed}.json",
+        f"{name}, gains, seed {seed}",
+        {"program": name, "moment": GAINS, **common(seed, images, args)},
+        partial(gained, name, seed, images, args),
+        answers.line_of_gains,
+    )
 
 
-def train(program: Any, images: Data, epochs: int, seed: int, args: argparse.Namespace) -> None:
-    """Train a program; discrete latents by the score function, others by ``Trace_ELBO``."""
-    if isinstance(program, LogisticRegression):
-        train_regression(program, images, epochs, seed, args)
-        return
-    by = ScoreFunction(5, "leave-one-out") if isinstance(program, SigmoidBeliefNetwork) else Trace_ELBO()
-    settings = {"epochs": epochs, "batch_size": args.batch, "lr": args.lr, "seed": seed, "engine": args.engine}
-    if fit(program, images, by, **settings, progress=not args.quiet).interrupted:
-        raise KeyboardInterrupt
+def common(seed: int, images: Data, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the entries of every cell."""
+    settings = {key: getattr(args, key) for key in SETTINGS} | {"dataset": images.name}
+    return {"seed": seed, "settings": settings, "dataset": describe(images)}
 
 
-def train_regression(program: Any, images: Data, epochs: int, seed: int, args: argparse.Namespace) -> None:
-    """Train by Pyro's own SVI: w is no latent of a row, so that the bound is not one per image."""
-    svi = SVI(program.model, program.guide, Adam({"lr": args.lr}), Trace_ELBO())
-    with seeded(seed, images.train.images.device):
-        for _ in range(epochs):
-            for rows in torch.randperm(len(images.train)).split(args.batch):
-                svi.step(*program.observe(images.train.images[rows], images.train.labels[rows]))
+def measured(run: Course, moment: int | None, seed: int, images: Data, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the numbers of all estimators on a program at a moment of its training."""
+    if moment is None:
+        epochs, done = converged(run, args.patience, args.longest)
+    else:
+        run.to(moment)
+        epochs, done = moment, None
+    size = args.images
+    batches = [observed(run.program, images.train[i * size :][:size]) for i in range(args.batches)]
+    started = time.perf_counter()
+    taken, left_out = trial(run.program, batches[0], estimators(args.particles, args.most))
+    compared = compare_estimators(
+        run.program, batches=batches, estimators=taken, draws=args.draws, seed=seed, progress=not args.quiet
+    )
+    return {
+        "epochs": epochs,
+        "converged": done,
+        "bounds": run.bounds,
+        "seconds": time.perf_counter() - started,
+        "left_out": left_out,
+        "estimators": compared.to_dict()["estimators"],
+        "disagreements": [repr(pair) for pair in compared.disagreements()],
+    }
 
 
 def trial(program: Any, batch: tuple[Tensor, ...], found: dict[str, ELBO]) -> tuple[dict[str, ELBO], dict[str, str]]:
@@ -255,9 +219,7 @@ def trial(program: Any, batch: tuple[Tensor, ...], found: dict[str, ELBO]) -> tu
 
 def gather(out: Path) -> str:
     """Write all cells as one JSON file, draw a figure for each question, and return the answers."""
-    found = sorted(single_runs(out).values(), key=lambda run: (run["epochs"], list(PROGRAMS).index(run["program"])))
-    if not found:
-        return f"{out} holds no run yet"
+    found = sorted(single_runs(out).values(), key=lambda run: list(PROGRAMS).index(run["program"]))
     write_json(beside(out, ".json"), {"versions": provenance(), "cells": found})
     for question, figure in answers.figures(found).items():
         save_figure(beside(out, f"-{question}.png"), figure)

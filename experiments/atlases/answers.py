@@ -12,7 +12,19 @@ from pyro_vae.plots.style import COLOURS
 REFERENCE = "L^A"
 PLAIN = "STL, K = 1"
 GROUPS = ("guide", "model")
+CONVERGED, GAINS = "converged", "gains"  # the last moment of a training, and the trainings for equal seconds
 Cell = dict[str, Any]
+Place = tuple[str, str]  # a program and a moment
+
+
+def measured(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells in which estimators were drawn."""
+    return [cell for cell in cells if cell["moment"] != GAINS]
+
+
+def of(cells: Sequence[Cell], place: Place) -> list[Cell]:
+    """Return the cells of a program and a moment, one for each seed."""
+    return [cell for cell in cells if (cell["program"], cell["moment"]) == place]
 
 
 def value(cell: Cell, name: str, group: str, quantity: str = "variance") -> float | None:
@@ -61,15 +73,22 @@ def line(cell: Cell) -> str:
     return f"{len(cell['estimators'])} estimators, least variance × seconds {name}, {cost:.2g} times that of L^A{wrong}"
 
 
+def line_of_gains(cell: Cell) -> str:
+    """Return the bounds that the trainings for equal seconds have reached as a line."""
+    reached = ", ".join(f"{name} {run['evidence']['log_px']:.2f}" for name, run in cell["trained"].items())
+    return f"L_64 of validation images after {cell['seconds']:g} s by each: {reached}"
+
+
 def table(cells: Sequence[Cell]) -> str:
     """Return the answers as text; each number is a mean over seeds, with their least and largest in brackets."""
-    lines = [f"{'program':10}{'epochs':>7}{'seeds':>6}  L^B/L^A, guide     STL/L^A, guide     minibatch share of L^A"]
-    for program, epochs in places(cells):
-        found = [cell for cell in cells if (cell["program"], cell["epochs"]) == (program, epochs)]
+    lines = [f"{'program, moment':28}{'seeds':>6}  L^B/L^A, guide     STL/L^A, guide     minibatch share of L^A"]
+    for place in places(measured(cells)):
+        found = of(cells, place)
         answers = [spread([ratio(cell, name, "guide") for cell in found]) for name in ("L^B", PLAIN)]
         share = spread([minibatch_share(cell, REFERENCE, "guide") for cell in found])
-        lines.append(f"{program:10}{epochs:>7}{len(found):>6}  {answers[0]:18} {answers[1]:18} {share}")
+        lines.append(f"{', '.join(place):28}{len(found):>6}  {answers[0]:18} {answers[1]:18} {share}")
         lines += [f"  seed {cell['seed']}: {line(cell)}" for cell in found]
+    lines += [f"{c['program']}, seed {c['seed']}: {line_of_gains(c)}" for c in cells if c["moment"] == GAINS]
     return "\n".join(lines)
 
 
@@ -86,19 +105,28 @@ def spread(values: Sequence[float | None]) -> str:
     return f"{statistics.fmean(known):.2g}{ends}"
 
 
-def places(cells: Sequence[Cell]) -> list[tuple[str, int]]:
+def places(cells: Sequence[Cell]) -> list[Place]:
     """Return programs and moments in their order."""
-    return sorted({(cell["program"], cell["epochs"]) for cell in cells})
+
+    def order(place: Place) -> tuple[str, float]:
+        return place[0], float("inf") if place[1] == CONVERGED else float(place[1].split()[0])
+
+    return sorted({(cell["program"], cell["moment"]) for cell in cells}, key=order)
+
+
+def moments(cells: Sequence[Cell]) -> list[str]:
+    """Return the moments of some cells in their order."""
+    return [moment for _, moment in places([{**cell, "program": ""} for cell in cells])]
 
 
 def figures(cells: Sequence[Cell]) -> dict[str, Figure]:
     """Return a figure for each question, by its name."""
-    return {
-        "variance": by_estimator(cells, False),
-        "cost": by_estimator(cells, True),
-        "signal": signal(cells),
-        "minibatch": minibatch(cells),
-    }
+    drawn, trained = measured(cells), [cell for cell in cells if cell["moment"] == GAINS]
+    found = {}
+    if drawn:
+        found = {"variance": by_estimator(drawn, False), "cost": by_estimator(drawn, True),
+                 "signal": signal(drawn), "minibatch": minibatch(drawn)}  # fmt: skip
+    return found | ({"gains": gains(trained)} if trained else {})
 
 
 def by_estimator(cells: Sequence[Cell], seconds: bool) -> Figure:
@@ -108,13 +136,13 @@ def by_estimator(cells: Sequence[Cell], seconds: bool) -> Figure:
     figure = new_figure(2.6 * len(programs) + 1.5, 0.2 * len(names) + 1.2)
     axes = figure.subplots(1, len(programs), sharey=True, squeeze=False)[0]
     for ax, program in zip(axes, programs):
-        last = max(cell["epochs"] for cell in cells if cell["program"] == program)
-        found = [cell for cell in cells if (cell["program"], cell["epochs"]) == (program, last)]
+        last = moments([cell for cell in cells if cell["program"] == program])[-1]
+        found = of(cells, (program, last))
         for group, colour, marker in zip(GROUPS, (COLOURS[0], COLOURS[4]), "os"):
             points = [(r, i) for i, n in enumerate(names) for c in found if (r := ratio(c, n, group, seconds))]
             ax.plot(*zip(*points), marker, color=colour, ms=4, label=group) if points else None
         ax.axvline(1.0, color="0.6", lw=0.8)
-        ax.set(xscale="log", title=f"{program}, {last} epochs", xlim=(1e-6, 1e5))
+        ax.set(xscale="log", title=f"{program},\n{last}", xlim=(1e-6, 1e5))
         ax.grid(axis="y", lw=0.3)
     axes[0].set_yticks(range(len(names)), names, fontsize=7)
     axes[0].invert_yaxis()
@@ -129,13 +157,12 @@ def signal(cells: Sequence[Cell]) -> Figure:
     programs = sorted({c["program"] for c in cells if any(n.startswith(("IWAE", "OVIS")) for n in c["estimators"])})
     figure = new_figure(3.0 * max(1, len(programs)), 3.2)
     for ax, program in zip(figure.subplots(1, max(1, len(programs)), squeeze=False)[0], programs):
-        moments = sorted({cell["epochs"] for cell in cells if cell["program"] == program})
-        for epochs, colour in zip(moments, COLOURS):
-            found = [cell for cell in cells if (cell["program"], cell["epochs"]) == (program, epochs)]
+        for moment, colour in zip(moments([cell for cell in cells if cell["program"] == program]), COLOURS):
+            found = of(cells, (program, moment))
             for kind, style in kinds.items():
                 points = curve(found, kind)
                 if points:
-                    ax.plot(*zip(*points), style, color=colour, ms=4, label=f"{kind}, {epochs} epochs")
+                    ax.plot(*zip(*points), style, color=colour, ms=4, label=f"{kind}, {moment}")
         ax.set(xscale="log", title=program, xlabel="particles K", ylabel="SNR of the guide's gradient")
         numbers = sorted({K for cell in cells for kind in kinds for K, _ in curve([cell], kind)})
         ax.set_xticks(numbers, map(str, numbers))
@@ -153,6 +180,25 @@ def curve(cells: Sequence[Cell], kind: str) -> list[tuple[int, float]]:
             if name.startswith(f"{kind}, ") and snr is not None:
                 found.setdefault(entry["particles"], []).append(snr)
     return sorted((K, statistics.fmean(values)) for K, values in found.items())
+
+
+def gains(cells: Sequence[Cell]) -> Figure:
+    """Draw the bounds after equal seconds of training by each estimator, one point a seed."""
+    programs = sorted({cell["program"] for cell in cells})
+    figure = new_figure(3.4 * len(programs), 2.8)
+    for ax, program in zip(figure.subplots(1, len(programs), squeeze=False)[0], programs):
+        found = [cell for cell in cells if cell["program"] == program]
+        names = list(dict.fromkeys(name for cell in found for name in cell["trained"]))
+        for cell, colour in zip(found, COLOURS):
+            runs = cell["trained"]
+            ax.plot([runs[n]["evidence"]["log_px"] for n in runs], [names.index(n) for n in runs], "o",
+                    color=colour, ms=4, label=f"seed {cell['seed']}")  # fmt: skip
+        ax.set_yticks(range(len(names)), names, fontsize=7)
+        ax.set(title=program, xlabel=f"L_64 after {found[0]['seconds']:g} s [nats per image]")
+        ax.invert_yaxis()
+        ax.grid(axis="y", lw=0.3)
+    figure.axes[0].legend(fontsize=6)
+    return figure
 
 
 def minibatch(cells: Sequence[Cell]) -> Figure:

@@ -16,7 +16,9 @@ from experiments.atlases.answers import (
     Cell,
     cheapest,
     curve,
+    measured,
     minibatch_share,
+    of,
     places,
     ratio,
     spread,
@@ -29,7 +31,7 @@ from pyro_vae.runs.options import home_path
 from pyro_vae.runs.parser import Parser
 
 HEADINGS = (
-    "program, epochs",
+    "program, moment",
     "variance, L^A = 1: L^B",
     "STL",
     "SNR: L^A",
@@ -65,9 +67,8 @@ def report(args: argparse.Namespace) -> int:
 def markdown(cells: Sequence[Cell]) -> str:
     """Return a row for each program and moment; numbers are means over seeds, with their least and largest."""
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
-    for program, epochs in places(cells):
-        found = [cell for cell in cells if (cell["program"], cell["epochs"]) == (program, epochs)]
-        lines.append(f"| {program}, {epochs} | " + " | ".join(_numbers(found)) + " |")
+    for place in places(measured(cells)):
+        lines.append(f"| {', '.join(place)} | " + " | ".join(_numbers(of(cells, place))) + " |")
     return "\n".join(lines)
 
 
