@@ -22,6 +22,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from experiments.atlases.gains import TRAINERS, gained
 from experiments.atlases.programs import PROGRAMS, estimators, observed
 from experiments.atlases.trajectories import Course, converged, course
 from pyro_vae import compare_estimators
+from pyro_vae.checks import whole_number
 from pyro_vae.data import Data
 from pyro_vae.runs import (
     SingleRun,
@@ -59,6 +61,7 @@ QUICK = {
     "longest": 30,
     "seeds": [0],
     "draws": 32,
+    "images": 16,
     "batches": 2,
     "seconds": 5.0,
     "engine": "eager",
@@ -88,6 +91,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="measure nothing: gather the runs in --out")
     group = parser.add_argument_group("programs and their training")
     group.add_argument("--latent", type=int, default=20, help="latent dimensions; binary units: ten times as many")
+    group.add_argument("--rows", type=int, default=10_000, help="training images, or all where they are fewer")
     group.add_argument("--batch", type=int, default=100)
     group.add_argument("--lr", type=float, default=1e-3, help="step of Adam")
     group.add_argument("--patience", type=int, default=10, metavar="EPOCHS", help="without a rise: converged")
@@ -97,8 +101,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("measurement")
     group.add_argument("--particles", type=int, nargs="+", default=[1, 8], metavar="K")
     group.add_argument("--most", type=int, default=64, metavar="K", help="of IWAE and DReG besides")
-    group.add_argument("--draws", type=int, default=200, help="of each estimator at each batch")
-    group.add_argument("--images", type=int, default=16, help="training images in a batch that is measured")
+    group.add_argument("--draws", type=int, default=100, help="of each estimator at each batch")
+    group.add_argument("--images", type=int, default=4, help="training images in a batch that is measured")
     group.add_argument("--batches", type=int, default=4, help="such batches")
     group.add_argument("--seconds", type=float, default=60.0, help="of a processor, to train by each estimator")
     add_data_options(parser, Path("figures/atlas"), "folder of the runs; JSON and figures have its name")
@@ -116,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Do the cells that are not in the folder yet; return how many courses of them failed."""
     images = load_data(args)
+    images = replace(images, train=images.train[: whole_number("--rows", args.rows)])
     if args.images * args.batches > len(images.train):
         raise ValueError(f"--images × --batches: wanted at most {len(images.train)} (the training images)")
     make_folder(args.out)
