@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
+from torch import Tensor
 
 from experiments.atlases.programs import LogisticRegression, built, observed
 from experiments.discrete import SigmoidBeliefNetwork
@@ -43,7 +44,9 @@ def course(name: str, seed: int, images: Data, args: argparse.Namespace) -> Cour
     """Return a program at its start, or where its training was stopped."""
     program = built(name, seed, images, args)
     if isinstance(program, LogisticRegression):
-        return Regression(program, images, seed, args.batch, args.lr)
+        kind = SVI if args.engine == "eager" else CompiledSVI
+        svi = kind(program.model, program.guide, Adam({"lr": args.lr}), Trace_ELBO())
+        return Regression(program, svi, observed(program, images.train), seed, args.batch)
     return Fitted(program, lambda: training(program, name, seed, images, args))
 
 
@@ -53,7 +56,7 @@ def training(program: Any, name: str, seed: int, images: Data, args: argparse.Na
         program,
         images,
         ScoreFunction(5, "leave-one-out") if isinstance(program, SigmoidBeliefNetwork) else Trace_ELBO(),
-        epochs=args.longest,
+        epochs=max(1, args.longest, *args.moments),
         batch_size=args.batch,
         lr=args.lr,
         seed=seed,
@@ -118,22 +121,18 @@ class Fitted:
 
 @dataclass
 class Regression:
-    """A regression that Pyro's own ``SVI`` trains, compiled: its weights are no latents of a row.
+    """A regression that Pyro's own ``SVI`` trains: its weights are no latents of a row.
 
     Its bound is that of all training rows; more of them cannot be overfitted by an approximate posterior.
     """
 
     program: LogisticRegression
-    images: Data
+    svi: SVI
+    rows: tuple[Tensor, ...]
     seed: int
     batch: int
-    lr: float
     bounds: list[float] = field(default_factory=list)
-    kept: dict[str, torch.Tensor] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.svi = CompiledSVI(self.program.model, self.program.guide, Adam({"lr": self.lr}), Trace_ELBO())
-        self.rows = observed(self.program, self.images.train)
+    kept: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, epochs: int) -> None:
         """Train up to so many epochs."""

@@ -8,10 +8,11 @@ import torch
 from programs import small_vae
 
 from experiments import atlas
-from experiments.atlases import answers, report
+from experiments.atlases import answers, programs, report, trajectories
 from pyro_vae.estimators import ReinMax, StickingTheLanding, StraightThrough, WakeSleep
 
-WORDS = ["--quick", "--quiet", "--draws", "2", "--images", "4", "--particles", "1", "2", "--latent", "2"]
+OF_DRAWS = ["--draws", "2", "--images", "4", "--particles", "1", "2", "--most", "4"]
+WORDS = ["--quick", "--quiet", *OF_DRAWS, "--latent", "2", "--rows", "200", "--seconds", "0.05"]
 
 
 def entry(variance, seconds=1.0, between=0.0, snr=1.0, particles=1, estimates="ELBO"):
@@ -27,7 +28,9 @@ def cell():
         "ReinMax": entry(0.1),
         "IWAE, K = 4": entry(1.0, snr=0.5, particles=4, estimates="L_4"),
     }
-    return {"program": "vae", "epochs": 0, "seed": 0, "estimators": found, "disagreements": []}
+    return {
+        "program": "vae", "moment": "0 epochs", "epochs": 0, "seed": 0, "estimators": found, "disagreements": []
+    }  # fmt: skip
 
 
 def test_numbers_of_a_cell(cell):
@@ -46,35 +49,101 @@ def test_the_table_is_over_seeds(cell):
 
 
 def test_biased_estimators_are_known_by_name():
-    found = atlas.estimators([1, 2])
+    found = programs.estimators([1, 2], 4)
     biased = {name for name, elbo in found.items() if isinstance(elbo, StraightThrough | ReinMax)}
     assert biased == set(answers.BIASED)
 
 
 def test_a_program_is_tried_before_it_is_measured():
-    kinds = {"STL": StickingTheLanding(), "wake-sleep": WakeSleep(), "DisARM": atlas.estimators([2])["DisARM, K = 2"]}
+    kinds = {
+        "STL": StickingTheLanding(),
+        "wake-sleep": WakeSleep(),
+        "DisARM": programs.estimators([2], 4)["DisARM, K = 2"],
+    }
     taken, left_out = atlas.trial(small_vae(), (torch.zeros(3, 1, 8, 8),), kinds)
     assert set(taken) == {"STL", "wake-sleep"} and "no Bernoulli" in left_out["DisARM"]
 
 
+class Told(trajectories.Fitted):
+    """A training whose bounds are known beforehand."""
+
+    def __init__(self, bounds):
+        super().__init__(None, None)
+        self.known, self.reached, self.kept = bounds, 0, False
+
+    @property
+    def bounds(self):
+        return self.known[: self.reached]
+
+    def to(self, epochs):
+        self.reached = epochs
+
+    def keep_best(self):
+        self.kept = True
+
+
+@pytest.mark.parametrize(
+    ("bounds", "longest", "wanted", "reached"),
+    [([-5.0, -3.0, -4.0, -4.0, -1.0], 5, (2, True), 4), ([-5.0, -4.0, -3.0], 3, (3, False), 3)],
+    ids=["no rise for two epochs", "the end"],
+)
+def test_a_training_has_converged_where_its_bound_no_longer_rises(bounds, longest, wanted, reached):
+    run = Told(bounds)
+    assert trajectories.converged(run, 2, longest) == wanted and (run.reached, run.kept) == (reached, True)
+
+
+def test_a_training_that_has_gone_on_is_refused():
+    run = Told([-2.0, -1.0])
+    run.training, run.reached = object(), 2
+    with pytest.raises(ValueError, match="past epoch 1, at 2: wanted"):
+        trajectories.Fitted.to(run, 1)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Some of the estimators, and of those that train."""
+    found = {name: elbo for name, elbo in programs.estimators([1, 2], 4).items() if name in ("L^A", "STL, K = 1")}
+    monkeypatch.setattr(atlas, "estimators", lambda particles, most: found)
+    monkeypatch.setitem(atlas.TRAINERS, "sigmoid", ("score function, K = {K}", "DisARM, K = {K}"))
+
+
 @pytest.mark.slow
-def test_cells_are_kept_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
-    words = [*WORDS, "--programs", "sigmoid", "logistic", "--moments", "0", "1", "--out", str(tmp_path / "atlas")]
-    assert atlas.main([*words[:-5], "--moments", "0", *words[-2:]]) == 0
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "atlas").iterdir()}
-    assert set(before) == {"sigmoid-0-seed0.json", "logistic-0-seed0.json"}
-    assert atlas.main(words) == 0
+@pytest.mark.usefixtures("few")
+def test_cells_are_kept_and_the_same_command_goes_on(tmp_path, capsys):
+    words = [*WORDS, "--programs", "sigmoid", "logistic", "--out", str(tmp_path / "atlas")]
+    assert atlas.main([*words, "--moments", "0", "--longest", "0"]) == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "atlas").glob("*.json")}
+    assert set(before) == {"sigmoid-0-epochs-seed0.json", "logistic-0-epochs-seed0.json", "sigmoid-gains-seed0.json"}
+    assert atlas.main([*words, "--moments", "0", "1", "--longest", "0"]) == 0
     assert all((tmp_path / "atlas" / name).stat().st_mtime_ns == time for name, time in before.items())
     found = json.loads((tmp_path / "atlas.json").read_text())["cells"]
-    assert [(cell["program"], cell["epochs"]) for cell in found] == [
-        (name, epochs) for epochs in (0, 1) for name in ("sigmoid", "logistic")
-    ]
-    for cell in found:
+    assert sorted((cell["program"], cell["moment"]) for cell in found) == [
+        ("logistic", "0 epochs"), ("logistic", "1 epochs"),
+        ("sigmoid", "0 epochs"), ("sigmoid", "1 epochs"), ("sigmoid", "gains"),
+    ]  # fmt: skip
+    for cell in answers.measured(found):
         assert math.isfinite(answers.value(cell, "L^A", "guide")) and not cell["disagreements"]
     assert {path.name for path in tmp_path.glob("*.png")} == {
-        f"atlas-{question}.png" for question in ("variance", "cost", "signal", "minibatch")
+        f"atlas-{question}.png" for question in ("variance", "cost", "signal", "minibatch", "gains")
     }
     assert "least variance × seconds" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few")
+def test_a_stopped_atlas_has_the_numbers_of_one_that_was_not(tmp_path, capsys):
+    words = [*WORDS, "--programs", "oracle", "logistic", "--longest", "2"]
+    assert atlas.main([*words, "--moments", "1", "2", "--out", str(tmp_path / "whole")]) == 0
+    assert atlas.main([*words, "--moments", "1", "2", "--out", str(tmp_path / "stopped")]) == 0
+    for path in (tmp_path / "stopped").glob("*-2-epochs-*.json"):
+        path.unlink()
+    (tmp_path / "stopped" / "oracle-converged-seed0.json").unlink()
+    assert atlas.main([*words, "--moments", "1", "2", "--out", str(tmp_path / "stopped")]) == 0
+    for path in (tmp_path / "whole").glob("*.json"):
+        whole, stopped = (json.loads(each.read_text()) for each in (path, tmp_path / "stopped" / path.name))
+        assert whole["bounds"] == stopped["bounds"] and whole["epochs"] == stopped["epochs"]
+        for name, entry in whole["estimators"].items():
+            assert entry["guide"]["variance"] == stopped["estimators"][name]["guide"]["variance"]
 
 
 def test_the_table_goes_between_the_markers_of_a_page(tmp_path, cell, capsys):
@@ -83,7 +152,7 @@ def test_the_table_goes_between_the_markers_of_a_page(tmp_path, cell, capsys):
     page.write_text("before\n<!-- found -->\n<!-- end -->\nafter\n")
     assert report.main([str(results), "--into", str(page)]) == 0
     lines = page.read_text().splitlines()
-    assert "| vae, 0 | 0.5 | – | 1 | – | 0.5 (K = 4) | – | 0.75 | L^A: 1 |" in lines and lines[-1] == "after"
+    assert "| vae, 0 epochs | 0.5 | – | 1 | – | 0.5 (K = 4) | – | 0.75 | L^A: 1 |" in lines and lines[-1] == "after"
     page.write_text("no markers")
     assert report.main([str(results), "--into", str(page)]) == 1
     assert "wanted a line <!-- found -->" in capsys.readouterr().err
