@@ -15,13 +15,12 @@ from torch import Tensor, as_tensor, float64
 from pyro_vae.data import Split
 from pyro_vae.data.frames import framed
 from pyro_vae.evidence import Evidence, LocalProposal, UntrustedEvidence, log_evidence
+from pyro_vae.evidence.results import NORMAL_975
 from pyro_vae.likelihoods.base import bits_per_dim
 from pyro_vae.observation import fixed_x
 from pyro_vae.optional import optional
 from pyro_vae.program import Program
 from pyro_vae.showing import Shown
-
-NORMAL_975 = 1.959964  # the 97.5 % quantile of the standard normal
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from pyro_vae.evidence.results import TRUSTED, Evidence
+from pyro_vae.evidence.results import NORMAL_975, TRUSTED, Evidence
 from pyro_vae.showing import Shown
-
-NORMAL_975 = 1.96  # the 97.5 % quantile of the standard normal
 
 
 @dataclass(frozen=True)

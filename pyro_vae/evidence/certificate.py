@@ -1,6 +1,5 @@
 """A certificate for importance sampling: log p(x) from both sides, at the setting that measures real images."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, overload
 
@@ -186,10 +185,8 @@ class MixtureWeights:
             fit, z = sampler.fit(path), path.flatten(values_of(latent))
             log_w, (log_q, log_ratio) = sampler.log_weights(path, fit, K, bar), path.log_densities(z)
         log_q, log_p = log_q.double().cpu(), (log_q.double() + log_ratio.double()).cpu()
-        log_t = fit.proposal().log_prob((z.double().cpu() - fit.centre) / fit.unit) - fit.unit.log().sum(-1)
         from_guide = sampler.settings.from_guide(K)
-        guided = log_q + (math.log(from_guide / K) if from_guide else -math.inf)
-        log_m = torch.logaddexp(guided, log_t + math.log1p(-from_guide / K))
+        guided, log_m = fit.log_mixture(z, log_q, from_guide / K)
         return log_w, (log_p - log_m)[0], slots((guided - log_m)[0].exp(), from_guide, K)
 
 

@@ -134,6 +134,15 @@ class LocalFit(NamedTuple):
         root = math.sqrt(WIDER) * self.normals.scale_tril
         return StudentT(self.normals.loc, root, FREEDOM * root.shape[-1])
 
+    def log_mixture(self, z: Tensor, log_q: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Return log α q(z) and log m(z) for draws z (C, B, D), each (C, B): m = α q + (1 − α) t, q the guide.
+
+        ``share``: α, from 0 to 1; log_q: log q(z), (C, B) in float64 on the host.
+        """
+        log_t = self.proposal().log_prob((z.double().cpu() - self.centre) / self.unit) - self.unit.log().sum(-1)
+        guided = log_q + (math.log(share) if share else -math.inf)
+        return guided, torch.logaddexp(guided, log_t + math.log1p(-share))
+
 
 class LocalSampler:
     """Log weights, (K, B), of draws from the proposals that it fits to the rows of a batch.
@@ -183,16 +192,14 @@ class LocalSampler:
 
     def log_weights(self, path: AnnealingPath, fit: LocalFit, K: int, bar: tqdm) -> Tensor:
         """Return log weights (K, B) of new draws: of the guide first, then of the fitted proposals."""
-        from_guide, proposal = self.settings.from_guide(K), fit.proposal()
-        guided, local = path.draw(max(from_guide, 1)), fit.centre + fit.unit * proposal.sample(K - from_guide)
+        from_guide = self.settings.from_guide(K)
+        guided, local = path.draw(max(from_guide, 1)), fit.centre + fit.unit * fit.proposal().sample(K - from_guide)
         z = torch.cat([guided[:from_guide], local.to(guided)])
         log_prior, log_p = (value.double().cpu() for value in self._densities(path, z))
         bar.update(log_p.numel())
-        log_t = proposal.log_prob((z.double().cpu() - fit.centre) / fit.unit) - fit.unit.log().sum(-1)
-        if not from_guide:
-            return log_p - log_t
-        log_q, alpha = log_prior if path.guide is None else path.log_guide(z).double().cpu(), from_guide / K
-        return log_p - torch.logaddexp(log_q + math.log(alpha), log_t + math.log1p(-alpha))
+        of_guide = from_guide and path.guide is not None  # without a guide of its own the prior is q
+        log_q = path.log_guide(z).double().cpu() if of_guide else log_prior
+        return log_p - fit.log_mixture(z, log_q, from_guide / K)[1]
 
     def _gradient(self, path: AnnealingPath, z: Tensor) -> Tensor:
         """Return the gradient of log p(x, z) by z, (C, B, D)."""

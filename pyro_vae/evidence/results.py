@@ -22,6 +22,7 @@ else:
     special = LazyModule("scipy.special")
 
 TRUSTED = 0.7  # the largest Pareto k̂ at which importance sampling can be trusted (Vehtari et al. 2024)
+NORMAL_975 = 1.959964  # the 97.5 % quantile of the standard normal
 
 
 class UntrustedEvidence(UserWarning):
