@@ -92,8 +92,8 @@ def table(cells: Sequence[Cell]) -> str:
     return "\n".join(lines)
 
 
-def spread(values: Sequence[float | None]) -> str:
-    """Return the mean with the least and the largest.
+def spread(values: Sequence[float | None], digits: int = 2) -> str:
+    """Return the mean with the least and the largest, each with so many digits.
 
     >>> spread([0.5, 1.5]), spread([0.5]), spread([None])
     ('1 [0.5, 1.5]', '0.5', '–')
@@ -101,8 +101,8 @@ def spread(values: Sequence[float | None]) -> str:
     known = [each for each in values if each is not None]
     if not known:
         return "–"
-    ends = f" [{min(known):.2g}, {max(known):.2g}]" if len(known) > 1 else ""
-    return f"{statistics.fmean(known):.2g}{ends}"
+    ends = f" [{min(known):.{digits}g}, {max(known):.{digits}g}]" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.{digits}g}{ends}"
 
 
 def places(cells: Sequence[Cell]) -> list[Place]:

@@ -1,8 +1,9 @@
 """The numbers of the guide's gradient in an atlas, as a table for a page.
 
-    python -m experiments.atlases.report figures/atlas-quick.json --into docs/estimators.md
+    python -m experiments.atlases.report figures/atlas.json --into docs/estimators.md
 
-The page has a line ``<!-- atlas-quick -->``, named as the file, and a line ``<!-- end -->`` after it.
+The page has a line ``<!-- atlas -->``, named as the file, and a line ``<!-- end -->`` after it; and the same for
+``<!-- atlas-gains -->``, the trainings for equal seconds, where there are any.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from experiments.atlases.answers import (
+    GAINS,
     PLAIN,
     REFERENCE,
     Cell,
@@ -42,6 +44,8 @@ HEADINGS = (
     "least variance × seconds, guide and model, L^A = 1",
 )
 
+BOUNDS = (("valid", "bound"), ("evidence", "log_px"))
+
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
@@ -58,8 +62,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def report(args: argparse.Namespace) -> int:
     """Write the table."""
-    cells = json.loads(args.results.read_text())["cells"]
-    page = filled(args.into.read_text(encoding="utf-8"), args.results.stem, markdown(cells))
+    cells, name = json.loads(args.results.read_text())["cells"], args.results.stem
+    page = filled(args.into.read_text(encoding="utf-8"), name, markdown(cells))
+    if trained := [cell for cell in cells if cell["moment"] == GAINS]:
+        page = filled(page, f"{name}-{GAINS}", markdown_of_gains(trained))
     write_whole(args.into, page.encode())
     return 0
 
@@ -69,6 +75,17 @@ def markdown(cells: Sequence[Cell]) -> str:
     lines = ["| " + " | ".join(HEADINGS) + " |", "|" + " --- |" * len(HEADINGS)]
     for place in places(measured(cells)):
         lines.append(f"| {', '.join(place)} | " + " | ".join(_numbers(of(cells, place))) + " |")
+    return "\n".join(lines)
+
+
+def markdown_of_gains(cells: Sequence[Cell]) -> str:
+    """Return a row for each program and estimator; numbers are means over seeds, with their least and largest."""
+    lines = ["| program, trained by | steps | ELBO | L_64 |", "| --- | --- | --- | --- |"]
+    for program, name in dict.fromkeys((cell["program"], name) for cell in cells for name in cell["trained"]):
+        runs = [cell["trained"][name] for cell in cells if cell["program"] == program]
+        steps = spread([run["steps"] for run in runs], 6)
+        bounds = [spread([run[kind][key] for run in runs], 5) for kind, key in BOUNDS]
+        lines.append(f"| {program}, {name} | {steps} | {' | '.join(bounds)} |")
     return "\n".join(lines)
 
 

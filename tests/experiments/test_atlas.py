@@ -148,11 +148,15 @@ def test_a_stopped_atlas_has_the_numbers_of_one_that_was_not(tmp_path, capsys):
 
 def test_the_table_goes_between_the_markers_of_a_page(tmp_path, cell, capsys):
     results, page = tmp_path / "found.json", tmp_path / "page.md"
-    results.write_text(json.dumps({"cells": [cell]}))
-    page.write_text("before\n<!-- found -->\n<!-- end -->\nafter\n")
+    run = {"steps": 1234, "valid": {"bound": -101.5}, "evidence": {"log_px": -98.25}}
+    trained = {"program": "vae", "moment": "gains", "seed": 0, "trained": {"L^A": run}}
+    results.write_text(json.dumps({"cells": [cell, trained]}))
+    markers = "<!-- found -->\n<!-- end -->\n<!-- found-gains -->\n<!-- end -->\n"
+    page.write_text(f"before\n{markers}after\n")
     assert report.main([str(results), "--into", str(page)]) == 0
     lines = page.read_text().splitlines()
     assert "| vae, 0 epochs | 0.5 | – | 1 | – | 0.5 (K = 4) | – | 0.75 | L^A: 1 |" in lines and lines[-1] == "after"
+    assert "| vae, L^A | 1234 | -101.5 | -98.25 |" in lines
     page.write_text("no markers")
     assert report.main([str(results), "--into", str(page)]) == 1
     assert "wanted a line <!-- found -->" in capsys.readouterr().err
