@@ -91,7 +91,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--report", action="store_true", help="measure nothing: gather the runs in --out")
     group = parser.add_argument_group("programs and their training")
     group.add_argument("--latent", type=int, default=20, help="latent dimensions; binary units: ten times as many")
-    group.add_argument("--rows", type=int, default=10_000, help="training images, or all where they are fewer")
+    group.add_argument("--rows", type=int, default=10_000, help="training images; a fifth as many for validation")
     group.add_argument("--batch", type=int, default=100)
     group.add_argument("--lr", type=float, default=1e-3, help="step of Adam")
     group.add_argument("--patience", type=int, default=10, metavar="EPOCHS", help="without a rise: converged")
@@ -120,7 +120,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Do the cells that are not in the folder yet; return how many courses of them failed."""
     images = load_data(args)
-    images = replace(images, train=images.train[: whole_number("--rows", args.rows)])
+    rows = whole_number("--rows", args.rows)
+    images = replace(images, train=images.train[:rows], valid=images.valid[: max(1, rows // 5)])
     if args.images * args.batches > len(images.train):
         raise ValueError(f"--images × --batches: wanted at most {len(images.train)} (the training images)")
     make_folder(args.out)
