@@ -1,6 +1,7 @@
 """Training images that are changed at random, as by the transforms of ``torchvision.transforms.v2``."""
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -77,7 +78,7 @@ class Augmented(nn.Module):
         # The transform has random numbers of its own, by a seed, since compiled steps draw in another order.
         seed = torch.randint(1 << 62, (), generator=generator, device="cpu" if generator is None else generator.device)
         _PROGRAMS[id(self)] = self
-        return Split.of_fields({**batch.fields, "images": _augment(batch.images, seed, id(self))})
+        return Split.of_fields({**batch.fields, "images": _operator()(batch.images, seed, id(self))})
 
     def transformed(self, images: Tensor, seed: int) -> Tensor:
         """Return the images (n, C, H, W) as they are transformed by a seed."""
@@ -95,12 +96,17 @@ class Augmented(nn.Module):
 _PROGRAMS: WeakValueDictionary[int, Augmented] = WeakValueDictionary()
 
 
-# An operator is one node of a graph, whatever it does inside; a CUDA graph would replay it without Python.
-@torch.library.custom_op("pyro_vae::augment", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
-def _augment(images: Tensor, seed: Tensor, program: int) -> Tensor:
-    return _PROGRAMS[program].transformed(images, int(seed))
+@cache
+def _operator() -> Callable[[Tensor, Tensor, int], Tensor]:
+    """Return the transform of a program as an operator of torch, which is one node of a graph, whatever it does inside.
 
+    A CUDA graph would replay it without Python. It is made at its first use: torch looks through all modules for it.
+    """
 
-@_augment.register_fake
-def _(images: Tensor, seed: Tensor, program: int) -> Tensor:
-    return torch.empty_like(images)
+    def augment(images: Tensor, seed: Tensor, program: int) -> Tensor:
+        return _PROGRAMS[program].transformed(images, int(seed))
+
+    name, tags = "pyro_vae::augment", (torch.Tag.cudagraph_unsafe,)
+    operator = torch.library.custom_op(name, augment, mutates_args=(), tags=tags)
+    operator.register_fake(lambda images, seed, program: torch.empty_like(images))
+    return operator

@@ -1,10 +1,10 @@
 """How a program is measured: which plate is over its rows, how many rows run at once, and what can be compiled."""
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pyro import poutine
-from pyro.contrib.easyguide import EasyGuide
 from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.guide import GuideMessenger
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -21,6 +21,8 @@ from pyro_vae.tracing.traces import (
     shared_plates,
     the_one,
 )
+
+EASY = "pyro.contrib.easyguide"  # it comes with all of pyro.contrib: looked up where a program has loaded it
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ class MeasurementPlan:
 
 def is_automatic(guide: Callable | None) -> bool:
     """Return whether a guide is one of Pyro's that is built from the model at its first run."""
-    return any(isinstance(owner, AutoGuide | EasyGuide | GuideMessenger) for owner in (*owners(guide), guide))
+    easy = getattr(sys.modules.get(EASY), "EasyGuide", GuideMessenger)
+    return any(isinstance(owner, (AutoGuide, easy, GuideMessenger)) for owner in (*owners(guide), guide))
 
 
 def _tried(

@@ -10,11 +10,14 @@ import pytest
 import torch
 from evidence_programs import EAGER, OneBatchDimension, X, check, exact, images, oracle, proposed, scaled
 from monte_carlo import assert_evidence_is
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer import autoguide as auto
+from pyro.infer.autoguide import AutoNormalMessenger
 
 from pyro_vae.compiling import Untraceable
 from pyro_vae.evidence import annealed_evidence, log_evidence
+from pyro_vae.evidence.plan import is_automatic
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")
 
@@ -247,3 +250,15 @@ def test_site_names_that_differ():
     for call in (lambda: log_evidence(program.model, guide, x, 5), lambda: annealed_evidence(program.model, guide, x)):
         with pytest.raises(ValueError, match="only in the model: \\['z'\\]"):
             call()
+
+
+def test_guides_that_pyro_builds_from_the_model_are_automatic():
+    def model(x):
+        pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    class Easy(EasyGuide):
+        def guide(self, x):
+            """Draw nothing."""
+
+    assert all(is_automatic(kind(model)) for kind in (auto.AutoNormal, Easy, AutoNormalMessenger))
+    assert not is_automatic(None) and not is_automatic(model)
