@@ -1,6 +1,7 @@
 """Fixtures of several tests. Each test begins and ends with an empty Pyro store."""
 
 import gc
+import io
 import os
 import signal
 
@@ -8,6 +9,9 @@ import hypothesis
 import pyro
 import pytest
 import torch
+from PIL import Image
+
+from pyro_vae.runs.folders import png
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores, and OpenMP's threads wait by spinning
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
@@ -79,3 +83,21 @@ def quick_compiler(monkeypatch):
     monkeypatch.setattr("pyro_vae.compiling.artifacts.by_inductor", lambda graph, *_: graph)
     for user in ("training.shards", "compiling.graphs"):
         monkeypatch.setattr(f"pyro_vae.{user}.compiled_graph", lambda graph, *_, **__: graph)
+
+
+@pytest.fixture(scope="module")
+def unrendered():
+    """Have runs make the figures of their pictures, and write one pixel for each: to draw them takes seconds."""
+    picture = io.BytesIO()
+    Image.new("L", (1, 1)).save(picture, "png")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_vae.runs.drawing.png", lambda figure: picture.getvalue())
+        yield
+
+
+@pytest.fixture
+def rendered(unrendered):
+    """Draw the pictures of runs after all; a test may undo its own patches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyro_vae.runs.drawing.png", png)
+        yield

@@ -8,11 +8,12 @@ import torch
 from pyro_vae.comparison.moments import Moments
 
 
-def streamed(*batches, sizes=None, **options):
+def streamed(*batches, sizes=None, at_once=64, **options):
+    """The moments of batches of draws (n, P), some ``at_once``."""
     moments = Moments(sizes or [batches[0].shape[1]], batches[0][0, :1], **options)
     for batch in batches:
-        for g in batch:
-            moments.add(g)
+        for draws in batch.split(at_once):
+            moments.extend([draws])
         moments.end_batch()
     return moments
 

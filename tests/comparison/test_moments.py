@@ -13,10 +13,11 @@ from pyro_vae.comparison.moments import Moments
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("size", [7, 5000])
-def test_moments_are_those_of_the_stored_draws(dtype, rtol, size):
+@pytest.mark.parametrize("at_once", [1, 64])
+def test_moments_are_those_of_the_stored_draws(dtype, rtol, size, at_once):
     torch.manual_seed(0)
     g = (torch.randn(150, size, dtype=dtype) + 3.0) * torch.rand(size, dtype=dtype)
-    moments, stored = streamed(g), g.double().numpy()
+    moments, stored = streamed(g, at_once=at_once), g.double().numpy()
     mean, sd = stored.mean(0), stored.std(0, ddof=1)
     square = mean @ mean - (sd**2).sum() / 150
     np.testing.assert_allclose(moments.mean().mean, mean, rtol=rtol)

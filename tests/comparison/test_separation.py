@@ -7,18 +7,15 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from gradients import streamed
 from monte_carlo import assert_share_is
 
-from pyro_vae.comparison import Moments
 from pyro_vae.comparison.separation import Score, log_ratio, median_interval
 
 
 def score(g, cost=1.0, times=()):
     """The score of draws g (n, P)."""
-    moments = Moments([g.shape[1]], g[0])
-    for each in g:
-        moments.add(each)
-    moments.end_batch()
+    moments = streamed(g)
     return Score(moments.trace().value, moments.sections_of_trace(), cost, times)
 
 

@@ -3,6 +3,11 @@
 import pytest
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_pictures(unrendered):
+    """Draw the pictures of runs only in tests that use ``rendered``."""
+
+
 @pytest.fixture
 def searched(tmp_path, monkeypatch):
     """A folder that is searched for data, and no other one of this machine."""

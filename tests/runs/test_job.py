@@ -26,6 +26,7 @@ DISCRETE = ["disarm", "straight-through", "reinmax"]  # the commands' parts have
 FITTING = [name for name in ESTIMATORS if name not in DISCRETE]
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.slow
 def test_everything_is_written_and_agrees(tmp_path, capsys):
     assert command(tmp_path) == 0

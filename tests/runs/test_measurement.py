@@ -21,6 +21,7 @@ from pyro_vae.training.checkpoint import Checkpoints
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize("labels", [range(1, 27), range(47), [3, 10**6], range(1000)], ids=len)
 def test_any_number_of_classes(tmp_path, capsys, labels):
     every = {split: list(labels) for split in ("train", "valid", "test")}
@@ -41,6 +42,7 @@ def test_labels_of_one_split_alone_give_no_accuracy_and_cost_nothing_else(tmp_pa
     assert drawn(tmp_path) == set(drawing.PICTURES)
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize("channels", [2, 4])
 def test_images_whose_channels_are_no_colours(tmp_path, capsys, channels):
     metrics, _ = twice(tmp_path, capsys, own_images(tmp_path / "rgba", (60, 20, 20), (channels, 8, 8)))
@@ -63,6 +65,7 @@ def test_the_layout_that_an_error_asks_for(tmp_path, capsys, layout):
     assert 'layout: wanted "NCHW" or "NHWC" for a folder, else None' in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize(
     ("sizes", "left_out"),
     [
@@ -86,6 +89,7 @@ def test_few_images(tmp_path, capsys, sizes, left_out):
     assert re.search(r"^test bound +-[\d.]+ nats per image, 1 images", printed, re.MULTILINE) or not single
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.parametrize(("lik", "pixels"), [("bernoulli", 0), ("normal", 255), ("beta", 0)])
 def test_images_that_are_all_the_same(tmp_path, capsys, lik, pixels):
     data = own_images(tmp_path / "same", (30, 5, 5), labels={"train": [0, 1], "test": [0, 1]}, pixels=pixels)

@@ -10,6 +10,8 @@ from pyro_vae.runs import drawing
 from pyro_vae.training import History
 from pyro_vae.training.history import ROW
 
+pytestmark = pytest.mark.usefixtures("rendered")
+
 
 def names(latent):
     return [name.removesuffix(".png") for name in drawing.pictures(small_vae(latent), FEW, History())]

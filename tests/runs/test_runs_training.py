@@ -209,6 +209,7 @@ def test_what_means_nothing_is_refused_and_leaves_nothing(tmp_path, capsys, word
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("rendered")
 @pytest.mark.slow
 def test_a_conditional_run_is_loaded_again(tmp_path, capsys):
     assert command(tmp_path, "--conditional") == 0
