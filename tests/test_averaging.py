@@ -25,6 +25,7 @@ def weights(program):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("engine", ["eager", "svi", pytest.param("compiled", marks=needs_compiler)])
 def test_it_is_torchs_average_of_the_weights_that_the_same_training_has_without_it(engine):
     vae = small_vae()

@@ -52,6 +52,7 @@ def test_the_evidence_is_the_integral_over_z():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("engine", ["svi", pytest.param("compiled", marks=needs_compiler)])
 def test_every_engine_trains_alike_and_all_parts(engine):
     program, before = small(), dict(small().named_parameters())

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from programs import FEW
 from safetensors.torch import load_file
 
 from experiments import run
@@ -12,6 +13,16 @@ SMALL = ["--net", "mlp", "--hidden", "16", "--epochs", "2", "--quiet"]
 
 def command(tmp_path, *words):
     return run.main(["--dataset", "digits", *SMALL, "--out", str(tmp_path / "out"), *words])
+
+
+def few_digits(folder):
+    """A folder of 200 digits to train on, with their labels, for --dataset."""
+    folder.mkdir()
+    for split in ("train", "valid", "test"):
+        part = getattr(FEW, split)
+        np.save(folder / f"{split}.npy", part.images)
+        np.save(folder / f"{split}_labels.npy", part.labels)
+    return str(folder)
 
 
 def state_of(folder):

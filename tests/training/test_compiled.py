@@ -68,6 +68,7 @@ def test_compiled_convolutions_of_lowered_precision_have_the_eager_gradients():
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick_compiler")
 def test_a_schedule_that_moves_the_betas_of_adam_is_followed():
     def one_cycle(optimizer, steps):
         return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.05, total_steps=steps)
@@ -158,6 +159,7 @@ def test_auto_says_why_it_trains_eagerly_and_does():
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.filterwarnings("ignore:Encountered NaN:UserWarning")
 def test_a_first_step_that_is_left_out_leaves_the_optimiser_without_a_state():
     program = small_vae()
@@ -171,6 +173,7 @@ def test_a_first_step_that_is_left_out_leaves_the_optimiser_without_a_state():
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick_compiler")
 def test_an_optimiser_without_a_state_is_compiled_too():
     def sgd(parameters):
         return torch.optim.SGD(parameters, lr=1e-3)

@@ -94,12 +94,15 @@ def test_the_others_stop_where_a_rank_dies():
 
 def test_a_run_of_two_ranks_of_which_one_was_killed_resumes_to_the_same_bits(tmp_path):
     """Without noise: that of the other ranks is drawn anew."""
-    for name in ("whole", "killed"):
+    for name in ("whole", "killed", "resumed"):
         (tmp_path / name).mkdir()
-        done = torchrun(name, tmp_path / name / "result.pt")
-        assert (done.returncode == 0) == (name == "whole"), done.stderr
-    assert "SIGKILL" in done.stderr and not (tmp_path / "killed/result.pt").exists()
-    assert torchrun("resumed", tmp_path / "killed/result.pt").returncode == 0
+    done = forked.ranks(WORKER, "whole", tmp_path / "whole/result.pt", folder=tmp_path, variables=environment())
+    assert done.returncode == 0, done.stderr
+    done = torchrun("killed", tmp_path / "killed/result.pt")
+    assert done.returncode and "SIGKILL" in done.stderr and not (tmp_path / "killed/result.pt").exists()
+    words = "resumed", tmp_path / "killed/result.pt"
+    done = forked.ranks(WORKER, *words, folder=tmp_path / "resumed", variables=environment())
+    assert done.returncode == 0, done.stderr
     whole, resumed = (torch.load(tmp_path / name / "result.pt") for name in ("whole", "killed"))
     assert torch.equal(resumed[0], resumed[1]) and torch.equal(whole, resumed)
 
