@@ -56,9 +56,9 @@ def test_the_experiment_measures_a_trained_model(tmp_path, capsys):
     assert (full["images"], lowered["images"], lowered["precision"]) == (250, 6, "bfloat16")
     everything = log_evidence(vae.model, vae.guide, fixed_x(vae, rows), 30, seed=0)
     assert full["log_px_of_annealed_images"] == pytest.approx(everything.log_px[:6].mean().item())
-    assert command.main([*words[:4], "--overwrite", "--images", "5", "--target", "2", "--quiet"]) == 0
+    assert command.main([*words[:4], "--overwrite", "--images", "5", "--target", "0.5", "--quiet"]) == 0
     (row,) = json.loads((out / "metrics.json").read_text())["budget"]
-    assert row["images"] == 5 and row["target"] == 2.0 and sum(row["settled_by"].values()) == 5
+    assert row["images"] == 5 and row["target"] == 0.5 and sum(row["settled_by"].values()) == 5
     assert "settled by" in capsys.readouterr().out
     bias = lowered["log_px"] - full["log_px_of_annealed_images"]
     assert lowered["bias"] == pytest.approx(bias, abs=1e-9) and bias != 0
