@@ -11,6 +11,7 @@ from pyro_vae.plots.style import COLOURS
 
 REFERENCE = "L^A"
 PLAIN = "STL, K = 1"
+OF_ONE = {"IWAE": REFERENCE, "DReG": PLAIN}  # with one particle
 GROUPS = ("guide", "model")
 CONVERGED, GAINS = "converged", "gains"  # the last moment of a training, and the trainings for equal seconds
 Cell = dict[str, Any]
@@ -153,31 +154,35 @@ def by_estimator(cells: Sequence[Cell], seconds: bool) -> Figure:
 
 def signal(cells: Sequence[Cell]) -> Figure:
     """Draw the guide's signal-to-noise ratio against K, for each program with L_K, by moment."""
-    kinds = {"IWAE": "-o", "DReG": "--s", "OVIS": ":^"}
-    programs = sorted({c["program"] for c in cells if any(n.startswith(("IWAE", "OVIS")) for n in c["estimators"])})
-    figure = new_figure(3.0 * max(1, len(programs)), 3.2)
+    programs = sorted({cell["program"] for cell in cells if curve([cell], "IWAE")})
+    drawn = [cell for cell in cells if cell["program"] in programs]
+    figure = new_figure(3.0 * max(1, len(programs)) + 1.5, 3.2)
     for ax, program in zip(figure.subplots(1, max(1, len(programs)), squeeze=False)[0], programs):
-        for moment, colour in zip(moments([cell for cell in cells if cell["program"] == program]), COLOURS):
+        for moment, colour in zip(moments(drawn), COLOURS):
             found = of(cells, (program, moment))
-            for kind, style in kinds.items():
-                points = curve(found, kind)
-                if points:
-                    ax.plot(*zip(*points), style, color=colour, ms=4, label=f"{kind}, {moment}")
-        ax.set(xscale="log", title=program, xlabel="particles K", ylabel="SNR of the guide's gradient")
-        numbers = sorted({K for cell in cells for kind in kinds for K, _ in curve([cell], kind)})
+            for kind, style in {"IWAE": "-o", "DReG": "--s"}.items():
+                ax.plot(
+                    *zip(*curve(found, kind)), style, color=colour, ms=4, label=f"{kind}, {moment}"
+                ) if found else None
+        ax.set(xscale="log", title=program, xlabel="particles K")
+        numbers = sorted({K for cell in drawn for K, _ in curve([cell], "IWAE")})
         ax.set_xticks(numbers, map(str, numbers))
         ax.minorticks_off()
-        ax.legend(fontsize=6)
+    figure.axes[0].set_ylabel("SNR of the guide's gradient")
+    known = {label: line for ax in figure.axes for line, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(known.values(), known.keys(), fontsize=6, loc="outside right upper")
     return figure
 
 
 def curve(cells: Sequence[Cell], kind: str) -> list[tuple[int, float]]:
-    """Return K and the mean SNR over seeds of a kind of estimator, in the order of K."""
+    """Return K and the mean SNR over seeds of "IWAE" or "DReG", in the order of K; with K = 1 they are L^A and STL."""
     found: dict[int, list[float]] = {}
     for cell in cells:
+        if not any(name.startswith(f"{kind}, ") for name in cell["estimators"]):
+            continue
         for name, entry in cell["estimators"].items():
             snr = value(cell, name, "guide", "snr")
-            if name.startswith(f"{kind}, ") and snr is not None:
+            if snr is not None and (name == OF_ONE[kind] or name.startswith(f"{kind}, ")):
                 found.setdefault(entry["particles"], []).append(snr)
     return sorted((K, statistics.fmean(values)) for K, values in found.items())
 
@@ -212,6 +217,7 @@ def minibatch(cells: Sequence[Cell]) -> Figure:
                 if points:
                     ax.plot(*zip(*sorted(points)), style, color=colour, ms=4, label=f"{program}, {name}")
         ax.set(xlabel="epochs", title=f"{group}'s gradient", ylim=(0, 1), xscale="symlog")
+        ax.set_xlim(left=-0.3)
     figure.axes[0].set_ylabel("share of the choice of images")
     figure.axes[0].legend(fontsize=6)
     return figure

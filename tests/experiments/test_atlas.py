@@ -39,7 +39,7 @@ def test_numbers_of_a_cell(cell):
     shares = [answers.minibatch_share(cell, name, "guide") for name in ("L^A", "L^B", "STL, K = 1")]
     assert shares == [0.75, 0.0, None]
     assert answers.cheapest(cell) == ("L^A", 1.0)  # neither the biased one, nor one of another bound
-    assert answers.curve([cell, cell], "IWAE") == [(4, 0.5)]
+    assert answers.curve([cell, cell], "IWAE") == [(1, 1.0), (4, 0.5)] and answers.curve([cell], "DReG") == []
 
 
 def test_the_table_is_over_seeds(cell):
@@ -155,7 +155,10 @@ def test_the_table_goes_between_the_markers_of_a_page(tmp_path, cell, capsys):
     page.write_text(f"before\n{markers}after\n")
     assert report.main([str(results), "--into", str(page)]) == 0
     lines = page.read_text().splitlines()
-    assert "| vae, 0 epochs | 0.5 | – | 1 | – | 0.5 (K = 4) | – | 0.75 | L^A: 1 |" in lines and lines[-1] == "after"
+    assert (
+        "| vae, 0 epochs | 0.5 | – | 1 | – | 1 (K = 1), 0.5 (K = 4) | – | 0.75 | L^A: 1 |" in lines
+        and lines[-1] == "after"
+    )
     assert "| vae, L^A | 1234 | -101.5 | -98.25 |" in lines
     page.write_text("no markers")
     assert report.main([str(results), "--into", str(page)]) == 1
