@@ -50,7 +50,7 @@ class Recorded:
     """
 
     def __init__(self, graph: GraphModule, read: Sequence[Tensor] = ()):
-        self.graph, self.held = graph, _with_inputs(graph)
+        self.held = _with_inputs(graph)
         self._compiled = Unguarded(graph)
         self.read = [(tensor, _mark(tensor)) for tensor in read]
         self.precision, self.elements = lowest_precision(graph), elements(graph)
