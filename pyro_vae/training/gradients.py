@@ -112,7 +112,7 @@ class WholeStep:
     """
 
     def __init__(self, step: Callable[..., Any]):
-        self.step, self.function, self.buffers = step, None, 0
+        self.step, self.function = step, None
 
     def __call__(
         self, values: Sequence[Tensor], raw: Sequence[Tensor]
