@@ -80,7 +80,8 @@ def no_validation():
 @pytest.fixture
 def quick_compiler(monkeypatch):
     """Trace graphs as ever, and run them as they are, without torch's compiler."""
-    monkeypatch.setattr("pyro_vae.compiling.artifacts.by_inductor", lambda graph, *_: graph)
+    compile, settings = torch.compile, {"backend": "eager", "fullgraph": True, "dynamic": False}
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile(function, **settings))
     for user in ("training.shards", "compiling.graphs"):
         monkeypatch.setattr(f"pyro_vae.{user}.compiled_graph", lambda graph, *_, **__: graph)
 

@@ -13,7 +13,6 @@ from torch.fx import Graph, GraphModule, map_arg
 
 from pyro_vae.compiling.compiler import OPTIONS, quiet_torch
 from pyro_vae.compiling.library import compiled_library, library_runner
-from pyro_vae.compiling.private import by_inductor
 from pyro_vae.compiling.store import checked, keep, name_of, store
 from pyro_vae.files import CheckpointError
 from pyro_vae.random import forked_rng
@@ -64,36 +63,6 @@ def compiled_graph(
         return run([*constants, *args])
 
     return call
-
-
-class Unguarded:
-    """A graph compiled in torch's own form for the arguments of its first call; later ones must be laid out alike.
-
-    torch's Inductor gets the graph as it is. ``torch.compile`` would trace it once more, by Dynamo, and check the
-    arguments of each call, which takes longer than a small step.
-
-    Args:
-        graph: operations on tensors, as for ``compiled_graph``, on any device.
-        options: further options of Inductor.
-    """
-
-    def __init__(self, graph: GraphModule, **options: Any):
-        self.graph, self.options = graph, OPTIONS | options
-        self.held: list[Tensor] = []
-        self.function: Callable[..., Sequence[Tensor]] | None = None
-
-    def __call__(self, *args: Tensor) -> Sequence[Tensor]:
-        """Return the results, without gradients. Errors are those of ``compiled_graph``."""
-        dtypes = [arg.dtype for arg in args]
-        with torch.no_grad():
-            if self.function is None:
-                self.dtypes = dtypes
-                # Tensors that are arguments are read at each call, whatever torch's cache knows of those in a graph.
-                flat, self.held = lifted(self.graph)
-                self.function = by_inductor(flat, [*self.held, *args], self.options)
-            if dtypes != self.dtypes:  # of which torch checks shapes and strides alone
-                raise ValueError(f"wanted tensors of dtype {self.dtypes}, got {dtypes}")
-            return self.function(*self.held, *args)
 
 
 def layout(tensors: Sequence[Tensor]) -> Layout:
@@ -182,10 +151,18 @@ def _compiled(graph: GraphModule, values: list[Tensor], threads: int, path: Path
             keep(library.read_bytes(), path)
         if alone:
             return library_runner(library, _results(graph))
-    function = Unguarded(graph, **options)
-    with quiet_torch(), forked_rng("cpu"):
+    function = torch.compile(graph, fullgraph=True, dynamic=False, options=options)
+    with quiet_torch(), forked_rng("cpu"), torch.no_grad():
         function(*(value.clone() for value in values))
-    return lambda tensors: [*function(*tensors)]
+    return _without_gradients(function)
+
+
+def _without_gradients(function: Callable) -> Function:
+    def call(tensors: list[Tensor]) -> list[Tensor]:
+        with torch.no_grad():
+            return [*function(*tensors)]
+
+    return call
 
 
 def _results(graph: GraphModule) -> int:

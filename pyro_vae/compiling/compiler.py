@@ -5,11 +5,14 @@ import os
 import platform
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from threading import Thread
+from types import FunctionType
 from typing import Any
+
+import torch
 
 from pyro_vae.compiling.private import compile_first_kernel
 from pyro_vae.compiling.runtime import compile_ahead
@@ -50,6 +53,28 @@ def warm_up(library: bool, /) -> Thread | None:
     thread = Thread(target=compile_ahead if library else compile_first_kernel, args=(OPTIONS,))
     thread.start()
     return thread
+
+
+def own_code(function: Callable) -> Callable:
+    """Return the function with a code object of its own: torch keeps and counts its graphs by code object.
+
+    >>> own_code(lambda x: 2 * x)(3)
+    6
+    """
+    if not isinstance(function, FunctionType):
+        return function
+    code = function.__code__.replace()
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+
+
+def unguarded(function: Callable, **options: Any) -> Callable:
+    """Return a function compiled for the arguments of its first call; later calls are not checked.
+
+    Checks take longer than a small step. The caller sees to it that shapes and strides stay the same. torch stores
+    graphs by code object, so that each needs its own if nothing is checked. ``options`` are further ones of Inductor.
+    """
+    options = {**OPTIONS, "guard_filter_fn": torch.compiler.skip_all_guards_unsafe, **options}
+    return torch.compile(own_code(function), fullgraph=True, dynamic=False, options=options)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vae.compiling.artifacts import Unguarded, compiled_graph, layout
-from pyro_vae.compiling.compiler import missing_compiler, quiet_torch
+from pyro_vae.compiling.artifacts import compiled_graph, layout
+from pyro_vae.compiling.compiler import OPTIONS, missing_compiler, own_code, quiet_torch
 from pyro_vae.compiling.noise import is_random
 from pyro_vae.compiling.private import recorded
 from pyro_vae.compiling.untraceable import Untraceable, first_line
@@ -82,11 +82,11 @@ class Graphs:
 
 
 def _compiled(function: Function, example: tuple[Tensor, ...]) -> Graph:
-    record = recorded(lambda *tensors: tuple(function(*tensors)), example)
     if any(tensor.device.type != "cpu" for tensor in example):
-        graph = Unguarded(record)
+        graph = torch.compile(own_code(function), fullgraph=True, dynamic=False, options=OPTIONS)
         graph(*example)
         return Graph(graph, apart=False)
+    record = recorded(lambda *tensors: tuple(function(*tensors)), example)
     draws = any(is_random(node.target) for node in record.graph.nodes if node.op == "call_function")
     return Graph(compiled_graph(record, example, threads=1), apart=not draws)
 

@@ -7,6 +7,7 @@ recorded: an ELBO may take derivatives itself, call ``backward``, or keep its pa
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import pyro
@@ -14,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from pyro_vae.compiling.artifacts import Unguarded
-from pyro_vae.compiling.compiler import quiet_torch, warm_up
+from pyro_vae.compiling.compiler import quiet_torch, unguarded, warm_up
 from pyro_vae.compiling.constants import Changes, WatchedConstants
 from pyro_vae.compiling.export import LARGEST, check_not_read, restored_if_untraceable, run_alone
 from pyro_vae.compiling.outcomes import Outcome, contents_kept, difference, elements, lowest_precision
@@ -50,15 +50,20 @@ class Recorded:
     """
 
     def __init__(self, graph: GraphModule, read: Sequence[Tensor] = ()):
-        self.held = _with_inputs(graph)
-        self._compiled = Unguarded(graph)
+        self.graph, self.held = graph, _with_inputs(graph)
         self.read = [(tensor, _mark(tensor)) for tensor in read]
         self.precision, self.elements = lowest_precision(graph), elements(graph)
         self.values = [tensor.detach() for tensor in self.held]
 
-    def __call__(self, args: Sequence[Tensor]) -> Sequence[Tensor]:
+    def __call__(self, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the results for tensors of the shapes and strides that were recorded."""
-        return self._compiled(*self.values, *args)
+        with torch.no_grad():
+            return self._compiled(*self.values, *args)
+
+    @cached_property
+    def _compiled(self) -> Callable[..., tuple[Tensor, ...]]:
+        graph = self.graph
+        return unguarded(lambda *tensors: graph(*tensors))
 
     def is_stale(self) -> bool:
         """Return whether a tensor was changed from which a number was read."""

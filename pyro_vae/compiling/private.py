@@ -11,7 +11,6 @@ Each of these names may change in any release. The names below are those in torc
 - ``torch.fx.experimental.proxy_tensor.make_fx``: no loss is recorded together with its gradients; ``Untraceable`` says
   so.
 - ``torch.compiler._is_compiling_flag``: convolutions take torch's own form, which is slower.
-- ``torch._inductor.standalone_compile``: no graph is compiled by torch's Inductor; ``Untraceable`` says so.
 - ``torch._inductor.codecache``, ``cpu_vec_isa``, ``config``: nothing is done ahead of the first graph, which is slower.
 - ``CppBuilder`` and ``CppTorchDeviceOptions`` of ``torch._inductor.cpp_builder``, and torch's file ``interface.cpp``:
   the files of a library are compiled one after the other, and nothing of them is kept, which is slower.
@@ -64,7 +63,7 @@ from torch.fx import GraphModule
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import _disable_current_modes
 
-from pyro_vae.compiling.untraceable import OR_EAGERLY, Untraceable, first_line
+from pyro_vae.compiling.untraceable import OR_EAGERLY, Untraceable
 from pyro_vae.tracing.enumeration import LogSums
 
 VERSION = "_version"
@@ -74,7 +73,6 @@ STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 GLOBAL_STEP_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")  # of torch.optim.optimizer
 ADAM = ("torch.optim.adam", "adam")
 RECORDER = ("torch.fx.experimental.proxy_tensor", "make_fx")
-INDUCTOR = ("torch._inductor", "standalone_compile")
 COMPILING = "_is_compiling_flag"  # of torch.compiler
 KERNELS = ("torch._inductor.codecache", "CppPythonBindingsCodeCache")
 SETTINGS = ("torch._inductor.config", "patch")
@@ -180,24 +178,6 @@ def recorded(function: Callable[..., Any], args: Sequence[Tensor]) -> GraphModul
             f"torch {torch.__version__} has no {'.'.join(RECORDER)}; install an older torch, {OR_EAGERLY}"
         )
     return make(function)(*args)
-
-
-def by_inductor(graph: GraphModule, args: Sequence[Tensor], options: dict[str, Any]) -> Callable[..., Sequence[Tensor]]:
-    """Return a graph, compiled by torch's Inductor for such arguments.
-
-    Raises ``Untraceable`` if torch has none, and RuntimeError if it fails.
-    """
-    compile = member(*INDUCTOR)
-    if compile is None:
-        raise Untraceable(
-            f"torch {torch.__version__} has no {'.'.join(INDUCTOR)}; install an older torch, {OR_EAGERLY}"
-        )
-    try:
-        return compile(graph, list(args), dynamic_shapes="from_example_inputs", options={"config_patches": options})
-    except RuntimeError:
-        raise
-    except Exception as error:
-        raise RuntimeError(f"torch's compiler fails: {type(error).__name__}: {first_line(error)}") from error
 
 
 def within_handlers() -> bool:

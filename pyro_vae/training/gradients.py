@@ -8,14 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value
 
-from pyro_vae.compiling.artifacts import Unguarded
+from pyro_vae.compiling.compiler import unguarded
 from pyro_vae.compiling.constants import Changes, WatchedConstants
 from pyro_vae.compiling.joint import record
 from pyro_vae.compiling.loss import ProgramLoss
 from pyro_vae.compiling.outcomes import Outcome, lowest_precision
-from pyro_vae.compiling.private import recorded
 from pyro_vae.compiling.steps import ordered
-from pyro_vae.random import forked_rng
 from pyro_vae.training.shards import ShardedStep, Shards
 
 
@@ -92,7 +90,7 @@ class GradientGraph(StepGradients):
         if shards is not None:
             self._compiled = shards.take(step, self.values)
         else:
-            self._compiled = WholeStep(step) if compiled else step
+            self._compiled = unguarded(step) if compiled else step
 
     def run(self, raw: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], Tensor | None]:
         """Return loss, gradients, new buffers, and the norm of the gradients; no buffer is moved."""
@@ -102,36 +100,6 @@ class GradientGraph(StepGradients):
         """Return the outcome of shared rows by operations that are not compiled yet."""
         assert isinstance(self._compiled, ShardedStep)
         return self._outcome(*self._compiled.eagerly(self.values, raw))
-
-
-class WholeStep:
-    """A step that is recorded and compiled at its first call, for arguments like those.
-
-    Args:
-        step: the function from parameters and rows to loss, gradients, new buffers and the norm.
-    """
-
-    def __init__(self, step: Callable[..., Any]):
-        self.step, self.function = step, None
-
-    def __call__(
-        self, values: Sequence[Tensor], raw: Sequence[Tensor]
-    ) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], Tensor | None]:
-        """Return loss, gradients, new buffers, and the norm of the gradients, None where it is not computed."""
-        if self.function is None:
-            self.function = self._compiled(values, raw)
-        loss, *results = self.function(*values, *raw)
-        gradients, others = results[: len(values)], results[len(values) :]
-        return loss, gradients, others[: self.buffers], others[self.buffers] if others[self.buffers :] else None
-
-    def _compiled(self, values: Sequence[Tensor], raw: Sequence[Tensor]) -> Unguarded:
-        def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-            loss, gradients, moved, norm = self.step(tensors[: len(values)], tensors[len(values) :])
-            self.buffers = len(moved)
-            return loss, *gradients, *moved, *([] if norm is None else [norm])
-
-        with forked_rng(raw[0].device):
-            return Unguarded(recorded(flat, [*values, *raw]))
 
 
 class RecordedGradients(StepGradients):

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from pyro_vae.arguments import as_arguments
-from pyro_vae.compiling.artifacts import Unguarded, compiled_graph, lifted
+from pyro_vae.compiling.artifacts import compiled_graph, lifted
+from pyro_vae.compiling.compiler import unguarded
 from pyro_vae.compiling.loss import ProgramLoss
 from pyro_vae.compiling.noise import Draw, Draws, parts_of, without_draws
 from pyro_vae.compiling.private import recorded, tensors_only
@@ -116,7 +117,8 @@ class ShardedStep:
     def _compiled(self, given: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
         if given[-1].device.type == "cpu":
             return compiled_graph(self.graph, given, threads=1)
-        return Unguarded(self.graph)
+        graph = self.graph
+        return unguarded(lambda *tensors: graph(*tensors))
 
     def _given(self, values: Sequence[Tensor], raw: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return the arguments of each share."""

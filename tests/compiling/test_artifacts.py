@@ -8,8 +8,8 @@ from programs import needs_compiler
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_vae.compiling import Untraceable, artifacts, private
-from pyro_vae.compiling.artifacts import Unguarded, compiled_graph, key, layout, lifted
+from pyro_vae.compiling import artifacts
+from pyro_vae.compiling.artifacts import compiled_graph, key, layout, lifted
 from pyro_vae.compiling.store import store
 
 pytestmark = pytest.mark.slow
@@ -175,36 +175,3 @@ def test_operators_without_a_c_function_run_through_torch():
     torch.manual_seed(0)
     assert torch.equal(got[0], torch.poisson(X) + 1)
     assert layout(got) == layout([X])
-
-
-@needs_compiler
-def test_graphs_that_differ_in_a_constant_alone_are_not_mistaken_for_each_other():
-    """As a cache could do that knows a tensor in a graph by its shape."""
-
-    def scaled(numbers):
-        return make_fx(lambda x: (x * torch.tensor(numbers),))(torch.ones(2))
-
-    for numbers in ([2.0, 3.0], [4.0, 5.0], [6.0, 7.0]):
-        assert Unguarded(scaled(numbers))(torch.ones(2))[0].tolist() == numbers
-
-
-@needs_compiler
-@pytest.mark.parametrize("other", [torch.ones(3), torch.ones(4)[::2], torch.ones(2).double()])
-def test_a_graph_in_torchs_own_form_refuses_another_layout(other):
-    function = Unguarded(make_fx(lambda x: (2 * x,))(torch.ones(2)))
-    assert function(torch.ones(2))[0].tolist() == [2.0, 2.0]
-    with pytest.raises((AssertionError, ValueError), match=r"expected size|wanted tensors of dtype"):
-        function(other)
-
-
-@pytest.mark.parametrize(
-    ("compiler", "kind", "said"),
-    [
-        (("torch._inductor", "gone"), Untraceable, r"no torch\._inductor\.gone"),
-        (("math", "sqrt"), RuntimeError, "torch's compiler fails: TypeError"),
-    ],
-)
-def test_where_torchs_inductor_is_gone_or_fails_nothing_is_compiled(monkeypatch, compiler, kind, said):
-    monkeypatch.setattr(private, "INDUCTOR", compiler)
-    with pytest.raises(kind, match=said):
-        Unguarded(make_fx(lambda x: (2 * x,))(torch.ones(2)))(torch.ones(2))

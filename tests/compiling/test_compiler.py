@@ -5,6 +5,7 @@ import warnings
 from contextlib import nullcontext
 
 import pytest
+import torch
 from programs import needs_compiler
 
 from pyro_vae.compiling import compiler, private
@@ -35,6 +36,18 @@ def test_a_compiler_is_that_of_the_environment_or_gcc(monkeypatch):
     assert compiler.missing_compiler() == "no C++ compiler: 'g++' is not found; install one, or set CXX"
     monkeypatch.setenv("CXX", "clang++")
     assert compiler.missing_compiler() is None
+
+
+def test_a_copy_of_a_function_has_another_code_object():
+    number = 2
+
+    def scaled(x, by=3):
+        return number * by * x
+
+    copies = [compiler.own_code(scaled) for _ in range(2)]
+    assert [copy(5) for copy in copies] == [30, 30]
+    assert len({id(function.__code__) for function in (scaled, *copies)}) == 3
+    assert compiler.own_code(torch.sin) is torch.sin  # which Python did not make
 
 
 def test_torch_is_quiet_and_others_are_heard(caplog):
