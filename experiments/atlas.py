@@ -74,6 +74,7 @@ SETTINGS = (
     "batches",
     "batch",
     "latent",
+    "rows",
     "lr",
     "seconds",
     "patience",

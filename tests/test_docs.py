@@ -21,8 +21,8 @@ LINKED = [*PAGES, *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "
 BEFORE = """
 import importlib.util, sys, types, warnings
 warnings.simplefilter("error", UserWarning)
-# Whether k̂ of a few images is above 0.7 depends on the machine, by the rounding of a training.
-warnings.filterwarnings("ignore", message="Pareto k̂ > 0.7")
+# Whether k̂ of one row is above 0.7 depends on the machine, by the rounding of a training.
+warnings.filterwarnings("ignore", message="Pareto k̂ > 0.7 (or fewer than 10 effective particles )?for 1 of")
 if importlib.util.find_spec("tensorboard") is None:
     class SummaryWriter:
         def __init__(self, *args, **kwargs):

@@ -88,7 +88,7 @@ def best(bounds: list[float]) -> int:
 
 @dataclass
 class Fitted:
-    """A program that ``fit`` trains; its bound is that of the validation images, and it is saved as it goes."""
+    """A program that ``fit`` trains; its bound is the objective by which an epoch is kept, on validation images."""
 
     program: Any
     make: Callable[[], Training]
@@ -97,7 +97,7 @@ class Fitted:
     @property
     def bounds(self) -> list[float]:
         """The bound after each epoch."""
-        return [row["valid_bound"] for row in self.training.history.rows] if self.training else []
+        return [row["valid_objective"] for row in self.training.history.rows] if self.training else []
 
     def to(self, epochs: int) -> None:
         """Train up to so many epochs. Raises ValueError if the saved training is past them."""
