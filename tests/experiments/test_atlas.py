@@ -123,6 +123,9 @@ def test_cells_are_kept_and_the_same_command_goes_on(tmp_path, capsys):
     ]  # fmt: skip
     for cell in answers.measured(found):
         assert math.isfinite(answers.value(cell, "L^A", "guide")) and not cell["disagreements"]
+    (gains,) = [cell for cell in found if cell["moment"] == "gains"]
+    for trained in gains["trained"].values():
+        assert trained["steps"] and trained["seconds"] >= gains["seconds"] == gains["settings"]["seconds"]
     assert {path.name for path in tmp_path.glob("*.png")} == {
         f"atlas-{question}.png" for question in ("variance", "cost", "signal", "minibatch", "gains")
     }
