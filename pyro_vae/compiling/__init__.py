@@ -5,6 +5,7 @@
 - ``library``: a graph as a shared library; ``runtime``: the part that is the same in all of them, compiled once.
 - ``store``: machine code kept between processes, in a folder of the user's own.
 - ``compiled_loss``: ``compiled``, the loss of a program as a compiled module.
+- ``recorder``: the operators that a function calls, as a graph.
 - ``joint``: a loss and its gradients recorded as one graph.
 - ``values``: programs whose operations depend on the values of tensors, found while they are recorded.
 - ``signatures``: arguments, split into tensors and what is part of a graph.

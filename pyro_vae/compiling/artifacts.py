@@ -37,7 +37,7 @@ def compiled_graph(
     its arguments, torch, the C++ compiler and the CPU. It is loaded in milliseconds.
 
     Args:
-        graph: operations of ``torch.ops.aten`` on tensors of the CPU, as ``make_fx`` gives them; it returns a list or
+        graph: operations of ``torch.ops.aten`` on tensors of the CPU, as ``recorded`` gives them; it returns a list or
             tuple of tensors.
         example: the arguments of a call.
         threads: the number of threads of each kernel; None: ``torch.get_num_threads()``.
@@ -45,8 +45,8 @@ def compiled_graph(
     Raises ValueError for a graph of another kind, or for arguments of another layout. Errors of torch's compiler and of
     the C++ compiler pass.
 
-    >>> from torch.fx.experimental.proxy_tensor import make_fx
-    >>> graph = make_fx(lambda x: (x.sin(), x.sum()))(torch.ones(3))
+    >>> from pyro_vae.compiling.recorder import recorded
+    >>> graph = recorded(lambda x: (x.sin(), x.sum()), [torch.ones(3)])
     >>> function = compiled_graph(graph, [torch.ones(3)], threads=1)
     >>> function(torch.zeros(3))
     [tensor([0., 0., 0.]), tensor(0.)]
@@ -79,9 +79,9 @@ def lifted(graph: GraphModule) -> tuple[GraphModule, list[Tensor]]:
 
     Raises ValueError for a graph that calls modules, or that returns anything but tensors.
 
-    >>> from torch.fx.experimental.proxy_tensor import make_fx
+    >>> from pyro_vae.compiling.recorder import recorded
     >>> held = torch.ones(2)
-    >>> flat, constants = lifted(make_fx(lambda x: (x + held,))(torch.zeros(2)))
+    >>> flat, constants = lifted(recorded(lambda x: (x + held,), [torch.zeros(2)]))
     >>> constants, flat(*constants, torch.zeros(2))
     ([tensor([1., 1.])], (tensor([1., 1.]),))
     """

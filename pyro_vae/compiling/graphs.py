@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_vae.compiling.artifacts import compiled_graph, layout
 from pyro_vae.compiling.compiler import OPTIONS, missing_compiler, own_code, quiet_torch
 from pyro_vae.compiling.noise import is_random
-from pyro_vae.compiling.private import recorded
+from pyro_vae.compiling.recorder import recorded
 from pyro_vae.compiling.untraceable import Untraceable, first_line
 from pyro_vae.parallel import cores, each
 from pyro_vae.random import forked_rng

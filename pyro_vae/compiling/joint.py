@@ -19,7 +19,8 @@ from pyro_vae.compiling.compiler import quiet_torch, unguarded, warm_up
 from pyro_vae.compiling.constants import Changes, WatchedConstants
 from pyro_vae.compiling.export import LARGEST, check_not_read, restored_if_untraceable, run_alone
 from pyro_vae.compiling.outcomes import Outcome, contents_kept, difference, elements, lowest_precision
-from pyro_vae.compiling.private import as_if_compiling, in_place_changes, recorded, tensors_only
+from pyro_vae.compiling.private import as_if_compiling, in_place_changes, tensors_only
+from pyro_vae.compiling.recorder import recorded
 from pyro_vae.compiling.untraceable import NOT_THE_SAME, Untraceable, explanation, first_line
 from pyro_vae.compiling.values import ValuesUnread
 from pyro_vae.random import forked_rng
@@ -210,7 +211,7 @@ def _recorded(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor],
     with contents_kept(kept):
         try:
             with ValuesUnread(args) as values, as_if_compiling():
-                graph = recorded(lambda *tensors: tuple(function(*tensors)), args)
+                graph = recorded(lambda *tensors: tuple(function(*tensors)), args, reads=True)
         except Exception as error:
             raise Untraceable(explanation(error)) from None  # torch's own is hundreds of lines
         finally:

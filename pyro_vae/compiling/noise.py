@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_vae.compiling.private import DispatchMode
 from pyro_vae.compiling.untraceable import Untraceable
 
 EMPTY = ("empty", "empty_like", "new_empty", "empty_strided")  # tensors whose values are never read
@@ -53,7 +53,7 @@ class Draw:
         return differing[0] if differing else None
 
 
-class Draws(TorchDispatchMode):
+class Draws(DispatchMode):
     """Records the random operations of what runs in this context manager, in ``found``.
 
     Raises ``Untraceable`` for one whose distribution depends on a tensor, or that has a generator of its own.

@@ -8,8 +8,7 @@ Each of these names may change in any release. The names below are those in torc
 - ``Optimizer._optimizer_step_pre_hooks``, ``_optimizer_step_post_hooks`` and, in ``torch.optim.optimizer``,
   ``_global_optimizer_pre_hooks``, ``_global_optimizer_post_hooks``; the function ``torch.optim.adam.adam``: steps are
   taken by ``optimizer.step()``, which is slower.
-- ``torch.fx.experimental.proxy_tensor.make_fx``: no loss is recorded together with its gradients; ``Untraceable`` says
-  so.
+- ``TorchDispatchMode._should_skip_dynamo``: torch's compiler is imported for a mode, which is slower.
 - ``torch.compiler._is_compiling_flag``: convolutions take torch's own form, which is slower.
 - ``torch._inductor.codecache``, ``cpu_vec_isa``, ``config``: nothing is done ahead of the first graph, which is slower.
 - ``CppBuilder`` and ``CppTorchDeviceOptions`` of ``torch._inductor.cpp_builder``, and torch's file ``interface.cpp``:
@@ -59,9 +58,8 @@ from pyro.infer import (
 from pyro.infer.util import Dice
 from pyro.ops import packed
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from pyro_vae.compiling.untraceable import OR_EAGERLY, Untraceable
 from pyro_vae.tracing.enumeration import LogSums
@@ -72,7 +70,6 @@ REGISTRIES = ("_parameters", "_buffers", "_modules")
 STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 GLOBAL_STEP_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")  # of torch.optim.optimizer
 ADAM = ("torch.optim.adam", "adam")
-RECORDER = ("torch.fx.experimental.proxy_tensor", "make_fx")
 COMPILING = "_is_compiling_flag"  # of torch.compiler
 KERNELS = ("torch._inductor.codecache", "CppPythonBindingsCodeCache")
 SETTINGS = ("torch._inductor.config", "patch")
@@ -87,6 +84,14 @@ ELBOS = (renyi_elbo, rws, trace_elbo, trace_mean_field_elbo, traceenum_elbo, tra
 OUR_ELBOS = "pyro_vae.estimation.base"  # it needs this package, and is looked up where it is loaded
 READS = ("torch_item", "warn_if_nan")
 FACTORS, EXPECTATION = "_get_log_factors", "compute_expectation"  # of Dice
+
+
+class DispatchMode(TorchDispatchMode):
+    """A mode for which torch does not import its compiler, to keep it from the mode's own code: that takes seconds."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 def in_place_changes(tensor: Tensor) -> int:
@@ -161,23 +166,6 @@ def stored_parameters() -> Any:
     """Return the dictionary behind Pyro's parameter store, or the store itself if it is not found."""
     store = pyro.get_param_store()
     return getattr(store, STORE, store)
-
-
-def recorded(function: Callable[..., Any], args: Sequence[Tensor]) -> GraphModule:
-    """Return the operators that a function of tensors calls, derivatives included, as a graph.
-
-    Tensors that are no arguments become attributes of the graph, the very tensors. Raises ``Untraceable`` if torch
-    cannot record.
-
-    >>> recorded(lambda x: x + 1, [torch.ones(2)])(torch.zeros(2))
-    tensor([1., 1.])
-    """
-    make = member(*RECORDER)
-    if make is None:
-        raise Untraceable(
-            f"torch {torch.__version__} has no {'.'.join(RECORDER)}; install an older torch, {OR_EAGERLY}"
-        )
-    return make(function)(*args)
 
 
 def within_handlers() -> bool:

@@ -10,10 +10,9 @@ import torch
 from pyro import infer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from pyro_vae.compiling.private import depends_on_values, unrecorded
+from pyro_vae.compiling.private import DispatchMode, depends_on_values, unrecorded
 
 NUMBERS = {Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.tolist}
 MEMORY = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage}
@@ -26,7 +25,7 @@ class DataDependent(RuntimeError):
     """Raised where a program reads the values of a tensor."""
 
 
-class ValuesUnread(TorchDispatchMode):
+class ValuesUnread(DispatchMode):
     """Context manager in which no operation may depend on the values of tensors that change from call to call.
 
     Those are the arguments, tensors that require a gradient, random draws, and what is computed from them. Numbers from

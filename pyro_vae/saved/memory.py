@@ -4,14 +4,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
+
+from pyro_vae.compiling.private import DispatchMode
 
 TIMES, MORE = 8, 1 << 28  # constructors make more tensors than they keep, and Vamp's runs the guide
 LEAST = 1 << 14  # bytes that an operation counts, as it also makes objects of Python and takes time
 
 
-class LimitedMemory(TorchDispatchMode):
+class LimitedMemory(DispatchMode):
     """Context manager in which new tensors may take eight times a number of bytes and 256 MiB, all of them together.
 
     The size of each is known before it is made: each operation is tried on torch's meta device first. Raises ValueError

@@ -18,7 +18,8 @@ from pyro_vae.compiling.artifacts import compiled_graph, lifted
 from pyro_vae.compiling.compiler import unguarded
 from pyro_vae.compiling.loss import ProgramLoss
 from pyro_vae.compiling.noise import Draw, Draws, parts_of, without_draws
-from pyro_vae.compiling.private import recorded, tensors_only
+from pyro_vae.compiling.private import tensors_only
+from pyro_vae.compiling.recorder import recorded
 from pyro_vae.compiling.untraceable import Untraceable, first_line
 from pyro_vae.estimation import describe
 from pyro_vae.parallel import at_once, equal_parts, shared_out

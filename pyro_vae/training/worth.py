@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_vae.compiling.loss import ProgramLoss
+from pyro_vae.compiling.private import DispatchMode
 from pyro_vae.random import forked_rng
 from pyro_vae.tracing.probing import left_as_it_was, tensors
 
@@ -92,7 +92,7 @@ def work_of(loss: ProgramLoss, raw: Sequence[Tensor]) -> Work:
     return Work(counted.operations, counted.products, counted.written)
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(DispatchMode):
     """Counts the operations that reach torch's kernels, backward passes included, and the bytes that they write."""
 
     def __init__(self) -> None:

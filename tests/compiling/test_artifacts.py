@@ -6,10 +6,10 @@ import pytest
 import torch
 from programs import needs_compiler
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.compiling import artifacts
 from pyro_vae.compiling.artifacts import compiled_graph, key, layout, lifted
+from pyro_vae.compiling.recorder import recorded
 from pyro_vae.compiling.store import store
 
 pytestmark = pytest.mark.slow
@@ -46,7 +46,7 @@ def no_compiling(monkeypatch):
 
 @pytest.fixture(scope="module")
 def graph():
-    return make_fx(step)(WEIGHT, X, torch.zeros(2))
+    return recorded(step, [WEIGHT, X, torch.zeros(2)])
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +145,8 @@ def test_a_library_that_is_damaged_or_not_the_users_is_not_loaded(graph, first, 
 
 
 def test_names_depend_on_graph_layout_threads_and_settings(monkeypatch):
-    flat, _ = lifted(make_fx(lambda x: (x.sin(),))(X))
-    other, _ = lifted(make_fx(lambda x: (x.cos(),))(X))
+    flat, _ = lifted(recorded(lambda x: (x.sin(),), [X]))
+    other, _ = lifted(recorded(lambda x: (x.cos(),), [X]))
     names = [
         key(flat, [X], 1),
         key(other, [X], 1),
@@ -159,7 +159,7 @@ def test_names_depend_on_graph_layout_threads_and_settings(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "graph", [torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 1))), make_fx(lambda x: x.sin())(X)]
+    "graph", [torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 1))), recorded(lambda x: x.sin(), [X])]
 )
 def test_graphs_of_another_kind_are_refused(graph):
     with pytest.raises(ValueError, match="graph: wanted"):
@@ -168,7 +168,7 @@ def test_graphs_of_another_kind_are_refused(graph):
 
 @needs_compiler
 def test_operators_without_a_c_function_run_through_torch():
-    graph = make_fx(lambda x: (torch.poisson(x) + 1,))(X)
+    graph = recorded(lambda x: (torch.poisson(x) + 1,), [X])
     function = compiled_graph(graph, (X,), threads=1)
     torch.manual_seed(0)
     got = function(X)

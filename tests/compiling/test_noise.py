@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from pyro_vae.compiling.noise import Draws, parts_of, without_draws
-from pyro_vae.compiling.private import recorded
+from pyro_vae.compiling.recorder import recorded
 from pyro_vae.compiling.untraceable import Untraceable
 
 

@@ -5,10 +5,10 @@ import subprocess
 import pytest
 import torch
 from programs import needs_compiler
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_vae.compiling import compiler, runtime
 from pyro_vae.compiling.artifacts import compiled_graph
+from pyro_vae.compiling.recorder import recorded
 from pyro_vae.compiling.store import store
 
 X = torch.linspace(0, 1, 8).view(4, 2)
@@ -22,7 +22,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def sine(scale):
-    return make_fx(lambda x: (scale * x.sin(),))(X)
+    return recorded(lambda x: (scale * x.sin(),), [X])
 
 
 @needs_compiler
