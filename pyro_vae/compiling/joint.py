@@ -61,6 +61,11 @@ class Recorded:
         with torch.no_grad():
             return self._compiled(*self.values, *args)
 
+    def uncompiled(self, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Return the same by the recorded operations as they are."""
+        with torch.no_grad():
+            return self.graph(*self.values, *args)
+
     @cached_property
     def _compiled(self) -> Callable[..., tuple[Tensor, ...]]:
         graph = self.graph

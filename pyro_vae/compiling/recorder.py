@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from pyro_vae.compiling.private import DispatchMode, depends_on_values
 from pyro_vae.compiling.untraceable import Untraceable
 
-ATEN = torch.ops.aten
+ATEN, DISPATCH = torch.ops.aten, "__torch_dispatch__"
 
 
 def recorded(function: Callable[..., Any], args: Sequence[Tensor], reads: bool = False) -> GraphModule:
@@ -109,4 +109,4 @@ class Recorder(DispatchMode):
 
 
 def _has_own_operators(tensor: Tensor) -> bool:
-    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return getattr(type(tensor), DISPATCH) is not getattr(Tensor, DISPATCH)

@@ -11,16 +11,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_vae.compiling.captured import NotCaptured
 from pyro_vae.compiling.compiler import quiet_torch
 from pyro_vae.compiling.constants import Changes, Patience, WatchedConstants, in_words
-from pyro_vae.compiling.export import traced
 from pyro_vae.compiling.outcomes import Outcome, contents_kept, difference, outcome
 from pyro_vae.compiling.private import has_gradient_hooks, tensors_only
-from pyro_vae.compiling.untraceable import IN_PLACE, NOT_THE_SAME, OR_EAGERLY, NotExported, Untraceable, first_line
+from pyro_vae.compiling.untraceable import IN_PLACE, NOT_THE_SAME, OR_EAGERLY, Untraceable, first_line
 from pyro_vae.errors import warn
 from pyro_vae.program import Program
 from pyro_vae.random import forked_rng
 from pyro_vae.training.adam import is_plain_adam
 from pyro_vae.training.eager import EagerEngine, chunks, total
-from pyro_vae.training.gradients import GradientGraph, RecordedGradients, StepGradients
+from pyro_vae.training.gradients import StepGradients
 from pyro_vae.training.graphed import SEVERAL, Gradients, Replays, take_step
 from pyro_vae.training.held import held_parameters
 from pyro_vae.training.shards import Shards
@@ -33,8 +32,8 @@ class EngineWarning(UserWarning):
 class CompiledEngine:
     """Computes x, the loss and its gradient from raw rows by one compiled graph, then takes the optimiser's step.
 
-    Where the estimator takes derivatives itself, as ``DoublyReparameterized`` does, its graph is recorded, on a CPU.
-    Plain Adam calls torch's fused kernel directly. Inside the graph it would be no faster, and take half as long again
+    The graph is recorded while Python and autograd compute them, whatever derivatives an estimator takes itself. Plain
+    Adam calls torch's fused kernel directly. Inside the graph it would be no faster, and take half as long again
     to compile. On a GPU all that a step computes is a CUDA graph (``graphed.Replays``). The first step is eager, as
     torch's optimiser makes its own state; so is a batch of another size than the first, such as the last of an epoch.
 
@@ -170,10 +169,8 @@ class CompiledEngine:
     def _compiled(self, raw: Sequence[Tensor], watched: WatchedConstants) -> StepGradients | None:
         """Return a new graph; None if the optimiser has no state yet of a parameter that it trains."""
         optimizer = self.eager.optimizer
-        try:
-            compiled = (self.compiles and self._sharded(raw, watched)) or self._whole(raw, watched)
-        except NotExported as error:
-            compiled = self._recorded(raw, watched, error)
+        shards = Shards.of(self.eager.loss, raw) if self.compiles else None
+        compiled = (shards and self._shared(shards, raw, watched)) or self._recorded(raw, watched)
         if is_plain_adam(optimizer) and not all(optimizer.state.get(parameter) for parameter in compiled.trained):
             return None
         optimizer.zero_grad()
@@ -183,31 +180,20 @@ class CompiledEngine:
             raise Untraceable(f"{NOT_THE_SAME.format(found)}; {OR_EAGERLY}")
         return compiled
 
-    def _whole(self, raw: Sequence[Tensor], watched: WatchedConstants) -> GradientGraph:
-        """Return the graph of the whole batch."""
-        graph = traced(self.eager.loss, tuple(raw), watched)
-        return GradientGraph(graph, self._parameters(), self._buffers(), self._expected(raw), compiled=self.compiles)
-
-    def _recorded(self, raw: Sequence[Tensor], watched: WatchedConstants, error: NotExported) -> StepGradients:
-        """Return the graph of a loss that ``torch.export`` cannot trace; raise its error if it cannot be recorded."""
-        if not self.compiles or raw[0].device.type != "cpu":
-            raise error
+    def _recorded(self, raw: Sequence[Tensor], watched: WatchedConstants) -> StepGradients:
+        """Return the graph for these rows, all of them on one core or on the threads of torch's operators."""
         known = self._parameters(), self._buffers(), self._expected(raw)
-        try:
-            return RecordedGradients(self.eager.loss, raw, watched, *known)
-        except Untraceable:
-            raise error from None
+        return StepGradients(self.eager.loss, raw, watched, *known, compiled=self.compiles)
 
-    def _sharded(self, raw: Sequence[Tensor], watched: WatchedConstants) -> GradientGraph | None:
+    def _shared(self, shards: Shards, raw: Sequence[Tensor], watched: WatchedConstants) -> StepGradients | None:
         """Return a graph by which each core computes its share of the rows; None if the loss is no sum over rows."""
-        shards = Shards.of(self.eager.loss, raw)
-        if shards is None:
-            return None
-        graph = traced(self.eager.loss, shards.rows, watched, library=True)
+        compiled = self._recorded(shards.rows, watched)
         try:
+            if compiled.buffers:
+                raise Untraceable("it changes buffers")
             shards.watch_draws(self.eager.loss)
-            compiled = GradientGraph(graph, self._parameters(), self._buffers(), self._expected(raw), shards)
-            found = "it changes buffers" if compiled.buffers else self._difference(compiled, raw, compiled.uncompiled)
+            compiled.share(shards)
+            found = self._difference(compiled, raw, compiled.uncompiled)
             if found:
                 raise Untraceable(found)
         except Untraceable as error:

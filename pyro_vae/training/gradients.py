@@ -1,51 +1,71 @@
-"""Loss, gradients and buffers of a training step as one compiled graph."""
+"""Loss, gradients and buffers of a training step as one recorded graph."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
 
-from pyro_vae.compiling.compiler import unguarded
 from pyro_vae.compiling.constants import Changes, WatchedConstants
 from pyro_vae.compiling.joint import record
-from pyro_vae.compiling.loss import ProgramLoss
-from pyro_vae.compiling.outcomes import Outcome, lowest_precision
+from pyro_vae.compiling.outcomes import Outcome, contents_kept
 from pyro_vae.compiling.steps import ordered
-from pyro_vae.training.shards import ShardedStep, Shards
+from pyro_vae.training.shards import Shards, SharedStep
 
 
-class StepGradients(ABC):
-    """Abstract: loss, gradients and their norm from raw rows, computed on the memory of the parameters.
+class StepGradients:
+    """Loss, gradients and their norm from raw rows, computed on the memory of the parameters.
 
     It trains the parameters with a gradient in the eager ``outcome``, and updates the buffers that changed there.
 
     Args:
+        loss: from raw rows to the loss.
+        raw: the raw rows of a batch, or of a share of it.
+        watched: the numbers and flags of the program, which become constants.
         parameters: the parameters of the optimiser, by name, frozen ones included.
         buffers: the buffers of the program, by name.
         outcome: the outcome of an eager run.
+        compiled: whether the graph is compiled, or its operations are called as they are.
+
+    Attributes:
+        shards: how the rows are shared out among the cores; None: the graph is of the whole batch.
+
+    Raises ``Untraceable``.
     """
 
-    precision: torch.dtype  # the lowest one of the computation
-
-    def __init__(self, parameters: Mapping[str, nn.Parameter], buffers: Mapping[str, Tensor], outcome: Outcome):
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        raw: Sequence[Tensor],
+        watched: WatchedConstants,
+        parameters: Mapping[str, nn.Parameter],
+        buffers: Mapping[str, Tensor],
+        outcome: Outcome,
+        compiled: bool = True,
+    ):
         self.names, self.moving = list(outcome.gradients), list(outcome.buffers)
         self.trained = [parameters[name] for name in self.names]
         self.values = [parameter.detach() for parameter in self.trained]
         self.buffers = [buffers[name] for name in self.moving]
         self._known = [(f"{name}.requires_grad", p, p.requires_grad) for name, p in parameters.items()]
+        self.compiled = compiled
+        self.shards: Shards | None = None
 
-    @abstractmethod
-    def run(self, raw: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], Tensor | None]:
-        """Return loss, gradients, new buffers, and the norm of the gradients, None where it is not computed."""
+        def function(*raw: Tensor) -> tuple[Tensor, ...]:
+            value = loss(*raw)
+            return value.detach(), *torch.autograd.grad(value, self.trained)
+
+        self.recorded = record(function, raw, watched, compiled)
+        self.precision = self.recorded.precision
+
+    def share(self, shards: Shards) -> None:
+        """Have each core compute its share of the rows, of which the graph is. Raises ``Untraceable``."""
+        self._shared = SharedStep(shards, self.recorded, [value.numel() for value in self.values])
+        self.shards = shards
 
     def __call__(self, *raw: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
         """Return loss, gradients and their norm; the buffers are moved."""
-        loss, gradients, moved, norm = self.run(raw)
-        for buffer, value in zip(self.buffers, moved):
-            buffer.copy_(value)
+        loss, gradients, norm = self._run(raw)
         return (
             loss,
             [*map(ordered, gradients, self.values)],
@@ -53,111 +73,30 @@ class StepGradients(ABC):
         )
 
     def outcome(self, *raw: Tensor) -> Outcome:
-        """Return the outcome, to be compared with that of an eager run."""
-        return self._outcome(*self.run(raw))
-
-    def _outcome(self, loss: Tensor, gradients: Sequence[Tensor], moved: Sequence[Tensor], _: Any) -> Outcome:
-        gradients, moved = ([tensor.clone() for tensor in group] for group in (gradients, moved))
-        return Outcome(loss.clone(), dict(zip(self.names, gradients)), dict(zip(self.moving, moved)))
-
-    def changes(self) -> Changes:
-        """Return what has changed since the graph was made: parameters that were frozen or unfrozen."""
-        return {name: (flag, not flag) for name, parameter, flag in self._known if parameter.requires_grad != flag}
-
-
-class GradientGraph(StepGradients):
-    """The gradients of a traced loss, as one compiled graph.
-
-    Args:
-        graph: the traced loss.
-        parameters, buffers, outcome: as for ``StepGradients``.
-        shards: how the rows are shared out among the cores; ``graph`` is then that of one share.
-        compiled: whether the graph is compiled, or its operations are called as they are.
-    """
-
-    def __init__(
-        self,
-        graph: nn.Module,
-        parameters: Mapping[str, nn.Parameter],
-        buffers: Mapping[str, Tensor],
-        outcome: Outcome,
-        shards: Shards | None = None,
-        compiled: bool = True,
-    ):
-        super().__init__(parameters, buffers, outcome)
-        self.shards, self.precision = shards, lowest_precision(graph)
-        step = _step_of(graph, self.trained, self.buffers)
-        if shards is not None:
-            self._compiled = shards.take(step, self.values)
-        else:
-            self._compiled = unguarded(step) if compiled else step
-
-    def run(self, raw: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], Tensor | None]:
-        """Return loss, gradients, new buffers, and the norm of the gradients; no buffer is moved."""
-        return self._compiled(self.values, tuple(raw))
+        """Return the outcome, to be compared with that of an eager run; no buffer is moved."""
+        with contents_kept(self.buffers):
+            return self._outcome(*self._run(raw))
 
     def uncompiled(self, *raw: Tensor) -> Outcome:
         """Return the outcome of shared rows by operations that are not compiled yet."""
-        assert isinstance(self._compiled, ShardedStep)
-        return self._outcome(*self._compiled.eagerly(self.values, raw))
-
-
-class RecordedGradients(StepGradients):
-    """The gradients of a loss that takes derivatives itself, recorded with it: ``torch.export`` cannot trace one.
-
-    Args:
-        loss: from raw rows to the loss.
-        raw: the raw rows of a batch.
-        watched: the numbers and flags of the program, which become constants.
-        parameters, buffers, outcome: as for ``StepGradients``.
-
-    Raises ``Untraceable``.
-    """
-
-    def __init__(
-        self,
-        loss: ProgramLoss,
-        raw: Sequence[Tensor],
-        watched: WatchedConstants,
-        parameters: Mapping[str, nn.Parameter],
-        buffers: Mapping[str, Tensor],
-        outcome: Outcome,
-    ):
-        super().__init__(parameters, buffers, outcome)
-
-        def function(*raw: Tensor) -> tuple[Tensor, ...]:
-            value = loss(*raw)
-            return value.detach(), *torch.autograd.grad(value, self.trained)
-
-        self.recorded = record(function, raw, watched)
-        self.precision = self.recorded.precision
-
-    def run(self, raw: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor], Tensor | None]:
-        """Return loss, gradients and the buffers, which the graph moves itself."""
-        loss, *gradients = self.recorded(raw)
-        return loss, gradients, [buffer.clone() for buffer in self.buffers], None
+        return self._outcome(*self._shared.eagerly(raw))
 
     def changes(self) -> Changes:
-        """Return the changes, those of tensors from which numbers were read among them."""
+        """Return what has changed since the graph was made.
+
+        That is parameters that were frozen or unfrozen, and tensors from which numbers were read.
+        """
         stale = {"a tensor that numbers are read from": ("its values", "others")} if self.recorded.is_stale() else {}
-        return super().changes() | stale
+        frozen = {name: (flag, not flag) for name, parameter, flag in self._known if parameter.requires_grad != flag}
+        return frozen | stale
 
+    def _run(self, raw: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor], Tensor | None]:
+        """Return loss, gradients, and their norm, None where it is not computed; the buffers are moved."""
+        if self.shards is not None:
+            return self._shared(raw)
+        loss, *gradients = self.recorded(raw) if self.compiled else self.recorded.uncompiled(raw)
+        return loss, gradients, None
 
-def _step_of(graph: nn.Module, trained: Sequence[Tensor], buffers: Sequence[Tensor]) -> Callable[..., Any]:
-    """Return the function from values of parameters and raw rows to loss, gradients, new buffers and the norm."""
-    places = {id(tensor): name for name, tensor in (*graph.named_parameters(), *graph.named_buffers())}
-    inputs, others = ([places[id(tensor)] for tensor in group] for group in (trained, buffers))
-    rest = {name: p.detach() for name, p in graph.named_parameters() if name not in inputs}
-
-    def value(values: Sequence[Tensor], raw: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        moved = [buffer.clone() for buffer in buffers]  # torch.func lets no other memory be changed in place
-        return functional_call(graph, rest | dict(zip([*inputs, *others], [*values, *moved])), raw), moved
-
-    def step(values: Sequence[Tensor], raw: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor], list[Tensor], Any]:
-        gradients, (loss, moved) = grad_and_value(value, has_aux=True)(values, raw)
-        if gradients[0].is_cuda:  # where one kernel outside the graph takes less time than one for each gradient
-            return loss, gradients, moved, None
-        norm = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]).norm()
-        return loss, gradients, moved, norm
-
-    return step
+    def _outcome(self, loss: Tensor, gradients: Sequence[Tensor], _: Any) -> Outcome:
+        copies = {name: tensor.clone() for name, tensor in zip(self.names, gradients)}
+        return Outcome(loss.clone(), copies, {name: b.clone() for name, b in zip(self.moving, self.buffers)})

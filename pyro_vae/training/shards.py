@@ -6,20 +6,18 @@ changes the order of draws.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import pyro
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
 from pyro_vae.arguments import as_arguments
-from pyro_vae.compiling.artifacts import compiled_graph, lifted
+from pyro_vae.compiling.artifacts import compiled_graph
 from pyro_vae.compiling.compiler import unguarded
+from pyro_vae.compiling.joint import Recorded
 from pyro_vae.compiling.loss import ProgramLoss
 from pyro_vae.compiling.noise import Draw, Draws, parts_of, without_draws
 from pyro_vae.compiling.private import tensors_only
-from pyro_vae.compiling.recorder import recorded
 from pyro_vae.compiling.untraceable import Untraceable, first_line
 from pyro_vae.estimation import describe
 from pyro_vae.parallel import at_once, equal_parts, shared_out
@@ -79,40 +77,35 @@ class Shards:
         rows = len(self.raw[0]), len(self.rows[0])
         self.draws = [(w, w.dim_of_rows(p.shape, rows)) for w, p in zip(whole, part)]
 
-    def take(self, step: Callable[..., Any], values: Sequence[Tensor]) -> "ShardedStep":
-        """Return a step whose function from parameters and rows gives loss and gradients."""
-        return ShardedStep(self, step, values)
 
-
-class ShardedStep:
+class SharedStep:
     """Loss and gradients of a batch, computed by all cores at once.
 
     Args:
         shards: the shares of the batch.
-        step: the function from parameters and rows to loss, gradients, new buffers and the norm.
-        values: the parameters.
+        recorded: loss and gradients of one share; its draws become arguments.
+        sizes: the number of elements of each gradient.
+
+    Raises ``Untraceable`` if it draws other random numbers than the program.
     """
 
-    def __init__(self, shards: Shards, step: Callable[..., Any], values: Sequence[Tensor]):
-        self.shards, self.function = shards, None
-        self.graph, self.held = _recorded(step, values, shards)
-        self.groups = shared_out([value.numel() for value in values], shards.count)
+    def __init__(self, shards: Shards, recorded: Recorded, sizes: Sequence[int]):
+        self.shards, self.held, self.graph, self.function = shards, recorded.values, recorded.graph, None
+        if without_draws(self.graph) != [draw.function for draw, _ in shards.draws]:
+            raise Untraceable("the trace draws other random numbers than the program")
+        self.groups = shared_out(sizes, shards.count)
 
-    def __call__(
-        self, values: Sequence[Tensor], raw: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-        """Return loss, gradients, no buffers, and the norm of the gradients."""
-        given = self._given(values, raw)
+    def __call__(self, raw: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Return loss, gradients, and the norm of the gradients."""
+        given = self._given(raw)
         if self.function is None:
             self.function = self._compiled(given[0])
         return self._sum(at_once([partial(self.function, *args) for args in given]), given[0])
 
-    def eagerly(
-        self, values: Sequence[Tensor], raw: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+    def eagerly(self, raw: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
         """Return the same by the recorded operations, before they are compiled."""
         with torch.no_grad():
-            given = self._given(values, raw)
+            given = self._given(raw)
             return self._sum([self.graph(*args) for args in given], given[0])
 
     def _compiled(self, given: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
@@ -121,16 +114,14 @@ class ShardedStep:
         graph = self.graph
         return unguarded(lambda *tensors: graph(*tensors))
 
-    def _given(self, values: Sequence[Tensor], raw: Sequence[Tensor]) -> list[list[Tensor]]:
+    def _given(self, raw: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return the arguments of each share."""
         count = self.shards.count
         noise = [parts_of(draw(), dim, count) for draw, dim in self.shards.draws]
         rows = [tensor.chunk(count) for tensor in raw]
-        return [[*self.held, *values, *(tensors[i] for tensors in (*rows, *noise))] for i in range(count)]
+        return [[*self.held, *(tensors[i] for tensors in (*rows, *noise))] for i in range(count)]
 
-    def _sum(
-        self, results: Sequence[Sequence[Tensor]], given: Sequence[Tensor]
-    ) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+    def _sum(self, results: Sequence[Sequence[Tensor]], given: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], Tensor]:
         """Return the sums over the shares, in their order; the first share was computed from the tensors given."""
         gradients = [[*result[1:]] for result in results]
         gradients[0] = _own(gradients[0], given)
@@ -138,7 +129,7 @@ class ShardedStep:
         by_index = {i: tensor for indices, (sums, _) in zip(self.groups, summed) for i, tensor in zip(indices, sums)}
         norm = torch.stack([norm for _, norm in summed]).norm()
         loss = torch.stack([result[0] for result in results]).sum()
-        return loss, [by_index[i] for i in range(len(by_index))], [], norm
+        return loss, [by_index[i] for i in range(len(by_index))], norm
 
 
 def _own(results: list[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
@@ -179,18 +170,3 @@ def _draws(loss: ProgramLoss, raw: Sequence[Tensor]) -> list[Draw]:
         with Draws() as draws:
             loss(*raw)
     return draws.found
-
-
-def _recorded(step: Callable[..., Any], values: Sequence[Tensor], shards: Shards) -> tuple[GraphModule, list[Tensor]]:
-    """Return the step without its draws, and the tensors that are its first arguments."""
-
-    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-        loss, gradients, _, _ = step(tensors[: len(values)], tensors[len(values) :])
-        return loss, *gradients
-
-    with forked_rng(shards.rows[0].device):
-        graph = recorded(flat, [*values, *shards.rows])
-    functions = without_draws(graph)
-    if functions != [draw.function for draw, _ in shards.draws]:
-        raise Untraceable("the trace draws other random numbers than the program")
-    return lifted(graph)

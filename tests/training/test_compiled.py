@@ -13,7 +13,6 @@ from pyro_vae import VAE, guides, handlers, likelihoods, networks, priors
 from pyro_vae.compiling import missing_compiler
 from pyro_vae.estimators import DoublyReparameterized, GeneralizedDReG, RenyiBound
 from pyro_vae.training.engines import CompiledEngine, EagerEngine, EngineWarning
-from pyro_vae.training.gradients import RecordedGradients
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_validation")]
 
@@ -198,7 +197,7 @@ def test_compiled_parts_of_a_batch_are_eager():
 @pytest.mark.parametrize("elbo", [DoublyReparameterized(3), RenyiBound(0.5, 2), GeneralizedDReG(2)], ids=type)
 def test_an_estimator_that_takes_derivatives_itself_trains_compiled_as_it_does_eagerly(elbo):
     trainings = [Training(kind, batches=BATCHES[:4], elbo=elbo) for kind in (CompiledEngine, EagerEngine)]
-    assert trainings[0].step.name == "compiled" and isinstance(trainings[0].step.graph, RecordedGradients)
+    assert trainings[0].step.name == "compiled" and trainings[0].step.graph is not None
     torch.testing.assert_close(trainings[0].losses, trainings[1].losses, rtol=1e-5, atol=0.0)
     for one, other in zip(*(training.program.parameters() for training in trainings)):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_vae.compiling.outcomes import outcome
-from pyro_vae.training import gradients
-from pyro_vae.training.gradients import GradientGraph
-from pyro_vae.training.shards import ShardedStep
+from pyro_vae.compiling import joint
+from pyro_vae.compiling.constants import WatchedConstants
+from pyro_vae.compiling.outcomes import contents_kept, outcome
+from pyro_vae.training.gradients import StepGradients
 
 pytestmark = pytest.mark.usefixtures("quick_compiler")
 
@@ -35,11 +35,16 @@ def quadratic():
     return Quadratic()
 
 
+def recorded(quadratic, **settings):
+    parameters, buffers = dict(quadratic.named_parameters()), dict(quadratic.named_buffers())
+    with contents_kept(buffers.values()):
+        expected = outcome(quadratic, (X,), parameters, buffers)
+    return StepGradients(quadratic, (X,), WatchedConstants({"": quadratic}), parameters, buffers, expected, **settings)
+
+
 @pytest.fixture
 def graph(quadratic):
-    parameters, buffers = dict(quadratic.named_parameters()), dict(quadratic.named_buffers())
-    expected = outcome(quadratic, (X,), parameters, buffers)
-    return GradientGraph(quadratic, parameters, buffers, expected)
+    return recorded(quadratic)
 
 
 @pytest.mark.slow
@@ -59,9 +64,8 @@ def test_loss_gradients_and_their_norm(quadratic, graph):
 )
 def test_a_step_is_compiled_unless_it_is_not_to_be(quadratic, monkeypatch, settings, compiled):
     seen = []
-    monkeypatch.setattr(gradients, "unguarded", lambda step: seen.append(step) or step)
-    parameters, buffers = dict(quadratic.named_parameters()), dict(quadratic.named_buffers())
-    graph = GradientGraph(quadratic, parameters, buffers, outcome(quadratic, (X,), parameters, buffers), **settings)
+    monkeypatch.setattr(joint, "unguarded", lambda step: seen.append(step) or step)
+    graph = recorded(quadratic, **settings)
     loss, (gradient,), norm = graph(X)
     assert (loss, gradient.tolist()) == (LOSS, GRADIENT) and norm.item() == pytest.approx((4 + 1296) ** 0.5)
     assert len(seen) == compiled
@@ -77,36 +81,11 @@ def test_buffers_move_in_a_step_and_not_in_a_comparison(quadratic, graph):
     assert quadratic.count == before + 1
 
 
-@pytest.mark.slow
-def test_gradients_lie_in_memory_as_the_parameters_do(quadratic, graph):
-    compiled, graph.values = graph._compiled, [torch.zeros(3, 2).T]
-
-    def turned(values, pixels):
-        loss, _, moved, norm = compiled([quadratic.weight.detach()], pixels)
-        return loss, [torch.arange(6.0).reshape(2, 3)], moved, norm
-
-    graph._compiled = turned
+def test_gradients_lie_in_memory_as_the_parameters_do(graph):
+    graph.values = [torch.zeros(3, 2).T]
+    graph.recorded = lambda raw: (torch.tensor(1.0), torch.arange(6.0).reshape(2, 3))
     _, (gradient,), _ = graph(X)
     assert gradient.stride() == (1, 2) and gradient.tolist() == [[0, 1, 2], [3, 4, 5]]
-
-
-def test_shared_rows_have_an_outcome_without_the_compiler(quadratic, graph):
-    class Halves(ShardedStep):
-        def __init__(self):
-            """Nothing is compiled."""
-
-        def eagerly(self, values, raw):
-            return torch.tensor(LOSS), [torch.tensor(GRADIENT)], [torch.tensor(7.0)], None
-
-    graph._compiled = Halves()
-    found = graph.uncompiled(X)
-    assert found.loss == LOSS and found.gradients["weight"].tolist() == GRADIENT and found.buffers["count"] == 7
-
-
-def test_a_norm_that_the_graph_leaves_out_is_computed_after_it(graph):
-    """As on a GPU."""
-    graph._compiled = lambda values, raw: (torch.tensor(1.0), [torch.tensor([3.0, 4.0])], [], None)
-    assert graph(X)[2] == 5.0
 
 
 def test_parameters_that_are_frozen_or_free_since(quadratic, graph):
