@@ -40,7 +40,7 @@ class RecordedGradient:
             return Replicates(self.recorded[signature.key][0], tensors)
         watched = WatchedConstants({**self.roots, "arguments": signature.others})
         function = self._function(signature)
-        recorded = record(function, tensors, watched, compiles=False)
+        recorded = record(function, tensors, watched, compiler=None)
         replicates = Replicates(recorded, tensors)
         self._check(replicates, function, tensors)
         self.recorded[signature.key] = recorded, signature

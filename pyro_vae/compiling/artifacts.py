@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, map_arg
 
-from pyro_vae.compiling.compiler import OPTIONS, quiet_torch
+from pyro_vae.compiling.compiler import OPTIONS, quiet_torch, warm_up
 from pyro_vae.compiling.library import compiled_library, library_runner
 from pyro_vae.compiling.store import checked, keep, name_of, store
 from pyro_vae.files import CheckpointError
@@ -142,6 +142,7 @@ def _stored(path: Path, results: int) -> Function | None:
 
 def _compiled(graph: GraphModule, values: list[Tensor], threads: int, path: Path | None) -> Function:
     """Return a new library, which is stored at a path, or torch's function if a library cannot run by itself."""
+    warm_up(True)
     options = OPTIONS | {"cpp.threads": threads}
     with tempfile.TemporaryDirectory(prefix="pyro_vae", ignore_cleanup_errors=True) as folder:
         library = Path(folder, "graph.so")

@@ -15,30 +15,28 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from pyro_vae.compiling.compiler import quiet_torch, warm_up
+from pyro_vae.compiling.compiler import quiet_torch
 from pyro_vae.compiling.constants import Changes, WatchedConstants, in_words
+from pyro_vae.compiling.convolutions import ChannelsLast
 from pyro_vae.compiling.graphs import Graphs
 from pyro_vae.compiling.loss import ProgramLoss, owners
 from pyro_vae.compiling.outcomes import contents_kept
 from pyro_vae.compiling.parts import is_plain
-from pyro_vae.compiling.private import CONTIGUOUS, CONVOLUTIONS, in_place_changes, operators, tensors_only
+from pyro_vae.compiling.private import in_place_changes, tensors_only
 from pyro_vae.compiling.untraceable import IN_PLACE, OR_EAGERLY, NotExported, Untraceable, explanation
 from pyro_vae.random import forked_rng
 from pyro_vae.tracing.leaves import leaves
 
-__all__ = ["Graphs", "Untraceable", "channels_last", "owners", "traced"]
+__all__ = ["Graphs", "Untraceable", "owners", "traced"]
 
 LARGEST = 1 << 20  # elements of the largest tensor beside parameters and buffers that a trial run restores
 
 
-def traced(
-    loss: nn.Module, args: tuple[Tensor, ...], watched: WatchedConstants | None = None, library: bool = False
-) -> GraphModule:
+def traced(loss: nn.Module, args: tuple[Tensor, ...], watched: WatchedConstants | None = None) -> GraphModule:
     """Return the loss, or another function of a program, as one graph of tensor operations on the same parameters.
 
     Numbers and flags of the program become constants of the graph: ``watched`` records their values, and tells later
     whether they changed. The program and the random number generators are left as they were. Raises ``Untraceable``.
-    ``library`` says that ``compiled_graph`` is to compile it, so that the right things are done ahead.
 
     >>> from pyro.infer import Trace_ELBO
     >>> from pyro_vae.linear_gaussian import LinearGaussian
@@ -51,43 +49,19 @@ def traced(
     True
     """
     watched = WatchedConstants(getattr(loss, "roots", {"self": loss})) if watched is None else watched
-    on_cpu = all(arg.device.type == "cpu" for arg in args)
-    if on_cpu:
-        warm_up(library)
     with (
         forked_rng(*(arg.device for arg in args)),
         quiet_torch(),
         pyro.validation_enabled(False),
         tensors_only(),
+        ChannelsLast(),
     ):
         with restored_if_untraceable(watched):
             exported, trained = _exported(loss, args, watched)
         graph = exported.module(check_guards=False)
     if isinstance(loss, ProgramLoss):
         _register(graph, exported.constants, trained, loss)
-    if on_cpu:
-        channels_last(graph)
     return graph
-
-
-def channels_last(graph: nn.Module) -> None:
-    """Make convolutions of lowered precision work with the channels innermost in memory: the faster way on a CPU.
-
-    They lie in separate graphs, one for each block of autocast. A compiled step is faster by 5 to 15 % in bfloat16. It
-    would be slower in float32, and in eager mode, where each conversion costs time.
-    """
-    convolutions, contiguous = operators(*CONVOLUTIONS), operators(CONTIGUOUS)
-    layout: dict[str, Any] = {"memory_format": torch.channels_last}
-    for part in graph.modules():
-        if part is graph or not isinstance(part, GraphModule) or not contiguous:
-            continue
-        for node in part.graph.nodes:
-            if node.target in convolutions:
-                for argument in node.args[:2]:
-                    with part.graph.inserting_before(node):
-                        turned = part.graph.call_function(contiguous[0], (argument,), layout)
-                    node.replace_input_with(argument, turned)
-        part.recompile()
 
 
 def _exported(

@@ -7,7 +7,6 @@ recorded: an ELBO may take derivatives itself, call ``backward``, or keep its pa
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import pyro
@@ -17,6 +16,7 @@ from torch.fx import GraphModule, Node
 
 from pyro_vae.compiling.compiler import quiet_torch, unguarded, warm_up
 from pyro_vae.compiling.constants import Changes, WatchedConstants
+from pyro_vae.compiling.convolutions import ChannelsLast
 from pyro_vae.compiling.export import LARGEST, check_not_read, restored_if_untraceable, run_alone
 from pyro_vae.compiling.outcomes import Outcome, contents_kept, difference, elements, lowest_precision
 from pyro_vae.compiling.private import as_if_compiling, in_place_changes, tensors_only
@@ -27,6 +27,13 @@ from pyro_vae.random import forked_rng
 
 COPIED = 1 << 16  # elements of the largest tensor whose values are compared if a number was read from it
 FRESH = "lift_fresh"  # in the name of the operator that makes a tensor of Python's numbers
+
+Compiler = Callable[[GraphModule, Sequence[Tensor]], Callable[..., Sequence[Tensor]]]
+
+
+def by_torch(graph: GraphModule, args: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+    """Return a graph compiled by ``torch.compile`` at its first call."""
+    return unguarded(lambda *tensors: graph(*tensors))
 
 
 class Reached(nn.Module):
@@ -48,28 +55,23 @@ class Recorded:
     Args:
         graph: the recorded function; tensors that it refers to become its arguments.
         read: tensors from which numbers were read that are constants of the graph.
+        compiler: from the graph and its first arguments to the function; None: its operations are called as they are.
     """
 
-    def __init__(self, graph: GraphModule, read: Sequence[Tensor] = ()):
+    def __init__(self, graph: GraphModule, read: Sequence[Tensor] = (), compiler: Compiler | None = None):
         self.graph, self.held = graph, _with_inputs(graph)
         self.read = [(tensor, _mark(tensor)) for tensor in read]
         self.precision, self.elements = lowest_precision(graph), elements(graph)
         self.values = [tensor.detach() for tensor in self.held]
+        self.compiler, self._function = compiler, None
 
-    def __call__(self, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def __call__(self, args: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the results for tensors of the shapes and strides that were recorded."""
+        given = [*self.values, *args]
+        if self._function is None:
+            self._function = self.compiler(self.graph, given) if self.compiler else self.graph
         with torch.no_grad():
-            return self._compiled(*self.values, *args)
-
-    def uncompiled(self, args: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Return the same by the recorded operations as they are."""
-        with torch.no_grad():
-            return self.graph(*self.values, *args)
-
-    @cached_property
-    def _compiled(self) -> Callable[..., tuple[Tensor, ...]]:
-        graph = self.graph
-        return unguarded(lambda *tensors: graph(*tensors))
+            return self._function(*given)
 
     def is_stale(self) -> bool:
         """Return whether a tensor was changed from which a number was read."""
@@ -80,12 +82,12 @@ def record(
     function: Callable[..., Sequence[Tensor]],
     args: Sequence[Tensor],
     watched: WatchedConstants,
-    compiles: bool = True,
+    compiler: Compiler | None = by_torch,
 ) -> Recorded:
     """Return a function from tensors to tensors as one compiled graph, all gradients that it takes included.
 
     ``watched`` holds the numbers and flags of the program, which become constants. The program, gradients and random
-    number generators are left as they were. ``compiles`` says that the graph is to be compiled. Raises ``Untraceable``.
+    number generators are left as they were. ``compiler`` is that of ``Recorded``. Raises ``Untraceable``.
 
     >>> weight = torch.ones(2, requires_grad=True)
     >>> def gradient(x):
@@ -94,11 +96,11 @@ def record(
     >>> [tensor is weight for tensor in graph.held]
     [True]
     """
-    if compiles and all(arg.device.type == "cpu" for arg in args):
+    if compiler is by_torch and all(arg.device.type == "cpu" for arg in args):
         warm_up(False)
     quiet = quiet_torch(), pyro.validation_enabled(False), tensors_only()
     with forked_rng(*(arg.device for arg in args)), quiet[0], quiet[1], quiet[2], restored_if_untraceable(watched):
-        return _recorded(function, args, watched)
+        return _recorded(function, args, watched, compiler)
 
 
 def check_same(
@@ -206,7 +208,12 @@ def own_gradients(tensors: Sequence[Tensor]) -> Iterator[None]:
             tensor.grad = gradient
 
 
-def _recorded(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor], watched: WatchedConstants) -> Recorded:
+def _recorded(
+    function: Callable[..., Sequence[Tensor]],
+    args: Sequence[Tensor],
+    watched: WatchedConstants,
+    compiler: Compiler | None,
+) -> Recorded:
     module = Reached(function, watched)
     kept = [*module.parameters(), *module.buffers(), *watched.tensors(LARGEST), *args]
     with contents_kept(kept):
@@ -215,14 +222,14 @@ def _recorded(function: Callable[..., Sequence[Tensor]], args: Sequence[Tensor],
     module = Reached(function, watched)  # the run may have made parts of the program
     with contents_kept(kept):
         try:
-            with ValuesUnread(args) as values, as_if_compiling():
+            with ValuesUnread(args) as values, as_if_compiling(), ChannelsLast():
                 graph = recorded(lambda *tensors: tuple(function(*tensors)), args, reads=True)
         except Exception as error:
             raise Untraceable(explanation(error)) from None  # torch's own is hundreds of lines
         finally:
             watched.put_back()
     _check(graph, replaced, module, known | {id(tensor) for tensor in kept})
-    return Recorded(graph, values.read)
+    return Recorded(graph, values.read, compiler)
 
 
 def _tensors() -> set[int]:

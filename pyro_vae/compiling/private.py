@@ -17,8 +17,6 @@ Each of these names may change in any release. The names below are those in torc
 - In ``library.py``: ``torch._inductor.aot_compile``, ``unsafe_alloc_void_ptrs_from_tensors`` and
   ``alloc_tensors_by_stealing_from_void_ptrs`` of ``torch._C._aoti``: no machine code is made or kept ahead
   of a run, and ``Untraceable`` says so.
-- ``torch.ops.aten.conv2d``, ``conv_transpose2d``, ``contiguous``: convolutions keep their memory layout, which is
-  slower.
 - ``FakeTensor``, known by the name of its class: such a tensor counts as any other, and its address as 0.
 - ``ParamStoreDict._params`` of Pyro: the whole parameter store is watched, which is slower.
 - ``torch_item``, ``warn_if_nan`` of Pyro's ELBOs, such as ``trace_elbo``, and ``Dice.compute_expectation`` with
@@ -74,8 +72,6 @@ COMPILING = "_is_compiling_flag"  # of torch.compiler
 KERNELS = ("torch._inductor.codecache", "CppPythonBindingsCodeCache")
 SETTINGS = ("torch._inductor.config", "patch")
 INSTRUCTIONS = ("torch._inductor.cpu_vec_isa", "pick_vec_isa")
-CONVOLUTIONS = ("conv2d.default", "conv2d.padding", "conv_transpose2d.input")
-CONTIGUOUS = "contiguous.default"
 FOREACH = "_foreach_"  # begins the names of torch's functions of lists of tensors
 FAKE = "FakeTensor"
 STACK = "_PYRO_STACK"  # of pyro.poutine.runtime: the handlers at work

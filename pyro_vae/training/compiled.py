@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -182,7 +183,7 @@ class CompiledEngine:
 
     def _recorded(self, raw: Sequence[Tensor], watched: WatchedConstants) -> StepGradients:
         """Return the graph for these rows, all of them on one core or on the threads of torch's operators."""
-        known = self._parameters(), self._buffers(), self._expected(raw)
+        known = self._parameters(), self._buffers(), partial(self._expected, raw)
         return StepGradients(self.eager.loss, raw, watched, *known, compiled=self.compiles)
 
     def _shared(self, shards: Shards, raw: Sequence[Tensor], watched: WatchedConstants) -> StepGradients | None:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_vae.compiling.artifacts import compiled_graph
 from pyro_vae.compiling.constants import Changes, WatchedConstants
-from pyro_vae.compiling.joint import record
+from pyro_vae.compiling.joint import by_torch, record
 from pyro_vae.compiling.outcomes import Outcome, contents_kept
 from pyro_vae.compiling.steps import ordered
 from pyro_vae.training.shards import Shards, SharedStep
@@ -16,7 +17,7 @@ from pyro_vae.training.shards import Shards, SharedStep
 class StepGradients:
     """Loss, gradients and their norm from raw rows, computed on the memory of the parameters.
 
-    It trains the parameters with a gradient in the eager ``outcome``, and updates the buffers that changed there.
+    It trains the parameters that have a gradient, and updates the buffers that changed in the eager ``outcome``.
 
     Args:
         loss: from raw rows to the loss.
@@ -24,7 +25,7 @@ class StepGradients:
         watched: the numbers and flags of the program, which become constants.
         parameters: the parameters of the optimiser, by name, frozen ones included.
         buffers: the buffers of the program, by name.
-        outcome: the outcome of an eager run.
+        outcome: runs the program eagerly.
         compiled: whether the graph is compiled, or its operations are called as they are.
 
     Attributes:
@@ -40,23 +41,27 @@ class StepGradients:
         watched: WatchedConstants,
         parameters: Mapping[str, nn.Parameter],
         buffers: Mapping[str, Tensor],
-        outcome: Outcome,
+        outcome: Callable[[], Outcome],
         compiled: bool = True,
     ):
-        self.names, self.moving = list(outcome.gradients), list(outcome.buffers)
-        self.trained = [parameters[name] for name in self.names]
-        self.values = [parameter.detach() for parameter in self.trained]
-        self.buffers = [buffers[name] for name in self.moving]
         self._known = [(f"{name}.requires_grad", p, p.requires_grad) for name, p in parameters.items()]
-        self.compiled = compiled
-        self.shards: Shards | None = None
+        free = [parameter for parameter in parameters.values() if parameter.requires_grad]
 
         def function(*raw: Tensor) -> tuple[Tensor, ...]:
             value = loss(*raw)
-            return value.detach(), *torch.autograd.grad(value, self.trained)
+            gradients = torch.autograd.grad(value, free, allow_unused=True)
+            return value.detach(), *(gradient for gradient in gradients if gradient is not None)
 
-        self.recorded = record(function, raw, watched, compiled)
+        on_cpu = raw[0].device.type == "cpu"
+        compiler = (compiled_graph if on_cpu else by_torch) if compiled else None
+        self.recorded = record(function, raw, watched, compiler)
         self.precision = self.recorded.precision
+        found = outcome()  # only now is it known that a run changes nothing else
+        self.names, self.moving = list(found.gradients), list(found.buffers)
+        self.trained = [parameters[name] for name in self.names]
+        self.values = [parameter.detach() for parameter in self.trained]
+        self.buffers = [buffers[name] for name in self.moving]
+        self.shards: Shards | None = None
 
     def share(self, shards: Shards) -> None:
         """Have each core compute its share of the rows, of which the graph is. Raises ``Untraceable``."""
@@ -94,7 +99,7 @@ class StepGradients:
         """Return loss, gradients, and their norm, None where it is not computed; the buffers are moved."""
         if self.shards is not None:
             return self._shared(raw)
-        loss, *gradients = self.recorded(raw) if self.compiled else self.recorded.uncompiled(raw)
+        loss, *gradients = self.recorded(raw)
         return loss, gradients, None
 
     def _outcome(self, loss: Tensor, gradients: Sequence[Tensor], _: Any) -> Outcome:

@@ -29,15 +29,15 @@ from watched_programs import (
 )
 
 from pyro_vae import fit, handlers
-from pyro_vae.compiling import ProgramLoss, Untraceable, traced
+from pyro_vae.compiling import ProgramLoss, Untraceable
 from pyro_vae.compiling.constants import WatchedConstants
+from pyro_vae.compiling.joint import record
 from pyro_vae.compiling.outcomes import difference
 from pyro_vae.compiling.parts import LONGEST
 from pyro_vae.estimators import StickingTheLanding
 from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.random import random_state
-from pyro_vae.training import compiled as compiled_module
-from pyro_vae.training import engines, worth
+from pyro_vae.training import engines, gradients, worth
 from pyro_vae.training.checkpoint import encode
 from pyro_vae.training.engines import CompiledEngine, EagerEngine, EngineWarning
 
@@ -73,7 +73,7 @@ def test_the_advised_buffer_is_compiled():
 
 def test_a_number_that_settles_is_compiled_again_and_one_that_does_not_is_not_traced_for_ever(monkeypatch):
     traces = []
-    monkeypatch.setattr(compiled_module, "traced", lambda *args: traces.append(args) or traced(*args))
+    monkeypatch.setattr(gradients, "record", lambda *args: traces.append(args) or record(*args))
     assert not assert_alike(Program, lambda program, step: program.set(0.5 if step < 6 else 0.9))
     assert len(traces) == 2
     traces.clear()
@@ -249,7 +249,7 @@ def test_hooks_of_gradients_are_eager_and_named(kind):
 def test_the_comparison_leaves_no_trace(monkeypatch):
     compared = []
     training = Training(CompiledEngine, normalised("batch norm"))
-    monkeypatch.setattr(compiled_module, "difference", lambda *args: compared.append(difference(*args)))
+    monkeypatch.setattr("pyro_vae.training.compiled.difference", lambda *args: compared.append(difference(*args)))
     training.step(BATCHES[10])
 
     def state():
@@ -318,7 +318,7 @@ def test_fit_says_what_really_trained(monkeypatch):
 def test_fit_compares_at_the_end_of_each_epoch(monkeypatch):
     compared = []
     monkeypatch.setattr("pyro_vae.parallel.cores", lambda: 1)  # shares are compared once more
-    monkeypatch.setattr(compiled_module, "difference", lambda *args: compared.append(difference(*args)))
+    monkeypatch.setattr("pyro_vae.training.compiled.difference", lambda *args: compared.append(difference(*args)))
     unweighted = program(lambda self: setattr(self, "beta", 1.0))
     history = fit(unweighted(), pictures(), epochs=3, batch_size=4, engine="compiled", progress=False)
     assert compared == [None] * 4 and history.engine == "compiled"

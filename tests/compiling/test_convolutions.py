@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from pyro_vae.compiling.convolutions import (
+    ChannelsLast,
     Conv2d,
     ConvTranspose2d,
     of_blocks,
@@ -102,3 +103,18 @@ def test_other_convolutions_are_torchs(layer):
     assert any("conv" in operation for operation in operations(layer, x))
     parent = type(layer).__bases__[0]
     assert torch.equal(layer(x), parent.forward(layer, x))
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_convolutions_of_lowered_precision_work_with_the_channels_innermost_and_no_others(kind):
+    layer, x = kind(8, 16, 3, padding=1), torch.rand(2, 8, 5, 5, requires_grad=True)
+    with ChannelsLast():
+        plain = layer(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            turned, single = layer(x), layer(x[0])
+    assert plain.is_contiguous() and turned.is_contiguous(memory_format=torch.channels_last)
+    (gradient,) = torch.autograd.grad(turned.sum(), x)
+    (wanted,) = torch.autograd.grad(plain.sum(), x)
+    torch.testing.assert_close(turned.float(), plain, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(single.float(), plain[0], rtol=0.02, atol=0.02)
+    torch.testing.assert_close(gradient, wanted, rtol=0.05, atol=0.05)

@@ -17,7 +17,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from traced_losses import originals
 
 import pyro_vae
-from pyro_vae import networks
 from pyro_vae.compiling import ProgramLoss, Untraceable, private, traced
 from pyro_vae.compiling.constants import WatchedConstants
 from pyro_vae.compiling.private import tensors_only
@@ -116,24 +115,6 @@ def test_hooks_of_steps_are_seen(of_all):
 def test_without_its_class_nothing_is_compiled_ahead(monkeypatch):
     monkeypatch.setattr(private, "KERNELS", ("torch._inductor.gone", "CppPythonBindingsCodeCache"))
     assert private.compile_first_kernel({}) is None
-
-
-@pytest.mark.slow
-def test_without_the_operators_convolutions_keep_their_layout(monkeypatch):
-    layer, x = networks.ConvEncoder((1, 8, 8), channels=(8, 8)), torch.rand(2, 1, 8, 8)
-
-    def turned():
-        parts = [part for part in traced(layer, (x,)).modules() if isinstance(part, torch.fx.GraphModule)]
-        nodes = [node for part in parts for node in part.graph.nodes]
-        return sum("channels_last" in str(node.kwargs) for node in nodes)
-
-    with networks.lowered_precision(layer, torch.bfloat16):
-        assert turned() > 0
-        for names in ({"CONTIGUOUS": "contiguous.gone"}, {"CONVOLUTIONS": ("conv2d.gone",)}):
-            with monkeypatch.context() as patch:
-                for part, name in names.items():
-                    patch.setattr(f"pyro_vae.compiling.export.{part}", name)
-                assert turned() == 0
 
 
 def test_without_the_dictionary_of_pyros_store_a_change_in_it_is_still_seen(monkeypatch):

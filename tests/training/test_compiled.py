@@ -141,7 +141,7 @@ def test_what_torch_cannot_compile_is_an_error_that_names_the_way_out_and_leaves
     def broken(*args, **kwargs):
         raise RuntimeError("g++ ran out of memory")
 
-    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr("pyro_vae.training.gradients.compiled_graph", broken)
     with pytest.raises(ValueError, match=r"cannot compile this step \(g\+\+ ran out of memory\).*engine=.eager"):
         Training(CompiledEngine, normalised(), batches=BATCHES[:2])
     with pytest.warns(EngineWarning, match=r"training eagerly: g\+\+ ran out of memory"):
