@@ -23,7 +23,7 @@ from pyro_vae.compiling.loss import ProgramLoss, owners
 from pyro_vae.compiling.outcomes import contents_kept
 from pyro_vae.compiling.parts import is_plain
 from pyro_vae.compiling.private import in_place_changes, tensors_only
-from pyro_vae.compiling.untraceable import IN_PLACE, OR_EAGERLY, NotExported, Untraceable, explanation
+from pyro_vae.compiling.untraceable import IN_PLACE, OR_EAGERLY, Untraceable, explanation
 from pyro_vae.random import forked_rng
 from pyro_vae.tracing.leaves import leaves
 
@@ -74,7 +74,7 @@ def _exported(
     try:
         exported = torch.export.export(loss, args, strict=False)
     except Exception as error:
-        raise NotExported(explanation(error)) from error
+        raise Untraceable(explanation(error)) from error
     finally:
         watched.put_back()
     check_not_read(replaced, loss, exported.constants)

@@ -32,10 +32,6 @@ class Untraceable(ValueError):
     """
 
 
-class NotExported(Untraceable):
-    """Raised where ``torch.export`` fails on a program whose runs change nothing: another way to trace it may work."""
-
-
 class StaleGraph(UserWarning):
     """Some results came from a graph that was not the program's any more; the message says which, and the cure."""
 
