@@ -222,7 +222,7 @@ def _recorded(
     module = Reached(function, watched)  # the run may have made parts of the program
     with contents_kept(kept):
         try:
-            with ValuesUnread(args) as values, as_if_compiling(), ChannelsLast():
+            with ChannelsLast(), ValuesUnread(args) as values, as_if_compiling():
                 graph = recorded(lambda *tensors: tuple(function(*tensors)), args, reads=True)
         except Exception as error:
             raise Untraceable(explanation(error)) from None  # torch's own is hundreds of lines

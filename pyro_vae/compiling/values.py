@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 import torch
 from pyro import infer
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
@@ -119,6 +120,8 @@ class _Functions(TorchFunctionMode):
             return args[0].detach()
         if function is Tensor.__getitem__:
             return self._item(function, *args)
+        if function is one_hot and not self.values.are_fixed(args[:1]):
+            return _one_hot(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
     def _item(self, function: Callable[..., Tensor], tensor: Tensor, index: Any) -> Tensor:
@@ -134,6 +137,13 @@ class _Functions(TorchFunctionMode):
         if i is index:
             return function(tensor, i.view(1)).squeeze(0)
         return function(tensor, (Ellipsis, i.view(1))).squeeze(-1)
+
+
+def _one_hot(labels: Tensor, num_classes: int = -1) -> Tensor:
+    """Return the labels one-hot without a look at their values, which torch takes to check them."""
+    if num_classes < 0:
+        return one_hot(labels)
+    return (labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)).long()
 
 
 def _caller() -> str:

@@ -12,7 +12,7 @@ X = torch.linspace(-1, 1, 6, dtype=torch.float64).view(3, 2)
 
 
 def replicates(function, *args):
-    return Replicates(record(function, args, WatchedConstants({"function": function}), compiles=False), args)
+    return Replicates(record(function, args, WatchedConstants({"function": function}), compiler=None), args)
 
 
 def assert_draws_are_those_of(function, *args, draws=5):

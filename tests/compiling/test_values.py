@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from pyro_vae.compiling.constants import WatchedConstants
 from pyro_vae.compiling.joint import record
@@ -40,3 +41,13 @@ def test_a_permutation_is_read_and_its_change_is_seen():
 def test_an_index_that_moves_is_no_number():
     graph = record(lambda x, i: [x[i], x[..., i] + 1], [X, torch.tensor(0)], WatchedConstants({}))
     assert [float(value) for value in graph([X, torch.tensor(-1)])] == [2.0, 3.0]
+
+
+def test_labels_that_move_become_one_hot_by_a_known_number_of_classes():
+    with ValuesUnread([labels := torch.tensor([2, 0])]) as values:
+        found = [one_hot(labels, 3), one_hot(labels, num_classes=3)]
+        drawn = one_hot(torch.distributions.Categorical(torch.ones(4)).sample((5,)), 4)
+        with pytest.raises(DataDependent, match="a number is read"):
+            one_hot(labels)
+    assert [each.tolist() for each in found] == 2 * [[[0, 0, 1], [1, 0, 0]]] and not values.read
+    assert drawn.sum(1).tolist() == 5 * [1] and drawn.dtype == torch.int64
