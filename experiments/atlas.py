@@ -15,7 +15,7 @@ saved as it goes; the same command goes on where it was stopped.
     two-layer      a VAE of two stochastic layers, of the same networks
     sigmoid        a sigmoid belief network of binary units
     logistic       Bayesian logistic regression, is it an even digit, with AutoNormal
-    logistic-flow  the same with AutoIAFNormal
+    logistic-flow  the same on means of 4 × 4 pixels, with AutoIAFNormal
 """
 
 import argparse

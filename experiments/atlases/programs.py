@@ -10,6 +10,7 @@ import torch
 from pyro.infer import ELBO
 from pyro.infer.autoguide import AutoIAFNormal, AutoNormal
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from experiments.discrete import SigmoidBeliefNetwork
 from experiments.two_layer import TwoLayers, normal
@@ -32,11 +33,16 @@ from pyro_vae.linear_gaussian import LinearGaussian
 
 
 class LogisticRegression(nn.Module):
-    """p(w) = N(0, I), y_n ~ Bernoulli(σ(w · x_n)), with an autoguide; a batch stands for all ``rows``."""
+    """p(w) = N(0, I), y_n ~ Bernoulli(σ(w · x_n)), with an autoguide; a batch stands for all ``rows``.
 
-    def __init__(self, rows: int, features: int, autoguide: Callable = AutoNormal):
+    Features are means of squares of ``pool`` pixels a side.
+    """
+
+    def __init__(self, images: Data, autoguide: Callable = AutoNormal, pool: int = 1):
         super().__init__()
-        self.rows, self.features = rows, features
+        maps, height, width = images.shape
+        self.rows, self.features = len(images.train), maps * (height // pool) * (width // pool)
+        self.pool = pool
         self.guide = autoguide(self.model)
 
     def model(self, x: Tensor, y: Tensor) -> None:
@@ -47,7 +53,8 @@ class LogisticRegression(nn.Module):
 
     def observe(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return pixels as rows and whether the digit is even."""
-        return images.flatten(1).float() / 255, (labels % 2 == 0).float()
+        pixels = avg_pool2d(images.float() / 255, self.pool)
+        return pixels.flatten(1), (labels % 2 == 0).float()
 
 
 def oracle(images: Data, args: argparse.Namespace) -> nn.Module:
@@ -76,12 +83,15 @@ def sigmoid(images: Data, args: argparse.Namespace) -> nn.Module:
 
 def logistic(images: Data, args: argparse.Namespace) -> nn.Module:
     """Return the logistic regression, its guide a normal distribution of independent weights."""
-    return LogisticRegression(len(images.train), images.train.images[0].numel())
+    return LogisticRegression(images)
 
 
 def logistic_flow(images: Data, args: argparse.Namespace) -> nn.Module:
-    """Return the logistic regression, its guide an inverse autoregressive flow."""
-    return LogisticRegression(len(images.train), images.train.images[0].numel(), AutoIAFNormal)
+    """Return the logistic regression on fewer pixels, its guide an inverse autoregressive flow.
+
+    The flow's density at a given w takes as many passes through its network as there are weights.
+    """
+    return LogisticRegression(images, AutoIAFNormal, pool=4)
 
 
 PROGRAMS: dict[str, Callable[[Data, argparse.Namespace], Any]] = {
