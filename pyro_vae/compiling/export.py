@@ -17,7 +17,6 @@ from torch.fx import GraphModule
 
 from pyro_vae.compiling.compiler import quiet_torch
 from pyro_vae.compiling.constants import Changes, WatchedConstants, in_words
-from pyro_vae.compiling.convolutions import ChannelsLast
 from pyro_vae.compiling.graphs import Graphs
 from pyro_vae.compiling.loss import ProgramLoss, owners
 from pyro_vae.compiling.outcomes import contents_kept
@@ -54,7 +53,6 @@ def traced(loss: nn.Module, args: tuple[Tensor, ...], watched: WatchedConstants 
         quiet_torch(),
         pyro.validation_enabled(False),
         tensors_only(),
-        ChannelsLast(),
     ):
         with restored_if_untraceable(watched):
             exported, trained = _exported(loss, args, watched)

@@ -87,10 +87,11 @@ class Recorder(DispatchMode):
         return result
 
     def _know(self, result: Any, node: Any) -> None:
-        """Take note of the node of a tensor, or of those in a sequence, and of their shapes."""
+        """Take note of the node and the layout of a tensor, or of those in a sequence."""
         if isinstance(result, Tensor):
             self._known[id(result)] = result, node
-            node.meta["val"] = torch.empty(result.shape, dtype=result.dtype, device="meta")
+            layout = result.shape, result.stride()
+            node.meta["val"] = torch.empty_strided(*layout, dtype=result.dtype, device="meta")
         elif isinstance(result, (tuple, list)):
             for i, part in enumerate(result):
                 if part is not None:

@@ -46,7 +46,7 @@ def first_line(error: BaseException) -> str:
 
 
 def explanation(error: Exception) -> str:
-    """Say why ``torch.export`` failed, and in which line of the user's program."""
+    """Say why a program could not be traced, and in which line of the user's program."""
     ours = [str(Path(file).parent) for file in (torch.__file__, pyro.__file__, __file__)]
     standard = sysconfig.get_paths()["stdlib"]
 
@@ -59,13 +59,6 @@ def explanation(error: Exception) -> str:
     reason = first_line(error)
     if "DataDependentOutput" in type(error).__name__ or TRACING in reason:  # which only say how to see more
         reason = "a number is read from a tensor, and decides on a size or a branch"
-    if "fake tensor in the exported program constant" in reason:
-        return (
-            "the loss takes a derivative of the program's densities itself, and torch.export loses the parameters in "
-            "it: DoublyReparameterized, RenyiBound and GeneralizedDReG do from two particles on, StickingTheLanding "
-            "where the guide draws one site from another through a network; train by Trace_ELBO or "
-            'ImportanceWeighted, or run eagerly, by engine="eager" in fit'
-        )
     return (
         f"the program cannot be traced{at} ({type(error).__name__}: {reason}). What it does must not depend on the "
         f"values of tensors: take that line away, write it with torch.where, {OR_EAGERLY}"

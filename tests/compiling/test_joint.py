@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from pyro_vae.compiling import Untraceable
 from pyro_vae.compiling.constants import WatchedConstants
@@ -55,3 +56,21 @@ def test_gradients_are_put_back():
         assert weight.grad is None
         (2 * weight).sum().backward()
     assert weight.grad is before and before.tolist() == [1.0, 1.0]
+
+
+def test_convolutions_of_lowered_precision_have_their_channels_innermost():
+    layer, x = nn.Conv2d(8, 16, 3), torch.rand(2, 8, 5, 5)
+
+    def given(precision):
+        def function(x):
+            with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
+                return torch.autograd.grad(layer(x + 1).float().square().sum(), [layer.weight])
+
+        nodes = record(function, [x], WatchedConstants({"layer": layer})).graph.graph.nodes
+        names = {"aten.convolution.default": slice(2), "aten.convolution_backward.default": slice(1, 3)}
+        args = [arg for node in nodes if str(node.target) in names for arg in node.args[names[str(node.target)]]]
+        found = [arg.meta["val"] for arg in args if arg.op != "placeholder"]
+        return [(each.dtype, each.is_contiguous(memory_format=torch.channels_last)) for each in found]
+
+    assert given(torch.bfloat16) == 4 * [(torch.bfloat16, True)]
+    assert given(None) == 2 * [(torch.float32, False)]  # the weight is an argument of the graph

@@ -4,13 +4,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from programs import small_vae
 from torch import nn
-from traced_losses import PIXELS, loss_of, originals
+from traced_losses import loss_of, originals
 
 from pyro_vae.compiling import Untraceable, traced
 from pyro_vae.compiling.untraceable import explanation, first_line
-from pyro_vae.estimators import DoublyReparameterized
 
 
 class Branching(nn.Module):
@@ -37,12 +35,6 @@ def test_data_dependent_control_flow_is_named_and_pyro_is_left_as_it_was():
     with pytest.raises(Untraceable, match=r"test_untraceable.py, line \d+: `if x.sum\(\) > 3:`.*engine=.eager"):
         traced(loss_of(program), (torch.ones(4, 2),))
     assert originals() == before and pyro.infer.util.is_validation_enabled()
-
-
-@pytest.mark.slow
-def test_an_estimator_that_torch_cannot_trace_is_named():
-    with pytest.raises(Untraceable, match=r"DoublyReparameterized.*engine=.eager"):
-        traced(loss_of(small_vae(), DoublyReparameterized(3)), (PIXELS,))
 
 
 def test_the_first_line_of_an_error():
