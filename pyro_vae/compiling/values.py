@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from pyro_vae.compiling.private import DispatchMode, depends_on_values, unrecorded
+from pyro_vae.labels import one_hot as labels_one_hot
 
 NUMBERS = {Tensor.item, Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.tolist}
 MEMORY = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage}
@@ -140,10 +141,8 @@ class _Functions(TorchFunctionMode):
 
 
 def _one_hot(labels: Tensor, num_classes: int = -1) -> Tensor:
-    """Return the labels one-hot without a look at their values, which torch takes to check them."""
-    if num_classes < 0:
-        return one_hot(labels)
-    return (labels.unsqueeze(-1) == torch.arange(num_classes, device=labels.device)).long()
+    """Return labels one-hot, as floats: torch reads them to check them, and a graph gives NaN for a wrong one."""
+    return one_hot(labels) if num_classes < 1 else labels_one_hot(labels, num_classes)
 
 
 def _caller() -> str:

@@ -6,6 +6,7 @@ from torch.nn.functional import one_hot
 
 from pyro_vae.compiling.constants import WatchedConstants
 from pyro_vae.compiling.joint import record
+from pyro_vae.compiling.private import as_if_compiling
 from pyro_vae.compiling.values import DataDependent, ValuesUnread
 
 ORDER = torch.tensor([2, 0, 1])
@@ -44,10 +45,17 @@ def test_an_index_that_moves_is_no_number():
 
 
 def test_labels_that_move_become_one_hot_by_a_known_number_of_classes():
-    with ValuesUnread([labels := torch.tensor([2, 0])]) as values:
+    with ValuesUnread([labels := torch.tensor([2, 0])]) as values, as_if_compiling():
         found = [one_hot(labels, 3), one_hot(labels, num_classes=3)]
         drawn = one_hot(torch.distributions.Categorical(torch.ones(4)).sample((5,)), 4)
         with pytest.raises(DataDependent, match="a number is read"):
             one_hot(labels)
     assert [each.tolist() for each in found] == 2 * [[[0, 0, 1], [1, 0, 0]]] and not values.read
-    assert drawn.sum(1).tolist() == 5 * [1] and drawn.dtype == torch.int64
+    assert drawn.sum(1).tolist() == 5 * [1]
+
+
+@pytest.mark.slow
+def test_a_label_outside_the_classes_is_no_row_of_zeros_in_a_graph():
+    graph = record(lambda labels: [one_hot(labels, 3).float()], [torch.tensor([2, 0])], WatchedConstants({}), None)
+    (found,) = graph([torch.tensor([1, 3])])
+    assert found[0].tolist() == [0, 1, 0] and found[1].isnan().all()
