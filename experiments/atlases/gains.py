@@ -82,7 +82,7 @@ def gained(name: str, seed: int, images: Data, args: argparse.Namespace) -> dict
 
 
 def begun(name: str, elbo: ELBO, seed: int, images: Data, args: argparse.Namespace) -> Trained:
-    """Return the training of a program by an estimator after its first step."""
+    """Return the training of a program by an estimator, begun."""
     program = built(name, seed, images, args)
     return Trained(
         Training(

@@ -18,7 +18,7 @@ SMALL = 1 << 25  # numbers in all tensors of the draws that are computed togethe
 LARGEST = 1 << 28  # the same where only ``FEW`` are
 FEW, MOST = 6, 64
 PRODUCT, TURNED = {*operators("mm.default")}, {*operators("t.default")}
-SAME = {*operators("detach.default", "alias.default")}
+SAME = {*operators("alias.default")}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Pyro programs traced by ``torch.export``, compiled, and compared with their eager form.
+"""Pyro programs recorded as graphs, compiled, and compared with their eager form.
 
 - ``compiled_svi``: ``CompiledSVI``, Pyro's ``SVI`` with compiled steps.
 - ``artifacts``: graphs of tensor operations as machine code, kept in the user's cache.

@@ -1,7 +1,7 @@
 """A loss and its gradients as one graph, recorded while Python and autograd compute them.
 
-``torch.export`` traces a loss, and its gradient must be taken from outside. Here the gradient is part of what is
-recorded: an ELBO may take derivatives itself, call ``backward``, or keep its parameters anywhere.
+The gradient is part of what is recorded: an ELBO may take derivatives itself, call ``backward``, or keep its parameters
+anywhere.
 """
 
 import gc

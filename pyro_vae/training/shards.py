@@ -13,8 +13,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import as_arguments
 from pyro_vae.compiling.artifacts import compiled_graph
-from pyro_vae.compiling.compiler import unguarded
-from pyro_vae.compiling.joint import Recorded
+from pyro_vae.compiling.joint import Recorded, by_torch
 from pyro_vae.compiling.loss import ProgramLoss
 from pyro_vae.compiling.noise import Draw, Draws, parts_of, without_draws
 from pyro_vae.compiling.private import tensors_only
@@ -111,8 +110,7 @@ class SharedStep:
     def _compiled(self, given: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
         if given[-1].device.type == "cpu":
             return compiled_graph(self.graph, given, threads=1)
-        graph = self.graph
-        return unguarded(lambda *tensors: graph(*tensors))
+        return by_torch(self.graph, given)
 
     def _given(self, raw: Sequence[Tensor]) -> list[list[Tensor]]:
         """Return the arguments of each share."""
