@@ -30,7 +30,7 @@ def test_help_of_every_experiment_in_both_forms(as_installed, monkeypatch, capsy
     script = ROOT / "experiments" / f"{name}.py"
     monkeypatch.setattr(sys, "argv", [str(script), "--help"])
     if form == "script":
-        monkeypatch.syspath_prepend(script.parent)  # as Python does with the folder of a script
+        sys.path.insert(0, str(script.parent))  # as Python does with the folder of a script; undone by as_installed
     else:
         monkeypatch.delitem(sys.modules, f"experiments.{name}", raising=False)
     with pytest.raises(SystemExit) as ending:
