@@ -6,12 +6,12 @@
 - ``store``: machine code kept between processes, in a folder of the user's own.
 - ``compiled_loss``: ``compiled``, the loss of a program as a compiled module.
 - ``recorder``: the operators that a function calls, as a graph.
+- ``trial``: the run of a program before it is recorded.
 - ``joint``: a loss and its gradients recorded as one graph.
 - ``values``: programs whose operations depend on the values of tensors, found while they are recorded.
 - ``signatures``: arguments, split into tensors and what is part of a graph.
 - ``followed``: the graphs of a program that changes between calls.
 - ``steps``: steps of optimisers, Pyro's and plain Adam, on gradients that are known.
-- ``export``: ``traced``, a program as one graph of tensor operations.
 - ``graphs``: functions compiled once for each shape of their arguments.
 - ``loss``: the loss of a program as a module that holds all its parameters.
 - ``constants``: numbers and flags that a trace turns into constants, watched for changes.
@@ -32,7 +32,6 @@ from pyro_vae.compiling.compiled_loss import CompiledLoss, compiled
 from pyro_vae.compiling.compiled_svi import CompiledSVI
 from pyro_vae.compiling.compiler import missing_compiler
 from pyro_vae.compiling.convolutions import Conv2d, ConvTranspose2d
-from pyro_vae.compiling.export import traced
 from pyro_vae.compiling.graphs import Graphs
 from pyro_vae.compiling.loss import ProgramLoss, owners
 from pyro_vae.compiling.untraceable import StaleGraph, Untraceable
@@ -49,5 +48,4 @@ __all__ = [
     "compiled",
     "missing_compiler",
     "owners",
-    "traced",
 ]

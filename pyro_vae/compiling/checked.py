@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from pyro_vae.compiling.constants import WatchedConstants
-from pyro_vae.compiling.export import LARGEST
 from pyro_vae.compiling.joint import Recorded, differs
 from pyro_vae.compiling.outcomes import contents_kept
 from pyro_vae.compiling.signatures import apart
+from pyro_vae.compiling.trial import LARGEST
 from pyro_vae.compiling.untraceable import first_line
 
 EARLY = (10, 100, 1000)

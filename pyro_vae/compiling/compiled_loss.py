@@ -10,13 +10,13 @@ from torch.autograd.function import once_differentiable
 
 from pyro_vae.compiling.checked import NowAndThen
 from pyro_vae.compiling.compiler import check_compiler, quiet_torch
-from pyro_vae.compiling.export import LARGEST
 from pyro_vae.compiling.followed import FollowedGraphs
 from pyro_vae.compiling.joint import Recorded, check_same, record
 from pyro_vae.compiling.loss import ProgramLoss
 from pyro_vae.compiling.outcomes import contents_kept
 from pyro_vae.compiling.private import tensors_only
 from pyro_vae.compiling.signatures import Signature, apart, interference, signature_of
+from pyro_vae.compiling.trial import LARGEST
 from pyro_vae.compiling.untraceable import Untraceable
 from pyro_vae.random import forked_rng
 from pyro_vae.tracing.leaves import leaves

@@ -1,19 +1,21 @@
 """Functions of tensors that are compiled once for each shape of their arguments, if that is worth its time."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 
 from pyro_vae.compiling.artifacts import compiled_graph, layout
-from pyro_vae.compiling.compiler import OPTIONS, missing_compiler, own_code, quiet_torch
+from pyro_vae.compiling.compiler import missing_compiler
+from pyro_vae.compiling.constants import WatchedConstants
+from pyro_vae.compiling.joint import by_torch, record, tried
 from pyro_vae.compiling.noise import is_random
-from pyro_vae.compiling.recorder import recorded
 from pyro_vae.compiling.untraceable import Untraceable, first_line
 from pyro_vae.parallel import cores, each
-from pyro_vae.random import forked_rng
 
 WORTH_CALLS = 500  # calls of a graph of some milliseconds that make up for the seconds of compiling it
 TOGETHER = 8  # calls of each core between two times that all cores wait for each other
@@ -39,41 +41,46 @@ class Graphs:
             with a compiler if at least ``WORTH_CALLS`` calls are expected, and run eagerly what cannot be traced.
         calls: the expected number of calls with tensors of one shape.
         device: where the tensors are.
+        roots: what the function refers to, by name; its numbers and flags become constants.
 
     >>> graphs = Graphs(wanted=None, calls=3, device="cpu")
-    >>> graphs.of_each(lambda: lambda x: (x.sin(),), [(torch.zeros(2),)]) is None
+    >>> graphs.of_each(lambda x: (x.sin(),), [(torch.zeros(2),)]) is None
     True
     """
 
-    def __init__(self, wanted: bool | None, calls: int, device: torch.device | str):
+    def __init__(
+        self,
+        wanted: bool | None,
+        calls: int,
+        device: torch.device | str,
+        roots: Mapping[str, Any] = MappingProxyType({}),
+    ):
         earned = calls >= WORTH_CALLS and torch.device(device).type == "cpu"
         self.strict = bool(wanted)
         self.wanted = earned and not missing_compiler() if wanted is None else wanted
+        self.roots = roots
         self._graphs: dict[tuple, Graph | None] = {}
 
-    def of_each(
-        self, make: Callable[[], Function], calls: Sequence[tuple[Tensor, ...]]
-    ) -> Iterator[Sequence[Tensor]] | None:
+    def of_each(self, function: Function, calls: Sequence[tuple[Tensor, ...]]) -> Iterator[Sequence[Tensor]] | None:
         """Return the results of calls with tensors of one layout, in their order; None: run eagerly.
 
-        ``make`` returns the function, from tensors to several tensors, if it is new.
+        ``function``, from tensors to several tensors, may be another one at each call, with the same operations.
         """
-        graph = self._of(make, calls[0]) if self.wanted else None
+        graph = self._of(function, calls[0]) if self.wanted else None
         return None if graph is None else _results(graph, calls)
 
-    def _of(self, make: Callable[[], Function], example: tuple[Tensor, ...]) -> Graph | None:
+    def _of(self, function: Function, example: tuple[Tensor, ...]) -> Graph | None:
         key = tuple(layout(example))
         if key not in self._graphs:
-            self._graphs[key] = self._made(make, example)
+            self._graphs[key] = self._made(function, example)
         return self._graphs[key]
 
-    def _made(self, make: Callable[[], Function], example: tuple[Tensor, ...]) -> Graph | None:
+    def _made(self, function: Function, example: tuple[Tensor, ...]) -> Graph | None:
         try:
             missing = missing_compiler()
             if self.strict and missing:
                 raise Untraceable(missing)
-            with forked_rng(*(tensor.device for tensor in example)), quiet_torch():
-                return _compiled(make(), example)
+            return _compiled(function, example, WatchedConstants(self.roots))
         except Exception as error:  # of the program, of torch's compiler, or of the C++ compiler
             if self.strict:
                 raise
@@ -81,14 +88,17 @@ class Graphs:
             return None
 
 
-def _compiled(function: Function, example: tuple[Tensor, ...]) -> Graph:
-    if any(tensor.device.type != "cpu" for tensor in example):
-        graph = torch.compile(own_code(function), fullgraph=True, dynamic=False, options=OPTIONS)
-        graph(*example)
-        return Graph(graph, apart=False)
-    record = recorded(lambda *tensors: tuple(function(*tensors)), example)
-    draws = any(is_random(node.target) for node in record.graph.nodes if node.op == "call_function")
-    return Graph(compiled_graph(record, example, threads=1), apart=not draws)
+def _compiled(function: Function, example: tuple[Tensor, ...], watched: WatchedConstants) -> Graph:
+    on_cpu = all(tensor.device.type == "cpu" for tensor in example)
+    graph = record(function, example, watched, by_one_thread if on_cpu else by_torch)
+    tried(graph, example)
+    draws = any(is_random(node.target) for node in graph.graph.graph.nodes if node.op == "call_function")
+    return Graph(lambda *tensors: graph(tensors), apart=on_cpu and not draws)
+
+
+def by_one_thread(graph: GraphModule, args: Sequence[Tensor]) -> Function:
+    """Return a graph compiled to machine code that computes on one core."""
+    return compiled_graph(graph, args, threads=1)
 
 
 def _results(graph: Graph, calls: Sequence[tuple[Tensor, ...]]) -> Iterator[Sequence[Tensor]]:

@@ -17,10 +17,10 @@ from torch.fx import GraphModule, Node
 from pyro_vae.compiling.compiler import quiet_torch, unguarded, warm_up
 from pyro_vae.compiling.constants import Changes, WatchedConstants
 from pyro_vae.compiling.convolutions import ChannelsLast
-from pyro_vae.compiling.export import LARGEST, check_not_read, restored_if_untraceable, run_alone
 from pyro_vae.compiling.outcomes import Outcome, contents_kept, difference, elements, lowest_precision
 from pyro_vae.compiling.private import as_if_compiling, in_place_changes, tensors_only
 from pyro_vae.compiling.recorder import recorded
+from pyro_vae.compiling.trial import LARGEST, check_not_read, restored_if_untraceable, run_alone
 from pyro_vae.compiling.untraceable import NOT_THE_SAME, Untraceable, explanation, first_line
 from pyro_vae.compiling.values import ValuesUnread
 from pyro_vae.random import forked_rng
@@ -119,7 +119,7 @@ def check_same(
         names: what the results after the loss are gradients of.
         instead: what to do instead, for messages.
     """
-    _compile(graph, args)
+    tried(graph, args)
     found = differs(graph, function, args, names)
     if found:
         raise Untraceable(f"{NOT_THE_SAME.format(found)}; {instead}")
@@ -163,7 +163,8 @@ def _has_changed(tensor: Tensor, mark: Tensor | int) -> bool:
     return not torch.equal(tensor, mark) and not bool(((tensor == mark) | ((tensor != tensor) & (mark != mark))).all())
 
 
-def _compile(graph: Recorded, args: Sequence[Tensor]) -> None:
+def tried(graph: Recorded, args: Sequence[Tensor]) -> None:
+    """Compile a graph and call it once, without a trace; raise ``Untraceable`` if torch's compiler fails."""
     try:
         with forked_rng(*(arg.device for arg in args)), contents_kept([*graph.values, *args]), quiet_torch():
             graph(args)

@@ -42,7 +42,6 @@ class ProgramLoss(nn.Module):
         self.elbo, self.functions, self.observe = elbo, (model, guide), observe
         self.owners = nn.ModuleList(owners(model, guide, observe))
         self.others = nn.ParameterList()
-        self.leaves: dict[int, Tensor] = {}
         self.roots = {"model": model, "guide": guide, "observe": observe, "elbo": elbo, **surroundings()}
 
     def other(self, leaf: Tensor) -> nn.Parameter:
@@ -52,12 +51,7 @@ class ProgramLoss(nn.Module):
                 return parameter
         parameter = leaf if isinstance(leaf, nn.Parameter) else nn.Parameter(leaf.detach())
         self.others.append(parameter)
-        self.leaves[id(parameter)] = leaf
         return parameter
-
-    def leaf(self, parameter: nn.Parameter) -> Tensor:
-        """Return the leaf that an eager run trains, for a parameter of this module."""
-        return self.leaves.get(id(parameter), parameter)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the loss, in nats."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pyro_vae.compiling.outside import ContextValue, EnvironmentVariable, Outside
-from pyro_vae.compiling.private import is_fake, registries
+from pyro_vae.compiling.private import registries
 from pyro_vae.compiling.read_names import Names, imported_modules, names_in, names_of
 
 LONGEST = 1000  # items up to which a list or dictionary is watched item by item
@@ -101,7 +101,7 @@ def is_watched_inside(value: Any) -> bool:
 
 def has_memory(value: Any) -> bool:
     """Return whether a value is a tensor with an address in memory."""
-    return isinstance(value, Tensor) and value.layout is torch.strided and not is_fake(value) and not is_lazy(value)
+    return isinstance(value, Tensor) and value.layout is torch.strided and not is_lazy(value)
 
 
 def is_opaque(value: Any) -> bool:

@@ -17,7 +17,6 @@ Each of these names may change in any release. The names below are those in torc
 - In ``library.py``: ``torch._inductor.aot_compile``, ``unsafe_alloc_void_ptrs_from_tensors`` and
   ``alloc_tensors_by_stealing_from_void_ptrs`` of ``torch._C._aoti``: no machine code is made or kept ahead
   of a run, and ``Untraceable`` says so.
-- ``FakeTensor``, known by the name of its class: such a tensor counts as any other, and its address as 0.
 - ``ParamStoreDict._params`` of Pyro: the whole parameter store is watched, which is slower.
 - ``torch_item``, ``warn_if_nan`` of Pyro's ELBOs, such as ``trace_elbo``, and ``Dice.compute_expectation`` with
   ``_get_log_factors``: the name is not replaced. If the ELBO reads a value by another one, the program cannot be
@@ -73,7 +72,6 @@ KERNELS = ("torch._inductor.codecache", "CppPythonBindingsCodeCache")
 SETTINGS = ("torch._inductor.config", "patch")
 INSTRUCTIONS = ("torch._inductor.cpu_vec_isa", "pick_vec_isa")
 FOREACH = "_foreach_"  # begins the names of torch's functions of lists of tensors
-FAKE = "FakeTensor"
 STACK = "_PYRO_STACK"  # of pyro.poutine.runtime: the handlers at work
 STORE = "_params"
 ELBOS = (renyi_elbo, rws, trace_elbo, trace_mean_field_elbo, traceenum_elbo, tracegraph_elbo, tracetmc_elbo)
@@ -153,11 +151,6 @@ def operators(*names: str) -> list[Any]:
     return found
 
 
-def is_fake(tensor: Tensor) -> bool:
-    """Return whether a tensor has a shape and a dtype but no values, as those that ``torch.export`` computes with."""
-    return any(kind.__name__ == FAKE for kind in type(tensor).__mro__)
-
-
 def stored_parameters() -> Any:
     """Return the dictionary behind Pyro's parameter store, or the store itself if it is not found."""
     store = pyro.get_param_store()
@@ -195,7 +188,7 @@ def unrecorded(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 @contextmanager
 def as_if_compiling() -> Iterator[None]:
-    """Context manager in which ``torch.compiler.is_compiling()`` is true, as within ``torch.export``."""
+    """Context manager in which ``torch.compiler.is_compiling()`` is true."""
     if not hasattr(torch.compiler, COMPILING):
         yield
         return

@@ -21,8 +21,6 @@ NOT_AS_NOW = (
     "is not watched{}"
 )
 
-TRACING = "get value out of a tracing tensor"
-
 
 class Untraceable(ValueError):
     """Raised for a program that cannot be traced, and for any program where there is no compiler.
@@ -56,10 +54,7 @@ def explanation(error: Exception) -> str:
 
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_foreign(frame.filename)]
     at = f" at {frames[-1].filename}, line {frames[-1].lineno}: `{frames[-1].line}`" if frames else ""
-    reason = first_line(error)
-    if "DataDependentOutput" in type(error).__name__ or TRACING in reason:  # which only say how to see more
-        reason = "a number is read from a tensor, and decides on a size or a branch"
     return (
-        f"the program cannot be traced{at} ({type(error).__name__}: {reason}). What it does must not depend on the "
-        f"values of tensors: take that line away, write it with torch.where, {OR_EAGERLY}"
+        f"the program cannot be traced{at} ({type(error).__name__}: {first_line(error)}). What it does must "
+        f"not depend on the values of tensors: take that line away, write it with torch.where, {OR_EAGERLY}"
     )

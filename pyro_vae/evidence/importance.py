@@ -12,13 +12,13 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import Unpack
 
 from pyro_vae.arguments import ProgramArguments, checked_arguments
 from pyro_vae.checks import whole_number
-from pyro_vae.compiling import Graphs, Untraceable, owners, traced
+from pyro_vae.compiling import Graphs, Untraceable
 from pyro_vae.evidence.batches import BatchedMeasurement
 from pyro_vae.evidence.budgeted import EvidencePlan
 from pyro_vae.evidence.measuring import Engine, chunk_size, measuring, takes_program, whether_compiled
@@ -269,17 +269,7 @@ class ImportanceSampler:
         names = list(sample_sites(model_trace, observed=False))
         sites = [sample_sites(part) for part in parts]
         calls = [(*(of_part[name]["value"] for name in names), *batch.tensors) for of_part in sites]
-        joint = JointDensity(self.model, names, plate, self.plan.layout.nesting, batch)
-        return self.graphs.of_each(lambda: in_a_tuple(traced(joint, calls[0])), calls)
-
-
-def in_a_tuple(function: Callable[..., Tensor]) -> Callable[..., tuple[Tensor]]:
-    """Return the function whose result is a tuple of the given function's.
-
-    >>> in_a_tuple(torch.neg)(torch.ones(1))
-    (tensor([-1.]),)
-    """
-    return lambda *tensors: (function(*tensors),)
+        return self.graphs.of_each(joint_density(self.model, names, plate, self.plan.layout.nesting, batch), calls)
 
 
 class EnumeratedSampler:
@@ -307,30 +297,25 @@ class EnumeratedSampler:
         return torch.cat(log_w)
 
 
-class JointDensity(nn.Module):
-    """log p(x, z) of shape (K, B) as a function of tensors.
+def joint_density(
+    model: Callable,
+    names: Sequence[str],
+    plate: CondIndepStackFrame | None,
+    nesting: int,
+    batch: ProgramArguments,
+) -> Callable[..., tuple[Tensor]]:
+    """Return log p(x, z), (K, B) in a tuple, as a function of tensors.
 
     These are the values of the latent sites ``names``, each (K, B, ...), and the tensors among the arguments.
     """
 
-    def __init__(
-        self,
-        model: Callable,
-        names: Sequence[str],
-        plate: CondIndepStackFrame | None,
-        nesting: int,
-        batch: ProgramArguments,
-    ):
-        super().__init__()
-        self.names, self.plate, self.nesting, self.batch, self.model = tuple(names), plate, nesting, batch, (model,)
-        self.owners = nn.ModuleList(owners(model))
+    def density(*tensors: Tensor) -> tuple[Tensor]:
+        values, given = dict(zip(names, tensors)), batch.with_tensors(tensors[len(names) :])
+        conditioned = poutine.condition(model, data=values)
+        trace = particle_trace(conditioned, given.args, len(tensors[0]), nesting, kwargs=given.kwargs)
+        return (log_joint(trace, plate),)
 
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Return log p(x, z), (K, B)."""
-        values, batch = dict(zip(self.names, tensors)), self.batch.with_tensors(tensors[len(self.names) :])
-        conditioned = poutine.condition(*self.model, data=values)
-        trace = particle_trace(conditioned, batch.args, len(tensors[0]), self.nesting, kwargs=batch.kwargs)
-        return log_joint(trace, self.plate)
+    return density
 
 
 def log_joint(model_trace: poutine.Trace, plate: CondIndepStackFrame | None) -> Tensor:

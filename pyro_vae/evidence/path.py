@@ -1,6 +1,6 @@
 """The densities along which chains are annealed, between a starting density and p(x, z), and their gradients."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import reduce
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 from pyro_vae.arguments import ProgramArguments
-from pyro_vae.compiling import Graphs, owners, traced
+from pyro_vae.compiling import Graphs, owners
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.parallel import equal_parts
 from pyro_vae.tracing.traces import check_sites, common_scale, per_image, proposal_sites, sample_sites
@@ -40,6 +40,9 @@ class ChainState(NamedTuple):
     def gradient(self, beta: float) -> Tensor:
         """Return the gradient of log f_β by z, (C, B, D)."""
         return self.start_gradient + beta * self.delta_gradient
+
+
+Quantity = Callable[["AnnealingPath", Tensor], Sequence[Tensor]]  # of a path and z
 
 
 class AnnealingPath:
@@ -93,26 +96,29 @@ class AnnealingPath:
         worth = z[..., 0].numel() * self.parameters >= WORTH
         parts = z.chunk(equal_parts(len(z)) if worth else 1)
         calls = [(part, *self.arguments.tensors) for part in parts]
-        compiled = self.graphs and self.graphs.of_each(lambda: self._compilable(parts[0]), calls)
+        compiled = self.graphs and self.graphs.of_each(self.of_tensors(AnnealingPath.densities_and_gradients), calls)
         if compiled:
             return ChainState(z, *map(torch.cat, zip(*compiled)))
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            start, delta = self.log_densities(z)
-            (start_gradient,) = torch.autograd.grad(start.sum(), z, retain_graph=True)
-            (delta_gradient,) = torch.autograd.grad(delta.sum(), z)
-        return ChainState(z.detach(), start.detach(), delta.detach(), start_gradient, delta_gradient)
+        return ChainState(z.detach(), *self.densities_and_gradients(z))
 
-    def _compilable(self, z: Tensor) -> Callable[..., tuple[Tensor, ...]]:
-        """Return a function from z and the program's tensors, in these shapes, to a ``ChainState`` without its z."""
-        densities = traced(PathDensities(self), (z, *self.arguments.tensors))
+    def of_tensors(self, quantity: Quantity) -> Callable[..., Sequence[Tensor]]:
+        """Return a quantity of a path and z as a function of z and the tensors among the program's arguments."""
 
-        def state(z: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            (start, delta), pullback = torch.func.vjp(lambda z: densities(z, *tensors).unbind(), z)[:2]
-            one, none = torch.ones_like(start), torch.zeros_like(start)
-            return start, delta, *pullback((one, none)), *pullback((none, one))
+        def function(z: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
+            path = copy(self)
+            path.arguments = self.arguments.with_tensors(tensors)
+            return quantity(path, z)
 
-        return state
+        return function
+
+    @torch.enable_grad()
+    def densities_and_gradients(self, z: Tensor) -> tuple[Tensor, ...]:
+        """Return what a ``ChainState`` at z (C, B, D) holds beside z."""
+        z = z.detach().requires_grad_()
+        start, delta = self.log_densities(z)
+        (start_gradient,) = torch.autograd.grad(start.sum(), z, retain_graph=True)
+        (delta_gradient,) = torch.autograd.grad(delta.sum(), z)
+        return start.detach(), delta.detach(), start_gradient, delta_gradient
 
     def draw(self, chains: int) -> Tensor:
         """Draw z ~ f_0, (chains, B, D)."""
@@ -155,6 +161,13 @@ class AnnealingPath:
         prior, likelihood, volume = self._terms(z)
         return prior + volume, prior + likelihood + volume
 
+    @torch.enable_grad()
+    def joint_gradient(self, z: Tensor) -> tuple[Tensor]:
+        """Return the gradient of log p(x, z) by z, (C, B, D) in a tuple."""
+        z = z.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.log_prior_and_joint(z)[1].sum(), z)
+        return (gradient,)
+
     def log_guide(self, z: Tensor) -> Tensor:
         """Return log q(z | x) with log |∂ value / ∂ z|, (C, B)."""
         return torch.add(*self._log_guide(z))
@@ -183,24 +196,6 @@ class AnnealingPath:
 
     def _sum(self, sites: Iterable[Mapping[str, Any]]) -> Tensor:
         return reduce(torch.add, (per_image(site, self.plate) for site in sites)) / self.scale
-
-
-class PathDensities(nn.Module):
-    """Two log densities of a path, (2, C, B), from z and the program's tensors, with the modules of the program."""
-
-    def __init__(
-        self,
-        path: AnnealingPath,
-        densities: Callable[[AnnealingPath, Tensor], tuple[Tensor, Tensor]] = AnnealingPath.log_densities,
-    ):
-        super().__init__()
-        self.path, self.densities, self.owners = path, densities, nn.ModuleList(owners(path.model, path.guide))
-
-    def forward(self, z: Tensor, *tensors: Tensor) -> Tensor:
-        """Return the stacked densities."""
-        path = copy(self.path)
-        path.arguments = path.arguments.with_tensors(tensors)
-        return torch.stack(self.densities(path, z))
 
 
 def _check_differentiable(modules: Iterable[nn.Module]) -> None:

@@ -1,7 +1,7 @@
 """How a program is measured: which plate is over its rows, how many rows run at once, and what can be compiled."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pyro import poutine
@@ -35,6 +35,7 @@ class MeasurementPlan:
         joint: whether all rows have one weight together, because a latent site lies outside the plate over rows.
         layout: how its particles are drawn.
         runs: what is known of its plates.
+        functions: model and guide, by these names.
     """
 
     given: ProgramArguments
@@ -42,6 +43,7 @@ class MeasurementPlan:
     joint: bool
     layout: ParticleLayout
     runs: ProgramRuns
+    functions: Mapping[str, Callable | None]
 
     @classmethod
     def of(
@@ -69,7 +71,7 @@ class MeasurementPlan:
             size = _all_rows(given, size, asked, "latent sites outside their plate give them one weight together")
         elif given.rows is None:
             return cls.of(model, guide, given._replace(rows=plate.size), asked, most)
-        return cls(given, size, plate is None, layout, runs)
+        return cls(given, size, plate is None, layout, runs, {"model": model, "guide": guide})
 
     @property
     def weights(self) -> int:
@@ -108,7 +110,7 @@ class MeasurementPlan:
             obstacle = f"a list or array of the arguments has an entry for each of the {self.given.rows} rows"
         if wanted and obstacle:
             raise Untraceable(f'engine="compiled": {obstacle}; write engine="eager"')
-        return Graphs(False if obstacle else wanted, calls, self.given.device)
+        return Graphs(False if obstacle else wanted, calls, self.given.device, self.functions)
 
 
 def is_automatic(guide: Callable | None) -> bool:

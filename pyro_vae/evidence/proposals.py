@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.checks import whole_number
-from pyro_vae.compiling import Graphs, traced
+from pyro_vae.compiling import Graphs
 from pyro_vae.evidence.matching import Normals, columns, drawn, matched_by_shares
-from pyro_vae.evidence.path import AnnealingPath, PathDensities
+from pyro_vae.evidence.path import AnnealingPath, Quantity
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.parallel import cores
 
@@ -185,9 +185,10 @@ class LocalSampler:
         normals = MultivariateNormal(torch.zeros_like(centre), scale_tril=root)
         for t in range(self.settings.rounds):
             u = drawn(normals.loc, normals.scale_tril, torch.randn(draws, *centre.shape, dtype=centre.dtype))
-            gradient = self._gradient(path, (centre + unit * u).to(first)).double().cpu()
+            z = (centre + unit * u).to(first)
+            (gradient,) = self._of_parts(self.gradients, AnnealingPath.joint_gradient, path, z)
             rate = draws / max(1, t + 1 - self.settings.rounds * SEARCHING)
-            normals = matched_by_shares(normals, u, unit * gradient, rate)
+            normals = matched_by_shares(normals, u, unit * gradient.double().cpu(), rate)
         return LocalFit(centre, unit, normals)
 
     def log_weights(self, path: AnnealingPath, fit: LocalFit, K: int, bar: tqdm) -> Tensor:
@@ -195,40 +196,28 @@ class LocalSampler:
         from_guide = self.settings.from_guide(K)
         guided, local = path.draw(max(from_guide, 1)), fit.centre + fit.unit * fit.proposal().sample(K - from_guide)
         z = torch.cat([guided[:from_guide], local.to(guided)])
-        log_prior, log_p = (value.double().cpu() for value in self._densities(path, z))
+        densities = self._of_parts(self.densities, AnnealingPath.log_prior_and_joint, path, z)
+        log_prior, log_p = (value.double().cpu() for value in densities)
         bar.update(log_p.numel())
         of_guide = from_guide and path.guide is not None  # without a guide of its own the prior is q
         log_q = path.log_guide(z).double().cpu() if of_guide else log_prior
         return log_p - fit.log_mixture(z, log_q, from_guide / K)[1]
 
-    def _gradient(self, path: AnnealingPath, z: Tensor) -> Tensor:
-        """Return the gradient of log p(x, z) by z, (C, B, D)."""
-        found = self._compiled(self.gradients, joint_gradient, path, z)
-        return eager_gradient(path, z, self._draws_at_once(z)) if found is None else found[0]
+    def _of_parts(self, graphs: Graphs, quantity: Quantity, path: AnnealingPath, z: Tensor) -> list[Tensor]:
+        """Return a quantity for draws z (C, B, D), computed in slices of them, by a compiled function if possible.
 
-    def _densities(self, path: AnnealingPath, z: Tensor) -> Sequence[Tensor]:
-        """Return log p(z) and log p(x, z), each (C, B)."""
-        found = self._compiled(self.densities, prior_and_joint, path, z)
-        if found is None:
-            found = each_of_all(path.log_prior_and_joint(part) for part in z.split(self._draws_at_once(z)))
-        return found
-
-    def _compiled(
-        self, graphs: Graphs, of: Callable[[Callable], Callable], path: AnnealingPath, z: Tensor
-    ) -> list[Tensor] | None:
-        """Return results of a compiled function of the traced densities for draws z (C, B, D); None: run eagerly.
-
-        The last slice is filled up: all have one shape. A batch of fewer rows than the others is not worth a graph.
+        The last compiled slice is filled up: all have one shape. A batch of fewer rows than the others is not worth a
+        graph.
         """
-        if path.arguments.rows != self.plan.size and not graphs.strict:
-            return None
-        slices, workers = math.ceil(len(z) / self._draws_at_once(z)), cores() if z.device.type == "cpu" else 1
-        size = math.ceil(len(z) / (workers * math.ceil(slices / workers)))
-        filled = torch.cat([z, z[-1:].expand(-len(z) % size, -1, -1)])
-        calls = [(part, *path.arguments.tensors) for part in filled.split(size)]
-        densities = PathDensities(path, AnnealingPath.log_prior_and_joint)
-        found = graphs.of_each(lambda: of(traced(densities, calls[0])), calls)
-        return None if found is None else [values[: len(z)] for values in each_of_all(found)]
+        if path.arguments.rows == self.plan.size or graphs.strict:
+            slices, workers = math.ceil(len(z) / self._draws_at_once(z)), cores() if z.device.type == "cpu" else 1
+            size = math.ceil(len(z) / (workers * math.ceil(slices / workers)))
+            filled = torch.cat([z, z[-1:].expand(-len(z) % size, -1, -1)])
+            calls = [(part, *path.arguments.tensors) for part in filled.split(size)]
+            found = graphs.of_each(path.of_tensors(quantity), calls)
+            if found is not None:
+                return [values[: len(z)] for values in each_of_all(found)]
+        return each_of_all(quantity(path, part) for part in z.split(self._draws_at_once(z)))
 
     def _draws_at_once(self, z: Tensor) -> int:
         return max(1, self.chunk // z.shape[1])
@@ -237,25 +226,3 @@ class LocalSampler:
 def each_of_all(parts: Iterable[Sequence[Tensor]]) -> list[Tensor]:
     """Return each of several results, from those of parts of the draws."""
     return [torch.cat(values) for values in zip(*parts)]
-
-
-def prior_and_joint(densities: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """Return log p(z) and log p(x, z), each (C, B), as a function of z and the program's tensors."""
-    return lambda *tensors: densities(*tensors).unbind()
-
-
-def joint_gradient(densities: Callable[..., Tensor]) -> Callable[..., Sequence[Tensor]]:
-    """Return the gradient of log p(x, z), (C, B, D), as a function of z and the program's tensors."""
-
-    def gradient(z: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
-        log_p, pullback = torch.func.vjp(lambda z: densities(z, *tensors)[1], z)[:2]
-        return pullback(torch.ones_like(log_p))
-
-    return gradient
-
-
-@torch.enable_grad()
-def eager_gradient(path: AnnealingPath, z: Tensor, draws: int) -> Tensor:
-    """Return the gradient of log p(x, z) by z (C, B, D), of so many draws at a time."""
-    parts = [part.detach().requires_grad_() for part in z.split(draws)]
-    return torch.cat([torch.autograd.grad(path.log_prior_and_joint(part)[1].sum(), part)[0] for part in parts])

@@ -13,8 +13,6 @@ import torch
 from pyro.nn import AutoRegressiveNN, ConditionalAutoRegressiveNN
 from torch import Tensor
 
-from pyro_vae.tracing.matching import is_tracing
-
 LEAF = 16  # dimensions whose Jacobian is written out
 Passes = list[tuple[Tensor, Tensor]]  # what went into each layer of a network, and what came out
 _DEGREES: WeakKeyDictionary = WeakKeyDictionary()
@@ -38,7 +36,7 @@ class MaskedStep:
     def __init__(self, network: Any, passes: Passes, x: Tensor, bounds: tuple[float, float]):
         self.order = order = network.permutation
         self.degrees: Any = degrees(network)
-        self.slopes = [_rows(_slope(network.f, a, h)) for (_, a), (h, _) in pairwise(passes)]
+        self.slopes = [_rows(_slope(a, h)) for (_, a), (h, _) in pairwise(passes)]
         first, *others, last = ((layer.weight * layer.mask).detach() for layer in network.layers)
         self.weights = [first[:, network.context_dim :].index_select(1, order), *others]
         self.of_loc, self.of_scale = (part.index_select(0, order) for part in last.chunk(2))
@@ -126,9 +124,6 @@ def _rows(values: Tensor) -> Tensor:
     return values.reshape(-1, values.shape[-1])
 
 
-def _slope(function: Any, before: Tensor, after: Tensor) -> Tensor:
+def _slope(before: Tensor, after: Tensor) -> Tensor:
     """Return the derivative of a nonlinearity, element by element."""
-    if is_tracing():  # torch.export loses the parameters in a derivative by what depends on them
-        before = before.detach().requires_grad_()
-        after = function(before)
     return torch.autograd.grad(after.sum(), before, retain_graph=True)[0]

@@ -12,12 +12,12 @@ import torch
 from enumerated_programs import LABELS, MixtureOfFactors, OfTheModel, X
 from programs import needs_compiler
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, trace_elbo
+from recorded_losses import originals, recorded_loss
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from traced_losses import originals
 
 import pyro_vae
-from pyro_vae.compiling import ProgramLoss, Untraceable, private, traced
+from pyro_vae.compiling import ProgramLoss, Untraceable, private
 from pyro_vae.compiling.constants import WatchedConstants
 from pyro_vae.compiling.private import tensors_only
 from pyro_vae.linear_gaussian import LinearGaussian
@@ -143,7 +143,7 @@ def test_without_the_functions_by_which_pyro_reads_nothing_is_put_in_their_place
         assert not hasattr(trace_elbo, "warn_if_nan")
     monkeypatch.setattr(private, "READS", ("gone", "gone"))
     with pytest.raises(Untraceable):
-        traced(ProgramLoss(Trace_ELBO(), program.model, program.guide), (x,))
+        recorded_loss(ProgramLoss(Trace_ELBO(), program.model, program.guide), (x,))
 
 
 @pytest.mark.usefixtures("float64")

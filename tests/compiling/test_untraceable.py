@@ -4,10 +4,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from recorded_losses import loss_of, originals, recorded_loss
 from torch import nn
-from traced_losses import loss_of, originals
 
-from pyro_vae.compiling import Untraceable, traced
+from pyro_vae.compiling import Untraceable
 from pyro_vae.compiling.untraceable import explanation, first_line
 
 
@@ -33,7 +33,7 @@ class Branching(nn.Module):
 def test_data_dependent_control_flow_is_named_and_pyro_is_left_as_it_was():
     before, program = originals(), Branching()
     with pytest.raises(Untraceable, match=r"test_untraceable.py, line \d+: `if x.sum\(\) > 3:`.*engine=.eager"):
-        traced(loss_of(program), (torch.ones(4, 2),))
+        recorded_loss(loss_of(program), (torch.ones(4, 2),))
     assert originals() == before and pyro.infer.util.is_validation_enabled()
 
 

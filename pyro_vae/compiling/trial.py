@@ -1,94 +1,19 @@
-"""Pyro programs traced once by ``torch.export``, random draws included.
-
-``torch.compile`` alone breaks a Pyro program into pieces and gains nothing. ``torch.export`` runs it once, with its
-handlers, plates and traces, and keeps only the operations on tensors. Their graph compiles without a break.
-"""
+"""The run of a program before it is recorded, which shows what it changes, and what is restored after it."""
 
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
-from torch.fx import GraphModule
 
-from pyro_vae.compiling.compiler import quiet_torch
 from pyro_vae.compiling.constants import Changes, WatchedConstants, in_words
-from pyro_vae.compiling.graphs import Graphs
-from pyro_vae.compiling.loss import ProgramLoss, owners
-from pyro_vae.compiling.outcomes import contents_kept
 from pyro_vae.compiling.parts import is_plain
-from pyro_vae.compiling.private import in_place_changes, tensors_only
-from pyro_vae.compiling.untraceable import IN_PLACE, OR_EAGERLY, Untraceable, explanation
-from pyro_vae.random import forked_rng
-from pyro_vae.tracing.leaves import leaves
-
-__all__ = ["Graphs", "Untraceable", "owners", "traced"]
+from pyro_vae.compiling.private import in_place_changes
+from pyro_vae.compiling.untraceable import IN_PLACE, OR_EAGERLY, Untraceable
 
 LARGEST = 1 << 20  # elements of the largest tensor beside parameters and buffers that a trial run restores
-
-
-def traced(loss: nn.Module, args: tuple[Tensor, ...], watched: WatchedConstants | None = None) -> GraphModule:
-    """Return the loss, or another function of a program, as one graph of tensor operations on the same parameters.
-
-    Numbers and flags of the program become constants of the graph: ``watched`` records their values, and tells later
-    whether they changed. The program and the random number generators are left as they were. Raises ``Untraceable``.
-
-    >>> from pyro.infer import Trace_ELBO
-    >>> from pyro_vae.linear_gaussian import LinearGaussian
-    >>> program = LinearGaussian(torch.ones(3, 1))
-    >>> loss, x = ProgramLoss(Trace_ELBO(), program.model, program.guide), program.simulate(5)
-    >>> graph = traced(loss, (x,))
-    >>> with torch.random.fork_rng():
-    ...     eager = loss(x)
-    >>> torch.allclose(graph(x), eager)  # the same draws
-    True
-    """
-    watched = WatchedConstants(getattr(loss, "roots", {"self": loss})) if watched is None else watched
-    with (
-        forked_rng(*(arg.device for arg in args)),
-        quiet_torch(),
-        pyro.validation_enabled(False),
-        tensors_only(),
-    ):
-        with restored_if_untraceable(watched):
-            exported, trained = _exported(loss, args, watched)
-        graph = exported.module(check_guards=False)
-    if isinstance(loss, ProgramLoss):
-        _register(graph, exported.constants, trained, loss)
-    return graph
-
-
-def _exported(
-    loss: nn.Module, args: tuple[Tensor, ...], watched: WatchedConstants
-) -> tuple[ExportedProgram, dict[int, Tensor]]:
-    """Return the exported loss, and the leaves that an eager run trains, by the address of their memory."""
-    with contents_kept([*loss.parameters(), *loss.buffers(), *watched.tensors(LARGEST)]):
-        value, replaced = run_alone(loss, args, watched)
-    trained = {leaf.data_ptr(): leaf for leaf in leaves([value])}
-    try:
-        exported = torch.export.export(loss, args, strict=False)
-    except Exception as error:
-        raise Untraceable(explanation(error)) from error
-    finally:
-        watched.put_back()
-    check_not_read(replaced, loss, exported.constants)
-    return exported, trained
-
-
-def _register(
-    graph: GraphModule, constants: Mapping[str, Any], trained: Mapping[int, Tensor], loss: ProgramLoss
-) -> None:
-    """Register constants of the graph as parameters if the loss trains them, such as those in Pyro's store."""
-    for name, constant in constants.items():
-        leaf = trained.get(constant.data_ptr()) if torch.is_tensor(constant) else None
-        if leaf is not None:
-            owner, _, attribute = name.rpartition(".")
-            delattr(graph.get_submodule(owner), attribute)
-            graph.get_submodule(owner).register_parameter(attribute, loss.other(leaf))
 
 
 def run_alone(loss: nn.Module, args: tuple[Tensor, ...], watched: WatchedConstants) -> tuple[Tensor, Changes]:
