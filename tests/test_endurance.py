@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from programs import DIGITS, needs_compiler, small_vae
+from stores import with_runtime
 
 from pyro_vae import Checkpoints, Data, fit
 from pyro_vae.training import checkpoint
@@ -56,6 +57,7 @@ print([value.tolist() for value in function(x)])
 @pytest.mark.slow
 def test_two_processes_fill_one_cache_at_once_and_a_third_reads_it(tmp_path):
     """A file tells both that the other has imported everything."""
+    with_runtime(tmp_path)
     with ThreadPoolExecutor(2) as pool:
         words = "-c", COMPILE, tmp_path, "2"
         both = [pool.submit(python, *words, PYRO_VAE_CACHE=str(tmp_path)) for _ in range(2)]

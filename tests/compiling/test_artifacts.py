@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from programs import needs_compiler
+from stores import with_runtime
 from torch import nn
 
 from pyro_vae.compiling import artifacts
@@ -28,7 +29,7 @@ def step(weight, x, count):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+    return with_runtime(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ def sine(scale):
     return recorded(lambda x: (scale * x.sin(),), [X])
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_a_runtime_compiled_ahead_is_that_of_the_libraries(cache, monkeypatch):
     runtime.compile_ahead(compiler.OPTIONS)
@@ -35,15 +36,34 @@ def test_a_runtime_compiled_ahead_is_that_of_the_libraries(cache, monkeypatch):
     assert list(store().glob("*.o")) == [kept] and len(list(store().glob("*.so"))) == 1
 
 
-@needs_compiler
+class Builder:
+    """Stands for torch's builder of a wrapper, and keeps what it is to compile."""
+
+    def __init__(self, path):
+        self.source, self.compiled = path.with_suffix(".cpp"), []
+        self.source.write_text(f"{runtime.source()}\nint wrapper;")
+
+    def get_target_file_path(self):
+        return str(self.source.with_suffix(".o"))
+
+    def get_command_line(self):
+        return f"g++ {self.source}"
+
+    def build(self):
+        self.compiled.append(self.source.read_text())
+
+
 @pytest.mark.parametrize("fault", ["no such source", "it does not compile"])
-def test_where_it_cannot_be_compiled_apart_the_wrapper_is_whole(cache, monkeypatch, fault):
+def test_where_it_cannot_be_compiled_apart_the_wrapper_is_whole(cache, monkeypatch, tmp_path, fault):
     def fail(*args):
         raise subprocess.CalledProcessError(1, "g++")
 
+    builder = Builder(tmp_path / "graph.wrapper")
+    whole = builder.source.read_text()
     if fault == "no such source":
         monkeypatch.setattr(runtime, "SOURCE", ("no.cpp",))
     monkeypatch.setattr(runtime, "_compiled", fail)
-    runtime.compile_ahead(compiler.OPTIONS)
-    assert torch.allclose(compiled_graph(sine(3.0), [X], threads=1)(X)[0], 3 * X.sin())
+    runtime.build_wrapper(Builder.build, builder)
+    apart = [f"{runtime.HEADER}\nint wrapper;"] if fault == "it does not compile" else []
+    assert builder.compiled == [*apart, whole] and builder.source.read_text() == whole
     assert not list(store().glob("*.o"))

@@ -53,9 +53,9 @@ def fitted(engine: str, digits: Data) -> None:
 
 
 def measured(engine: str, digits: Data) -> None:
-    """Measure a new VAE on four images."""
+    """Measure a new VAE on four images, in ten slices."""
     vae, x = program(digits), (digits.test.images[:4] > 127).float()
-    log_evidence(vae, x, 100, chunk=4, engine=engine, progress=False)
+    log_evidence(vae, x, 100, chunk=40, engine=engine, progress=False)
 
 
 def many_calls(call: Callable, count: int, engine: str, digits: Data) -> int:
