@@ -96,6 +96,7 @@ def test_resumed_it_is_the_same(tmp_path):
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.usefixtures("quick_compiler")
 def test_compiled_steps_draw_anew_as_eager_ones_do():
     """All transforms one after the other: the bounds would differ if one of them were frozen."""
     program = Augmented(small_vae(), v2.Compose([*TRANSFORMS.values()]))

@@ -216,7 +216,7 @@ def test_a_mixture_has_the_support_of_its_parts(part):
 
 
 @pytest.mark.slow
-def test_compiled_annealing_is_eager():
+def test_compiled_annealing_is_eager(quick_compiler):
     program = LinearGaussian(torch.randn(5, 2).double())
     settings = {"num_temperatures": 20, "chains": 3, "leapfrog": 3, "seed": 0}
     for evaluate, values in ((annealed_evidence, ("log_px", "acceptance")), (bidirectional, ("lower", "upper"))):

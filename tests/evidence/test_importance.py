@@ -195,8 +195,11 @@ def test_numbers_that_cannot_be(options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model, guide, x", list(programs()), ids=["conv", "two layers"])
-def test_compiled_is_eager(model, guide, x):
+@pytest.mark.parametrize("kind", ["conv", "two layers"])
+def test_compiled_is_eager(request, kind):
+    model, guide, x = [*programs()][kind == "two layers"]
+    if kind == "two layers":  # machine code of one program is enough
+        request.getfixturevalue("quick_compiler")
     # Batches of three images and of one, in slices of four particles, the last of two.
     eager, compiled = (
         log_evidence(model, guide, x, 30, chunk=12, batch_size=3, engine=engine, seed=0)
@@ -207,6 +210,7 @@ def test_compiled_is_eager(model, guide, x):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiler")
 def test_a_model_is_compiled_where_that_is_earned_back(monkeypatch):
     program, made = conv_vae(), []
     make = Graphs._made

@@ -110,6 +110,7 @@ def test_compiled_leaves_out_a_step_that_is_not_finite(trained):
 
 @needs_compiler
 @refused_by_2_11
+@pytest.mark.usefixtures("quick_compiler")
 def test_hooks_and_annealing_work_under_a_compiled_gradient():
     def anneal(program):
         return lambda parameters: program.anneal(adam(parameters), handlers.LinearWarmUp(steps=40))
@@ -129,6 +130,7 @@ def test_control_flow_that_depends_on_data_is_an_error_that_names_the_line():
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick_compiler")
 def test_compiled_batch_norm_keeps_the_eager_statistics():
     trainings = [Training(kind, normalised()) for kind in (CompiledEngine, EagerEngine)]
     assert_same_training(*trainings)
@@ -184,6 +186,7 @@ def test_an_optimiser_without_a_state_is_compiled_too():
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick_compiler")
 def test_compiled_parts_of_a_batch_are_eager():
     trainings = [Training(kind, batches=BATCHES[:4], accumulate=3, clip=60.0) for kind in (CompiledEngine, EagerEngine)]
     torch.testing.assert_close(trainings[0].losses, trainings[1].losses, rtol=1e-5, atol=0.0)

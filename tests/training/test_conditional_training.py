@@ -42,6 +42,7 @@ def test_the_program_of_the_page_has_at_most_25_lines():
 
 
 @needs_compiler
+@pytest.mark.usefixtures("quick_compiler")
 def test_compiled_steps_are_those_of_the_eager_engine():
     eager, compiled = conditional(), conditional()
     expected, found = (train(each, engine=engine) for each, engine in ((eager, "eager"), (compiled, "compiled")))
