@@ -8,6 +8,9 @@ Each of these names may change in any release. The names below are those in torc
 - ``Optimizer._optimizer_step_pre_hooks``, ``_optimizer_step_post_hooks`` and, in ``torch.optim.optimizer``,
   ``_global_optimizer_pre_hooks``, ``_global_optimizer_post_hooks``; the function ``torch.optim.adam.adam``: steps are
   taken by ``optimizer.step()``, which is slower.
+- ``torch._dynamo``, ``__dynamo_disable`` and ``_torchdynamo_disable`` of functions, ``_opt_called`` and
+  ``_wrapped_by_lr_sched`` of ``torch.optim.lr_scheduler``: torch's compiler is imported for an optimiser, which is
+  slower.
 - ``TorchDispatchMode._should_skip_dynamo``: torch's compiler is imported for a mode, which is slower.
 - ``torch.compiler._is_compiling_flag``: convolutions take torch's own form, which is slower.
 - ``torch._inductor.codecache``, ``cpu_vec_isa``, ``config``: nothing is done ahead of the first graph, which is slower.
@@ -67,6 +70,9 @@ REGISTRIES = ("_parameters", "_buffers", "_modules")
 STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 GLOBAL_STEP_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")  # of torch.optim.optimizer
 ADAM = ("torch.optim.adam", "adam")
+COMPILER = "torch._dynamo"
+DISABLED, LEFT_ALONE = "__dynamo_disable", "_torchdynamo_disable"  # a function without the compiler; its mark
+STEPPED, STEPS_SEEN = "_opt_called", "_wrapped_by_lr_sched"  # of an optimiser with a schedule, and of its step
 COMPILING = "_is_compiling_flag"  # of torch.compiler
 KERNELS = ("torch._inductor.codecache", "CppPythonBindingsCodeCache")
 SETTINGS = ("torch._inductor.config", "patch")

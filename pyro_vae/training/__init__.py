@@ -22,6 +22,7 @@
 ``gradients.py``   loss and gradients as one compiled graph
 ``shards.py``      the rows of a batch shared out among the cores
 ``adam.py``        Adam's step without its overhead in Python
+``lazy_compiler.py``  torch's optimisers without the import of torch's compiler
 ``svi.py``         the engine of ``pyro.infer.SVI``
 ``ranks.py``       data-parallel training over the processes of ``torchrun``
 """

@@ -13,6 +13,7 @@ from pyro_vae.compiling.loss import ProgramLoss
 from pyro_vae.observation import from_fields
 from pyro_vae.program import Program
 from pyro_vae.training import ranks
+from pyro_vae.training.lazy_compiler import spare_compiler, take_step
 
 
 class EagerEngine:
@@ -50,6 +51,7 @@ class EagerEngine:
     ):
         self.module = as_module(program)
         self.loss = ProgramLoss(estimator, program.model, program.guide, partial(from_fields, program, tuple(fields)))
+        spare_compiler()
         self.optimizer, self.scheduler = optimizer, scheduler
         self.clip, self.accumulate = clip, accumulate
 
@@ -81,7 +83,7 @@ class EagerEngine:
             self.optimizer.found_inf = (~loss.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
         elif not loss.isfinite():
             self.optimizer.zero_grad()  # without gradients nothing moves, and schedules and hooks still see a step
-        self.optimizer.step()
+        take_step(self.optimizer)
         if self.scheduler is not None:
             self.scheduler.step()
         return loss

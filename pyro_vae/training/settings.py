@@ -20,6 +20,7 @@ from pyro_vae.program import Program, check_has, dtype_of
 from pyro_vae.tracing.leaves import find_parameters
 from pyro_vae.training.checkpoint import ESTIMATOR_SETTINGS, Checkpoints
 from pyro_vae.training.held import held_ids, trained_and_missing
+from pyro_vae.training.lazy_compiler import spare_compiler
 
 BATCH_SIZE = 256  # or all training images, if they are fewer
 LR = 1e-3  # of Adam, where neither lr nor an optimiser is given
@@ -201,6 +202,7 @@ def made_optimizer(
         ...
     ValueError: optimizer: LBFGS evaluates the loss several times a step, and fit takes a step from one gradient; ...
     """
+    spare_compiler()
     parameters = trained_parameters(program)
     if make is None:
         return torch.optim.Adam(parameters, lr=LR if lr is None else lr, fused=True)
