@@ -95,21 +95,25 @@ class AnnealingPath:
         """Return the log densities at z (C, B, D), with their gradients."""
         worth = z[..., 0].numel() * self.parameters >= WORTH
         parts = z.chunk(equal_parts(len(z)) if worth else 1)
-        calls = [(part, *self.arguments.tensors) for part in parts]
-        compiled = self.graphs and self.graphs.of_each(self.of_tensors(AnnealingPath.densities_and_gradients), calls)
+        compiled = self.graphs and self.of_each(self.graphs, AnnealingPath.densities_and_gradients, parts)
         if compiled:
             return ChainState(z, *map(torch.cat, zip(*compiled)))
         return ChainState(z.detach(), *self.densities_and_gradients(z))
 
-    def of_tensors(self, quantity: Quantity) -> Callable[..., Sequence[Tensor]]:
-        """Return a quantity of a path and z as a function of z and the tensors among the program's arguments."""
+    def of_each(self, graphs: Graphs, quantity: Quantity, parts: Sequence[Tensor]) -> Iterator[Sequence[Tensor]] | None:
+        """Return a quantity for each part of z, all of one shape, by a compiled function; None: run eagerly.
+
+        The paths of several batches share the function. So all that differs between their rows is an argument of it:
+        beside z and the program's arguments, bounds of supports and weights of the rows.
+        """
+        own = tuple(_tensors(*self.transforms.values(), self.scale))
 
         def function(z: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
             path = copy(self)
-            path.arguments = self.arguments.with_tensors(tensors)
-            return quantity(path, z)
+            path.arguments = self.arguments.with_tensors(tensors[len(own) :])
+            return quantity(path, z)  # it reads the tensors in ``own`` where they lie
 
-        return function
+        return graphs.of_each(function, [(part, *own, *self.arguments.tensors) for part in parts])
 
     @torch.enable_grad()
     def densities_and_gradients(self, z: Tensor) -> tuple[Tensor, ...]:
@@ -238,24 +242,32 @@ def _to_support(name: str, site: Mapping[str, Any]) -> Transform:
 
 def _check_bounds(latent: Mapping[str, Mapping], again: Callable[[], Mapping[str, Mapping]]) -> None:
     """Raise ValueError if the support of a latent site differs in a second run of the model."""
-    bounds = {name: list(_bounds(site["fn"].support)) for name, site in latent.items()}
+    bounds = {name: list(_tensors(site["fn"].support)) for name, site in latent.items()}
     if not any(bounds.values()):
         return
     second = again()
     for name, found in bounds.items():
-        if not all(map(torch.equal, found, _bounds(second[name]["fn"].support))):
+        if not all(map(torch.equal, found, _tensors(second[name]["fn"].support))):
             raise ValueError(
                 f"site {name!r} has the support {latent[name]['fn'].support}, whose bounds depend on another latent "
                 "site; sample it on [0, 1] and scale it in the program, or take log_evidence"
             )
 
 
-def _bounds(support: constraints.Constraint) -> Iterator[Tensor]:
-    for value in vars(support).values():
-        if isinstance(value, constraints.Constraint):
-            yield from _bounds(value)
-        elif isinstance(value, Tensor):
+def _tensors(*values: Any) -> Iterator[Tensor]:
+    """Yield the tensors among values, and of constraints and transforms, and of what these are made of, each once."""
+    todo, seen = list(values), set()
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:  # a transform and its inverse refer to each other
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
             yield value
+        elif isinstance(value, constraints.Constraint | Transform):
+            todo += vars(value).values()
+        elif isinstance(value, list | tuple):
+            todo += value
 
 
 def _volume(site: Mapping[str, Any], transform: Transform, free: Tensor) -> dict[str, Any]:

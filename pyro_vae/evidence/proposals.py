@@ -213,8 +213,7 @@ class LocalSampler:
             slices, workers = math.ceil(len(z) / self._draws_at_once(z)), cores() if z.device.type == "cpu" else 1
             size = math.ceil(len(z) / (workers * math.ceil(slices / workers)))
             filled = torch.cat([z, z[-1:].expand(-len(z) % size, -1, -1)])
-            calls = [(part, *path.arguments.tensors) for part in filled.split(size)]
-            found = graphs.of_each(path.of_tensors(quantity), calls)
+            found = path.of_each(graphs, quantity, filled.split(size))
             if found is not None:
                 return [values[: len(z)] for values in each_of_all(found)]
         return each_of_all(quantity(path, part) for part in z.split(self._draws_at_once(z)))

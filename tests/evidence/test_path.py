@@ -7,7 +7,7 @@ import torch
 from evidence_programs import COUNTS, EAGER, PROGRAMS, images, program, programs, rough
 
 from pyro_vae.compiling import Graphs
-from pyro_vae.evidence import annealed_evidence
+from pyro_vae.evidence import LocalProposal, annealed_evidence, log_evidence
 from pyro_vae.evidence.path import AnnealingPath
 
 SETTING = {"num_temperatures": 60, "leapfrog": 3, "chains": 40, "seed": 0, **EAGER}
@@ -93,3 +93,29 @@ def test_compiled_densities_and_gradients_are_the_eager_ones(monkeypatch, quick_
             for one, other in zip(eager(z), compiled(z)):
                 torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
     assert len(graphs._graphs) == 1
+
+
+def of_rows(x, upper, weight):
+    """z ~ U(0, upper) and x ~ N(z, 1), with a bound and a weight of each row."""
+    with pyro.plate("rows", len(x)), pyro.poutine.scale(scale=weight):
+        z = pyro.sample("z", dist.Uniform(torch.zeros_like(upper), upper))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measure", ["annealed", "local"])
+def test_batches_share_a_graph_but_not_the_bounds_and_weights_of_their_rows(quick_compiler, measure):
+    x, upper, weight = (torch.linspace(*ends, 8).double() for ends in ((-1, 2), (0.5, 4), (1, 3)))
+    found = []
+    for engine in ("eager", "compiled"):
+        settings = {"chunk": 8, "engine": engine, "progress": False}
+        if measure == "annealed":
+            result = annealed_evidence(of_rows, None, (x, upper, weight), num_temperatures=30, chains=4, **settings)
+        else:
+            proposal = LocalProposal(rounds=3, draws=8)
+            result = log_evidence(of_rows, None, (x, upper, weight), 500, proposal=proposal, **settings)
+        found.append(result.log_px)
+    torch.testing.assert_close(found[1], found[0])
+    normal = torch.distributions.Normal(0.0, 1.0)
+    exact = ((normal.cdf(upper - x) - normal.cdf(-x)) / upper).log()
+    assert (found[1] - exact).abs().max() < 0.3
