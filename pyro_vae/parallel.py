@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 T = TypeVar("T")
+WORTH = 10_000_000  # rows × parameters, about the multiplications of a forward pass; fewer take a millisecond
 FEWEST = 1 << 17  # numbers: handing work to a thread takes 0.1 ms, in which a core updates about so many
 QUOTA = Path("/sys/fs/cgroup/cpu.max")  # "max 100000", or microseconds of all cores together per period
 

@@ -18,10 +18,8 @@ from torch.distributions.transforms import Transform
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs, owners
 from pyro_vae.evidence.plan import MeasurementPlan
-from pyro_vae.parallel import equal_parts
+from pyro_vae.parallel import WORTH, equal_parts
 from pyro_vae.tracing.traces import check_sites, common_scale, per_image, proposal_sites, sample_sites
-
-WORTH = 10_000_000  # z × parameters, from which threads compute longer than they wait for each other
 
 
 class ChainState(NamedTuple):

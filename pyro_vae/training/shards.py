@@ -19,13 +19,11 @@ from pyro_vae.compiling.noise import Draw, Draws, parts_of, without_draws
 from pyro_vae.compiling.private import tensors_only
 from pyro_vae.compiling.untraceable import Untraceable, first_line
 from pyro_vae.estimation import describe
-from pyro_vae.parallel import at_once, equal_parts, shared_out
+from pyro_vae.parallel import WORTH, at_once, equal_parts, shared_out
 from pyro_vae.random import forked_rng
 from pyro_vae.tracing.independence import check_rows
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.training.sums import check_sum_over_rows
-
-WORTH = 10_000_000  # rows × parameters, about the multiplications of a step's forward pass; fewer take a millisecond
 
 
 class Shards:
