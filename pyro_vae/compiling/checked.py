@@ -36,7 +36,8 @@ class NowAndThen:
     >>> def program(x):
     ...     return [rates["beta"] * x.sum()]
     >>> watched = WatchedConstants({})
-    >>> check = NowAndThen(record(program, [torch.ones(2)], watched), program, [], watched)
+    >>> graph = record(program, [torch.ones(2)], watched, compiler=None)
+    >>> check = NowAndThen(graph, program, [], watched)
     >>> rates["beta"] = 3.0
     >>> [check(torch.ones(1, 2)) for _ in range(10)][8:]
     [None, 'its loss is 2, that of the program 6']
