@@ -26,6 +26,21 @@ class HasModes(Protocol):
     train: Callable[..., Any]
 
 
+def drawn_like(draw: Callable[..., torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+    """Return random numbers of a tensor's shape, dtype and device, by ``torch.rand`` or ``torch.randn``.
+
+    ``torch.randn_like`` gives them in the order in which the tensor lies in memory, which another engine may change.
+
+    >>> a, b = torch.zeros(2, 3), torch.zeros(3, 2).T
+    >>> with forked_rng():
+    ...     first = drawn_like(torch.randn, a)
+    >>> with forked_rng():
+    ...     torch.equal(drawn_like(torch.randn, b), first)
+    True
+    """
+    return draw(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
+
 def measurement(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function: it computes without gradients, and its caller's modes of torch do not change the result.
 

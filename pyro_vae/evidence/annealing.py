@@ -14,6 +14,7 @@ from tqdm import tqdm
 from pyro_vae.checks import positive_number, whole_number
 from pyro_vae.evidence.path import AnnealingPath, ChainState
 from pyro_vae.evidence.smc import family_weights, resampled
+from pyro_vae.random import drawn_like
 
 KEPT = 0.85  # share of the momentum that a leapfrog step keeps
 
@@ -124,7 +125,7 @@ def anneal(path: AnnealingPath, z: Tensor, plan: AnnealingPlan, bar: tqdm, resam
     log_w, acceptance = np.zeros(z.shape[:2]), []  # in float64 on the host: not every device has it
     family = np.broadcast_to(np.arange(len(z))[:, None], log_w.shape)
     with pyro.validation_enabled(False):
-        state, momentum = path(z), torch.randn_like(z)
+        state, momentum = path(z), drawn_like(torch.randn, z)
         for t, (before, beta) in enumerate(itertools.pairwise(plan.betas)):
             log_w += (beta - before) * state.delta.cpu().numpy()
             bar.update(z.shape[1])
@@ -149,9 +150,9 @@ def hamiltonian(
     the unit of each dimension. It is jittered by up to 20 %, because trajectories of one length may be periodic.
     Returns the next state, the next momentum and the acceptance probability (C, B).
     """
-    step = step * (0.8 + 0.4 * torch.rand_like(old.start)).unsqueeze(-1)
+    step = step * (0.8 + 0.4 * drawn_like(torch.rand, old.start)).unsqueeze(-1)
     kept = KEPT**leapfrog
-    momentum = kept * momentum + math.sqrt(1 - kept**2) * torch.randn_like(momentum)
+    momentum = kept * momentum + math.sqrt(1 - kept**2) * drawn_like(torch.randn, momentum)
     new, p = old, momentum
     for _ in range(leapfrog):
         p = p + 0.5 * step * new.gradient(beta)
@@ -159,7 +160,7 @@ def hamiltonian(
         p = p + 0.5 * step * new.gradient(beta)
     energy = new.log_density(beta) - old.log_density(beta) - 0.5 * (p.square() - momentum.square()).sum(-1)
     probability = energy.nan_to_num(nan=-math.inf).clamp(max=0).exp()
-    accepted = torch.rand_like(probability) < probability
+    accepted = drawn_like(torch.rand, probability) < probability
     pairs = zip((*new, p), (*old, -momentum))
     *state, momentum = (torch.where(_like(a, accepted), a, b) for a, b in pairs)
     return ChainState(*state), momentum, probability

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from pyro_vae.evidence.annealing import AnnealingPlan, AnnealingSettings, hamiltonian, sigmoid
 from pyro_vae.evidence.path import AnnealingPath
+from pyro_vae.random import drawn_like
 
 TARGET_ACCEPTANCE = 0.9  # as momentum lasts, a rejection costs more than in plain Hamiltonian Monte Carlo
 ADAPTATION = 1.0  # d log(step size) for each unit by which the acceptance misses its target
@@ -35,7 +36,7 @@ def piloted(path: AnnealingPath, settings: AnnealingSettings, bar: tqdm) -> Anne
     step = z.new_full(z.shape[1:2], z.shape[-1] ** -0.25 if settings.step_size is None else settings.step_size)
     spreads, steps = [], []
     with pyro.validation_enabled(False):
-        state, momentum = path(z), torch.randn_like(z)
+        state, momentum = path(z), drawn_like(torch.randn, z)
         for beta in grid[1:]:
             bar.update(z.shape[1])
             spreads.append(_spread(state.delta))
