@@ -86,6 +86,7 @@ class AnnealingPath:
             _check_bounds(self.sites, lambda: sample_sites(self._trace(model, 1)))
         self.plate = self.plan.plate(model, self.source, given, (model_trace, source))
         self.scale = common_scale(model_trace, source, plate=self.plate)
+        self.constants = tuple(_tensors(*self.transforms.values(), self.scale))
         free = self._rows_first({name: site["value"] for name, site in self.sites.items()})
         self.shapes = {name: u.shape[2:] for name, u in free.items()}
 
@@ -104,14 +105,13 @@ class AnnealingPath:
         The paths of several batches share the function. So all that differs between their rows is an argument of it:
         beside z and the program's arguments, bounds of supports and weights of the rows.
         """
-        own = tuple(_tensors(*self.transforms.values(), self.scale))
 
         def function(z: Tensor, *tensors: Tensor) -> Sequence[Tensor]:
             path = copy(self)
-            path.arguments = self.arguments.with_tensors(tensors[len(own) :])
-            return quantity(path, z)  # it reads the tensors in ``own`` where they lie
+            path.arguments = self.arguments.with_tensors(tensors[len(self.constants) :])
+            return quantity(path, z)  # it reads the constants where they lie
 
-        return graphs.of_each(function, [(part, *own, *self.arguments.tensors) for part in parts])
+        return graphs.of_each(function, [(part, *self.constants, *self.arguments.tensors) for part in parts])
 
     @torch.enable_grad()
     def densities_and_gradients(self, z: Tensor) -> tuple[Tensor, ...]:

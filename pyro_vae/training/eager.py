@@ -13,7 +13,7 @@ from pyro_vae.compiling.loss import ProgramLoss
 from pyro_vae.observation import from_fields
 from pyro_vae.program import Program
 from pyro_vae.training import ranks
-from pyro_vae.training.lazy_compiler import spare_compiler, take_step
+from pyro_vae.training.lazy_compiler import take_step
 
 
 class EagerEngine:
@@ -51,7 +51,6 @@ class EagerEngine:
     ):
         self.module = as_module(program)
         self.loss = ProgramLoss(estimator, program.model, program.guide, partial(from_fields, program, tuple(fields)))
-        spare_compiler()
         self.optimizer, self.scheduler = optimizer, scheduler
         self.clip, self.accumulate = clip, accumulate
 
