@@ -53,17 +53,32 @@ class Builder:
         self.compiled.append(self.source.read_text())
 
 
-@pytest.mark.parametrize("fault", ["no such source", "it does not compile"])
-def test_where_it_cannot_be_compiled_apart_the_wrapper_is_whole(cache, monkeypatch, tmp_path, fault):
+@pytest.fixture
+def broken(monkeypatch):
+    """A C++ compiler that cannot compile the runtime."""
+
     def fail(*args):
         raise subprocess.CalledProcessError(1, "g++")
 
+    monkeypatch.setattr(runtime, "_compiled", fail)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["no such source", "it does not compile"])
+def test_where_it_cannot_be_compiled_apart_the_wrapper_is_whole(cache, broken, monkeypatch, tmp_path, fault):
     builder = Builder(tmp_path / "graph.wrapper")
     whole = builder.source.read_text()
     if fault == "no such source":
         monkeypatch.setattr(runtime, "SOURCE", ("no.cpp",))
-    monkeypatch.setattr(runtime, "_compiled", fail)
+    runtime.compile_ahead(compiler.OPTIONS)
     runtime.build_wrapper(Builder.build, builder)
     apart = [f"{runtime.HEADER}\nint wrapper;"] if fault == "it does not compile" else []
     assert builder.compiled == [*apart, whole] and builder.source.read_text() == whole
+    assert not list(store().glob("*.o"))
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_library_with_a_whole_wrapper_computes(cache, broken):
+    assert torch.allclose(compiled_graph(sine(3.0), [X], threads=1)(X)[0], 3 * X.sin())
     assert not list(store().glob("*.o"))
