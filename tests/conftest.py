@@ -10,6 +10,7 @@ import pyro
 import pytest
 import torch
 from PIL import Image
+from stores import run_as_recorded
 
 from pyro_vae.runs.folders import png
 
@@ -80,9 +81,7 @@ def no_validation():
 @pytest.fixture
 def quick_compiler(monkeypatch):
     """Record graphs as ever, and run them as they are, without torch's compiler."""
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    for user in ("training.gradients", "training.shards", "compiling.graphs"):
-        monkeypatch.setattr(f"pyro_vae.{user}.compiled_graph", lambda graph, *_, **__: graph)
+    run_as_recorded(monkeypatch)
 
 
 @pytest.fixture(scope="module")

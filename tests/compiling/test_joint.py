@@ -1,5 +1,7 @@
 """A function is recorded with its gradients, and reads tensors where they lie."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from pyro_vae.compiling import Untraceable
 from pyro_vae.compiling.constants import WatchedConstants
 from pyro_vae.compiling.joint import check_same, own_gradients, record
+from pyro_vae.compiling.private import unrecorded
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compiler")]
 
@@ -35,6 +38,21 @@ def test_what_is_computed_beside_the_record_is_refused():
 
     with pytest.raises(Untraceable):
         record(function, [torch.ones(2)], WatchedConstants({}))
+
+
+@pytest.mark.parametrize("between", [lambda: None, gc.collect])
+def test_a_tensor_that_is_made_beside_the_record_is_refused(between):
+    before = unrecorded(torch.full, (2,), 3.0)
+
+    def function(x):
+        made = unrecorded(torch.full, (2,), 3.0)
+        between()
+        return [x * before * made]
+
+    with pytest.raises(Untraceable, match=r"1 of the program's tensors, the first of shape \(2,\), are computed where"):
+        record(function, [torch.ones(2)], WatchedConstants({}))
+    graph = record(lambda x: [x * before], [torch.ones(2)], WatchedConstants({}))
+    assert [held is before for held in graph.held] == [True]
 
 
 def test_a_function_that_another_run_does_not_repeat_is_refused():

@@ -195,11 +195,10 @@ def test_numbers_that_cannot_be(options):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("kind", ["conv", "two layers"])
-def test_compiled_is_eager(request, kind):
+def test_compiled_is_eager(kind):
     model, guide, x = [*programs()][kind == "two layers"]
-    if kind == "two layers":  # machine code of one program is enough
-        request.getfixturevalue("quick_compiler")
     # Batches of three images and of one, in slices of four particles, the last of two.
     eager, compiled = (
         log_evidence(model, guide, x, 30, chunk=12, batch_size=3, engine=engine, seed=0)

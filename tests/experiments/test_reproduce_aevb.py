@@ -213,6 +213,8 @@ def test_the_marginal_likelihood_by_numerical_integration():
     torch.testing.assert_close(evidence.log_px.float(), expected, rtol=0, atol=0.02)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiler")
 def test_annealing_and_draws_of_the_prior_find_the_same_marginal_likelihood():
     run = panels.PanelRun("likelihood-1000", "aevb", 3000, 0, "meanfield", "dynamic", 100, 64, digits=True)
     images = panels.images_of(run, None)
@@ -238,6 +240,7 @@ def out(tmp_path_factory):
         patch.setattr(panels, "EVIDENCE_IMAGES", 20)
         patch.setattr(reproduce_aevb, "DRAWS", 2**12)
         patch.setattr(panels, "ANNEALED_IMAGES", 5)
+        patch.setattr(panels, "ANNEALING", {"num_temperatures": 20, "chains": 4, "leapfrog": 2})
         assert reproduce_aevb.main([*WORDS, "--panels", *SHOWN, "--out", str(folder)]) == 0
     return folder
 

@@ -5,9 +5,11 @@ import signal
 import sys
 import warnings
 
+import pytest
 import torch
 from ranks_worker import FEW, Point
 from small_trainings import train
+from stores import run_as_recorded
 from torch import nn
 
 from experiments.conditional import Conditional
@@ -47,6 +49,7 @@ def killed(folder, engine):
         return step == 12
 
     Checkpoints.due = due
+    run_as_recorded(pytest.MonkeyPatch())
     train(conditional(), folder, engine=engine)
 
 

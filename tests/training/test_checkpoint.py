@@ -37,6 +37,7 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bits(tmp_path, usual_inter
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.usefixtures("quick_compiler")
 def test_a_compiled_run_that_was_stopped_ends_with_the_same_bits(tmp_path, usual_interrupt, monkeypatch):
     # Compiled steps do not run the program's Python: a checkpoint is due when the signal comes.
     whole, broken, resumed = (small_vae() for _ in range(3))

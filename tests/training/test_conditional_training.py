@@ -53,6 +53,7 @@ def test_compiled_steps_are_those_of_the_eager_engine():
         torch.testing.assert_close(parameter, other, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_killed_and_resumed_it_ends_with_the_same_bits(tmp_path, engine):
     whole, resumed = conditional(), conditional()
