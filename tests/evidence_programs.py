@@ -17,6 +17,7 @@ from pyro_vae.linear_gaussian import LinearGaussian, mean_field_guide
 P, D = 6, 2
 X = torch.linspace(-2, 2, 7)
 EAGER = {"engine": "eager"}  # compiled programs have tests of their own
+RECORDED = {"engine": "compiled"}  # beside ``quick_compiler``: the same numbers, sooner where a program runs often
 
 
 def oracle(seed: int = 0, scale: float = 0.7) -> LinearGaussian:

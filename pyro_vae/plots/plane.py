@@ -125,8 +125,8 @@ def aggregate_posterior(
     plane.draw(left, points, groups)
     plane.draw(right, prior_points, None)
     _share_limits(left, right)
+    plane.outline((left, right), prior_points)
     for ax, name in ((left, "aggregate posterior"), (right, "prior")):
-        plane.outline(ax, prior_points)
         ax.set_title(name, fontsize="medium")
     if groups:
         groups.explain(right, legend)
@@ -187,7 +187,7 @@ class _Plane:
         ax.set_ylabel(self.names[1])
         ax.set_aspect("equal")
 
-    def outline(self, ax: Axes, prior: np.ndarray) -> None:
+    def outline(self, axes: Sequence[Axes], prior: np.ndarray) -> None:
         """Draw lines of equal density around 50 and 90 % of the prior's samples, of which 2000 suffice."""
         points = self.project(prior)[:2000].T
         if len(points) < 2 or np.linalg.matrix_rank(np.cov(points)) < 2:  # a line or a point has no density
@@ -195,7 +195,9 @@ class _Plane:
         density = gaussian_kde(points)
         x, y = (np.linspace(low - 0.2 * (high - low), high + 0.2 * (high - low), 80) for low, high in _ranges(points))
         heights = density(np.stack(np.meshgrid(x, y)).reshape(2, -1)).reshape(80, 80)
-        ax.contour(x, y, heights, np.quantile(density(points), (0.1, 0.5)), colors="black", linewidths=0.9)
+        levels = np.quantile(density(points), (0.1, 0.5))
+        for ax in axes:
+            ax.contour(x, y, heights, levels, colors="black", linewidths=0.9)
 
 
 def _share_limits(*axes: Axes) -> None:

@@ -11,6 +11,7 @@ from evidence_programs import (
     COUNTS,
     EAGER,
     PROGRAMS,
+    RECORDED,
     P,
     hierarchical,
     hierarchical_evidence,
@@ -35,12 +36,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pyro_vae.evi
 SETTING = {"num_temperatures": 60, "leapfrog": 3, "chains": 40, "seed": 0, **EAGER}
 
 
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("from_guide", [False, True])
 def test_annealing_comes_within_a_twentieth_of_a_nat(from_guide):
     program = rough(narrower=0.5)
     x = images(program, 20)
     evidence = annealed_evidence(
-        program.model, program.guide if from_guide else None, x, num_temperatures=500, leapfrog=3, seed=0, **EAGER
+        program.model, program.guide if from_guide else None, x, num_temperatures=500, leapfrog=3, seed=0, **RECORDED
     )
     error = evidence.log_px - truth(program, x)
     assert error.mean().abs() < 0.05
@@ -49,12 +51,13 @@ def test_annealing_comes_within_a_twentieth_of_a_nat(from_guide):
     assert evidence.num_particles == 16 and evidence.num_temperatures == 500
 
 
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("from_guide", [False, True])
 def test_bidirectional_bounds_bracket_the_truth(from_guide):
     program = rough(narrower=0.5)
     template = torch.zeros(30, P, dtype=torch.float64)
     guide = program.guide if from_guide else None
-    close = bidirectional(program.model, guide, template, num_temperatures=500, leapfrog=3, seed=0, **EAGER)
+    close = bidirectional(program.model, guide, template, num_temperatures=500, leapfrog=3, seed=0, **RECORDED)
     exact = truth(program, close.x)
     assert close.x.shape == template.shape
     assert abs(close.gap.mean()) < 0.05
@@ -126,17 +129,18 @@ def test_chains_that_accept_nothing():
         bidirectional(program.model, None, x, num_temperatures=4, step_size=1e6, seed=0)
 
 
+@pytest.mark.usefixtures("quick_compiler")
 def test_two_sites_and_a_plate_within_the_images():
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
     guide = lambda x: hierarchical(x, guide=True, scale=1.2)  # noqa: E731
     evidence = log_evidence(hierarchical, guide, x, 20_000, seed=0)
     assert_evidence_is(evidence, hierarchical_evidence(x), sees=0.15)
     for start in (None, guide):
-        settings = {"num_temperatures": 200, "leapfrog": 4, "chains": 100, "seed": 0, **EAGER}
+        settings = {"num_temperatures": 200, "leapfrog": 4, "chains": 100, "seed": 0, **RECORDED}
         annealed = annealed_evidence(hierarchical, start, x, **settings)
         assert_evidence_is(annealed, hierarchical_evidence(x), sees=0.5)
         assert annealed.standard_error.max() < 0.1
-    bounds = bidirectional(hierarchical, None, x, num_temperatures=200, leapfrog=4, seed=0, **EAGER)
+    bounds = bidirectional(hierarchical, None, x, num_temperatures=200, leapfrog=4, seed=0, **RECORDED)
     assert bounds.x.shape == x.shape and abs(bounds.gap.mean()) < 0.2
 
 
