@@ -10,7 +10,7 @@ import pyro
 import pytest
 import torch
 from PIL import Image
-from stores import run_as_recorded
+from uncompiled import run_as_recorded
 
 from pyro_vae.runs.folders import png
 

@@ -1,6 +1,4 @@
-"""Machine code in tests: folders of it, and tests that do without."""
-
-import torch
+"""Folders of machine code that tests fill."""
 
 from pyro_vae.compiling import runtime
 from pyro_vae.compiling.compiler import OPTIONS
@@ -15,10 +13,3 @@ def with_runtime(folder):
     for name, data in runtime._objects.items():
         keep(data, target / f"{name}.o")
     return folder
-
-
-def run_as_recorded(patch):
-    """Patch the package so that graphs are recorded as ever, and run as they are, without torch's compiler."""
-    patch.setattr(torch, "compile", lambda function, **_: function)
-    for user in ("training.gradients", "training.shards", "compiling.graphs"):
-        patch.setattr(f"pyro_vae.{user}.compiled_graph", lambda graph, *_, **__: graph)

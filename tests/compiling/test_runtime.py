@@ -26,7 +26,7 @@ def sine(scale):
 
 
 class Found(BaseException):
-    """A library has asked for its runtime."""
+    """A library has asked for its runtime; any ``Exception`` would have its wrapper compiled as a whole."""
 
 
 @pytest.mark.slow

@@ -35,6 +35,7 @@ def test_a_best_score_of_zero():
     assert best.choice(ranking(a=0.0), ranking(a=0.0, b=1.0), "ELBO")["ratio"] == 1.0
 
 
+@pytest.mark.slow
 def test_cells_are_kept_and_the_same_command_goes_on(tmp_path, capsys, monkeypatch):
     few = {"Trace_ELBO": Trace_ELBO(), "sticking": StickingTheLanding()}
     monkeypatch.setattr(best, "best_estimator", partial(best.best_estimator, estimators=few))

@@ -47,8 +47,8 @@ def program(digits: Data) -> VAE:
 
 
 def fitted(engine: str, digits: Data) -> None:
-    """Train a new VAE for a step, and measure it."""
-    few = Data("few", digits.train[:20], digits.valid[:10], digits.test[:10])
+    """Train a new VAE for two steps, of which the second can be compiled."""
+    few = Data("few", digits.train[:40], digits.valid[:10], digits.test[:10])
     fit(program(digits), few, epochs=1, batch_size=20, lr=1e-3, engine=engine, progress=False)
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from ranks_worker import FEW, Point
 from small_trainings import train
-from stores import run_as_recorded
 from torch import nn
+from uncompiled import run_as_recorded
 
 from experiments.conditional import Conditional
 from pyro_vae import Checkpoints, fit, likelihoods
