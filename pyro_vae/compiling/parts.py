@@ -37,7 +37,8 @@ WIDEST = 10 * LONGEST  # items up to which a longer one is watched as a whole if
 LARGEST_ARRAY = 1 << 16  # bytes up to which an array is watched
 PLAIN = (type(None), bool, int, float, complex, str, bytes, Enum, PurePath, np.generic, torch.dtype, torch.device)
 PLAIN += (Fraction, Decimal, date, timedelta, range)
-LIBRARIES = {"torch", "pyro", "numpy", "pyro_vae", *sys.stdlib_module_names}  # their code reads no global of a user
+CLOSED = {"torch", "numpy", *sys.stdlib_module_names}  # the attributes of most of their objects are not watched
+LIBRARIES = CLOSED | {"pyro", "pyro_vae", "pandas"}  # their code reads no global of a user
 OF_A_USER = (
     SimpleNamespace,
     argparse.Namespace,
@@ -53,7 +54,6 @@ OF_A_USER = (
     torch.distributions.Transform,
 )  # objects of libraries that hold what a user gave them
 ONLY = {SVI: ("model", "guide", "loss", "optim"), torch.optim.Optimizer: ("param_groups",)}  # of their attributes
-CLOSED = LIBRARIES - {"pyro", "pyro_vae"}  # the attributes of their other objects are not watched
 CACHED = type(cache(len))  # functions with functools.cache or lru_cache
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, torch.Generator)
 INTERNAL = set(vars(nn.Module())) - {"training"} | {"_arguments"}
@@ -281,5 +281,5 @@ def _of_class(kind: type) -> Iterator[Place]:
 
 
 def library_of(thing: Any) -> str:
-    """Return the name of the package that defines a class or function."""
-    return str(thing.__module__).partition(".")[0]
+    """Return the name of the package that defines a class or function, or the class of an object."""
+    return str(getattr(thing, "__module__", "")).partition(".")[0]

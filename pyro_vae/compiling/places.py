@@ -4,19 +4,24 @@
 """
 
 import random
+import sys
 from array import array
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence, Set
+from functools import cache, partial
 from operator import attrgetter, itemgetter
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 
-from pyro_vae.compiling.parts import INTERNAL, LONGEST, Place, items_of, parts_of
+from pyro_vae.compiling.parts import INTERNAL, LIBRARIES, LONGEST, Place, items_of, library_of, parts_of
 
 MOST = 10_000  # places that are watched, the nearest first
+OF_PACKAGES = 1000  # those among them that the code of installed packages refers to
+INSTALLED = {"site-packages", "dist-packages"}
 ABSENT = "absent"
 WHOLE = (items_of, frozenset, bytes, np.ndarray.tobytes, array.tobytes)  # keys that read a whole holder, beside len
 
@@ -24,22 +29,29 @@ WHOLE = (items_of, frozenset, bytes, np.ndarray.tobytes, array.tobytes)  # keys 
 def survey(roots: Mapping[str, Any]) -> list[Place]:
     """Return every place that can be reached from the roots, the nearest first; no two have one name.
 
+    What the classes and functions of installed packages refer to, other than those of the roots, comes last: such a
+    package may hold tens of thousands of objects, and seldom one of a user.
+
     >>> from types import SimpleNamespace
     >>> [place.name for place in survey({"layer": SimpleNamespace(rate=0.1)})]
     ['layer', 'layer.rate', 'len(vars(layer))', 'SimpleNamespace']
     """
     places, names, seen, known = [], {}, {}, set()
-    todo = deque(Place(name, value) for name, value in roots.items())
-    while todo and len(places) < MOST:
-        place = todo.popleft()
-        if place.holder is not None and (id(place.holder), place.key) in known:
-            continue
-        known.add((id(place.holder), place.key))
-        names[place.name] = number = names.get(place.name, 0) + 1
-        places.append(place if number == 1 else place._replace(name=f"{place.name} #{number}"))
-        if id(place.value) not in seen:
-            seen[id(place.value)] = place.value
-            todo += parts_of(places[-1].name, place.value)
+    todo, later = deque(Place(name, value) for name, value in roots.items()), deque[Place]()
+    own = LIBRARIES | {library_of(root) for root in roots.values()}
+    for most, followed in (MOST, partial(_is_own, own)), (OF_PACKAGES, lambda value: True):
+        most = min(MOST, len(places) + most)
+        while todo and len(places) < most:
+            place = todo.popleft()
+            if place.holder is not None and (id(place.holder), place.key) in known:
+                continue
+            known.add((id(place.holder), place.key))
+            names[place.name] = number = names.get(place.name, 0) + 1
+            places.append(place if number == 1 else place._replace(name=f"{place.name} #{number}"))
+            if id(place.value) not in seen:
+                seen[id(place.value)] = place.value
+                (todo if followed(place.value) else later).extend(parts_of(places[-1].name, place.value))
+        todo = later
     return places
 
 
@@ -71,6 +83,19 @@ def generator_access(generator: Any) -> tuple[Callable[[], Any], Callable[[Any],
             lambda state: generator.set_state(torch.frombuffer(state, dtype=torch.uint8)),
         )
     return generator.get_state, generator.set_state
+
+
+def _is_own(packages: Set[str], value: Any) -> bool:
+    """Return whether a value is no class and no function, or is of these packages, or of one that is not installed."""
+    package = library_of(value) if isinstance(value, type | FunctionType) else ""
+    return package in packages or not _is_installed(package)
+
+
+@cache
+def _is_installed(package: str) -> bool:
+    """Return whether a package lies where pip puts packages; one that is installed in place (-e) does not."""
+    spec = getattr(sys.modules.get(package), "__spec__", None)
+    return spec is not None and not INSTALLED.isdisjoint(Path(spec.origin or "").parts)
 
 
 def _by_holder(places: Sequence[Place]) -> list[list[Place]]:

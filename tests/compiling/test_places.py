@@ -1,10 +1,12 @@
 """Places of values: found, named, read and put back."""
 
 import collections
+import importlib
 import random
 import types
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import watched_programs
@@ -87,6 +89,42 @@ def test_the_nearest_places_come_first_and_each_has_a_name_of_its_own():
     pair = (1, [2])
     names = [place.name for place in survey({"one": pair, "other": pair})]
     assert "one[1][0]" in names and "other[0]" not in names
+
+
+def imported(folder, name, monkeypatch):
+    """Return a new module whose function refers to many numbers by its globals."""
+    folder.mkdir()
+    (folder / f"{name}.py").write_text(
+        "near = 1.0\nmany = {i: [i] for i in range(500)}\ndef rate():\n    return near, many\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    return importlib.import_module(name)
+
+
+def test_what_installed_packages_refer_to_comes_last_and_is_not_all(tmp_path, monkeypatch):
+    monkeypatch.setattr("pyro_vae.compiling.places.OF_PACKAGES", 50)
+    installed = imported(tmp_path / "site-packages", "package_in_site_packages", monkeypatch)
+    in_place = imported(tmp_path / "source", "package_in_source", monkeypatch)
+    deep = types.SimpleNamespace(a=types.SimpleNamespace(b=types.SimpleNamespace(beta=0.5)))
+
+    def found(module):
+        return [place.name for place in survey({"held": types.SimpleNamespace(rate=module.rate, own=deep)})]
+
+    of_user = found(in_place)
+    assert of_user.index("package_in_source.near") < of_user.index("held.own.a.b.beta")
+    assert "package_in_source.many[499][0]" in of_user
+    of_both = found(installed)
+    last = of_both.index("held.own.a.b.beta")
+    assert last < of_both.index("package_in_site_packages.near") < last + 50 and len(of_both) < last + 100
+    assert "package_in_site_packages.many[499][0]" not in of_both
+    # The program itself may be of an installed package.
+    assert "package_in_site_packages.many[499][0]" in [place.name for place in survey({"model": installed.rate})]
+
+
+def test_a_table_of_pandas_hides_no_number_of_the_program():
+    held = types.SimpleNamespace(table=pd.DataFrame({"x": [1.0], "y": ["a"]}), settings={"beta": [0.5]})
+    names = [place.name for place in survey({"held": held})]
+    assert "held.settings['beta'][0]" in names and len(names) < 100
 
 
 def test_values_are_read_as_they_are_now():
