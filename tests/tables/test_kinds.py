@@ -41,6 +41,11 @@ def test_recognised(values, kind):
     assert kind_of(values) == kind
 
 
+@pytest.mark.parametrize(("levels", "rows", "kind"), [(32, 20, "ordinal"), (33, 20, "real"), (32, 19, "real")])
+def test_many_rows_on_few_values_are_levels(levels, rows, kind):
+    assert kind_of(np.repeat(np.arange(levels) / 3 - 1, rows)) == kind
+
+
 def test_a_kind_given_by_name_counts():
     assert kind_of([0.5, 1.5, 2.7], a="real") == "real"
     assert kind_of([1, 2, 3], a="ordinal") == "ordinal"

@@ -6,7 +6,7 @@ import pytest
 from mixed_tables import mixed_frame
 
 from pyro_vae import DataError, DataWarning
-from pyro_vae.tables import Schema
+from pyro_vae.tables import Column, Schema
 
 
 def column(values, **kinds):
@@ -40,9 +40,32 @@ def test_a_category_that_no_row_has_keeps_a_share():
     assert found.shares == pytest.approx((2.5 / 4.5, 1.5 / 4.5, 0.5 / 4.5))
 
 
+@pytest.mark.parametrize(
+    ("values", "kind", "said"),
+    [
+        ([0.0, 2.0, 4.0], "real", "mean 2, standard deviation 1.633"),
+        ([1.0, np.e**2], "positive", "geometric mean 2.718, standard deviation of ln x 1"),
+        ([0, 1, 5], "count", "mean 2"),
+        ([1, 2, 2], "binary", "1, 2"),
+        (["yes", "no", None], "binary", "'no', 'yes'; 33.3% missing"),
+        ([0.0, 3.3, 4.6], "ordinal", "3 levels: 0, 3.3, 4.6"),
+        (list("edcba"), "category", "5 levels: 'a', 'b', 'c', 'd', …"),
+        (list("dcba"), "category", "4 levels: 'a', 'b', 'c', 'd'"),
+    ],
+)
+def test_a_column_is_printed_by_its_kind(values, kind, said):
+    assert str(column(values, a=kind)) == said
+
+
+def test_a_column_of_a_user_is_standard_and_complete():
+    assert str(Column("a", "real", np.dtype(float))) == "mean 0, standard deviation 1"
+
+
 def test_a_spike_is_said():
     values = np.r_[np.zeros(50), np.random.default_rng(0).normal(size=50)]
-    assert "50% of its rows hold 0, where a density has no limit" in str(column(values))
+    said = "50% of its rows hold 0, where a density has no limit but that of the family"
+    assert f"{said}; the kind 'ordinal' would score masses" in str(column(values))
+    assert str(column(values, a="real")).endswith(said)  # it was chosen
     assert "no limit" not in str(column(values[50:]))
 
 
