@@ -106,8 +106,8 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def seeds(text: str) -> list[int]:
     """Return the seeds that a word stands for.
 
-    >>> seeds("3"), seeds("0:4")
-    ([3], [0, 1, 2, 3])
+    >>> seeds("3"), seeds("2:4"), seeds(":2")
+    ([3], [2, 3], [0, 1])
     """
     first, colon, end = text.partition(":")
     found = list(range(int(first or 0), int(end))) if colon else [int(first)]

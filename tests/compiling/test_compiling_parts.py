@@ -52,7 +52,19 @@ class Described:
         return 0.0
 
 
-DESCRIBED, BOUND = Described(), CONTEXT.get
+class Computed:
+    """A number behind a property that reads a global."""
+
+    @property
+    def beta(self):
+        return HELD.beta
+
+    @functools.cached_property
+    def kept(self):
+        return SETTINGS.beta
+
+
+DESCRIBED, COMPUTED, BOUND = Described(), Computed(), CONTEXT.get
 PARSED["rates"] = {}
 
 
@@ -119,6 +131,8 @@ FOLLOWED = {
     "long array": (lambda: ROWS[500], set_item(ROWS, 500)),
     "optimiser": (lambda: OPTIMIZER.param_groups[0]["lr"], set_item(OPTIMIZER.param_groups[0], "lr")),
     "descriptor": (lambda: DESCRIBED.beta, set_beta(DESCRIBED)),
+    "property": (lambda: COMPUTED.beta, set_beta(HELD)),
+    "cached property": (lambda: Computed().kept, set_beta(SETTINGS)),
     "method": (lambda: DESCRIBED.method(), lambda value: setattr(Described, "method", lambda self: value)),
     "code": (lambda: by_code(), code),
     "setting of Pyro": (lambda: 0, lambda value: pyro.settings.set(cholesky_relative_jitter=40 * value)),

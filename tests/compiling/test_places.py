@@ -1,6 +1,7 @@
 """Places of values: found, named, read and put back."""
 
 import collections
+import copy
 import importlib
 import random
 import types
@@ -40,6 +41,13 @@ def test_a_global_that_is_only_called_like_an_attribute_is_not_watched(monkeypat
     assert not watched.changes()
 
 
+def test_changes_in_words_are_the_first_three_and_how_many_more():
+    changes = {name: (0, number) for number, name in enumerate("abcd", 1)}
+    assert in_words(changes) == "a (0 -> 1), b (0 -> 2), c (0 -> 3) and 1 more"
+    del changes["d"]
+    assert in_words(changes) == "a (0 -> 1), b (0 -> 2), c (0 -> 3)"
+
+
 def test_values_are_put_back_where_they_were():
     held_by = types.SimpleNamespace(numbers=[1, 2], names={"a": 1}, kinds={1}, array=np.arange(2), last=None)
     watched = WatchedConstants({"self": held_by})
@@ -58,6 +66,16 @@ def test_values_are_put_back_where_they_were():
         "last": None,
     }
     assert held_by.array is array and array.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "many", [list(range(LONGEST + 1)), {f"{i}": i for i in range(LONGEST + 1)}], ids=["list", "dict"]
+)
+def test_many_values_are_put_back_together(many):
+    watched, before = WatchedConstants({"self": types.SimpleNamespace(many=many)}), copy.copy(many)
+    many["7" if isinstance(many, dict) else 7] = -1
+    watched.put_back()
+    assert many == before
 
 
 @pytest.mark.parametrize("length, counts", [(LONGEST, False), (LONGEST + 1, True)])

@@ -1,5 +1,7 @@
 """Frames become numbers and frames again, with the same names, types and categories."""
 
+from dataclasses import FrozenInstanceError
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -133,6 +135,12 @@ def test_columns_that_are_not_there_or_not_known():
         assert schema.encode(frame.assign(more=1)).shape == (60, 7)
     with pytest.raises(ValueError, match=r"wanted rows \(N, 7\), a number for each column, got \(3, 60, 7\)"):
         schema.frame(torch.zeros(3, 60, 7))
+
+
+def test_a_schema_does_not_change():
+    schema = Schema.from_frame(mixed_frame())
+    with pytest.raises(FrozenInstanceError):
+        schema.columns = ()
 
 
 def test_what_is_said():
