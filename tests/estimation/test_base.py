@@ -4,11 +4,23 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from estimator_programs import assert_equal, estimate, gradients, known_programs, name
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
 from pyro_vae.estimation import Description, Estimator, describe
-from pyro_vae.estimators import ImportanceWeighted
+from pyro_vae.estimators import (
+    CIWAE,
+    OVIS,
+    PIWAE,
+    TVO,
+    DoublyReparameterized,
+    GeneralizedDReG,
+    ImportanceWeighted,
+    RenyiBound,
+    ScoreFunction,
+    StickingTheLanding,
+)
 from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.tracing.traces import log_prob
 
@@ -131,3 +143,30 @@ def test_settings():
 
 def test_it_claims_nothing():
     assert Sampled.is_bound and describe(Sampled()) == Description()
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        CIWAE(3),
+        DoublyReparameterized(3),
+        GeneralizedDReG(3),
+        ImportanceWeighted(3, M=2),
+        OVIS(3),
+        PIWAE(3, M=2),
+        RenyiBound(0.5, 3),
+        ScoreFunction(3, "leave-one-out"),
+        StickingTheLanding(3),
+        TVO(3),
+    ],
+    ids=name,
+)
+@pytest.mark.usefixtures("float64")
+def test_a_scale_multiplies_value_and_gradient(estimator):
+    program, x = known_programs()[1]
+    loss, expected = estimate(estimator, program, x.expand(4))
+    half = pyro.poutine.scale(scale=0.5)
+    torch.manual_seed(0)
+    scaled = estimator.differentiable_loss(half(program.model), half(program.guide), x.expand(4))
+    assert scaled.item() == pytest.approx(loss.item() / 2, rel=1e-12)
+    assert_equal(gradients(scaled, program), {key: value / 2 for key, value in expected.items()})

@@ -44,6 +44,26 @@ def test_disarm_varies_less_than_the_leave_one_out_baseline_of_as_many_draws():
     assert disarm / more == pytest.approx(4, rel=0.3)
 
 
+@pytest.mark.parametrize("estimator", [DisARM(4), ScoreFunction(4), ScoreFunction(4, "leave-one-out")])
+def test_the_mean_value_is_the_elbo_by_enumeration(estimator):
+    program, y, n = Bits(), torch.tensor([0.7]), 20_000
+    z = program.values()
+    elbo = (program.q().log_prob(z).exp() * program.log_w(y, z)).sum().item()
+    spread = (program.q().log_prob(z).exp() * (program.log_w(y, z) - elbo) ** 2).sum().sqrt().item()
+    loss = estimate(estimator, program, y.expand(n))[0].item() / n
+    assert loss == pytest.approx(-elbo, abs=4.5 * spread / n**0.5)  # pairs of opposite draws vary no more than twice
+    assert spread / n**0.5 < 0.02 < abs(elbo)
+
+
+def test_the_leave_one_out_baseline_lowers_the_variance():
+    """log p(y) is far from zero, and weighs each score where there is no baseline."""
+    program, y = Bits(), torch.tensor([5.0])
+    without, with_it = (
+        variances(ScoreFunction(4, kind), program, y, n=200)["logits"] for kind in (None, "leave-one-out")
+    )
+    assert with_it < 0.5 * without
+
+
 def test_pairs_are_antithetic_by_hand():
     program, y = Bits(), torch.tensor([0.7, -0.2])
     for vectorize in (None, False):
