@@ -26,6 +26,7 @@ from pyro_vae.tracing.traces import (
     proposal_sites,
     sample_sites,
 )
+from pyro_vae.tracing.unscored import check_unused, rerun
 
 OF_CALL = re.compile(r"\(\) (missing \d+ required|takes .* argument)")  # Python's message for wrong arguments of a call
 
@@ -64,9 +65,9 @@ def check_program(program: Program, x: Tensor | tuple, estimator: ELBO | None = 
     """Try model and guide on x, the first of their arguments or a tuple of all, with Pyro's validation on.
 
     Raises ValueError if names, shapes, supports, masks or plates of the sites of model and guide differ, and if a
-    log-probability is not finite. Raises ValueError if the estimator (one of Pyro's by default) would misread the
-    guide, and if rows in evaluation mode have no log-probability of their own (``check_rows``). Parameters, buffers,
-    modes, random numbers and Pyro's settings are left unchanged.
+    log-probability is not finite, or depends on latent values that are masked. Raises ValueError if the estimator (one
+    of Pyro's by default) would misread the guide, and if rows in evaluation mode have no log-probability of their own
+    (``check_rows``). Parameters, buffers, modes, random numbers and Pyro's settings are left unchanged.
     """
     check_has(program, "model", "guide")
     args = as_arguments(x)
@@ -95,6 +96,8 @@ def check_program(program: Program, x: Tensor | tuple, estimator: ELBO | None = 
         with mode(program, training=False):
             _check_vectorized(model, program.guide, args, estimator)
             check_rows(model, program.guide, args)
+            if enumeration is None:
+                check_unused(lambda values: rerun(model, values, args), traces[0])
 
 
 def dtype_of(program: nn.Module | Program) -> torch.dtype:

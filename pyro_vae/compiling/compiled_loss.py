@@ -12,7 +12,7 @@ from pyro_vae.compiling.checked import NowAndThen
 from pyro_vae.compiling.compiler import check_compiler, quiet_torch
 from pyro_vae.compiling.followed import FollowedGraphs
 from pyro_vae.compiling.joint import Recorded, check_same, record
-from pyro_vae.compiling.loss import ProgramLoss
+from pyro_vae.compiling.loss import ProgramLoss, surroundings
 from pyro_vae.compiling.outcomes import contents_kept
 from pyro_vae.compiling.private import tensors_only
 from pyro_vae.compiling.signatures import Signature, apart, interference, signature_of
@@ -57,6 +57,16 @@ class CompiledLoss(nn.Module):
     def __init__(self, elbo: ELBO, model: Callable, guide: Callable):
         super().__init__()
         self.loss = ProgramLoss(elbo, model, guide)
+        self.graphs = FollowedGraphs(self.loss.roots, MOST, INSTEAD)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: all but the graphs, which belong to the parameters of this one."""
+        return {name: value for name, value in vars(self).items() if name != "graphs"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of another one, without graphs."""
+        super().__setstate__(state)
+        self.loss.roots |= surroundings()
         self.graphs = FollowedGraphs(self.loss.roots, MOST, INSTEAD)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -84,6 +84,10 @@ class CompiledSVI(SVI):
         self.said: set[str] = set()  # what surrounded steps
         self.ended = False  # whether the program changed too often
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: all but the graphs, which belong to the parameters of this one."""
+        return {**vars(self), "graphs": None, "seen": set(), "store": None}
+
     def step(self, *args: Any, **kwargs: Any) -> Any:
         """Take a gradient step; return the loss, in nats. All arguments are passed to model and guide."""
         graph, tensors = self._graph("step", args, kwargs)

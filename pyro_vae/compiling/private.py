@@ -114,7 +114,18 @@ def registries(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[
     """Return the dictionaries in which a module keeps its parameters, buffers and submodules.
 
     Raises ``Untraceable`` if one is not found.
+
+    >>> class Model(nn.Module):
+    ...     def __init__(self):
+    ...         self.rate = 0.1
+    >>> registries(Model())
+    Traceback (most recent call last):
+        ...
+    pyro_vae.compiling.untraceable.Untraceable: Model.__init__ does not call super().__init__(), ...
     """
+    if not vars(module).keys() >= set(REGISTRIES) and vars(nn.Module()).keys() >= set(REGISTRIES):
+        kind = type(module).__name__
+        raise Untraceable(f"{kind}.__init__ does not call super().__init__(), without which it holds no parts; call it")
     parameters, buffers, modules = (_attribute(module, name, "where a module keeps its parts") for name in REGISTRIES)
     return parameters, buffers, modules
 

@@ -4,7 +4,7 @@ The particles of an image are decoded in slices, so that memory is that of a few
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, TypedDict, overload
 
@@ -39,6 +39,7 @@ from pyro_vae.tracing.traces import (
     sample_sites,
     sliced,
 )
+from pyro_vae.tracing.unscored import check_unused
 
 DRAWN_AT_ONCE, MOST_IMAGES = 250_000, 250  # particles, and images, of one batch
 FEW = 10  # slices of a batch, up to which they are eager: a last, small batch is not worth a graph
@@ -254,6 +255,8 @@ class ImportanceSampler:
         with pyro.validation_enabled(validated):
             model_trace = self.plan.trace(self.model, batch, size, replayed=part)
         check_sites(model_trace, part)
+        if validated:
+            check_unused(partial(self.plan.trace, self.model, batch, size), model_trace)
         return model_trace
 
     def _compiled(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import pyro
@@ -20,6 +20,7 @@ from pyro_vae.compiling import Graphs, owners
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.parallel import WORTH, equal_parts
 from pyro_vae.tracing.traces import check_sites, common_scale, per_image, proposal_sites, sample_sites
+from pyro_vae.tracing.unscored import check_unused, scored
 
 
 class ChainState(NamedTuple):
@@ -57,6 +58,12 @@ class AnnealingPath:
         graphs: what is compiled, shared by the paths of several batches; None: nothing.
         validated: whether Pyro checks the supports. Images drawn from the model may lie outside [0, 1].
         plan: how the program is measured, if that is known.
+
+    Attributes:
+        scored: which coordinates of z have a density, (B, D): those of masked values have none, and no density depends
+            on them. None: all have one.
+
+    Raises ValueError for programs whose latent variables cannot be moved, or depend on masked ones.
     """
 
     def __init__(
@@ -84,11 +91,14 @@ class AnnealingPath:
             self.sites = sample_sites(model_trace, observed=False)
             self.transforms = {name: _to_support(name, site) for name, site in self.sites.items()}
             _check_bounds(self.sites, lambda: sample_sites(self._trace(model, 1)))
+            for function, trace in (model, model_trace), (self.source, source):
+                check_unused(partial(self._trace, function, 1), trace)
         self.plate = self.plan.plate(model, self.source, given, (model_trace, source))
         self.scale = common_scale(model_trace, source, plate=self.plate)
         self.constants = tuple(_tensors(*self.transforms.values(), self.scale))
-        free = self._rows_first({name: site["value"] for name, site in self.sites.items()})
-        self.shapes = {name: u.shape[2:] for name, u in free.items()}
+        values = {name: site["value"] for name, site in self.sites.items()}
+        self.shapes = {name: u.shape[2:] for name, u in self._rows_first(self._free(values)).items()}
+        self.scored = self._scored_coordinates()
 
     def __call__(self, z: Tensor) -> ChainState:
         """Return the log densities at z (C, B, D), with their gradients."""
@@ -130,11 +140,22 @@ class AnnealingPath:
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
         """Return z (C, B, D) from the values of the latent sites."""
-        return torch.cat([u.reshape(*u.shape[:2], -1) for u in self._rows_first(values).values()], -1)
+        return self._joined(self._free(values))
 
-    def _rows_first(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the values of the latent sites, unconstrained, each (C, B, ...)."""
-        free: dict[str, Any] = {name: transform.inv(values[name]) for name, transform in self.transforms.items()}
+    def _free(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return the values of the latent sites, unconstrained."""
+        return {name: transform.inv(values[name]) for name, transform in self.transforms.items()}
+
+    def _joined(self, free: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([u.reshape(*u.shape[:2], -1) for u in self._rows_first(free).values()], -1)
+
+    def _scored_coordinates(self) -> Tensor | None:
+        """Return which coordinates of z are scored, (B, D); None: all are."""
+        found = scored(self.sites, self.transforms)
+        return None if found is None else self._joined(found)[0]
+
+    def _rows_first(self, free: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the unconstrained values of the latent sites, each (C, B, ...)."""
         if self.plate is None:
             return {name: u.unsqueeze(1) for name, u in free.items()}
         return {name: u.movedim(self._row_axis(self.plate), 1) for name, u in free.items()}

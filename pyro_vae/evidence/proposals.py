@@ -46,7 +46,8 @@ class LocalProposal:
     guide's. So a weight is at most 1/α of the guide's, and a fit that failed costs at most that factor. E w = p(x) for
     any fit.
 
-    z are the latent variables, unconstrained as in ``annealed_evidence``, and must be continuous. Without a guide
+    z are the latent variables, unconstrained as in ``annealed_evidence``, and must be continuous. Those that are masked
+    alike in model and guide have no density: they are drawn, and m is the density of the others. Without a guide
     (``log_evidence(model, None, x, K, proposal=LocalProposal())``) the prior takes its place; that takes more rounds.
 
     Args:
@@ -97,6 +98,9 @@ class LocalProposal:
 class StudentT(NamedTuple):
     """Multivariate t distributions, one for each row: loc (B, D), scale_tril (B, D, D) and degrees of freedom ν.
 
+    Where ``scored`` (B, D) is False, a coordinate is drawn and not scored: the density is that of the others. It must
+    be uncorrelated with them.
+
     >>> from pyro.distributions import MultivariateStudentT
     >>> t, u = StudentT(torch.ones(1, 2), torch.eye(2).expand(1, 2, 2), 6.0), torch.zeros(3, 1, 2)
     >>> torch.allclose(t.log_prob(u), MultivariateStudentT(torch.tensor(6.0), t.loc, t.scale_tril).log_prob(u))
@@ -106,6 +110,7 @@ class StudentT(NamedTuple):
     loc: Tensor
     scale_tril: Tensor
     freedom: float
+    scored: Tensor | None = None
 
     def sample(self, number: int) -> Tensor:
         """Draw u, (number, B, D)."""
@@ -115,31 +120,42 @@ class StudentT(NamedTuple):
 
     def log_prob(self, u: Tensor) -> Tensor:
         """Return the log density of u (C, B, D), (C, B)."""
-        D, freedom = u.shape[-1], self.freedom
-        y = torch.linalg.solve_triangular(self.scale_tril, columns(u - self.loc), upper=False)
+        away, freedom, scored = u - self.loc, self.freedom, self.scored
+        if scored is not None:
+            away = torch.where(scored, away, 0.0)
+        D = away.new_tensor(u.shape[-1]) if scored is None else scored.to(away).sum(-1)
+        y = torch.linalg.solve_triangular(self.scale_tril, columns(away), upper=False)
         volume = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1) + 0.5 * D * math.log(freedom * math.pi)
-        constant = math.lgamma((freedom + D) / 2) - math.lgamma(freedom / 2)
+        constant = torch.lgamma((freedom + D) / 2) - math.lgamma(freedom / 2)
         return constant - volume - 0.5 * (freedom + D) * torch.log1p(y.square().sum(1).T / freedom)
 
 
 class LocalFit(NamedTuple):
-    """Normals in units of the guide: z = centre + unit u, with centre and unit (B, D), and the distributions of u."""
+    """Normals in units of the guide: z = centre + unit u, with centre and unit (B, D), and the distributions of u.
+
+    ``scored``: which coordinates are, (B, D); None: all. The others are standard normal.
+    """
 
     centre: Tensor
     unit: Tensor
     normals: Normals
+    scored: Tensor | None = None
 
     def proposal(self) -> StudentT:
         """Return the Student-t distributions of u from which weights are drawn."""
         root = math.sqrt(WIDER) * self.normals.scale_tril
-        return StudentT(self.normals.loc, root, FREEDOM * root.shape[-1])
+        if self.scored is not None:
+            pairs = self.scored.unsqueeze(-1) & self.scored.unsqueeze(-2)
+            root = torch.linalg.cholesky(torch.where(pairs, root @ root.mT, torch.eye(root.shape[-1]).to(root)))
+        return StudentT(self.normals.loc, root, FREEDOM * root.shape[-1], self.scored)
 
     def log_mixture(self, z: Tensor, log_q: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Return log α q(z) and log m(z) for draws z (C, B, D), each (C, B): m = α q + (1 − α) t, q the guide.
 
         ``share``: α, from 0 to 1; log_q: log q(z), (C, B) in float64 on the host.
         """
-        log_t = self.proposal().log_prob((z.double().cpu() - self.centre) / self.unit) - self.unit.log().sum(-1)
+        unit = self.unit if self.scored is None else torch.where(self.scored, self.unit, 1.0)
+        log_t = self.proposal().log_prob((z.double().cpu() - self.centre) / unit) - unit.log().sum(-1)
         guided = log_q + (math.log(share) if share else -math.inf)
         return guided, torch.logaddexp(guided, log_t + math.log1p(-share))
 
@@ -183,13 +199,17 @@ class LocalSampler:
         unit = torch.where(unit > 0, unit, 1.0)
         root = torch.eye(centre.shape[-1]).to(centre).expand(*centre.shape, -1)
         normals = MultivariateNormal(torch.zeros_like(centre), scale_tril=root)
+        scored = None if path.scored is None else path.scored.cpu()
         for t in range(self.settings.rounds):
             u = drawn(normals.loc, normals.scale_tril, torch.randn(draws, *centre.shape, dtype=centre.dtype))
             z = (centre + unit * u).to(first)
             (gradient,) = self._of_parts(self.gradients, AnnealingPath.joint_gradient, path, z)
             rate = draws / max(1, t + 1 - self.settings.rounds * SEARCHING)
-            normals = matched_by_shares(normals, u, unit * gradient.double().cpu(), rate)
-        return LocalFit(centre, unit, normals)
+            slope = unit * gradient.double().cpu()
+            if scored is not None:
+                slope = torch.where(scored, slope, -u)
+            normals = matched_by_shares(normals, u, slope, rate)
+        return LocalFit(centre, unit, normals, scored)
 
     def log_weights(self, path: AnnealingPath, fit: LocalFit, K: int, bar: tqdm) -> Tensor:
         """Return log weights (K, B) of new draws: of the guide first, then of the fitted proposals."""

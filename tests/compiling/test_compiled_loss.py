@@ -1,5 +1,6 @@
 """The compiled loss of a program follows it, and is refused where it could not."""
 
+import copy
 import random
 
 import pytest
@@ -97,3 +98,26 @@ def test_compiled_is_a_module_with_the_programs_parameters_for_batches_of_any_si
         for a, b in zip(*values):
             torch.testing.assert_close(a, b)
     assert loss(x) != loss(x)  # drawn anew
+
+
+@pytest.mark.usefixtures("quick_compiler", "no_validation")
+def test_a_copy_has_parameters_and_graphs_of_its_own():
+    program = LinearGaussian(torch.ones(3, 2))
+    x = program.simulate(5)
+    loss = compiled(Trace_ELBO(), program.model, program.guide, x)
+    other = copy.deepcopy(loss)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1)
+    torch.manual_seed(0)
+    value = other(x)
+    value.backward()
+    assert all(parameter.grad is None for parameter in loss.parameters())
+    assert all(parameter.grad is not None for parameter in other.parameters())
+    torch.manual_seed(0)
+    assert loss(x).item() != pytest.approx(value.item(), rel=1e-3)
+    with torch.no_grad():
+        for mine, theirs in zip(loss.parameters(), other.parameters()):
+            mine.copy_(theirs)
+    torch.manual_seed(0)
+    assert loss(x).item() == pytest.approx(value.item(), rel=1e-5)

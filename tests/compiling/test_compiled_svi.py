@@ -1,5 +1,6 @@
 """Compiled steps of SVI are those of SVI, and say in one paragraph why they cannot be."""
 
+import copy
 from types import SimpleNamespace
 
 import pyro
@@ -31,6 +32,26 @@ def guide(x, flag=None, size=None):
     loc = pyro.param("loc", torch.zeros(()))
     with pyro.plate("data", len(x), size) as index:
         pyro.sample("z", dist.Normal(loc * x[index], 0.7))
+
+
+class PyroProgram(nn.Module):
+    """The same as methods of a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.shift = nn.Linear(1, 2), nn.Parameter(torch.zeros(()))
+
+    def model(self, x):
+        pyro.module("program", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z + self.shift, 0.5), obs=x)
+
+    def guide(self, x):
+        pyro.module("program", self)
+        loc, log_scale = self.network(x[:, None]).unbind(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()))
 
 
 def trained(kind, calls, optim=None, elbo=None, functions=(model, guide)):
@@ -102,6 +123,19 @@ def test_svi_goes_on_with_store_and_optimiser():
 
 
 @needs_compiler
+def test_a_copy_goes_on_by_graphs_of_its_own():
+    results = []
+    for kind in (SVI, CompiledSVI):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        program = PyroProgram()
+        svi = kind(program.model, program.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        losses = [svi.step(X) for _ in range(3)]
+        other = copy.deepcopy(svi)
+        results.append(losses + [each.step(X) for each in (other, other, other, svi, other)])
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
 def test_a_store_that_is_cleared_is_followed():
     found = []
     for kind in (SVI, CompiledSVI):

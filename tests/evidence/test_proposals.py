@@ -27,6 +27,7 @@ from pyro_vae.arguments import ProgramArguments
 from pyro_vae.evidence import LocalProposal, log_evidence
 from pyro_vae.evidence.path import AnnealingPath
 from pyro_vae.evidence.plan import MeasurementPlan
+from pyro_vae.evidence.proposals import StudentT
 
 pytestmark = pytest.mark.filterwarnings("ignore::pyro_vae.evidence.UntrustedEvidence")
 
@@ -134,6 +135,48 @@ def shared(x, guide=False):
     z = pyro.sample("z", dist.Normal(x.new_zeros(()), 0.1 if guide else 1.0))
     with pyro.plate("rows", len(x)):
         return None if guide else pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+LENGTHS = torch.tensor([2, 1, 0, 2])
+
+
+def states(x):
+    """z₁ ~ N(0, 1), z₂ ~ N(z₁, 1), x_t ~ N(z_t, 0.5); those beyond the length of a row are masked."""
+    z = torch.zeros(len(x))
+    with pyro.plate("rows", len(x)):
+        for t in range(2):
+            with pyro.poutine.mask(mask=t < LENGTHS):
+                z = pyro.sample(f"z{t}", dist.Normal(z, 1.0))
+                pyro.sample(f"x{t}", dist.Normal(z, 0.5), obs=x[:, t])
+
+
+def guided_states(x):
+    with pyro.plate("rows", len(x)):
+        for t in range(2):
+            with pyro.poutine.mask(mask=t < LENGTHS):
+                pyro.sample(f"z{t}", dist.Normal(0.7 * x[:, t], 0.6))
+
+
+@pytest.mark.parametrize("guide", [guided_states, None], ids=["guide", "prior"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5])
+def test_masked_states_are_drawn_and_not_counted(guide, share):
+    x = torch.tensor([[0.4, 1.0], [-1.0, 9.0], [5.0, 5.0], [0.1, -0.5]])
+    covariance = torch.tensor([[1.25, 1.0], [1.0, 2.25]])
+    both = dist.MultivariateNormal(torch.zeros(2), covariance).log_prob(x)
+    first = dist.Normal(0.0, 1.25**0.5).log_prob(x[:, 0])
+    exact = torch.where(LENGTHS == 2, both, torch.where(LENGTHS == 1, first, 0.0))
+    found = log_evidence(states, guide, x, 2000, proposal=LocalProposal(share=share), **EAGER)
+    assert (found.log_px - exact).abs().max() < 0.06
+    assert found.log_px[2] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_the_density_of_the_coordinates_that_are_scored_is_the_marginal():
+    root = torch.eye(3).double().unsqueeze(0)
+    root[0, 2, 0] = 0.7
+    keep, loc, u = torch.tensor([[True, False, True]]), torch.ones(1, 3).double(), torch.randn(5, 1, 3).double()
+    found = StudentT(loc, root, 6.0, keep).log_prob(u)
+    pair = StudentT(loc[:, [0, 2]], root[:, [0, 2]][:, :, [0, 2]], 6.0).log_prob(u[..., [0, 2]])
+    torch.testing.assert_close(found, pair)
 
 
 def test_rows_that_share_a_latent_variable_have_one_estimate():

@@ -60,6 +60,12 @@ class Spec:
         return any(latent.masked for latent in self.latents)
 
     @property
+    def uses_masked(self):
+        """Whether a density that counts depends on latent values that do not, in the second kind of rows."""
+        of_later = [self.unseen, *(latent.masked for latent in reversed(self.latents))]  # x, then the last latent
+        return any(latent.masked and not all(of_later[:i]) for i, latent in enumerate(reversed(self.latents), 1))
+
+    @property
     def dimensions(self):
         return sum(DIMENSIONS[latent.kind] for latent in self.latents)
 
