@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pyro_vae.comparison.replicates import Product
-from pyro_vae.comparison.sections import Cut, Sections, columns, draws_of, size_of, sums
+from pyro_vae.comparison.sections import SECTIONS, Cut, Projected, Sections, columns, draws_of, size_of, sums
 
 
 def test_columns_of_a_product_are_those_of_the_matrix():
@@ -41,3 +41,37 @@ def test_sections_are_the_same_for_any_blocks_of_draws():
         found.append(torch.cat([*sections.deviations(299)], 1))
     torch.testing.assert_close(found[1], found[0])
     torch.testing.assert_close(found[2], found[0])
+
+
+@pytest.mark.parametrize("more", [4, 5])
+def test_deviations_are_sums_over_sections_about_the_means_of_a_batch(more):
+    """Beyond ``SECTIONS`` draws two make a section; of an odd number the last draw is one by itself."""
+    n, generator = SECTIONS + more, torch.Generator().manual_seed(0)
+    sample, segments = (torch.randn(n, k, generator=generator, dtype=torch.float64) + 1 for k in (2, 3))
+    t = torch.randn(n, generator=generator, dtype=torch.float64)
+    t[0] = 0.0  # the first draw has none
+    sections = Sections(2, 3, sample)
+    sections.add(sample, segments, t)
+    sections.end_batch()
+    t[0] = t.sum() / (n - 1)
+    centred = sample - sample.mean(0)
+    values = centred, centred.square(), segments, t[:, None]
+    for found, of_draws in zip(sections.deviations(n - 1), values):
+        away = of_draws - of_draws.mean(0)
+        wanted = torch.stack([part.sum(0) for part in away.split(2)]) / (n - 1)
+        torch.testing.assert_close(found, wanted)
+
+
+def test_projections_have_the_means_of_batches_and_the_squares_within():
+    projection, generator = torch.tensor([0, 1, 0, 1, 1]), torch.Generator().manual_seed(0)
+    batches = [torch.randn(n, 5, generator=generator) + 3 * i for i, n in enumerate((20, 30))]
+    projected, means, squares = Projected(projection), torch.zeros(2).double(), torch.zeros(2, 2).double()
+    for batch in batches:
+        for part in batch.split(7):
+            projected.add(part)
+        projected.end_batch()
+        both = torch.stack([batch[:, projection == k].double().sum(1) for k in (0, 1)], 1)
+        means += both.mean(0)
+        squares += (both - both.mean(0)).T @ (both - both.mean(0))
+    torch.testing.assert_close(projected.means, means)
+    torch.testing.assert_close(projected.squares, squares)
