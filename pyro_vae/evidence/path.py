@@ -20,7 +20,7 @@ from pyro_vae.compiling import Graphs, owners
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.parallel import WORTH, equal_parts
 from pyro_vae.tracing.traces import check_sites, common_scale, per_image, proposal_sites, sample_sites
-from pyro_vae.tracing.unscored import check_unused, scored
+from pyro_vae.tracing.unscored import check_unused, scored_values
 
 
 class ChainState(NamedTuple):
@@ -91,14 +91,16 @@ class AnnealingPath:
             self.sites = sample_sites(model_trace, observed=False)
             self.transforms = {name: _to_support(name, site) for name, site in self.sites.items()}
             _check_bounds(self.sites, lambda: sample_sites(self._trace(model, 1)))
-            for function, trace in (model, model_trace), (self.source, source):
-                check_unused(partial(self._trace, function, 1), trace)
+            check_unused(partial(self._trace, model, 1), model_trace)
+            if guide is not None:
+                check_unused(partial(self._trace, guide, 1), source)
         self.plate = self.plan.plate(model, self.source, given, (model_trace, source))
         self.scale = common_scale(model_trace, source, plate=self.plate)
         self.constants = tuple(_tensors(*self.transforms.values(), self.scale))
         values = {name: site["value"] for name, site in self.sites.items()}
         self.shapes = {name: u.shape[2:] for name, u in self._rows_first(self._free(values)).items()}
-        self.scored = self._scored_coordinates()
+        found = scored_values(self.sites, self.transforms)
+        self.scored = None if found is None else self._joined(found)[0]
 
     def __call__(self, z: Tensor) -> ChainState:
         """Return the log densities at z (C, B, D), with their gradients."""
@@ -148,11 +150,6 @@ class AnnealingPath:
 
     def _joined(self, free: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([u.reshape(*u.shape[:2], -1) for u in self._rows_first(free).values()], -1)
-
-    def _scored_coordinates(self) -> Tensor | None:
-        """Return which coordinates of z are scored, (B, D); None: all are."""
-        found = scored(self.sites, self.transforms)
-        return None if found is None else self._joined(found)[0]
 
     def _rows_first(self, free: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the unconstrained values of the latent sites, each (C, B, ...)."""

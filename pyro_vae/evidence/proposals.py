@@ -99,7 +99,7 @@ class StudentT(NamedTuple):
     """Multivariate t distributions, one for each row: loc (B, D), scale_tril (B, D, D) and degrees of freedom ν.
 
     Where ``scored`` (B, D) is False, a coordinate is drawn and not scored: the density is that of the others. It must
-    be uncorrelated with them.
+    be uncorrelated with them, and of scale 1.
 
     >>> from pyro.distributions import MultivariateStudentT
     >>> t, u = StudentT(torch.ones(1, 2), torch.eye(2).expand(1, 2, 2), 6.0), torch.zeros(3, 1, 2)
@@ -133,7 +133,7 @@ class StudentT(NamedTuple):
 class LocalFit(NamedTuple):
     """Normals in units of the guide: z = centre + unit u, with centre and unit (B, D), and the distributions of u.
 
-    ``scored``: which coordinates are, (B, D); None: all. The others are standard normal.
+    ``scored``: which coordinates are, (B, D); None: all. The others are standard normal, in units of 1.
     """
 
     centre: Tensor
@@ -154,8 +154,7 @@ class LocalFit(NamedTuple):
 
         ``share``: α, from 0 to 1; log_q: log q(z), (C, B) in float64 on the host.
         """
-        unit = self.unit if self.scored is None else torch.where(self.scored, self.unit, 1.0)
-        log_t = self.proposal().log_prob((z.double().cpu() - self.centre) / unit) - unit.log().sum(-1)
+        log_t = self.proposal().log_prob((z.double().cpu() - self.centre) / self.unit) - self.unit.log().sum(-1)
         guided = log_q + (math.log(share) if share else -math.inf)
         return guided, torch.logaddexp(guided, log_t + math.log1p(-share))
 
@@ -196,10 +195,10 @@ class LocalSampler:
             )
         start, draws = first.double().cpu(), self.settings.draws
         centre, unit = start.mean(0), start.std(0)
-        unit = torch.where(unit > 0, unit, 1.0)
+        scored = None if path.scored is None else path.scored.cpu()
+        unit = torch.where(unit > 0 if scored is None else scored & (unit > 0), unit, 1.0)
         root = torch.eye(centre.shape[-1]).to(centre).expand(*centre.shape, -1)
         normals = MultivariateNormal(torch.zeros_like(centre), scale_tril=root)
-        scored = None if path.scored is None else path.scored.cpu()
         for t in range(self.settings.rounds):
             u = drawn(normals.loc, normals.scale_tril, torch.randn(draws, *centre.shape, dtype=centre.dtype))
             z = (centre + unit * u).to(first)

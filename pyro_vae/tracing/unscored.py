@@ -12,10 +12,11 @@ from torch.distributions.transforms import Transform
 from pyro_vae.printing import listed
 from pyro_vae.random import forked_rng
 from pyro_vae.tracing.matching import masks, sample_sites
+from pyro_vae.tracing.particles import Replay, score, trace_of
 from pyro_vae.tracing.trials import agree
 
 
-def scored(sites: Mapping[str, Any], transforms: Mapping[str, Transform]) -> dict[str, Tensor] | None:
+def scored_values(sites: Mapping[str, Any], transforms: Mapping[str, Transform]) -> dict[str, Tensor] | None:
     """Return for each latent site which of its unconstrained values are scored, in their shape; None: all are.
 
     ``transforms`` lead from these values to those of the sites.
@@ -73,8 +74,8 @@ def check_unused(run: Callable[[poutine.Trace], poutine.Trace], trace: poutine.T
 
 def rerun(model: Callable, trace: poutine.Trace, args: Sequence = ()) -> poutine.Trace:
     """Return the scored trace of a model with the latent values of another trace."""
-    again = poutine.trace(poutine.replay(model, trace)).get_trace(*args)
-    again.compute_log_prob()
+    again = trace_of(Replay(trace)(model), args)
+    score(again)
     return again
 
 

@@ -69,11 +69,13 @@ def test_values_are_put_back_where_they_were():
 
 
 @pytest.mark.parametrize(
-    "many", [list(range(LONGEST + 1)), {f"{i}": i for i in range(LONGEST + 1)}], ids=["list", "dict"]
+    ("many", "key"),
+    [(list(range(LONGEST + 1)), 7), ({f"{i}": i for i in range(LONGEST + 1)}, "7")],
+    ids=["list", "dict"],
 )
-def test_many_values_are_put_back_together(many):
+def test_many_values_are_put_back_together(many, key):
     watched, before = WatchedConstants({"self": types.SimpleNamespace(many=many)}), copy.copy(many)
-    many["7" if isinstance(many, dict) else 7] = -1
+    many[key] = -1
     watched.put_back()
     assert many == before
 

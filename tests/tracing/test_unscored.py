@@ -12,7 +12,7 @@ from pyro_vae import annealed_evidence, log_evidence
 from pyro_vae.evidence import LocalProposal
 from pyro_vae.program import check_program
 from pyro_vae.tracing.matching import sample_sites
-from pyro_vae.tracing.unscored import check_unused, rerun, scored
+from pyro_vae.tracing.unscored import check_unused, rerun, scored_values
 
 SEEN = torch.tensor([True, False, True])
 X = torch.tensor([0.5, -1.0, 2.0])
@@ -50,11 +50,11 @@ def test_which_unconstrained_values_are_scored():
             pyro.sample("scale", dist.LogNormal(0.0, 1.0))
 
     sites = latent(model)
-    found = scored(sites, {name: biject_to(site["fn"].support) for name, site in sites.items()})
+    found = scored_values(sites, {name: biject_to(site["fn"].support) for name, site in sites.items()})
     assert found["shares"].shape == (3, 3) and found["shares"].tolist() == [[seen] * 3 for seen in SEEN.tolist()]
     assert found["pair"].tolist() == [[seen, False] for seen in SEEN.tolist()]
     assert found["scale"].tolist() == [True] * 3
-    assert scored({"scale": sites["scale"]}, {"scale": biject_to(dist.constraints.positive)}) is None
+    assert scored_values({"scale": sites["scale"]}, {"scale": biject_to(dist.constraints.positive)}) is None
 
 
 @pytest.mark.parametrize("kind", ["masked", "constant"])
