@@ -194,6 +194,8 @@ def knn_accuracy(
 ) -> float:
     """Return the share of test codes whose label is the majority label of their nearest training codes (Euclidean).
 
+    Codes of the label −1, unknown, are left out.
+
     >>> a, b = torch.tensor([[0.0], [0.1], [1.0], [1.1]]), torch.tensor([0, 0, 1, 1])
     >>> knn_accuracy(a, b, torch.tensor([[-1.0], [2.0]]), torch.tensor([0, 1]), neighbours=1)
     1.0
@@ -211,6 +213,8 @@ def linear_probe_accuracy(
     train_codes: Tensor, train_labels: Tensor, test_codes: Tensor, test_labels: Tensor, max_iter: int = 1000
 ) -> float:
     """Return the accuracy on test codes of a logistic regression on the training codes, each dimension standardised.
+
+    Codes of the label −1, unknown, are left out.
 
     >>> a, b = torch.tensor([[0.0], [0.1], [1.0], [1.1]]), torch.tensor([0, 0, 1, 1])
     >>> linear_probe_accuracy(a, b, torch.tensor([[-1.0], [2.0]]), torch.tensor([0, 1]))
@@ -329,10 +333,14 @@ def _event_dim(vae: Any, x: Tensor) -> int:
 
 
 def _labelled(split: str, codes: Tensor, labels: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return the codes whose class is known, and their labels."""
     if labels is None or codes.dim() != 2 or labels.shape != codes.shape[:1]:
         got = "no labels" if labels is None else f"{tuple(codes.shape)} and {tuple(labels.shape)}"
         raise ValueError(f"{split}: wanted codes (N, D) and as many labels (N,), got {got}")
-    return codes.detach().cpu().numpy(), labels.detach().cpu().numpy()
+    known = labels != -1
+    if not known.any():
+        raise ValueError(f"{split}: wanted codes whose class is known, got {len(codes)} of the label −1, unknown")
+    return codes[known.to(codes.device)].detach().cpu().numpy(), labels[known].detach().cpu().numpy()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Codes, images and probes against the linear Gaussian program, scikit-learn and integrals by hand."""
 
 import inspect
+from functools import partial
 
 import pytest
 import scipy.stats
@@ -170,6 +171,18 @@ def test_probes_on_the_pixels_of_the_digits():
 def test_labels_are_classes_however_many_there_are():
     codes = torch.arange(100.0)[:, None]
     assert analysis.knn_accuracy(codes, torch.arange(100), codes, torch.arange(100), neighbours=1) == 1
+
+
+@pytest.mark.parametrize("probe", [partial(analysis.knn_accuracy, neighbours=1), analysis.linear_probe_accuracy])
+def test_codes_of_an_unknown_class_count_nowhere(probe):
+    """Half of each split; as a class of its own −1 would be that of most neighbours."""
+    codes = torch.tensor([0.0, 0.1, 0.2, 1.0, 1.1, 1.2]).repeat_interleave(2)[:, None]
+    labels = torch.tensor([0, -1, 1, -1, 0, -1, 1, -1, 1, -1, 1, -1])
+    known = labels >= 0
+    wanted = probe(codes[known], labels[known], codes[known], labels[known])
+    assert probe(codes, labels, codes, labels) == wanted >= 0.5
+    with pytest.raises(ValueError, match="test: wanted codes whose class is known, got 12 of the label −1, unknown"):
+        probe(codes, labels, codes, torch.full((12,), -1))
 
 
 def test_active_units_are_those_that_vary_with_x():

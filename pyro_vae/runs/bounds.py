@@ -28,7 +28,7 @@ from pyro_vae.runs.arguments import size_of
 from pyro_vae.runs.commands import attempted, choose_device
 from pyro_vae.runs.evidence_report import LOCAL, OWN, REFITTED, STARTS, Rows, picture, report
 from pyro_vae.runs.folders import results_folder, save_figure, write_json
-from pyro_vae.runs.origins import provenance
+from pyro_vae.runs.origins import check_same_rows, describe, provenance
 from pyro_vae.runs.resume import EVIDENCE
 from pyro_vae.saved import METRICS, load_vae, read_metrics
 
@@ -140,12 +140,16 @@ def load_data(folder: Path, metrics: dict[str, Any], data_dir: Path | None, data
         settings = {}
     elif found is None:
         raise ValueError(f"{folder} does not say which data its model was trained on; give them by --dataset")
-    return load(
+    images = load(
         dataset or (found if asked == "auto" else asked),
         root=data_dir or settings.get("data_dir"),
         layout=settings.get("layout"),
         size=size_of(argparse.Namespace(size=settings.get("size"))),
     )
+    if dataset is None:
+        cure = "to measure it on these, which it may have been trained on, name them by --dataset"
+        check_same_rows(folder, metrics.get("dataset", {}), describe(images), cure)
+    return images
 
 
 def refit(program: Program, data: Data, args: argparse.Namespace) -> list[tuple[Program, dict[str, Any]]]:

@@ -4,6 +4,7 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ class Job:
         """The options that must not differ when the run is resumed, as JSON holds them."""
         return compared(json.loads(json.dumps(vars(self.args), default=str)))
 
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """The description of the images."""
+        return describe(self.images)
+
     def fit(self, **options: Any) -> History:
         """Train the program; ``options`` are those of ``fit`` that the command line does not set."""
         return train_by(self.args, self.images, self.vae, self.estimator, **options)
@@ -79,7 +85,7 @@ def run(args: argparse.Namespace, again: str = "") -> int:
         checkpoints = Checkpoints(
             job.out, **args.checkpoint_every, resume=args.resume, settings=job.same, overwrite=args.overwrite
         )
-        finished = claim(job.out, checkpoints, args, job.same)
+        finished = claim(job.out, checkpoints, args, job.same, job.described)
         ranks.broadcast(not finished)
         if finished:
             print(report(finished, job.out))
@@ -128,7 +134,7 @@ def results(job: Job, history: History) -> tuple[dict[str, Any], dict[str, bytes
     metrics = {
         **model,
         "settings": vars(job.args),
-        "dataset": describe(job.images),
+        "dataset": job.described,
         "versions": provenance(),
         "interrupted": history.interrupted,
         "stopped_early": not history.interrupted and len(history.rows) < job.args.epochs,

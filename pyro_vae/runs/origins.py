@@ -3,27 +3,51 @@
 import hashlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyro_vae._lazy import LazyModule
+
 if TYPE_CHECKING:
-    from pyro_vae.data import Data, Split
+    from pyro_vae.data import Data, Split, mapped
+else:
+    mapped = LazyModule("pyro_vae.data.mapped")  # with torch
 
 PACKAGES = ("torch", "torchvision", "pyro-ppl", "numpy", "scikit-learn", "matplotlib")
+SPLITS = ("train", "valid", "test")
 _STARTED: list[str | None] = []  # the commit at the start, once it is noted
 
 
 def describe(images: "Data") -> dict[str, Any]:
-    """Return name, shape of a row, note and sizes of a data set, and a digest that tells its test rows from others."""
-    splits = {split: len(getattr(images, split)) for split in ("train", "valid", "test")}
+    """Return name, shape of a row, note and sizes of a data set, and digests that tell its rows from others."""
+    splits = {name: getattr(images, name) for name in SPLITS}
     return {
         "name": images.name,
         "shape": list(images.shape),
         "note": images.note,
-        **splits,
-        "test_digest": digest(images.test),
+        **{name: len(split) for name, split in splits.items()},
+        **{f"{name}_digest": digest(split) for name, split in splits.items()},
     }
+
+
+def check_same_rows(path: Path, there: Mapping[str, Any], here: Mapping[str, Any], cure: str) -> None:
+    """Raise ValueError if the numbers in a file or folder are of other rows; both descriptions are of ``describe``.
+
+    Earlier versions wrote fewer digests.
+
+    >>> check_same_rows(Path("out"), {"test": 3, "train": 9}, {"test": 4, "train": 9}, "give another --out")
+    Traceback (most recent call last):
+        ...
+    ValueError: out: its numbers are of other rows than those of this command: test is 3 there and 4 here; give another
+    --out
+    """
+    names = ("shape", *SPLITS, *(f"{name}_digest" for name in SPLITS))
+    differ = [name for name in names if name in there and there[name] != here.get(name)]
+    if differ:
+        words = ", ".join(f"{name} is {there[name]!r} there and {here.get(name)!r} here" for name in differ)
+        raise ValueError(f"{path}: its numbers are of other rows than those of this command: {words}; {cure}")
 
 
 def digest(rows: "Split") -> str:
@@ -35,8 +59,9 @@ def digest(rows: "Split") -> str:
     """
     found = hashlib.sha256()
     for name, field in rows.fields.items():
-        array = field.to("cpu").contiguous().numpy()
-        found.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        found.update(f"{name} {field[:0].cpu().numpy().dtype} {tuple(field.shape)}".encode())
+        for part in mapped.parts(field):
+            found.update(part.cpu().numpy().data)
     return found.hexdigest()[:12]
 
 

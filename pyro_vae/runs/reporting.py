@@ -15,7 +15,6 @@ from pyro_vae.evidence.results import TRUSTED, Evidence
 from pyro_vae.printing import estimate
 from pyro_vae.runs.measurement import NEIGHBOURS, has_closed_kl
 from pyro_vae.runs.options import OPTIMIZERS
-from pyro_vae.runs.origins import describe
 
 UNUSED = 0.05  # nats: a latent dimension with a smaller rate says nothing about x
 NAMES, WIDTH = 21, 100  # columns of the names, and of the whole table
@@ -25,11 +24,10 @@ LISTED = 5  # latent dimensions up to which the rate of each is listed, and an u
 
 def plan(args: argparse.Namespace, images: Data, vae: VAE | Conditional, estimator: ELBO, out: Path) -> str:
     """Return what the command is about to do."""
-    sizes = describe(images)
+    sizes = " / ".join(f"{len(split):,}" for split in (images.train, images.valid, images.test))
     parameters = sum(parameter.numel() for parameter in vae.parameters())
     lines = [
-        f"data        {sizes['name']}, {sizes['train']:,} / {sizes['valid']:,} / {sizes['test']:,} images "
-        f"of {' × '.join(map(str, sizes['shape']))}",
+        f"data        {images.name}, {sizes} images of {' × '.join(map(str, images.shape))}",
         f"program     {type(vae.prior).__name__} prior, {type(vae.likelihood).__name__} likelihood, "
         f"{type(vae.posterior).__name__} guide, {args.latent} latent dimensions, {parameters:,} parameters",
         f"KL          {'in closed form' if has_closed_kl(vae, images) else 'by Monte Carlo: it has no closed form'}",
@@ -111,8 +109,8 @@ def measured_rows(metrics: dict[str, Any], out: Path) -> Iterator[tuple[str, str
     if "knn_accuracy" in metrics:
         yield (
             f"{NEIGHBOURS}-NN accuracy",
-            f"{metrics['knn_accuracy']:.3f} of the test images have the label of most of their {NEIGHBOURS} nearest "
-            "training images in latent space",
+            f"{metrics['knn_accuracy']:.3f} of the labelled test images have the label of most of their {NEIGHBOURS} "
+            "nearest labelled training images in latent space",
         )
 
 

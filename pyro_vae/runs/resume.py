@@ -4,6 +4,7 @@ import argparse
 import filecmp
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pyro_vae.files import CheckpointError, unfinished, write_whole
 from pyro_vae.records import flag
 from pyro_vae.runs.drawing import PICTURES
 from pyro_vae.runs.folders import write_json
+from pyro_vae.runs.origins import check_same_rows
 from pyro_vae.saved import METRICS, PARAMETERS, read_metrics
 from pyro_vae.saved.old_runs import OLD_PARAMETERS
 from pyro_vae.training import Checkpoints
@@ -19,6 +21,7 @@ from pyro_vae.training.checkpoint import check_same
 from pyro_vae.training.saving import HISTORY
 
 EVIDENCE = "evidence"
+ANEW = "pyro-vae train --overwrite trains and measures anew"
 TRAINING = "training.pt"  # the last checkpoint of a run that has ended, from which a longer one goes on
 # All files of a run, earlier versions included.
 WRITTEN = (METRICS, PARAMETERS, OLD_PARAMETERS, HISTORY, TRAINING, *(f"{name}.png" for name in PICTURES))
@@ -67,10 +70,17 @@ def compared(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in FREE and name not in usual}
 
 
-def claim(out: Path, checkpoints: Checkpoints, args: argparse.Namespace, same: dict[str, Any]) -> dict[str, Any] | None:
+def claim(
+    out: Path,
+    checkpoints: Checkpoints,
+    args: argparse.Namespace,
+    same: dict[str, Any],
+    described: dict[str, Any],
+) -> dict[str, Any] | None:
     """Check that the run may write to its folder; return the metrics of a run that is resumed and has ended, or None.
 
-    ``same``: the options that must not differ from those of the run that is resumed.
+    ``same``: the options that must not differ from those of the run that is resumed. ``described``: the data,
+    whose rows must be those of a run that has ended.
     """
     for path in (*checkpoints.paths, *(out / name for name in WRITTEN)):
         for left in unfinished(path):  # by a run that was killed
@@ -86,14 +96,18 @@ def claim(out: Path, checkpoints: Checkpoints, args: argparse.Namespace, same: d
                 f"{out} holds a run that was stopped; go on with it by --resume, or give another --out, or --overwrite"
             )
     elif any(path.name != HISTORY for path in out.iterdir()):  # left by a run that was killed before it was saved
-        return _claim_results(out, checkpoints, args, same)
+        return _claim_results(out, checkpoints, args, same, described)
     elif args.resume:
         print(f"NOTE: there is nothing to resume in {out}; this run begins", flush=True)
     return None
 
 
 def _claim_results(
-    out: Path, checkpoints: Checkpoints, args: argparse.Namespace, same: dict[str, Any]
+    out: Path,
+    checkpoints: Checkpoints,
+    args: argparse.Namespace,
+    same: dict[str, Any],
+    described: dict[str, Any],
 ) -> dict[str, Any] | None:
     """Do ``claim`` for a folder that holds files, but no checkpoint to go on from."""
     if not (out / METRICS).is_file():
@@ -103,7 +117,9 @@ def _claim_results(
         if not metrics.get("interrupted"):
             if goes_on(metrics, out, checkpoints, args.epochs, same):
                 return None
-            note_measured(metrics["settings"], args, out)
+            check_same_rows(out, metrics.get("dataset", {}), described, ANEW)
+            for note in measured_otherwise(metrics["settings"], args, out):
+                print(f"NOTE: {note}", flush=True)
             return metrics
         print(f"NOTE: the run in {out} was stopped before it was saved; it begins anew", flush=True)
     elif not args.overwrite:
@@ -111,15 +127,14 @@ def _claim_results(
     return None
 
 
-def note_measured(settings: dict[str, Any], args: argparse.Namespace, out: Path) -> None:
-    """Print a note if a run that has ended was measured by other options than these, since it is not measured again."""
+def measured_otherwise(settings: dict[str, Any], args: argparse.Namespace, out: Path) -> Iterator[str]:
+    """Yield a note if a run that has ended was measured by other options than these, since it is not measured again."""
     names = [name for name in ("measure", "evidence") if settings.get(name, getattr(args, name)) != getattr(args, name)]
     if names:
         before = " ".join(f"{flag(name)} {settings[name]}" for name in names)
-        print(
-            f"NOTE: this run has ended, and was measured by {before}, as it stays; pyro-vae evidence --run {out} "
-            "measures log p(x), and --overwrite in the place of --resume trains and measures anew",
-            flush=True,
+        yield (
+            f"{out} holds a run that has ended, and was measured by {before}, as it stays; pyro-vae evidence --run "
+            f"{out} measures log p(x), and {ANEW}"
         )
 
 

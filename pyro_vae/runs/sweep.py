@@ -25,14 +25,15 @@ from pyro_vae.runs.parser import Parser
 
 if TYPE_CHECKING:
     from pyro_vae import saved
-    from pyro_vae.runs import job, resume, together
+    from pyro_vae.runs import job, origins, resume, together
     from pyro_vae.training import checkpoint
 else:
-    saved, job, resume, together, checkpoint = map(
+    saved, job, origins, resume, together, checkpoint = map(
         LazyModule,
         (
             "pyro_vae.saved",
             "pyro_vae.runs.job",
+            "pyro_vae.runs.origins",
             "pyro_vae.runs.resume",
             "pyro_vae.runs.together",
             "pyro_vae.training.checkpoint",
@@ -220,9 +221,10 @@ def checked(runs: Iterable[Planned], out: Path) -> Iterator[Planned]:
 
     The settings are checked with the first seed alone, since the others differ in nothing else.
     """
-    jobs: dict[str, tuple[dict[str, Any], int, str]] = {}  # not the jobs, each of which has the images in memory
+    jobs: dict[str, tuple[argparse.Namespace, dict[str, Any], dict[str, Any]]] = {}  # without images, which fill memory
     names: set[str] = set()
     trained: dict[str, str] = {}
+    notes: dict[str, None] = {}
     for each in runs:
         if each.name in names:
             raise ValueError(f"two runs would have the folder {each.name}; give each value once")
@@ -231,16 +233,19 @@ def checked(runs: Iterable[Planned], out: Path) -> Iterator[Planned]:
         try:
             if settings not in jobs:
                 found = job_of(each.words)
-                jobs[settings] = found.same, found.args.epochs, found.images.note
+                jobs[settings] = found.args, found.same, found.described
                 other = trained.setdefault(str({**vars(found.args), "out": None}), each.name)
                 if other != each.name:
                     raise ValueError(f"it is the same run as {other}; give each value once")
-            same, epochs, _ = jobs[settings]
-            done = has_ended(out / each.name, {**same, "seed": each.seed}, epochs)
+            options, same, rows = jobs[settings]
+            metrics = ended(out / each.name, {**same, "seed": each.seed}, options.epochs, rows)
         except ValueError as error:
             raise ValueError(f"{each.name}: {error}") from error
-        yield Planned(each.name, each.words, each.seed, done)
-    for note in {note for *_, note in jobs.values() if note}:
+        notes |= dict.fromkeys([rows["note"]] if rows["note"] else [])
+        if metrics:
+            notes |= dict.fromkeys(resume.measured_otherwise(metrics["settings"], options, out / each.name))
+        yield Planned(each.name, each.words, each.seed, metrics is not None)
+    for note in notes:
         print(f"NOTE: {note}", flush=True)
 
 
@@ -250,18 +255,24 @@ def job_of(words: Sequence[str]) -> "job.Job":
     return job.Job.of(args)
 
 
-def has_ended(folder: Path, same: dict[str, Any], epochs: int) -> bool:
-    """Return whether the run has left its results; ValueError if they are those of other settings, or more epochs."""
+def ended(folder: Path, same: dict[str, Any], epochs: int, rows: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the results of the run if it has left them, else None.
+
+    ValueError if they are those of other settings, of more epochs or of other ``rows`` than these, a description.
+    """
     if not (folder / saved.METRICS).is_file():
-        return False
+        return None
     metrics = saved.read_metrics(folder / saved.METRICS)
     if metrics.get("interrupted"):
-        return False
+        return None
     settings = metrics.get("settings") or {}
     checkpoint.check_same(resume.compared(settings), same)
     if settings.get("epochs", 0) > epochs:
         raise ValueError(f"{folder} holds a run of {settings['epochs']} epochs, got {epochs}; give another --out")
-    return settings.get("epochs") == epochs
+    if settings.get("epochs") != epochs:
+        return None
+    origins.check_same_rows(folder, metrics.get("dataset", {}), rows, "give another --out")
+    return metrics
 
 
 def finished(words: Sequence[str]) -> str:

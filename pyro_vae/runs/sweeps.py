@@ -21,7 +21,7 @@ from pyro_vae.handlers import KLWeighted, LinearWarmUp
 from pyro_vae.runs.commands import exit_status
 from pyro_vae.runs.folders import write_json
 from pyro_vae.runs.options import PRECISIONS, SCHEDULES
-from pyro_vae.runs.origins import provenance
+from pyro_vae.runs.origins import check_same_rows, provenance
 from pyro_vae.runs.together import at_a_time, run_together
 from pyro_vae.training import Checkpoints, History, fit
 
@@ -111,8 +111,8 @@ class SingleRun:
 
     @property
     def is_done(self) -> bool:
-        """Whether the file is there; ValueError if it has other settings."""
-        return is_done(self.path, self.entries["settings"])
+        """Whether the file is there; ValueError if it has other settings, or is of other rows."""
+        return is_done(self.path, self.entries["settings"], self.entries.get("dataset"))
 
     def __call__(self) -> str:
         """Do the run, write its file and return a line about it."""
@@ -157,11 +157,15 @@ def single_runs(out: Path) -> dict[Path, dict[str, Any]]:
     return runs
 
 
-def is_done(path: Path, settings: dict[str, Any]) -> bool:
-    """Return whether a single run has left its file; ValueError if it has other settings."""
-    if path.exists():
-        check_settings({path: json.loads(path.read_text()), "this command": {"settings": settings}})
-    return path.exists()
+def is_done(path: Path, settings: dict[str, Any], dataset: dict[str, Any] | None = None) -> bool:
+    """Return whether a single run has left its file; ValueError if it has other settings, or is of other rows."""
+    if not path.exists():
+        return False
+    there = json.loads(path.read_text())
+    check_settings({path: there, "this command": {"settings": settings}})
+    if dataset:
+        check_same_rows(path, there.get("dataset", {}), dataset, "give another --out")
+    return True
 
 
 def check_settings(runs: Mapping[Any, dict[str, Any]]) -> None:

@@ -38,8 +38,9 @@ def test_everything_is_written_and_agrees(tmp_path, capsys):
         ["history.csv", "metrics.json", "model.safetensors", "training.pt", *(f"{name}.png" for name in pictures)]
     )
     assert all((out / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in pictures)
-    sizes = {"train": 1297, "valid": 250, "test": 250, "test_digest": digest(load("digits").test)}
-    assert metrics["dataset"] == {"name": "digits", "shape": [1, 8, 8], "note": "", **sizes}
+    sizes, data = {"train": 1297, "valid": 250, "test": 250}, load("digits")
+    digests = {f"{split}_digest": digest(getattr(data, split)) for split in sizes}
+    assert metrics["dataset"] == {"name": "digits", "shape": [1, 8, 8], "note": "", **sizes, **digests}
     assert metrics["settings"]["lik"] == "bernoulli" and metrics["settings"]["seed"] == 0
     assert metrics["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert metrics["interrupted"] is False and metrics["best_epoch"] in (1, 2)

@@ -12,7 +12,8 @@ from small_runs import SMALL, command, own_images, state_of
 from experiments import run
 from pyro_vae import files
 from pyro_vae.files import locked
-from pyro_vae.runs import job, measurement, resume
+from pyro_vae.runs import job, measurement, resume, sweep
+from pyro_vae.runs.bounds import load_run
 from pyro_vae.training import TrainingWarning
 from pyro_vae.training.checkpoint import Checkpoints
 
@@ -251,11 +252,35 @@ def test_a_run_that_was_stopped_before_it_was_saved_begins_anew(tmp_path, capsys
 
 
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_a_run_that_has_ended_is_not_that_of_other_rows_of_the_same_shape(tmp_path, capsys, split):
+    """Neither for --resume and a sweep, nor for a measurement, unless its data are named."""
+    data, out = own_images(tmp_path / "data", (30, 5, 5)), tmp_path / "out/seed-0"
+    words = ["--dataset", data, *SMALL, "--evidence", "0", "--measure", "none", "--quiet"]
+    assert run.main([*words, "--out", str(out)]) == 0
+    assert sweep.main([*words, "--out", str(tmp_path / "out")]) == 0
+    images = np.load(tmp_path / f"data/{split}.npy")
+    images[-1, 0, 7, 7] ^= 1
+    np.save(tmp_path / f"data/{split}.npy", images)
+    capsys.readouterr()
+    assert run.main([*words, "--out", str(out), "--resume"]) == 1
+    said = capsys.readouterr().err
+    assert f"its numbers are of other rows than those of this command: {split}_digest is" in said
+    assert "pyro-vae train --overwrite trains and measures anew" in said
+    assert sweep.main([*words, "--out", str(tmp_path / "out")]) == 1
+    assert f"{split}_digest is" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=f"{split}_digest is .*; to measure it on these, .* name them by --dataset"):
+        load_run(out, torch.device("cpu"))
+    assert len(load_run(out, torch.device("cpu"), None, data)[1]) == 5
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_a_run_that_has_ended_is_not_measured_again_and_says_so(tmp_path, capsys):
     assert command(tmp_path, "--measure", "none") == 0
     before = (tmp_path / "out/metrics.json").read_bytes()
     assert command(tmp_path, "--measure", "none", "--resume") == 0
     assert "NOTE" not in capsys.readouterr().out
     assert command(tmp_path, "--measure", "full", "--evidence", "5", "--resume") == 0
-    assert "NOTE: this run has ended, and was measured by --measure none --evidence 50" in capsys.readouterr().out
+    said = "out holds a run that has ended, and was measured by --measure none --evidence 50, as it stays"
+    assert said in capsys.readouterr().out
     assert (tmp_path / "out/metrics.json").read_bytes() == before

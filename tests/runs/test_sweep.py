@@ -130,6 +130,10 @@ def test_nothing_is_done_twice_and_other_settings_are_refused(swept, capsys, mon
     assert "error: seed-0: the checkpoint is of another run: lr is" in capsys.readouterr().err
     assert sweep.main([*words, "--epochs", "1"]) == 1
     assert "holds a run of 2 epochs, got 1; give another --out" in capsys.readouterr().err
+    assert sweep.main([*words, "--evidence", "7"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(" holds ")[0] for line in said[:2]] == [f"NOTE: {swept}/out/seed-{n}" for n in (0, 1)]
+    assert "--evidence 0, as it stays" in said[0] and said[2] == "2 of 2 runs have ended before"
 
 
 @pytest.mark.slow

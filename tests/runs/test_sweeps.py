@@ -68,6 +68,12 @@ def test_a_run_is_done_once_and_not_mixed_with_one_of_other_settings(tmp_path, c
     assert done == [{"lr": 0.1}] and capsys.readouterr().out == "a, seed 0\na, seed 0: -1.5 nats\n"
     with pytest.raises(ValueError, match=r"a-seed0\.json has lr = 0\.1, this command has 0\.2, and one table cannot"):
         run(lr=0.2)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "dataset": {"name": "digits", "train": 9, "test_digest": "0af"}}))
+    assert sweeps.is_done(path, {"lr": 0.1}, {"train": 9, "test_digest": "0af", "train_digest": "new since then"})
+    with pytest.raises(ValueError, match=r"other rows .* test_digest is '0af' there and 'b1c' here; give another"):
+        sweeps.is_done(path, {"lr": 0.1}, {"train": 9, "test_digest": "b1c"})
+    path.write_text(json.dumps(content))
     (found,) = sweeps.single_runs(tmp_path).values()
     assert found == json.loads(path.read_text()) and found["bound"] == -1.5 and "torch" in found["versions"]
     (tmp_path / "a-seed1.json").write_text(json.dumps({"settings": {"lr": 0.2}}))
