@@ -83,7 +83,7 @@ class GeneralizedDReG(Estimator):
             if path is None:
                 continue
             log_p = per_image(prior, plate)
-            own = partial_derivatives((log_p / scale).sum(), guide_trace)[name]
+            own = partial_derivatives((log_p / scale).sum(), guide_trace).get(name, 0.0)
             others = slopes[name] + of_q.get(name, 0.0) - own
             weight = spread(share * scale, sites[name], plate) * others
             weight = weight - spread(share.square() * scale, sites[name], plate) * slopes[name]

@@ -4,7 +4,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from estimator_programs import assert_equal, estimate, gradients, known_programs, name
+from estimator_programs import Bits, assert_equal, estimate, gradients, known_programs, name
 from pyro.infer import SVI, Trace_ELBO
 from pyro.optim import Adam
 
@@ -14,6 +14,7 @@ from pyro_vae.estimators import (
     OVIS,
     PIWAE,
     TVO,
+    Antithetic,
     DoublyReparameterized,
     GeneralizedDReG,
     ImportanceWeighted,
@@ -132,6 +133,21 @@ def test_of_one_particle_any_shared_plate_gives_the_bound_and_of_more_two_are_re
         ImportanceWeighted(2).loss(model, guide, x)
 
 
+def test_a_site_without_a_path_has_a_value_and_no_gradient():
+    class Weighted(Estimator):
+        def objective(self, model, guide, args, kwargs):
+            log_w, scale = self._reparameterised_weights(model, guide, args, kwargs)
+            return (log_w.mean(0) * scale).sum(), log_w.sum()
+
+    program, y, losses = Bits(), torch.tensor([0.7, -0.2]), []
+    for estimator in (Weighted(), Trace_ELBO()):
+        torch.manual_seed(0)
+        losses.append(estimator.loss(program.model, program.guide, y))
+    assert losses[0] == pytest.approx(losses[1])
+    with pytest.raises(ValueError, match="'z'"):
+        Weighted().differentiable_loss(program.model, program.guide, y)
+
+
 def test_settings():
     with pytest.raises(ValueError, match="K: wanted a whole number of at least 1, got 0"):
         Sampled(K=0)
@@ -143,6 +159,8 @@ def test_settings():
 
 def test_it_claims_nothing():
     assert Sampled.is_bound and describe(Sampled()) == Description()
+    with pytest.raises(ValueError, match="Sampled needs independent particles"):
+        Antithetic(Sampled(2))
 
 
 @pytest.mark.parametrize(

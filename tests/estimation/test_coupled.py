@@ -2,9 +2,18 @@
 
 import pytest
 import torch
-from estimator_programs import Bits, Chain, assert_mean, enumerated_gradient, exact_gradient, known_programs, variances
+from estimator_programs import (
+    Bits,
+    Chain,
+    assert_mean,
+    enumerated_gradient,
+    estimate,
+    exact_gradient,
+    known_programs,
+    variances,
+)
 
-from pyro_vae.estimation.description import describe
+from pyro_vae.estimation.description import Description, describe
 from pyro_vae.estimators import (
     Antithetic,
     DisARM,
@@ -14,6 +23,7 @@ from pyro_vae.estimators import (
     ScoreFunction,
     StickingTheLanding,
 )
+from pyro_vae.linear_gaussian import LinearGaussian
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("float64")]
 BOTH = [Antithetic, QuasiMonteCarlo]
@@ -50,6 +60,21 @@ def test_importance_weights_of_pairs_have_a_bound_of_their_own():
     assert_mean(Antithetic(ImportanceWeighted(2)), program, y, expected)
     described = describe(Antithetic(ImportanceWeighted(2)))
     assert described.estimates == described.guide_gradient == "L_2, antithetic draws" and described.is_bound
+
+
+def test_a_bound_without_a_claimed_gradient_stays_so():
+    class Value(StickingTheLanding):
+        description = Description("ELBO")
+
+    assert describe(Antithetic(Value(4))) == describe(QuasiMonteCarlo(Value(4))) == Description("ELBO")
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_sticking_the_landing_still_has_no_gradient_where_the_guide_is_exact(kind):
+    program = LinearGaussian(torch.randn(5, 2))
+    slopes = estimate(kind(StickingTheLanding(4)), program, program.simulate(3))[1]
+    of_guide = [slope for key, slope in slopes.items() if key.startswith("posterior.")]
+    assert of_guide and max(slope.abs().max() for slope in of_guide) < 1e-10
 
 
 def test_the_variance_falls_below_that_of_independent_draws():

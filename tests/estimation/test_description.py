@@ -1,12 +1,18 @@
 """What estimators say of themselves, what is known of Pyro's, and what a subclass does not inherit."""
 
 import inspect
+from dataclasses import replace
 
 import pyro.infer
 import pytest
+import torch
+from estimator_programs import known_programs
 from pyro.infer import (
     ELBO,
     JitTrace_ELBO,
+    JitTraceEnum_ELBO,
+    JitTraceGraph_ELBO,
+    JitTraceMeanField_ELBO,
     RenyiELBO,
     ReweightedWakeSleep,
     Trace_ELBO,
@@ -18,6 +24,8 @@ from pyro.infer import (
 from pyro_vae import estimators, handlers
 from pyro_vae.estimation.description import OF_PYRO, Description, describe
 from pyro_vae.estimators import (
+    CIWAE,
+    PIWAE,
     Antithetic,
     DisARM,
     DoublyReparameterized,
@@ -107,6 +115,35 @@ def test_plain_estimators_are_those_whose_loss_is_the_bound_of_one_draw(kind):
     assert described.plain == (kind in (Trace_ELBO, TraceGraph_ELBO, TraceEnum_ELBO))
     assert described.closed_form_kl == (kind is TraceMeanField_ELBO) and described.is_bound
     assert described.enumerates == (kind is TraceEnum_ELBO)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        CIWAE(1),
+        DoublyReparameterized(1),
+        GeneralizedDReG(1),
+        ImportanceWeighted(1),
+        PIWAE(1, M=1),
+        RenyiBound(0.5, 1),
+        ScoreFunction(1),
+        StickingTheLanding(1),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_of_one_particle_a_plain_loss_is_that_of_trace_elbo(estimator):
+    program, x = known_programs()[0]
+    assert describe(estimator).plain
+    losses = []
+    for each in (estimator, Trace_ELBO()):
+        torch.manual_seed(0)
+        losses.append(each.loss(program.model, program.guide, x))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [JitTrace_ELBO, JitTraceGraph_ELBO, JitTraceMeanField_ELBO, JitTraceEnum_ELBO])
+def test_traced_by_jit_they_estimate_and_need_the_same(kind):
+    assert describe(kind()) == replace(describe(kind.__mro__[1]()), plain=False)
 
 
 def test_losses_of_pyro_that_bound_nothing_are_no_bounds():

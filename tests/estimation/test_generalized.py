@@ -56,6 +56,32 @@ def test_the_gradient_of_a_prior_by_hand(vectorize):
     assert_equal({key: ours[key] for key in same}, {key: dreg[key] for key in same})
 
 
+def test_a_prior_without_parameters_leaves_the_others_their_paths():
+    """That of z1, the first, is frozen; the gradients of p(z2 | z1) stay."""
+    program, y = Chain(), torch.tensor([1.0, 0.0])
+    expected = estimate(GeneralizedDReG(3), program, y)[1]
+    for fixed in (program.m, program.log_s):
+        fixed.requires_grad_(False)
+    torch.manual_seed(0)
+    GeneralizedDReG(3).loss_and_grads(program.model, program.guide, y)
+    slopes = {key: value.grad for key, value in program.named_parameters() if value.grad is not None}
+    assert_equal(slopes, {key: value for key, value in expected.items() if key not in ("m", "log_s")})
+
+
+def test_a_masked_prior_has_no_gradient():
+    """Its value counts in p(y | z) alone."""
+
+    class Hidden(Chain):
+        def p_z2(self, z1):
+            return super().p_z2(z1).mask(False)
+
+        def q_z2(self, z1):
+            return super().q_z2(z1).mask(False)
+
+    slopes = estimate(GeneralizedDReG(3), Hidden(), torch.tensor([1.0, 0.0]))[1]
+    assert slopes["a"] == slopes["log_t"] == 0 != slopes["b"] and slopes["m"] != 0
+
+
 def test_the_variance_of_the_priors_gradient_falls():
     program, y = Chain(), torch.ones(1)
     ours, theirs = (variances(kind(16), program, y, n=200) for kind in (GeneralizedDReG, DoublyReparameterized))
