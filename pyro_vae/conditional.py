@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from pyro_vae import analysis
 from pyro_vae.analysis import BATCH
-from pyro_vae.construction import Constructed
+from pyro_vae.construction import Constructed, check_parts
 from pyro_vae.data.fields import check_unmasked
 from pyro_vae.data.splits import Split
 from pyro_vae.imputation import Imputation, impute
@@ -50,6 +50,7 @@ class Conditional(Constructed):
         self, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module, classes: int, side: Sequence[int]
     ):
         super().__init__()
+        check_parts(prior=prior, likelihood=likelihood, posterior=posterior)
         self.prior, self.likelihood, self.posterior, self.classes = prior, likelihood, posterior, classes
         self.channel = nn.Sequential(nn.Linear(classes, side[0] * side[1]), nn.Unflatten(-1, (1, *side)))
 

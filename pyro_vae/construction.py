@@ -49,6 +49,22 @@ class Constructed(nn.Module):
             cls.__init__ = _remembered(cls.__init__)
 
 
+def check_parts(**parts: Any) -> None:
+    """Raise ValueError unless each part of a program, given by its name, is a module.
+
+    >>> check_parts(prior=nn.Identity)
+    Traceback (most recent call last):
+        ...
+    ValueError: prior: wanted an nn.Module, got the class Identity; write Identity(...), with its arguments
+    """
+    for name, part in parts.items():
+        if not isinstance(part, nn.Module):
+            got, cure = f"a {type(part).__name__}", "write a class of nn.Module whose forward returns the distribution"
+            if isinstance(part, type):
+                got, cure = f"the class {part.__name__}", f"write {part.__name__}(...), with its arguments"
+            raise ValueError(f"{name}: wanted an nn.Module, got {got}; {cure}")
+
+
 def arguments_of(module: Constructed) -> dict[str, Any]:
     """Return the arguments of the constructor by name, defaults included; ``*args`` are a tuple.
 

@@ -10,6 +10,7 @@ from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_vae.construction import check_parts
 from pyro_vae.errors import warn
 
 _NAMES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # modules whose parameters Pyro has seen
@@ -23,8 +24,8 @@ def parameter_sites(module: nn.Module, recurse: bool = True, name: str | None = 
     ``recurse=False`` parameters of submodules are left out. Pyro's optimisers know the parameters by the names that
     ``pyro.module(name, module)`` would give them; the default ``name`` is the type of the module.
 
-    Raises ValueError if an effect handler replaces the value of a site, as ``poutine.lift`` does, because the module
-    would still compute with its own parameter.
+    Raises ValueError for what is no module, and if an effect handler replaces the value of a site, as ``poutine.lift``
+    does, because the module would still compute with its own parameter.
 
     >>> from pyro import poutine
     >>> layer = nn.Linear(2, 1)
@@ -33,6 +34,7 @@ def parameter_sites(module: nn.Module, recurse: bool = True, name: str | None = 
     """
     if not am_i_wrapped():
         return
+    check_parts(**{name or "module": module})
     _NAMES[module] = name or type(module).__name__
     store = pyro.get_param_store()
     if type(store) is ParamStoreDict:

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from pyro_vae import analysis
 from pyro_vae.analysis import BATCH
-from pyro_vae.construction import Constructed
+from pyro_vae.construction import Constructed, check_parts
 from pyro_vae.data.fields import check_unmasked, masked_field
 from pyro_vae.data.pixels import checked_pixels, observed_by
 from pyro_vae.data.splits import Split
@@ -38,8 +38,9 @@ class VAE(Constructed):
 
     Any module that returns such a distribution fits. The sites ``"z"`` and ``"x"`` lie in the plate ``"images"`` at dim
     −1. x is any float tensor (B, *event), made from raw rows by ``observe``: a float image in [0, 1], (C, H, W), or
-    what else the likelihood scores, such as a row (D,) of counts. Raises ValueError if a part returns anything else
-    and, while Pyro's validation is on, if x lies outside the likelihood's support, or an image outside [0, 1].
+    what else the likelihood scores, such as a row (D,) of counts. Raises ValueError if a part is no module or returns
+    anything else and, while Pyro's validation is on, if x lies outside the likelihood's support, or an image outside
+    [0, 1].
 
     The parameters are those of the module: ``save_vae(vae, folder)`` saves it whole. Under ``SVI`` each of them appears
     as a param site of this instance. Nothing enters Pyro's global store, so that no VAE can train the
@@ -75,6 +76,10 @@ class VAE(Constructed):
 
     def __init__(self, prior: nn.Module, likelihood: nn.Module, posterior: nn.Module):
         super().__init__()
+        check_parts(prior=prior, likelihood=likelihood, posterior=posterior)
+        if isinstance(likelihood, NetworkGuide) or isinstance(posterior, Likelihood):
+            names = ", ".join(type(part).__name__ for part in (prior, likelihood, posterior))
+            raise ValueError(f"VAE: wanted VAE(prior, likelihood, posterior), got {names}; change their order")
         self.prior = prior
         self.likelihood = likelihood
         self.posterior = posterior

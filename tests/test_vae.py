@@ -175,6 +175,28 @@ class Returns(nn.Module):
 
 
 @pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"prior": priors.StandardNormal}, r"prior: wanted an nn.Module, got the class StandardNormal; write Stand"),
+        (
+            {"prior": dist.Normal(torch.zeros(2), 1.0)},
+            "prior: .* got a Normal; write a class of nn.Module whose forward",
+        ),
+        ({"posterior": lambda x: None}, "posterior: wanted an nn.Module, got a function"),
+        (
+            {"likelihood": conv_vae().posterior, "posterior": conv_vae().likelihood},
+            r"wanted VAE\(prior, likelihood, posterior\), got StandardNormal, MeanField, Bernoulli; change their order",
+        ),
+    ],
+)
+def test_parts_that_cannot_be_one_are_refused_at_once(parts, message):
+    vae = conv_vae()
+    given = {"prior": vae.prior, "likelihood": vae.likelihood, "posterior": vae.posterior, **parts}
+    with pytest.raises(ValueError, match=message):
+        VAE(**given)
+
+
+@pytest.mark.parametrize(
     ("slot", "value", "message"),
     [
         ("prior", torch.zeros(2), "prior: wanted a module whose call returns a distribution"),

@@ -26,6 +26,7 @@ from pyro_vae.evidence.pilots import pilot_temperatures, piloted
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.evidence.results import (
     AnnealedEvidence,
+    UntrustedEvidence,
     as_array,
     joined,
     warn_untrusted,
@@ -117,7 +118,7 @@ def annealed_evidence(
 
     Raises ValueError as ``log_evidence`` does, for discrete latent variables and those whose bounds depend on others,
     and if no proposal was accepted for any image. Warns by ``StuckChains`` if none was for some, and by
-    ``UntrustedEvidence`` of images with k̂ > 0.7.
+    ``UntrustedEvidence`` of images with k̂ > 0.7, and of those that are ``lone``.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program, x = LinearGaussian(torch.ones(3, 1).double()), torch.zeros(2, 3).double()
@@ -144,6 +145,8 @@ def annealed_evidence(
         acceptance=acceptance, step_size=step, num_temperatures=settings.num_temperatures,
     )  # fmt: skip
     warn_untrusted(evidence)
+    if evidence.doubt:
+        warn(evidence.doubt, UntrustedEvidence)  # at the caller of a function under takes_program
     return evidence
 
 

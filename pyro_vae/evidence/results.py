@@ -26,7 +26,10 @@ NORMAL_975 = 1.959964  # the 97.5 % quantile of the standard normal
 
 
 class UntrustedEvidence(UserWarning):
-    """Pareto k̂ is above 0.7 for some images: log p(x) is still a lower bound in expectation, but may be far below."""
+    """Log p(x) of some images is still a lower bound in expectation, but may be far below.
+
+    Their Pareto k̂ is above 0.7, or a single one of few annealed chains makes up most of the estimate.
+    """
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,25 @@ class AnnealedEvidence(Evidence):
     step_size: Tensor
     num_temperatures: int
 
+    @property
+    def lone(self) -> Tensor:
+        """The images of which a single chain makes up most of p̂, (images,): where chains are too few for k̂, ess < 2.
+
+        Their chains have not reached the posterior together, and log p(x) may be far above log p̂.
+        """
+        return self.pareto_k.isnan() & (self.ess < 2) & (self.num_particles >= 4)
+
+    @property
+    def doubt(self) -> str:
+        """A sentence about the images that are ``lone``; empty where there is none."""
+        count, images = int(self.lone.sum()), len(self.lone)
+        if not count:
+            return ""
+        return (
+            f"a single one of {self.num_particles} chains makes up most of p(x) for {count} of {images} images: "
+            f"log p(x) may be far higher than any error here says; {self.ADVICE}"
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Return the summary of ``Evidence``, with acceptance, step size and number of temperatures."""
         return super().to_dict() | {
@@ -221,7 +243,8 @@ class AnnealedEvidence(Evidence):
     def _shown(self) -> Shown:
         """Return what ``print`` and notebooks show."""
         shown, acceptance = super()._shown(), f"{self.acceptance.mean():.2f}"
-        return replace(shown, rows=(*shown.rows, ("temperatures", self.num_temperatures), ("acceptance", acceptance)))
+        rows = (*shown.rows, ("temperatures", self.num_temperatures), ("acceptance", acceptance))
+        return replace(shown, rows=rows, notes=[*shown.notes, *filter(None, [self.doubt])])
 
 
 def from_log_weights(log_w: Tensor, seed: int | None = None) -> Evidence:

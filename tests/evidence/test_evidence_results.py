@@ -96,6 +96,16 @@ def test_annealed_evidence_says_what_evidence_says_and_how_it_was_annealed():
     assert list(annealed().to_frame().columns)[-2:] == ["acceptance", "step_size"]
 
 
+def test_a_chain_that_makes_up_most_of_an_estimate_is_doubted_where_chains_are_few():
+    """Two of 16 chains that count alike are none."""
+    few = replace(annealed(torch.nan), ess=torch.tensor([1.9, 2.1]).double(), num_particles=16)
+    assert few.lone.tolist() == [True, False]
+    assert few.doubt.startswith("a single one of 16 chains makes up most of p(x) for 1 of 2 images")
+    assert few.doubt in " ".join(str(few).split()) and few.doubt.endswith(AnnealedEvidence.ADVICE)
+    for sure in (replace(few, num_particles=3), replace(few, pareto_k=annealed(0.1).pareto_k), annealed(torch.nan)):
+        assert not sure.lone.any() and sure.doubt == "" and "makes up" not in str(sure)
+
+
 def test_what_evidence_shows():
     evidence = replace(from_log_weights(torch.zeros(30, 2)), log_px=torch.tensor([-1.25, -2.25]).double())
     assert "-1.750 ± 0.500 nats per image (n = 2, K = 30, seed None)" in str(evidence)

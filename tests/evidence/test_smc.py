@@ -46,6 +46,7 @@ def test_a_family_has_the_weight_of_its_chains():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:a single one of 8 chains makes up most")
 @pytest.mark.parametrize("chains", [3, 8])
 def test_resampled_weights_are_unbiased(chains):
     """E p̂ = p(x), where nearly every image is resampled, and the bound itself is loose."""
