@@ -38,7 +38,7 @@ CURES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "free some space",
     errno.EFBIG: "raise the limit on the size of a file",
-    errno.ENOENT: "the folder is gone: make it again, or give another",
+    errno.ENOENT: "there is no such folder: make it, or give another",
     errno.EACCES: "make the folder writable",
     errno.EPERM: "make the folder writable",
     errno.EROFS: "make the file system writable",
@@ -144,7 +144,7 @@ def write_whole(path: Path, data: bytes, keep: Path | None = None) -> None:
     except OSError as error:
         cure = CURES.get(error.errno or 0, "make sure that it can be written")
         raise CheckpointError(
-            f"{path} cannot be written ({error.strerror}); what was saved before is untouched: {cure}, then resume"
+            f"{path} cannot be written ({error.strerror}); what was saved before is untouched: {cure}, and do it again"
         ) from error
 
 

@@ -69,9 +69,10 @@ class Imputation:
     def _shown(self) -> Shown:
         """Return what ``print`` and notebooks show."""
         missing, ess = ~self.mask, self.evidence.ess
+        uncertain = missing & (self.standard_deviation > 0)
+        error = (self.standard_error / self.standard_deviation)[uncertain].mean()  # columns may have different units
         rows = (
-            ("standard deviation", f"{self.standard_deviation[missing].mean():.3g} on average"),
-            ("Monte Carlo error", f"{self.standard_error[missing].mean():.2g} on average"),
+            ("Monte Carlo error", f"{error:.1%} of a value's standard deviation, on average"),
             ("effective sample size", f"{ess.median():.0f} of {self.evidence.num_particles} (median)"),
             ("rows", f"{int(self.untrusted.sum())} of {len(ess)} rows cannot be trusted"),
         )

@@ -201,6 +201,8 @@ def test_rows_that_cannot_be_trusted():
         found = impute(Masked(program), (x, MASK), particles=5)
     assert found.untrusted.tolist() == [True, True, False, True]
     assert "10 of 20 values imputed" in str(found) and "3 of 4 rows cannot be trusted" in str(found)
+    ratio = (found.standard_error / found.standard_deviation)[~MASK].mean()  # has no unit, as columns may differ in it
+    assert f"{ratio:.1%} of a value's standard deviation, on average" in str(found)
 
 
 def test_bad_input():

@@ -8,7 +8,7 @@ from pyro_vae.compiling.checked import EVERY_OF_SMALL
 from pyro_vae.compiling.constants import Changes, Patience, WatchedConstants, in_words
 from pyro_vae.compiling.loss import STORE
 from pyro_vae.compiling.private import stored_parameters
-from pyro_vae.compiling.untraceable import IN_PLACE, NOT_AS_NOW, StaleGraph, Untraceable
+from pyro_vae.compiling.untraceable import IN_PLACE, NOT_AS_NOW, OR_EAGERLY, StaleGraph, Untraceable
 from pyro_vae.errors import warn
 from pyro_vae.printing import listed
 
@@ -100,7 +100,10 @@ class FollowedGraphs:
                     f"{self.most} graphs were compiled for different arguments, and these would need another one: "
                     f"{key}. Give numbers that change as tensors, cut or pad tensors to a few shapes, or {self.instead}"
                 )
-            self.state.graphs[key] = make()
+            try:
+                self.state.graphs[key] = make()
+            except Untraceable as error:
+                raise Untraceable(str(error).replace(OR_EAGERLY, f"or {self.instead}")) from error.__cause__
             self.state.values = self.watched.values
         return self.state.graphs[key]
 

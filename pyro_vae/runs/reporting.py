@@ -103,8 +103,8 @@ def measured_rows(metrics: dict[str, Any], out: Path) -> Iterator[tuple[str, str
         bits = estimate(test["bits_per_dim"], test["bits_per_dim_standard_error"], 3)
         yield (
             "bits/dim",
-            f"{bits}: minus the test bound, in bits per pixel of 256 grey levels; comparable between the likelihoods "
-            "of grey images, lower is better",
+            f"{bits}: minus the test bound, in bits for each of the C × H × W numbers of an image, on 256 levels; "
+            "comparable between the likelihoods of levels, lower is better",
         )
     if "knn_accuracy" in metrics:
         yield (

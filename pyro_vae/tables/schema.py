@@ -102,9 +102,11 @@ class Schema:
             _check_values(column, values)
         return torch.from_numpy(table)
 
-    def frame(self, x: Tensor | np.ndarray) -> Any:
+    def frame(self, x: Tensor | np.ndarray, index: Any = None) -> Any:
         """Return rows x (N, D), such as samples, as a pandas frame with the names, types and categories of the columns.
 
+        ``index``: the labels of the rows, by default 0 to N − 1. Where the rows are those of another frame, give
+        ``other.index``, by which pandas then joins the two: ``other.fillna(schema.frame(found.x, other.index))``.
         A NaN is a missing cell. Whole numbers and booleans with missing cells get the types Int64 and boolean. Numbers
         that are not whole, in a column whose type is, stay floats. Raises ValueError for another shape, and for a
         number that is no level of its column.
@@ -119,7 +121,7 @@ class Schema:
         series = [_decoded(column, values, pandas) for column, values in zip(self.columns, rows.T)]
         frame = pandas.concat(series, axis=1)
         frame.columns = pandas.Index(list(self.names))
-        return frame
+        return frame if index is None else frame.set_axis(index, axis=0)
 
 
 def _as_coded(column: Column, series: Any, pandas: Any) -> Any:

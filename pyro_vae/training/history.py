@@ -199,4 +199,6 @@ class HistoryFile:
                 file.write(csv_of([row], header=not file.tell()))
         except OSError as error:
             cure = CURES.get(error.errno or 0, "see that it can be written")
-            raise CheckpointError(f"{self.path} cannot be written ({error.strerror}): {cure}, then resume") from error
+            raise CheckpointError(
+                f"{self.path} cannot be written ({error.strerror}): {cure}, and do it again"
+            ) from error

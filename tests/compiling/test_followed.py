@@ -6,7 +6,7 @@ import pytest
 
 from pyro_vae.compiling import Untraceable
 from pyro_vae.compiling.followed import FollowedGraphs
-from pyro_vae.compiling.untraceable import StaleGraph
+from pyro_vae.compiling.untraceable import OR_EAGERLY, StaleGraph
 
 
 class Graph:
@@ -35,6 +35,14 @@ def test_too_many_keys_and_graphs_that_are_always_stale_are_errors():
     graphs.get(3, Graph) if len(graphs.state.graphs) < 2 else None
     with pytest.raises(Untraceable, match=r"2 graphs were compiled.*go on eagerly"):
         graphs.get(4, Graph)
+
+
+def test_what_cannot_be_traced_gets_the_advice_of_the_caller():
+    def made():
+        raise Untraceable(f"take that line away, {OR_EAGERLY}")
+
+    with pytest.raises(Untraceable, match="^take that line away, or train by pyro.infer.SVI$"):
+        FollowedGraphs({}, 2, "train by pyro.infer.SVI").get(1, made)
 
 
 def test_graphs_that_are_no_longer_the_programs_are_discarded_once_and_then_an_error():

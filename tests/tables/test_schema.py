@@ -34,6 +34,8 @@ def test_a_frame_comes_back_as_it_was():
     table = schema.encode(frame)
     assert table.dtype == torch.float64
     assert_frame_equal(schema.frame(table), frame)
+    shuffled = frame.sample(frac=1, random_state=0)
+    assert_frame_equal(schema.frame(schema.encode(shuffled), shuffled.index), shuffled)
     assert_frame_equal(schema.frame(table.float()).drop(columns="height"), frame.drop(columns="height"))
 
 

@@ -245,7 +245,7 @@ def test_a_folder_removed_in_mid_run_is_an_error_with_the_cure(tmp_path):
             folder.rmdir()
         return x
 
-    with pytest.raises(CheckpointError, match="the folder is gone: make it again"):
+    with pytest.raises(CheckpointError, match="there is no such folder: make it"):
         train(Breaks(small_vae(), remove), folder)
 
 

@@ -129,5 +129,5 @@ def test_a_file_that_begins_anew_need_not_be_there(tmp_path):
 
 
 def test_a_row_that_cannot_be_written_is_an_error_with_the_cure(tmp_path):
-    with pytest.raises(CheckpointError, match=r"history\.csv cannot be written .*the folder is gone: make it again"):
+    with pytest.raises(CheckpointError, match=r"history\.csv cannot be written .*there is no such folder: make it"):
         HistoryFile(tmp_path / "gone/history.csv").append(dict.fromkeys(ROW, 1.0))
