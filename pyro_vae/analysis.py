@@ -2,7 +2,7 @@
 
 ``vae`` is a ``VAE``, or any other module with ``prior()``, ``likelihood(z)`` and ``posterior(x)``. x holds float images
 in [0, 1] of shape (..., C, H, W), made from pixels by ``vae.observe``, or what else the likelihood scores, such as rows
-(..., D) of counts. x and program may be on different devices.
+(..., D) of counts; ValueError for others. x and program may be on different devices.
 
 Every function runs without gradients and in evaluation mode, in batches of ``batch_size`` that bound the memory, and
 returns tensors on the CPU. Random numbers are drawn from ``seed``: the same seed, batch size and machine give the same
@@ -327,6 +327,11 @@ def _event_dim(vae: Any, x: Tensor) -> int:
         shape = " of shape (..., C, H, W)" if dims == 3 else ""
         raise ValueError(
             f"x: wanted float {wanted}{shape}, got {x.dtype} of shape {tuple(x.shape)}; make x from {raw} by "
+            "vae.observe(batch)"
+        )
+    if getattr(vae.likelihood, "field", None) == "images" and ((x < 0) | (x > 1)).any():
+        raise ValueError(
+            f"x: wanted images in [0, 1], got values from {x.min():.4g} to {x.max():.4g}; make x from uint8 pixels by "
             "vae.observe(batch)"
         )
     return dims

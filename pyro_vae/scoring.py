@@ -30,7 +30,7 @@ class AUC:
     Attributes:
         value: of the area; ties count by half.
         low, high: a 95 % interval, which is no point where all strange rows have the higher score (Newcombe 2006).
-        standard_error: over rows (DeLong et al. 1988).
+        standard_error: over rows (DeLong et al. 1988), those of a kind that has one row left out; NaN for one of each.
         normal, strange: the numbers of rows.
     """
 
@@ -43,20 +43,20 @@ class AUC:
 
     @classmethod
     def of(cls, normal: Tensor | np.ndarray, strange: Tensor | np.ndarray) -> "AUC":
-        """Return the area for scores (n,) of normal and (m,) of strange rows.
+        """Return the area for scores (n,) of normal and (m,) of strange rows. Raises ValueError for none, and for NaN.
 
         >>> import torch
         >>> found = AUC.of(torch.arange(10.0), torch.tensor([2.5]))
         >>> found.value, round(found.low, 2), round(found.high, 2), round(found.standard_error, 2)
         (0.3, 0.05, 0.79, 0.15)
         """
-        a, b = (as_tensor(scores).detach().cpu().double().numpy() for scores in (strange, normal))
+        a, b = _checked("strange", strange), _checked("normal", normal)
         m, n, rank = len(a), len(b), rankdata(np.concatenate([a, b]))
         above, below = (rank[:m] - rankdata(a)) / n, 1 - (rank[m:] - rankdata(b)) / m
-        variance = sum(share.var(ddof=1) / len(share) for share in (above, below) if len(share) > 1)
+        variances = [share.var(ddof=1) / len(share) for share in (above, below) if len(share) > 1]
         value = float(mannwhitneyu(a, b).statistic) / (m * n)
         low, high = _interval(value, m, n)
-        return cls(value, low, high, math.sqrt(variance), n, m)
+        return cls(value, low, high, math.sqrt(sum(variances)) if variances else math.nan, n, m)
 
 
 @dataclass(frozen=True)
@@ -186,6 +186,17 @@ def png_bits(pixels: Tensor) -> Tensor:
 
 def _images(data: Split | Tensor) -> Tensor | None:
     return data.images if isinstance(data, Split) else data
+
+
+def _checked(kind: str, scores: Tensor | np.ndarray) -> np.ndarray:
+    """Return scores as an array (n,), float64; raise ValueError unless there are some, none of them NaN."""
+    values = as_tensor(scores).detach().cpu().double().numpy()
+    if values.ndim != 1 or not len(values) or np.isnan(values).any():
+        raise ValueError(
+            f"{kind}: wanted scores (n,) of at least one row, got {np.isnan(values).sum()} NaN in shape "
+            f"{values.shape}; leave out the rows that have none"
+        )
+    return values
 
 
 def _interval(value: float, m: int, n: int) -> tuple[float, float]:

@@ -228,6 +228,9 @@ def test_bad_input(program, flow):
     x = images()
     with pytest.raises(ValueError, match="wanted float images"):
         analysis.codes(program, torch.zeros(2, *SHAPE, dtype=torch.uint8))
+    for call in (analysis.codes, analysis.draw_posterior, analysis.reconstruct, analysis.rate_per_dimension):
+        with pytest.raises(ValueError, match=r"wanted images in \[0, 1\], got values from 0 to 255; make x from uint8"):
+            call(flow, torch.tensor([0.0, 255.0]).repeat(32).reshape(1, 1, 8, 8))
     with pytest.raises(ValueError, match=r"wanted a latent plane \(D = 2\), got D = 3"):
         analysis.manifold(LinearGaussian(torch.randn(16, 3), shape=SHAPE))
     with pytest.raises(ValueError, match="images of one shape"):

@@ -39,6 +39,17 @@ def test_intervals_where_no_row_is_out_of_place():
     assert (other.value, other.low) == (0, 0) and other.high == pytest.approx(1 - found.low)
 
 
+def test_one_row_of_each_kind_has_no_error_and_rows_without_a_score_are_refused():
+    assert math.isnan(AUC.of(torch.zeros(1), torch.ones(1)).standard_error)
+    for normal, strange, got in (
+        (torch.zeros(3), torch.tensor([1.0, torch.nan]), "strange: .* got 1 NaN"),
+        (torch.zeros(0), torch.ones(2), r"normal: .* got 0 NaN in shape \(0,\)"),
+        (torch.zeros(3, 1), torch.ones(2), r"normal: .* in shape \(3, 1\)"),
+    ):
+        with pytest.raises(ValueError, match=got):
+            AUC.of(normal, strange)
+
+
 def test_a_single_strange_row_has_the_error_of_a_share():
     found = AUC.of(torch.arange(10.0), torch.tensor([2.5]))
     assert found.value == pytest.approx(0.3)

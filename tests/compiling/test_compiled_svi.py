@@ -197,6 +197,7 @@ def test_a_program_that_reads_values_is_refused_in_one_paragraph(name):
         svi.step(X)
     message = str(caught.value)
     assert "test_compiled_svi.py, line" in message and "\n" not in message and len(message) < 600
+    assert message.endswith("or train by pyro.infer.SVI")  # there is no argument engine
     assert caught.value.__suppress_context__
 
 

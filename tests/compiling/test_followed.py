@@ -41,7 +41,7 @@ def test_what_cannot_be_traced_gets_the_advice_of_the_caller():
     def made():
         raise Untraceable(f"take that line away, {OR_EAGERLY}")
 
-    with pytest.raises(Untraceable, match="^take that line away, or train by pyro.infer.SVI$"):
+    with pytest.raises(Untraceable, match=r"^take that line away, or train by pyro\.infer\.SVI$"):
         FollowedGraphs({}, 2, "train by pyro.infer.SVI").get(1, made)
 
 
