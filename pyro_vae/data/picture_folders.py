@@ -116,7 +116,7 @@ def _is_picture(path: Path, folder: Path) -> bool:
 
 
 def _split_folders(folder: Path) -> dict[str, Path]:
-    """Return the folder of train, and those of valid and test that are beside it; none without that of train."""
+    """Return the folder of train, and those of valid and test that are beside it; none without any of them."""
     inside = {path.name.lower(): path for path in sorted(folder.iterdir()) if path.is_dir()}
     apart = {}
     for split, names in PICTURES_OF.items():
@@ -127,7 +127,13 @@ def _split_folders(folder: Path) -> dict[str, Path]:
             )
         if there:
             apart[split] = there[0]
-    return apart if "train" in apart else {}
+    if apart and "train" not in apart:
+        names = " and ".join(path.name for path in apart.values())
+        raise DataError(
+            f"{folder}: wanted a folder train beside {names}, got none; move the pictures for training there, or give "
+            f"{names} another name if it is a class"
+        )
+    return apart
 
 
 def _with_classes(folder: Path, paths: Sequence[Path]) -> Found:
@@ -226,5 +232,11 @@ def _say(folder: Path, count: int, broken: Mapping[Path, str], reader: PictureRe
         warn(
             f"{folder}: no level of the pictures with 16 bits is above {reader.deepest:,} of 65,535; if this "
             "is white, scale the arrays yourself, and give them to Data.from_arrays",
+            DataWarning,
+        )
+    elif reader.dark:
+        warn(
+            f"{folder}: {reader.dark:,} pictures of 16 or more bits have no level above 255 of 65,535, and others do; "
+            "if 255 is their white, save them with 8 bits",
             DataWarning,
         )

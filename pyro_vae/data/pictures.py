@@ -43,17 +43,20 @@ class PictureReader:
     Attributes:
         transparent: the number of pictures with transparent pixels.
         deepest: the greatest level, 0 to 65,535, of the pictures with 16 bits; None if there were none.
+        dark: the number of these that have no level above 255, though they are not black.
     """
 
     def __init__(self, size: tuple[int, int] | None = None, background: int = 255):
         self.size, self.background = size, background
-        self.transparent, self.deepest = 0, None
+        self.transparent, self.deepest, self.dark = 0, None, 0
 
     def read(self, path: Path) -> np.ndarray:
         """Return the picture of a file, see ``levels``; Pillow raises many kinds of errors."""
         with imported().open(path) as picture:
             if picture.format in UNREAD:
                 raise ValueError(f"pictures in the format {picture.format} are not read")
+            if getattr(picture, "n_frames", 1) > 1:
+                raise ValueError(f"wanted one picture, got {picture.n_frames}; save each in a file of its own")
             return self.levels(picture)
 
     def levels(self, picture: "Image") -> np.ndarray:
@@ -87,6 +90,7 @@ class PictureReader:
         if values.dtype.kind == "f" or low < 0 or high > 65535:
             raise ValueError(f"its levels go from {low:g} to {high:g}, wanted 0 to 65,535, or fractions from 0 to 1")
         self.deepest = max(self.deepest or 0, int(high))
+        self.dark += 0 < high < 256
         return np.rint(values / 257).astype(np.uint8)
 
 

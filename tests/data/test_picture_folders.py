@@ -146,6 +146,23 @@ def test_transparency_and_dark_pictures_of_16_bits_are_said(tmp_path, caplog):
         Data.from_folder(tmp_path, channels=1)
 
 
+def test_pictures_of_another_scale_than_others_are_said(tmp_path):
+    """Twenty have 65,535 as their white, ten 255, all of 32 bits."""
+    for n, image in enumerate(GREY.astype(np.int32)):
+        Image.fromarray(image * (257 if n < 20 else 1)).save(tmp_path / f"{n}.tif")
+    with pytest.warns(DataWarning, match="10 pictures of 16 or more bits have no level above 255 of 65,535"):
+        Data.from_folder(tmp_path)
+
+
+def test_a_file_of_several_pictures_is_left_out(tmp_path):
+    """The first one would stand for all."""
+    save(tmp_path, GREY)
+    first, *others = map(Image.fromarray, GREY)
+    first.save(tmp_path / "stack.tif", save_all=True, append_images=others)
+    with pytest.warns(DataWarning, match=r"1 of 31 pictures .* stack.tif \(wanted one picture, got 30; save each"):
+        Data.from_folder(tmp_path)
+
+
 def test_what_is_left_out_beside_the_splits_is_counted(tmp_path):
     save(tmp_path / "train", GREY[:20])
     save(tmp_path / "test", GREY[20:])
@@ -174,6 +191,10 @@ def test_folders_that_cannot_be_meant(tmp_path):
     (tmp_path / "val").mkdir()
     with pytest.raises(DataError, match="val: there is no picture; put some there, or remove the folder"):
         Data.from_folder(tmp_path)
+    save(tmp_path / "held", GREY)  # pictures in no folder, beside some for validation
+    save(tmp_path / "held/valid", GREY)
+    with pytest.raises(DataError, match="wanted a folder train beside valid, got none; move the pictures for training"):
+        Data.from_folder(tmp_path / "held")
 
 
 @pytest.mark.parametrize(
