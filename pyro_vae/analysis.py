@@ -161,9 +161,9 @@ def pseudo_gibbs(
     """Return x with its missing pixels filled in by a Markov chain, shape (..., C, H, W) (Rezende et al. 2014).
 
     The chain z ~ q(z | x), x_missing ~ p(x | z) runs for ``steps`` steps from a draw of the program. It is pseudo-Gibbs
-    sampling, exact if q is. The missing pixels returned are the mean of p(x | z) at the last z: one draw of z, without
-    an error bar; ``imputation.impute`` gives E[x_missing | x_seen] and its error bars, for any program. ``mask`` is a
-    boolean tensor, True for each pixel that was seen, and broadcasts against x.
+    sampling, exact if q is. The missing values returned are the ``point`` of p(x | z) at the last z, its mean for pixels:
+    one draw of z, without an error bar; ``imputation.impute`` gives E[x_missing | x_seen] and its error bars, for any
+    program. ``mask`` is a boolean tensor, True for each value that was seen, and broadcasts against x.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> vae, x = LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), torch.rand(5, 1, 4, 4)
@@ -183,7 +183,7 @@ def pseudo_gibbs(
         for _ in range(steps):
             x = torch.where(mask, x, p.sample())
             p = program.likelihood(program.posterior(x).sample())
-        return torch.where(mask, x, p.mean)
+        return torch.where(mask, x, point(p))
 
     with _evaluating(vae, seed) as program:
         return _batched(vae, chain, torch.stack([x, mask.to(x.dtype)], -dims - 1), dims + 1, batch_size)
@@ -238,6 +238,8 @@ def active_units(codes: Tensor, threshold: float = ACTIVE) -> Tensor:
     """
     if codes.dim() != 2 or len(codes) < 2:
         raise ValueError(f"codes: wanted at least two codes, shape (N, D), got {tuple(codes.shape)}")
+    if codes.isnan().any():
+        raise ValueError(f"codes: {codes.isnan().any(1).sum()} of {len(codes)} hold NaN; leave them out, or look at x")
     return codes.double().var(0) > threshold
 
 
@@ -329,11 +331,13 @@ def _event_dim(vae: Any, x: Tensor) -> int:
             f"x: wanted float {wanted}{shape}, got {x.dtype} of shape {tuple(x.shape)}; make x from {raw} by "
             "vae.observe(batch)"
         )
-    if getattr(vae.likelihood, "field", None) == "images" and ((x < 0) | (x > 1)).any():
-        raise ValueError(
-            f"x: wanted images in [0, 1], got values from {x.min():.4g} to {x.max():.4g}; make x from uint8 pixels by "
-            "vae.observe(batch)"
-        )
+    if dims == 3 and getattr(vae.likelihood, "field", None) == "images":
+        first = x[..., 0, :, :]  # the last channel may be that of a class
+        if ((first < 0) | (first > 1)).any():
+            raise ValueError(
+                f"x: wanted images in [0, 1], got values from {first.min():.4g} to {first.max():.4g}; make x from uint8 "
+                "pixels by vae.observe(batch)"
+            )
     return dims
 
 

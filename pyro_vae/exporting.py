@@ -20,7 +20,7 @@ from pyro_vae.conditional import Conditional
 from pyro_vae.files import expanded, write_whole
 from pyro_vae.missing import innermost
 from pyro_vae.optional import optional
-from pyro_vae.program import dtype_of
+from pyro_vae.program import dtype_of, held_by
 from pyro_vae.random import seeded
 from pyro_vae.words import EXPORTABLE
 
@@ -118,7 +118,7 @@ def _module(vae: Any, part: str) -> _Exported:
     if part not in EXPORTABLE:
         raise ValueError(f"part: wanted one of {', '.join(EXPORTABLE)}, got {part!r}")
     if not all(hasattr(vae, name) for name in ("prior", "likelihood", "posterior")):
-        inner = "; export what it holds, .program" if hasattr(vae, "program") else ""
+        inner = f"; export what it holds, .{held_by(vae)}" if held_by(vae) else ""
         raise ValueError(f"vae: wanted a prior, a likelihood and a posterior, got a {type(vae).__name__}{inner}")
     module = _Exported(copy.deepcopy(vae).cpu().eval(), part)
     try:

@@ -119,6 +119,20 @@ def dtype_of(program: nn.Module | Program) -> torch.dtype:
     return dtype
 
 
+def held_by(module: Any) -> str | None:
+    """Return the attribute by which a module that wraps a program holds the one to be used; None if it wraps none.
+
+    >>> from pyro_vae import Averaged, handlers
+    >>> from pyro_vae.linear_gaussian import LinearGaussian
+    >>> program = LinearGaussian(torch.zeros(3, 1))
+    >>> held_by(handlers.KLWeighted(program)), held_by(Averaged(program, 0.9)), held_by(program)
+    ('program', 'average', None)
+    """
+    if hasattr(type(module), "average"):
+        return "average"
+    return "program" if isinstance(getattr(module, "program", None), nn.Module) else None
+
+
 def check_has(program: Any, *names: str) -> None:
     """Raise ValueError unless it is an ``nn.Module`` with these methods.
 

@@ -3,6 +3,7 @@
 import inspect
 from functools import partial
 
+import many_programs
 import pytest
 import scipy.stats
 import torch
@@ -10,7 +11,7 @@ from monte_carlo import assert_estimate_is, assert_mean_is
 from sklearn.neighbors import KNeighborsClassifier
 from torch.distributions import kl_divergence
 
-from pyro_vae import VAE, analysis, guides, likelihoods, load, networks, priors
+from pyro_vae import VAE, analysis, guides, likelihoods, load, networks, priors, tables
 from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.random import seeded
 
@@ -189,6 +190,9 @@ def test_active_units_are_those_that_vary_with_x():
     z = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.2, 0.05])
     assert analysis.active_units(z).tolist() == [True, True, False]
     assert analysis.active_units(z, threshold=0.1).tolist() == [True, False, False]
+    z[:2, 1] = torch.nan
+    with pytest.raises(ValueError, match="codes: 2 of 1000 hold NaN"):
+        analysis.active_units(z)
 
 
 def test_rate_per_dimension_adds_up_to_the_rate():
@@ -222,6 +226,14 @@ def test_it_takes_rows_of_counts(batch):
     assert rates.sum().item() == pytest.approx(kl_divergence(guide(x), vae.prior().expand([6])).mean().item(), rel=1e-5)
     with pytest.raises(ValueError, match=r"wanted float x of 1 or more dimensions, got torch\.int64"):
         analysis.codes(vae, rows.long())
+
+
+def test_missing_levels_of_a_table_are_filled_in_by_levels():
+    schema = tables.Schema.from_frame(many_programs.FRAME)
+    x = schema.encode(many_programs.FRAME).float()
+    seen, wanted = ~x.isnan(), schema.frame(x)
+    found = schema.frame(analysis.pseudo_gibbs(many_programs.mixed(), x, seen, steps=3))  # a frame takes levels alone
+    assert found.notna().all(axis=None) and not seen.all() and found.where(wanted.notna()).equals(wanted)
 
 
 def test_bad_input(program, flow):

@@ -65,8 +65,9 @@ def as_labels(labels: Array | Sequence[int], count: int, paths: Sequence[Path] =
         raise ValueError(f"labels: wanted {count}, one a row, got {got}; {_one_each(array, paths)}")
     wrong = _no_class(array)
     if wrong.any():
-        got = repr(array[wrong].tolist()[0])
-        raise ValueError(f"labels: wanted whole numbers from 0, or −1 where unknown, got {got}; {_numbered(paths)}")
+        got, gaps = repr(array[wrong].tolist()[0]), array.dtype.kind == "f" and bool(np.isnan(array).any())
+        cure = _numbered(paths, gaps)
+        raise ValueError(f"labels: wanted whole numbers from 0, or −1 where unknown, got {got}; {cure}")
     if set(np.unique(array).tolist()) == {-1, 1}:
         raise ValueError(
             "labels: wanted classes numbered from 0, and −1 where unknown, got −1 and 1 alone; if these are two "
@@ -282,14 +283,15 @@ def _one_each(labels: np.ndarray, paths: Sequence[Path]) -> str:
     return "give as many labels as rows" + ("" if labels.ndim else ", in a list, an array or a tensor")
 
 
-def _numbered(paths: Sequence[Path]) -> str:
-    """Return the code that numbers the classes in order, in the same way in all files."""
+def _numbered(paths: Sequence[Path], gaps: bool) -> str:
+    """Return the code that numbers the classes in order, in the same way in all files, and NaN (``gaps``) as −1."""
     start, files = "if each value is a class, write", _words(paths)
+    labels = "np.load(path)" if files else "np.asarray(labels)"
+    numbers = f"np.searchsorted(classes, {labels})"
+    numbers = f"np.where(np.isnan({labels}), -1, {numbers})" if gaps else numbers
     if not files:
-        return (
-            f"{start} np.searchsorted(classes, np.asarray(labels)), classes being np.unique of the labels of all splits"
-        )
+        return f"{start} {numbers}, classes being np.unique of the labels of all splits"
     return (
         f"{start} classes = np.unique(np.concatenate([np.load(path) for path in {files}])); "
-        f"[np.save(path, np.searchsorted(classes, np.load(path))) for path in {files}]"
+        f"[np.save(path, {numbers}) for path in {files}]"
     )

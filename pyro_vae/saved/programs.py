@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vae.files import CheckpointError, expanded, read_bytes, write_whole
-from pyro_vae.program import check_has
+from pyro_vae.program import check_has, held_by
 from pyro_vae.random import seeded
 from pyro_vae.saved.contents import decode, encode, own_tensors
 from pyro_vae.saved.descriptions import Undescribable, built, described
@@ -142,8 +142,8 @@ def parts_of(vae: nn.Module) -> Any:
     try:
         return described(vae)
     except Undescribable as error:
-        wraps = isinstance(getattr(vae, "program", None), nn.Module)
-        cure = "save the program that it wraps, save_vae(vae.program, folder), or " if wraps else ""
+        inner = held_by(vae)
+        cure = f"save the program that it wraps, save_vae(vae.{inner}, folder), or " if inner else ""
         raise ValueError(f"{error}; {cure}{FACTORY}") from None
 
 

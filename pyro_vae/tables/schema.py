@@ -1,6 +1,6 @@
 """The columns of a table, from a pandas frame; frames become numbers by it, and numbers frames."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +82,8 @@ class Schema:
 
         Words are the codes of this schema, in whichever rows they occur. Columns may come in another order, and those
         that the schema does not know are left out with a warning. Raises DataError for a column that is not there, a
-        category that the schema does not know, and numbers outside the support of their column.
+        category that the schema does not know, words in a column of numbers, and numbers outside the support of their
+        column.
         """
         pandas = imported()
         lacking = [name for name in self.names if name not in frame.columns]
@@ -97,8 +98,10 @@ class Schema:
         known = frame[list(self.names)].copy()
         for column in self.columns:
             known[column.name] = _as_coded(column, known[column.name], pandas)
-        table = encoded(known)[0]
+        table, _, coded = encoded(known)
         for column, values in zip(self.columns, table.T):
+            if column.name in coded and not column.categories:
+                raise _words_for_numbers(column, coded[column.name])
             _check_values(column, values)
         return torch.from_numpy(table)
 
@@ -141,6 +144,15 @@ def _as_coded(column: Column, series: Any, pandas: Any) -> Any:
     return pandas.Series(
         pandas.Categorical(series, categories=list(column.categories), ordered=True), index=series.index
     )
+
+
+def _words_for_numbers(column: Column, words: Sequence[Any]) -> DataError:
+    """Return the error for words or categories in a column of numbers, which would get codes of their own."""
+    here, got = f"frame[{column.name!r}]", words[0]
+    cure = f"write pandas.to_numeric({here}, errors='coerce'), NaN where a word is no number"
+    if column.dtype.kind == "b":
+        cure = f"write {here} == {got!r}, or what else is true"
+    return DataError(f"column {column.name!r}: wanted {column.kind} numbers, as in the schema, got {got!r}; {cure}")
 
 
 def _check_values(column: Column, values: np.ndarray) -> None:

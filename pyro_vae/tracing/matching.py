@@ -59,8 +59,9 @@ def check_sites(model_trace: Trace, guide_trace: Trace, scales: bool = True, enu
     """Raise ValueError unless the guide proposes exactly the sites that the model leaves latent.
 
     The latent sites must have the same name in both, one shape, one mask, the same plates, supports that differ by
-    single points at most, and, unless ``scales`` is False, one scale. A guide may draw further sites that are marked
-    auxiliary, and points (``Delta``). If sites are ``enumerated``, it may leave out those that are marked for it.
+    single points at most, and, unless ``scales`` is False, one scale. A guide may draw points (``Delta``), and further
+    sites that are marked auxiliary, of which these points are, as in an ``AutoNormal``, or whose density is masked. If
+    sites are ``enumerated``, it may leave out those that are marked for it.
 
     >>> import pyro
     >>> run = lambda name: pyro.poutine.trace(lambda: pyro.sample(name, dist.Normal(0.0, 1.0))).get_trace()
@@ -76,10 +77,26 @@ def check_sites(model_trace: Trace, guide_trace: Trace, scales: bool = True, enu
         raise ValueError(_other_names(latent, proposed))
     if not latent and not sample_sites(model_trace):
         raise ValueError("the model has no sample site, so there is nothing to bound; write pyro.sample(..., obs=x)")
+    _check_auxiliary(drawn)
     for name, site in latent.items():
         problem = _difference(site, drawn[name]) or (scales and _other_scale(site, drawn[name]))
         if problem:
             raise ValueError(f"site {name!r}: {problem}")
+
+
+def _check_auxiliary(drawn: Mapping[str, Site]) -> None:
+    """Raise ValueError for auxiliary sites whose density counts, with no density of the model, or Jacobian, against it.
+
+    Where z ~ q(z | u), p(x, z) / q(z | u) has the mean p(x) for each u; p(x, z) / (q(u) q(z | u)) has none.
+    """
+    auxiliary = [name for name, site in drawn.items() if site["infer"].get("is_auxiliary")]
+    counted = [name for name in auxiliary if not any((~mask).all() for mask in masks(drawn[name]))]
+    if counted and not any(isinstance(layer, dist.Delta) for site in drawn.values() for layer in layers(site["fn"])):
+        raise ValueError(
+            f"the guide draws {counted}, marked auxiliary, whose density counts, and makes no point (Delta) of it, as "
+            "an AutoNormal does: nothing stands against this density, and the bound is none; leave it out, by "
+            "`with pyro.poutine.mask(mask=False):` around its pyro.sample"
+        )
 
 
 def check_order(model_trace: Trace, guide_trace: Trace) -> None:

@@ -40,7 +40,8 @@ class Step:
     Args:
         epoch: the epoch of the step, from 1.
         number: the number of the step, from 1, counted over all epochs.
-        loss: the loss of its batch before the step, in nats per image; not finite where the step was left out.
+        loss: the loss of its batch before the step, divided by the images of the batch, in nats; not finite where the
+            step was left out. Weights of the program count, such as that of a plate with ``subsample_size``.
         row: the row of the history at the last step of an epoch, else None.
     """
 
@@ -51,7 +52,7 @@ class Step:
 
     def __repr__(self) -> str:
         end = ", the last of its epoch" * (self.row is not None)
-        return f"Step({self.number}, epoch {self.epoch}, loss {self.loss:.4g} nats per image{end})"
+        return f"Step({self.number}, epoch {self.epoch}, loss {self.loss:.4g} nats{end})"
 
 
 class Epochs:

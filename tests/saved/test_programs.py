@@ -126,6 +126,7 @@ def tied(program):
         (lambda: vae(prior=priors.Flow(3, lambda *_: priors.spline(3, 1, 8))), r"program\.prior\.steps: the function"),
         (lambda: pv.Augmented(vae(), lambda images: images), "Augmented is no part .* save the program that it wraps"),
         (lambda: pv.handlers.KLWeighted(vae(), 4.0), r"KLWeighted is no part .* save_vae\(vae\.program, folder\), or"),
+        (lambda: pv.Averaged(vae(), 0.9), r"Averaged is no part .* save_vae\(vae\.average, folder\), or"),
         (lambda: changed(hooked), r"its posterior\.network: _forward_hooks is 1 in one and missing in the other"),
         (lambda: changed(tied), "the tensors that are shared are"),
         (

@@ -73,6 +73,34 @@ def test_codes_are_those_of_the_schema_in_any_rows():
     torch.testing.assert_close(turned, schema.encode(few), equal_nan=True)
 
 
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        (
+            "visits",
+            lambda visits: visits.astype(str),
+            r"wanted count numbers, .* got '\d+'; write pandas.to_numeric\(fr",
+        ),
+        (
+            "income",
+            lambda income: income.astype(str).replace("nan", "?"),
+            "wanted positive numbers, as in the schema, got",
+        ),
+        ("visits", pd.Categorical, "'visits': wanted count numbers, as in the schema, got"),
+        (
+            "member",
+            lambda member: ["yes"] * len(member),
+            r"wanted binary numbers, .* 'yes'; write frame\['member'\] == 'y",
+        ),
+    ],
+)
+def test_words_in_a_column_of_numbers_are_refused_and_get_no_codes(column, values, message):
+    frame = mixed_frame()
+    schema = Schema.from_frame(frame)
+    with pytest.raises(DataError, match=message):
+        schema.encode(frame.assign(**{column: values(frame[column])}))
+
+
 def test_missing_cells_of_whole_numbers_and_booleans():
     schema = Schema.from_frame(mixed_frame())
     found = schema.frame(torch.full((2, len(schema)), torch.nan))

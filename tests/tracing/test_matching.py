@@ -121,6 +121,28 @@ def test_sites_that_differ_by_nothing_that_matters_are_not(program):
     paired_traces(*program, (LOC,), particles=3)
 
 
+@pytest.mark.parametrize("estimator", [ScoreFunction(2), ImportanceWeighted(2), StickingTheLanding(2)])
+def test_an_auxiliary_draw_counts_only_where_a_point_is_made_of_it(estimator):
+    """log p(x, z) − log q(z | u) is a bound for each u; with − log q(u) beside it, it is above log p(x)."""
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 0.5), obs=x)
+
+    def guide(x, mask=False):
+        with pyro.plate("rows", len(x)):
+            with poutine.mask(mask=mask):
+                u = pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Normal(0.8 * x + 0.3 * u, 0.45))
+
+    x, log_px = torch.ones(2000), dist.Normal(0.0, 1.25**0.5).log_prob(torch.tensor(1.0)).item()
+    torch.manual_seed(0)
+    bound = -estimator.loss(model, guide, x) / 2000
+    assert log_px - 0.3 < bound < log_px
+    with pytest.raises(ValueError, match=r"draws \['u'\], marked auxiliary, whose density counts, and makes no point"):
+        estimator.loss(model, lambda x: guide(x, mask=True), x)
+
+
 def test_a_guide_that_leaves_a_category_out_is_refused():
     def program(size):
         def draw(x):

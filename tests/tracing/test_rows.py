@@ -299,7 +299,8 @@ def test_a_weight_of_each_row_is_divided_out_and_other_tensors_are_refused():
 
 def test_a_site_of_the_guide_alone_is_named_where_it_lies_outside_the_plate():
     def guide(x):
-        pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
+        with poutine.mask(mask=False):
+            pyro.sample("u", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
         flat_guide(x)
 
     traces = paired_traces(flat_model, guide, (torch.zeros(B),))
