@@ -161,9 +161,9 @@ def pseudo_gibbs(
     """Return x with its missing pixels filled in by a Markov chain, shape (..., C, H, W) (Rezende et al. 2014).
 
     The chain z ~ q(z | x), x_missing ~ p(x | z) runs for ``steps`` steps from a draw of the program. It is pseudo-Gibbs
-    sampling, exact if q is. The missing values returned are the ``point`` of p(x | z) at the last z, its mean for pixels:
-    one draw of z, without an error bar; ``imputation.impute`` gives E[x_missing | x_seen] and its error bars, for any
-    program. ``mask`` is a boolean tensor, True for each value that was seen, and broadcasts against x.
+    sampling, exact if q is. The missing values returned are the ``point`` of p(x | z) at the last z, of pixels their
+    mean: those of one draw of z, without an error bar. ``imputation.impute`` gives E[x_missing | x_seen] and its error
+    bars, for any program. ``mask`` is a boolean tensor, True for each value that was seen, and broadcasts against x.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> vae, x = LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), torch.rand(5, 1, 4, 4)
@@ -335,8 +335,8 @@ def _event_dim(vae: Any, x: Tensor) -> int:
         first = x[..., 0, :, :]  # the last channel may be that of a class
         if ((first < 0) | (first > 1)).any():
             raise ValueError(
-                f"x: wanted images in [0, 1], got values from {first.min():.4g} to {first.max():.4g}; make x from uint8 "
-                "pixels by vae.observe(batch)"
+                f"x: wanted images in [0, 1], got values from {first.min():.4g} to {first.max():.4g}; make x from "
+                "uint8 pixels by vae.observe(batch)"
             )
     return dims
 

@@ -77,11 +77,24 @@ def _meanings(path: Path) -> dict[tuple[str, str], tuple[str, np.ndarray]]:
         if meaning is None:
             raise DataError(f"{path}: it is not known what the array {name!r} is; wanted names of {KNOWN}")
         field, split = meaning
+        if path.suffix.lower() == ".mat" and field == "images":
+            _check_first_axis(path, name, rows.shape)
         key = field, split or of_file[1] or "train"
         if key in found:
             raise DataError(f"{path}: {found[key][0]} and {name} are both {field} of {key[1]}; remove one")
         found[key] = name, rows
     return found
+
+
+def _check_first_axis(path: Path, name: str, shape: tuple[int, ...]) -> None:
+    """Raise DataError for images that may lie along the last axis, as MATLAB's do, such as (28, 28, 300)."""
+    if len(shape) in (3, 4) and shape[0] == shape[1] and shape[-1] > 4:
+        rows = f"read_arrays({str(path)!r})[{name!r}]"
+        raise DataError(
+            f"{path}: {name} of shape {shape} may be {shape[-1]} images of {shape[0]} × {shape[1]} pixels, or "
+            f"{shape[0]} of others; for the first write Data.from_arrays(np.moveaxis({rows}, -1, 0)), else "
+            f"Data.from_arrays({rows})"
+        )
 
 
 def _meaning(name: str) -> tuple[str, str | None] | None:

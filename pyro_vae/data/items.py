@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_vae.data.levels import recognised, rounded, say_rounded
@@ -82,6 +83,7 @@ class ItemReader:
 
 def _array(part: Any) -> np.ndarray:
     if isinstance(part, Tensor):
+        part = part.float() if part.dtype == torch.bfloat16 else part  # which NumPy does not have
         return part.detach().cpu().numpy()
     array = np.asarray(part)
     return array.astype(array.dtype.newbyteorder("="))

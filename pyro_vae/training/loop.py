@@ -237,7 +237,7 @@ class Training:
         with self._surroundings():
             objective = tried(run, rows, held_out["valid"], estimator, given)
             run.history.keep, run.history.objective = given.keep, objective.name
-            self._saver.resume(given.to_be_the_same(estimator), rows, fields_of(program, rows))
+            self._saver.resume(given.to_be_the_same(estimator), rows, data.valid, fields_of(program, rows))
             self._follow_first(given.seed)
             self._epochs = Epochs(run, rows, held_out, objective, given, self._saver, self._progress)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from pyro_vae.data.mapped import parts
 from pyro_vae.data.splits import Split
@@ -20,6 +21,7 @@ from pyro_vae.training.checkpoint import ESTIMATOR_SETTINGS, Checkpoints, check_
 from pyro_vae.training.history import HistoryFile, TrainingWarning
 from pyro_vae.training.state import TrainingState
 
+OPTIMIZER_SETTINGS = "settings of the optimiser"
 HISTORY = "history.csv"  # in the folder of the checkpoints
 LATER = {"keep": "best", "accumulate": 1}  # settings that older checkpoints lack, at the values they had
 
@@ -32,17 +34,19 @@ class Saver:
     checkpoints: Checkpoints | None
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def resume(self, settings: Mapping[str, Any], rows: Split, fields: Sequence[str]) -> None:
+    def resume(self, settings: Mapping[str, Any], rows: Split, valid: Split, fields: Sequence[str]) -> None:
         """Continue the saved run, if there is one and it is to be resumed.
 
-        Raises ValueError if settings or the rows' ``fields`` differ; more epochs are allowed. Raises CheckpointError if
-        the run cannot be saved, or the checkpoint does not fit it.
+        Raises ValueError if settings or the ``fields`` of the rows differ, those of the validation rows included, by
+        which epochs are compared; more epochs are allowed. Raises CheckpointError if the run cannot be saved, or the
+        checkpoint does not fit it.
         """
         if self.checkpoints is None:
             return
         self.checkpoints.check_free()
         self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         data = {name: _fingerprint(rows.fields[name]) for name in fields}
+        data |= {f"{name} of validation": _fingerprint(valid.fields[name]) for name in fields}
         self.settings = {**settings, **_kinds(self.run), **data, **self.checkpoints.settings}
         encode({**self.run.state_dict(), "settings": self.settings})  # raises now where it could not be saved later
         saved = self.checkpoints.load()
@@ -95,11 +99,13 @@ class Saver:
 def _check_same_run(saved: Mapping[str, Any], settings: Mapping[str, Any], steps: int, data: Mapping[str, str]) -> None:
     """Raise ValueError if a checkpoint belongs to another run, or has more than ``steps`` steps behind it.
 
-    Older checkpoints say nothing of the fields of ``data`` other than the images, and of the estimator's settings.
+    Older checkpoints say nothing of the fields of ``data`` other than the images, and of the settings of estimator and
+    optimiser.
     """
     before = saved.get("settings")
     if isinstance(before, dict) and "epochs" in before:
-        unsaid = {name: settings[name] for name in (*data, ESTIMATOR_SETTINGS) if name in settings}
+        later = (*data, ESTIMATOR_SETTINGS, OPTIMIZER_SETTINGS)
+        unsaid = {name: settings[name] for name in later if name in settings}
         before = {**LATER, **unsaid, **before, "epochs": settings["epochs"]}
     check_same(before, settings)
     done = saved.get("step")
@@ -129,10 +135,28 @@ def _kinds(run: TrainingState) -> dict[str, Any]:
     return {
         "program": _names_and_shapes(run.program),
         "optimizer": type(run.optimizer).__name__,
+        OPTIMIZER_SETTINGS: _numbers(run.optimizer),
         "schedule": type(run.scheduler).__name__,
         "device": run.device.type,
         "processes": ranks.world_size(),
     }
+
+
+def _numbers(optimizer: Optimizer) -> str:
+    """Return the numbers that an optimiser was made with, as words, once for all groups of parameters that have them.
+
+    >>> _numbers(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1))
+    'lr=0.1, momentum=0, dampening=0, weight_decay=0'
+    """
+    groups = [{**group, "lr": group.get("initial_lr", group.get("lr"))} for group in optimizer.param_groups]
+    kept = [{name: value for name, value in group.items() if _is_number(value)} for group in groups]
+    words = [", ".join(f"{name}={kept[name]}" for name in kept if name != "initial_lr") for kept in kept]
+    return "; ".join(dict.fromkeys(words))
+
+
+def _is_number(value: Any) -> bool:
+    values = value if isinstance(value, tuple) else (value,)
+    return all(isinstance(number, int | float) and not isinstance(number, bool) for number in values)
 
 
 def _names_and_shapes(program: Program) -> str:

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import scipy.io
 
-from pyro_vae.data import DataError
+from pyro_vae.data import Data, DataError, read_arrays
 from pyro_vae.data.array_files import array_files, fields_of_files
 
 GREY = np.random.RandomState(0).randint(0, 256, (30, 8, 8)).astype(np.uint8)
@@ -35,3 +36,13 @@ def test_splits_of_two_files(tmp_path):
     fields = fields_of_files(array_files(tmp_path), test=0.2)
     assert {split: len(rows["images"]) for split, rows in fields.items()} == {"train": 24, "valid": 4, "test": 6}
     assert all((rows["mask"] == (rows["images"] > 5)).all() for rows in fields.values())
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 30), (8, 8, 3, 30)])
+def test_images_of_matlab_along_the_last_axis_are_not_taken_for_others(tmp_path, shape):
+    scipy.io.savemat(tmp_path / "train.mat", {"x": np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)})
+    with pytest.raises(DataError, match=r"may be 30 images of 8 × 8 pixels, or 8 of others; .*np\.moveaxis") as refused:
+        fields_of_files(array_files(tmp_path))
+    code = str(refused.value).split("write ")[1].split(", else ")[0]
+    data = eval(code, {"np": np, "Data": Data, "read_arrays": read_arrays})
+    assert sum(map(len, (data.train, data.valid, data.test))) == 30 and data.shape[1:] == (8, 8)

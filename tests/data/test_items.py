@@ -17,6 +17,7 @@ COLOURS = np.stack([GREY, GREY[::-1], 255 - GREY], -1)
     [
         (GREY, GREY[None]),
         (torch.from_numpy(GREY)[None] / 255, GREY[None]),
+        ((torch.from_numpy(GREY // 255)[None]).bfloat16(), GREY[None] // 255 * 255),
         (Image.fromarray(COLOURS), np.moveaxis(COLOURS, -1, 0)),
         (COLOURS, np.moveaxis(COLOURS, -1, 0)),
         (np.moveaxis(COLOURS, -1, 0), np.moveaxis(COLOURS, -1, 0)),

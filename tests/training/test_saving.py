@@ -1,6 +1,7 @@
 """Which saved state may be resumed, and what is said of it."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from pyro_vae.estimators import Antithetic, ImportanceWeighted, RenyiBound, Scor
 from pyro_vae.files import CheckpointError
 from pyro_vae.training import TrainingWarning, warm_cosine
 from pyro_vae.training.checkpoint import ESTIMATOR_SETTINGS, Checkpoints, decode, encode
+from pyro_vae.training.saving import OPTIMIZER_SETTINGS
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +63,27 @@ def test_a_checkpoint_that_does_not_name_the_estimators_settings_is_resumed(tmp_
     path.write_bytes(encode(content))
     history = quick(small_vae(), estimator=RenyiBound(0.9, 2), checkpoints=Checkpoints(tmp_path, resume=True))
     assert len(history.rows) == 2
+
+
+def test_other_validation_rows_and_another_step_of_an_own_optimiser_are_refused(tmp_path):
+    """Epochs would be compared by two sets of rows; the step would be that of the checkpoint, whatever was given."""
+
+    def trained(data=FEW, lr=0.01, **options):
+        settings = {"batch_size": 50, "progress": False, "checkpoints": Checkpoints(tmp_path, **options)}
+        return fit(small_vae(), data, epochs=2, optimizer=lambda own: torch.optim.Adam(own, lr=lr), **settings)
+
+    trained()
+    other = replace(FEW, valid=FEW.valid[::-1])
+    with pytest.raises(ValueError, match=r"images of validation is '\d+ images, checksum \d+' there and"):
+        trained(other, resume=True)
+    with pytest.raises(ValueError, match=r"settings of the optimiser is 'lr=0\.01, .* there and 'lr=0\.1, "):
+        trained(lr=0.1, resume=True)
+    path = tmp_path / "checkpoint.pt"
+    content = decode(path.read_bytes(), "")
+    for name in ("images of validation", "labels of validation", OPTIMIZER_SETTINGS):  # which older checkpoints lack
+        del content["settings"][name]
+    path.write_bytes(encode(content))
+    assert len(trained(other, resume=True).rows) == 2
 
 
 def test_other_versions_or_threads_are_said(tmp_path, usual_interrupt, monkeypatch):
