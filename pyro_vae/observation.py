@@ -73,6 +73,11 @@ def fixed_x(program: Program, rows: Split | Tensor | np.ndarray, seed: int = 0) 
     True
     """
     check_has(program, "observe")
+    if not isinstance(rows, Split | Tensor | np.ndarray):
+        raise ValueError(
+            f"rows: wanted a Split, a tensor or a NumPy array, got {_kind(rows)}; of a frame write "
+            "Split(table=schema.encode(frame)), of images Split(images)"
+        )
     place = next((parameter.device for parameter in program.parameters()), None)
     if place is not None and not isinstance(rows, np.ndarray):
         rows = in_memory(rows, place) if isinstance(rows, Split) else rows.to(place)
@@ -165,4 +170,4 @@ def _check_made(made: tuple, value: Any, rows: int) -> None:
 
 
 def _kind(value: Any) -> str:
-    return "an empty tuple" if value == () else f"a {type(value).__name__}"
+    return "an empty tuple" if isinstance(value, tuple) and not value else f"a {type(value).__name__}"

@@ -1,5 +1,6 @@
 """From a batch to the arguments of a program; labels, masks and covariates train and are measured as x is."""
 
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -175,3 +176,9 @@ def test_a_table_with_holes_is_refused_with_a_cure_that_works():
     with pytest.raises(ValueError, match=r"score what was seen by pyro_vae\.Masked\(program\)"):
         evaluate(program, holes)
     assert evaluate(Masked(program), holes).bound.isfinite().all()
+
+
+@pytest.mark.parametrize("rows", [pd.DataFrame({"a": [1.0]}), [[1.0]], None])
+def test_what_holds_no_rows_is_refused_with_what_to_write(rows):
+    with pytest.raises(ValueError, match=r"rows: wanted a Split, a tensor .* got a \w+; of a frame write"):
+        small_vae().encode(rows)

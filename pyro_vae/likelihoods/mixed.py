@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
@@ -90,8 +91,9 @@ class Mixed(Constructed):
             outputs = self.head(features).split(self.splits, -1)
             return Row([family(out) for family, out in zip(self.families, outputs)], self.order, self.typical)
 
-    def observe(self, table: Tensor, generator: Generator | None = None) -> Tensor:
+    def observe(self, table: Tensor | np.ndarray, generator: Generator | None = None) -> Tensor:
         """Return x (N, D) from a table of that shape: the same numbers."""
+        table = torch.from_numpy(table) if isinstance(table, np.ndarray) and table.dtype.kind == "f" else table
         if not torch.is_tensor(table) or table.shape[1:] != (len(self.schema),) or not table.is_floating_point():
             got = f"{table.dtype} of shape {tuple(table.shape)}" if torch.is_tensor(table) else type(table).__name__
             raise ValueError(

@@ -223,6 +223,7 @@ def test_bad_input():
         program().observe(X[:, :3])
     with pytest.raises(ValueError, match="table: wanted a float tensor"):
         program().observe(X.nan_to_num(0).long())
+    torch.testing.assert_close(program().observe(X.numpy()), program().observe(X), equal_nan=True)
     bad = X.clone()
     bad[2, 2] = -1
     with pytest.raises(ValueError, match=r"outside the support|log-probability is not finite|not finite"):
