@@ -322,8 +322,11 @@ def _latent(vae: Any) -> int:
 
 
 def _event_dim(vae: Any, x: Tensor) -> int:
-    """Return the number of event dimensions of x, three if the likelihood does not say; check that x may be its x."""
-    dims = getattr(vae.likelihood, "event_dim", 3)
+    """Return the number of event dimensions of x, and check that x may be that of the program."""
+    dims = getattr(vae.likelihood, "event_dim", 3 if hasattr(vae, "classes") else None)  # given classes, x are images
+    if dims is None:
+        with _evaluating(vae) as program:
+            dims = program.likelihood(program.prior().sample((1,))).event_dim
     if not x.is_floating_point() or x.dim() < dims:
         wanted, raw = ("images", "uint8 pixels") if dims == 3 else (f"x of {dims} or more dimensions", "raw rows")
         shape = " of shape (..., C, H, W)" if dims == 3 else ""

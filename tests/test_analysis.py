@@ -72,7 +72,7 @@ def test_the_guide_sees_batches_of_the_given_size(program, function, sizes):
         (lambda vae: analysis.sample_prior(vae, 20, batch_size=15), [15, 5]),
         (lambda vae: analysis.manifold(vae), [256, 144]),  # 20 × 20 images
         (lambda vae: analysis.manifold(vae, side=3, batch_size=5), [5, 4]),
-        (lambda vae: analysis.interpolate(vae, *images(2)), [10]),
+        (lambda vae: analysis.interpolate(vae, *images(2)), [1, 1, 10]),  # a row is decoded for the shape of an event
     ],
 )
 def test_the_decoder_sees_batches_of_the_given_size(program, monkeypatch, function, sizes):
@@ -226,6 +226,17 @@ def test_it_takes_rows_of_counts(batch):
     assert rates.sum().item() == pytest.approx(kl_divergence(guide(x), vae.prior().expand([6])).mean().item(), rel=1e-5)
     with pytest.raises(ValueError, match=r"wanted float x of 1 or more dimensions, got torch\.int64"):
         analysis.codes(vae, rows.long())
+
+
+@pytest.mark.parametrize("shape", [(16,), (4, 4), (1, 4, 4)])
+def test_the_dimensions_of_an_event_are_those_of_the_likelihood(shape):
+    """Its class need not say them."""
+    torch.manual_seed(0)
+    weight, x = torch.randn(16, 2), torch.rand(2, 5, *shape)
+    program, flat = LinearGaussian(weight, shape=shape), LinearGaussian(weight, posterior=None)
+    found = analysis.codes(program, x, batch_size=3)
+    torch.testing.assert_close(found, flat.posterior(x.reshape(10, 16)).mean.detach().reshape(2, 5, 2))
+    assert analysis.reconstruct(program, x).shape == x.shape
 
 
 def test_missing_levels_of_a_table_are_filled_in_by_levels():
