@@ -1,11 +1,12 @@
 """The result of a comparison: its table, its figure and its numbers for JSON."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
-from comparing import compare, oracle
+from comparing import compare, made, oracle, statistics
 from pyro.infer import Trace_ELBO
 
 from pyro_vae.estimators import (
@@ -13,9 +14,8 @@ from pyro_vae.estimators import (
     WakeSleep,
 )
 
-pytestmark = pytest.mark.slow
 
-
+@pytest.mark.slow
 def test_table_fits_a_terminal_and_numbers_fit_json():
     program, x = oracle()
     estimators = {"an estimator of a very long name indeed": Trace_ELBO(), "wake-sleep": WakeSleep()}
@@ -28,6 +28,24 @@ def test_table_fits_a_terminal_and_numbers_fit_json():
     assert result.cost(result.reference, "model") == 1.0
 
 
+def test_a_frame_has_a_row_for_each_estimator_and_the_ends_of_its_intervals():
+    frame = made({"A": statistics(-3.0, 2.0, 0.5), "B": statistics(-4.0, 8.0, 0.25)}).to_frame()
+    row = frame.loc["A"]
+    assert (row.bound, row.standard_error, row.variance, row.seconds) == (-3.0, 0.125, 4.0, 0.5)
+    assert (row.guide_variance, row.guide_variance_low, row.guide_variance_high) == (2.0, 1.8, 2.4)
+    assert (row.guide_snr, row.guide_norm_ratio) == (0.5, 0.25) and not any("model" in name for name in frame)
+
+
+def test_costs_are_variance_times_seconds_against_those_of_the_reference():
+    result = made({"A": statistics(-3.0, 2.0, 0.5), "B": statistics(-3.0, 8.0, 0.25), "C": statistics(-3.0, 0.0, 1.0)})
+    assert [result.cost(name, "guide") for name in "ABC"] == [1.0, 2.0, 0.0]
+    assert math.isnan(result.cost("A", "model"))  # it has no parameters
+    still = made({"C": statistics(-3.0, 0.0, 1.0), "A": statistics(-3.0, 2.0, 0.5)})
+    assert math.isnan(still.cost("C", "guide")) and still.cost("A", "guide") == math.inf
+    assert result.to_dict()["estimators"]["B"]["guide"]["cost"] == 2.0
+
+
+@pytest.mark.slow
 def test_figure_shows_every_estimator_at_its_variance():
     program, x = oracle(offset=0.3)
     estimators = {"L^A": Trace_ELBO()} | {f"K = {k}": ImportanceWeighted(k) for k in (1, 4)}
@@ -43,6 +61,7 @@ def test_figure_shows_every_estimator_at_its_variance():
     np.testing.assert_allclose(points.get_ydata(), [result.estimators[f"K = {k}"].guide.snr.value for k in (1, 4)])
 
 
+@pytest.mark.slow
 def test_two_draws_make_numbers_and_a_figure_without_intervals():
     program, x = oracle(offset=0.3)
     result = compare(program.model, program.guide, x, draws=2, estimators={"L^A": Trace_ELBO()})
@@ -52,6 +71,7 @@ def test_two_draws_make_numbers_and_a_figure_without_intervals():
     assert len(result.figure().axes) == 2
 
 
+@pytest.mark.slow
 def test_intervals_that_rest_on_few_draws_are_marked_in_the_table():
     program, x = oracle(offset=0.3)
 

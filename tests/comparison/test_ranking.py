@@ -42,6 +42,15 @@ def test_the_table_marks_ties_bounds_and_what_has_no_rank(ranking):
     assert max(map(len, lines)) <= 120 and "2=" in ranking._repr_html_()
 
 
+def test_it_says_whether_costs_are_measured_and_what_place_an_entry_has(ranking):
+    assert "Cost: measured seconds of a draw. Seed 3" in str(ranking)
+    assert "Cost: as given. Seed 3, 2 rounds.\n" in str(replace(ranking, timed=False, images=None))
+    assert repr(ranking.entries[1]).startswith("Ranked(two: ELBO 2, variance × cost 1.1 [0.99, 1.32]")
+    assert repr(ranking.entries[4]).startswith("Ranked(crooked: without a rank, ")
+    with pytest.raises(FrozenInstanceError):
+        ranking.entries[0].rank = 2
+
+
 def test_best_and_tied_by_bound(ranking):
     assert ranking.targets == ("ELBO", "L_4")
     assert (ranking.best(), ranking.best("L_4")) == ("one", "iwae")
