@@ -133,7 +133,8 @@ def log_evidence(
         checkpoint: a file in which what is measured is saved every half minute and at Ctrl-C, which acts after a batch
             and raises ``EvidenceInterrupted``; the same call continues, with the same bits.
         chunk: number of z decoded at once; 500 by default on a CPU, whose cache holds them, and 20,000 on a GPU. It
-            changes only speed, memory and rounding.
+            changes only speed, memory and rounding. Rows that share a latent variable count by their numbers, 784 as
+            an image.
         batch_size: images whose K particles are drawn at once; by default 250,000 / K, at most 250. Another batch size
             draws other random numbers. Arguments with one entry for each image (tensors, arrays, lists) are cut into
             batches, the others are the same for every batch. If an argument has as many entries as there are images
@@ -232,7 +233,7 @@ class ImportanceSampler:
         """Return log weights (K, B). Pyro validates the first runs of guide and model, which are eager."""
         with pyro.validation_enabled(True):
             guide_trace = self.plan.trace(self.guide, batch, K)
-        step = min(max(1, self.chunk // (batch.rows or 1)), K)
+        step = min(self.plan.draws_at_once(batch, self.chunk), K)
         parts = [sliced(guide_trace, start, min(start + step, K)) for start in range(0, K, step)]
         model_trace = self._model_trace(batch, parts[0], step, validated=True)
         plate = self.plan.plate(self.model, self.guide, batch, (model_trace, parts[0]))
@@ -288,7 +289,7 @@ class EnumeratedSampler:
 
     def __call__(self, batch: ProgramArguments, K: int, bar: tqdm) -> Tensor:
         """Return log weights (K, B). Pyro validates the first run."""
-        at_once = max(1, self.chunk // ((batch.rows or 1) * self.enumeration.values))
+        at_once = self.plan.draws_at_once(batch, self.chunk // self.enumeration.values)
         log_w = []
         for start in range(0, K, at_once):
             with pyro.validation_enabled(start == 0):

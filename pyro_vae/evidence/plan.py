@@ -1,5 +1,6 @@
 """How a program is measured: which plate is over its rows, how many rows run at once, and what can be compiled."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from pyro_vae.tracing.traces import (
     the_one,
 )
 
+PIXELS = 784  # numbers of a row that is decoded in about the memory of an image
 EASY = "pyro.contrib.easyguide"  # it comes with all of pyro.contrib: looked up where a program has loaded it
 
 
@@ -77,6 +79,18 @@ class MeasurementPlan:
     def weights(self) -> int:
         """The number of rows with a weight of their own; 1 if all have one weight together."""
         return 1 if self.joint or self.given.rows is None else self.given.rows
+
+    def draws_at_once(self, batch: ProgramArguments, chunk: int) -> int:
+        """Return how many draws for a batch run at once where ``chunk`` z are decoded at once.
+
+        Rows that share a latent variable all run in each draw, and may be single numbers: they count as the images of
+        784 pixels that hold as many numbers, and at least as a 64th of their number.
+        """
+        rows = batch.rows or 1
+        if self.joint and batch.tensors:
+            numbers = max(tensor.numel() for tensor in batch.tensors)
+            rows = min(rows, max(math.ceil(numbers / PIXELS), math.ceil(rows / 64)))
+        return max(1, chunk // rows)
 
     def batches(self) -> Iterator[ProgramArguments]:
         """Yield the arguments in batches of ``size`` rows."""

@@ -64,6 +64,27 @@ def test_shared_and_local_latents_together():
     check(annealed_evidence(model, guide, X, **settings), wanted)
 
 
+@pytest.mark.parametrize(("numbers", "calls"), [(1, 1), (784, 100)])
+def test_draws_of_a_latent_of_all_rows_run_together_where_rows_are_small(numbers, calls):
+    """Of 500 z at once, 300 rows of one number are five, and 300 of 784 numbers as many images."""
+    x, seen = torch.randn(300, numbers), []
+
+    def model(x):
+        seen.append(None)
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(m.unsqueeze(-1).expand(*m.shape, numbers), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("m", dist.Normal(x.mean(), 0.05))
+
+    found = log_evidence(model, guide, x, 100, seed=0, **EAGER)
+    assert found.joint and calls <= len(seen) <= calls + 20  # some of them find out how the program is to be run
+    seen.clear()
+    assert log_evidence(model, guide, x, 100, seed=0, chunk=5000, **EAGER).log_px == pytest.approx(found.log_px)
+    assert len(seen) < max(calls, 15)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("of_all", [False, True])
 def test_rows_that_a_plate_takes_at_random_have_no_weight(of_all):
