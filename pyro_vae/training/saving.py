@@ -46,7 +46,7 @@ class Saver:
         self.checkpoints.check_free()
         self.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         data = {name: _fingerprint(rows.fields[name]) for name in fields}
-        data |= {f"{name} of validation": _fingerprint(valid.fields[name]) for name in fields}
+        data |= {f"{name} of validation": _fingerprint(valid.fields[name]) for name in fields if name in valid.fields}
         self.settings = {**settings, **_kinds(self.run), **data, **self.checkpoints.settings}
         encode({**self.run.state_dict(), "settings": self.settings})  # raises now where it could not be saved later
         saved = self.checkpoints.load()
