@@ -307,7 +307,10 @@ def _check_support(x: Tensor, seen: Tensor, p: TorchDistributionMixin, field: st
     family, found = type(getattr(p, "base_dist", p)).__name__, f"{x.isnan().sum()} NaN"
     if p.support.is_discrete and not images:
         found += f", {(x != x.round()).sum()} not whole"
+    cure = f"make x from {'uint8 pixels' if images else f'raw {field}'} by vae.observe(batch)"
+    if images and p.support.check(seen).all():
+        cure += "; if it has other levels on purpose, name the field that has them: field = 'levels' in the likelihood"
     raise ValueError(
         f"x: outside the support of {family}{' within [0, 1]' if images else ''}: got values from {x.min():.4g} to "
-        f"{x.max():.4g} ({found}); make x from {'uint8 pixels' if images else f'raw {field}'} by vae.observe(batch)"
+        f"{x.max():.4g} ({found}); {cure}"
     )

@@ -28,9 +28,11 @@ def load_own(
     """
     files = array_files(path) if path.is_dir() else [path] * (path.is_file() and is_readable(path))
     if not path.is_dir() and (not files or path.suffix == ".npy"):
-        cure = f"; {how_to_read(path)}" if path.is_file() else ""
+        cure = how_to_read(path) if path.is_file() else "nothing is there"
         names = ", ".join(known.word for known in sets)
-        raise ValueError(f"name: wanted one of {names}, auto, or a folder or file of your own, got {str(path)!r}{cure}")
+        raise ValueError(
+            f"name: wanted one of {names}, auto, or a folder or file of your own, got {str(path)!r}; {cure}"
+        )
     if size is not None and (files or not holds_pictures(path)):
         raise ValueError(f"size: wanted none, as {path} holds arrays and no pictures, got {size!r}")
     if (path / "train.npy").exists():

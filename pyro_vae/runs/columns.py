@@ -176,7 +176,7 @@ COLUMNS = {
     "rate": _column("rate", "test", "rate"),
     "distortion": _column("distortion", "test", "distortion"),
     "active": Column("active units", lambda run: _whole(run, "active_units"), digits=0, latex="active units"),
-    "bits": _column("bits/dim", "test", "bits_per_dim", "bits_per_dim_standard_error", 3),
+    "bits": _column("bits/dim of the bound", "test", "bits_per_dim", "bits_per_dim_standard_error", 3),
     "valid": Column("validation bound", Run.valid, latex="validation bound"),
     "knn": Column("k-NN accuracy", lambda run: _whole(run, "knn_accuracy"), digits=3, latex="$k$-NN accuracy"),
     "seconds": _column("seconds", "seconds", "training", digits=0),

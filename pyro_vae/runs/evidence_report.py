@@ -114,15 +114,16 @@ def draw(
 
 def report(results: Rows) -> str:
     """Return the rows as a table."""
-    lines = [f"{'bound':<32} {'nats per image':>15} {'± Monte Carlo':>14} {'k̂ > 0.7':>8} {'seconds':>8}"]
+    heads = f"{'nats per image':>15} {'± images':>9} {'± Monte Carlo':>14} {'images':>7} {'k̂ > 0.7':>8} {'seconds':>8}"
+    lines = [f"{'bound':<32} {heads}"]
     named = [(f"importance, K = {r['num_particles']}" + ", bfloat16" * ("bias" in r), r) for r in results["importance"]]
     named += [(f"{r['proposal']}, K = {r['num_particles']}", r) for r in results["proposals"]]
     named += [(f"annealed from {r['start']}, T = {r['num_temperatures']}", r) for r in results["annealed"]]
     for name, r in named:
-        error = "" if r["monte_carlo_error"] is None else f"{r['monte_carlo_error']:.3f}"
-        share = r.get(SHARE)
+        errors = ["" if r[key] is None else f"{r[key]:.3f}" for key in ("standard_error", "monte_carlo_error")]
+        share = "" if r.get(SHARE) is None else f"{r[SHARE]:.1%}"
         lines.append(
-            f"{name:<32} {r['log_px']:>15.3f} {error:>14} {'' if share is None else format(share, '.1%'):>8} "
+            f"{name:<32} {r['log_px']:>15.3f} {errors[0]:>9} {errors[1]:>14} {r['images']:>7,} {share:>8} "
             f"{r['seconds']:>8.0f}"
         )
     for r in results["proposals"][:1]:

@@ -194,6 +194,6 @@ def unit_rows(metrics: dict[str, Any]) -> Iterator[tuple[str, str]]:
         smooth = "" if metrics["settings"]["activation"] == "silu" else "--activation silu, "
         yield (
             "WARNING",
-            f"collapsed: {unused} of {latent} latent dimensions say nothing of x; train again with "
-            f"{smooth}a smaller --lr and --batch, or more --epochs",
+            f"collapsed: {unused} of {latent} latent dimensions say nothing of x, by a rate below {UNUSED} nats; train "
+            f"again with {smooth}a smaller --lr and --batch, or more --epochs",
         )

@@ -111,7 +111,10 @@ def seeds(text: str) -> list[int]:
     ([3], [2, 3], [0, 1])
     """
     first, colon, end = text.partition(":")
-    found = list(range(int(first or 0), int(end))) if colon else [int(first)]
+    try:
+        found = list(range(int(first or 0), int(end))) if colon else [int(first)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"wanted a seed, or a range such as 0:8, got {text!r}") from None
     if not found:
         raise argparse.ArgumentTypeError(f"{text} holds no seed; write 0:8 for those from 0 to 7")
     return found

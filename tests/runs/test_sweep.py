@@ -84,6 +84,13 @@ def test_what_cannot_be_is_refused_before_any_training(tmp_path, monkeypatch, ca
     assert capsys.readouterr().err.startswith(f"error: {message}") and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("word", ["0-3", "a", "1:b"])
+def test_what_is_no_range_of_seeds_is_told_how_to_write_one(tmp_path, capsys, word):
+    with pytest.raises(SystemExit, match="2"):
+        sweep.main(["--seeds", word, "--out", str(tmp_path / "out")])
+    assert f"wanted a seed, or a range such as 0:8, got {word!r}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("line", ["--latnet 3", "--lik bernuolli beta"])
 def test_words_that_train_does_not_know(tmp_path, capsys, line):
     with pytest.raises(SystemExit, match="2"):
