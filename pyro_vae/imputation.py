@@ -70,7 +70,8 @@ class Imputation:
         """Return what ``print`` and notebooks show."""
         missing, ess = ~self.mask, self.evidence.ess
         uncertain = missing & (self.standard_deviation > 0)
-        error = (self.standard_error / self.standard_deviation)[uncertain].mean()  # columns may have different units
+        shares = (self.standard_error / self.standard_deviation)[uncertain]  # columns may have different units
+        error = shares.mean() if len(shares) else 0.0
         rows = (
             ("Monte Carlo error", f"{error:.1%} of a value's standard deviation, on average"),
             ("effective sample size", f"{ess.median():.0f} of {self.evidence.num_particles} (median)"),

@@ -1,5 +1,7 @@
 """Imputation against the conditional moments of a Gaussian, which are known, and against enumeration."""
 
+from dataclasses import replace
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -203,6 +205,8 @@ def test_rows_that_cannot_be_trusted():
     assert "10 of 20 values imputed" in str(found) and "3 of 4 rows cannot be trusted" in str(found)
     ratio = (found.standard_error / found.standard_deviation)[~MASK].mean()  # has no unit, as columns may differ in it
     assert f"{ratio:.1%} of a value's standard deviation, on average" in str(found)
+    certain = replace(found, standard_deviation=torch.zeros(4, 5), standard_error=torch.zeros(4, 5))
+    assert "0.0% of a value's standard deviation" in str(certain)
 
 
 def test_bad_input():

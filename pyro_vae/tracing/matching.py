@@ -94,7 +94,7 @@ def _check_auxiliary(drawn: Mapping[str, Site]) -> None:
     if counted and not any(isinstance(layer, dist.Delta) for site in drawn.values() for layer in layers(site["fn"])):
         raise ValueError(
             f"the guide draws {counted}, marked auxiliary, whose density counts, and makes no point (Delta) of it, as "
-            "an AutoNormal does: nothing stands against this density, and the bound is none; leave it out, by "
+            "an AutoNormal does: nothing stands against this density, so that the loss bounds nothing; leave it out by "
             "`with pyro.poutine.mask(mask=False):` around its pyro.sample"
         )
 

@@ -149,14 +149,15 @@ def _numbers(optimizer: Optimizer) -> str:
     'lr=0.1, momentum=0, dampening=0, weight_decay=0'
     """
     groups = [{**group, "lr": group.get("initial_lr", group.get("lr"))} for group in optimizer.param_groups]
-    kept = [{name: value for name, value in group.items() if _is_number(value)} for group in groups]
-    words = [", ".join(f"{name}={kept[name]}" for name in kept if name != "initial_lr") for kept in kept]
+    words = [", ".join(f"{name}={value}" for name, value in group.items() if _counts(name, value)) for group in groups]
     return "; ".join(dict.fromkeys(words))
 
 
-def _is_number(value: Any) -> bool:
+def _counts(name: str, value: Any) -> bool:
+    """Return whether an entry of an optimiser is a number, or several, and not one that a schedule notes."""
     values = value if isinstance(value, tuple) else (value,)
-    return all(isinstance(number, int | float) and not isinstance(number, bool) for number in values)
+    numbers = all(isinstance(number, int | float) and not isinstance(number, bool) for number in values)
+    return numbers and name != "initial_lr"
 
 
 def _names_and_shapes(program: Program) -> str:
