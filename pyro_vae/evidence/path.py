@@ -232,8 +232,10 @@ def _check_program(model_trace: poutine.Trace, source: poutine.Trace) -> None:
         check_sites(model_trace, source)
     if not sample_sites(model_trace, observed=True):
         raise ValueError("the model observes nothing; give it x, as in pyro.sample('x', ..., obs=x)")
-    if not sample_sites(model_trace, observed=False):
-        raise ValueError("the model has no latent site, so that log p(x) needs no estimate: it is the model's log_prob")
+    latent = sample_sites(model_trace, observed=False)
+    if not any(site["value"].numel() for site in latent.values()):
+        no = "latent site" if not latent else "dimension in its latent sites"
+        raise ValueError(f"the model has no {no}, so that log p(x) needs no estimate: it is the model's log_prob")
     for name, site in proposal_sites(source).items() if source is not model_trace else ():
         if site["infer"].get("is_auxiliary"):
             raise ValueError(f"site {name!r} is auxiliary in the guide; start from the prior, with guide=None")

@@ -119,3 +119,14 @@ def test_batches_share_a_graph_but_not_the_bounds_and_weights_of_their_rows(quic
     normal = torch.distributions.Normal(0.0, 1.0)
     exact = ((normal.cdf(upper - x) - normal.cdf(-x)) / upper).log()
     assert (found[1] - exact).abs().max() < 0.3
+
+
+@pytest.mark.parametrize(("draw", "no"), [(lambda n: torch.zeros(n), "latent site"), (lambda n: pyro.sample(
+    "z", dist.Normal(torch.zeros(n, 0), 1.0).to_event(1)).sum(-1), "dimension in its latent sites")])  # fmt: skip
+def test_a_model_without_anything_latent_is_told_that_nothing_is_to_be_estimated(draw, no):
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(draw(len(x)), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match=f"the model has no {no}, so that log p"):
+        annealed_evidence(model, None, torch.zeros(3), num_temperatures=3)
