@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from comparing import compare, made, oracle, statistics
+from comparing import compare, made, oracle, pair, statistics
 from pyro.infer import Trace_ELBO
 
 from pyro_vae.estimators import (
@@ -34,6 +34,13 @@ def test_a_frame_has_a_row_for_each_estimator_and_the_ends_of_its_intervals():
     assert (row.bound, row.standard_error, row.variance, row.seconds) == (-3.0, 0.125, 4.0, 0.5)
     assert (row.guide_variance, row.guide_variance_low, row.guide_variance_high) == (2.0, 1.8, 2.4)
     assert (row.guide_snr, row.guide_norm_ratio) == (0.5, 0.25) and not any("model" in name for name in frame)
+
+
+def test_a_pair_disagrees_below_its_share_of_one_per_cent():
+    """Two pairs should agree, and share the chance of a false alarm."""
+    pairs = [pair("A", "B", 0.006), pair("A", "C", 0.004), pair("B", "C", 1e-9, expected=False)]
+    result = made({name: statistics(-3.0, 2.0, 0.5) for name in "ABC"}, pairs)
+    assert result.disagreements() == (pairs[1],)
 
 
 def test_costs_are_variance_times_seconds_against_those_of_the_reference():
