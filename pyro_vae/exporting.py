@@ -118,8 +118,9 @@ def _module(vae: Any, part: str) -> _Exported:
     if part not in EXPORTABLE:
         raise ValueError(f"part: wanted one of {', '.join(EXPORTABLE)}, got {part!r}")
     if not all(hasattr(vae, name) for name in ("prior", "likelihood", "posterior")):
-        inner = f"; export what it holds, .{held_by(vae)}" if held_by(vae) else ""
-        raise ValueError(f"vae: wanted a prior, a likelihood and a posterior, got a {type(vae).__name__}{inner}")
+        inner = held_by(vae)
+        cure = f"; export what it holds, .{inner}" if inner else ""
+        raise ValueError(f"vae: wanted a prior, a likelihood and a posterior, got a {type(vae).__name__}{cure}")
     module = _Exported(copy.deepcopy(vae).cpu().eval(), part)
     try:
         with torch.no_grad(), seeded(0):

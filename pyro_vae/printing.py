@@ -2,7 +2,8 @@
 
 import codecs
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 SPELLED = {
     "\u0302": "-hat",
@@ -85,3 +86,13 @@ def estimate(value: float, error: float | None, digits: int = 2, sign: str = "")
     ('1.23 ± 0.06', '+1.2')
     """
     return f"{value:{sign}.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return in words which entries have another value here; nothing where all are the same.
+
+    >>> differences({"seed": 0, "lr": 0.1}, {"lr": 0.2, "seed": 0, "epochs": 3})
+    'lr is 0.1 there and 0.2 here'
+    """
+    differ = [name for name, value in there.items() if value != here.get(name, "absent")]
+    return ", ".join(f"{name} is {there[name]!r} there and {here.get(name, 'absent')!r} here" for name in differ)

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from pyro_vae.data.levels import recognised, rounded, say_rounded
+from pyro_vae.data.levels import array_of, recognised, rounded, say_rounded
 from pyro_vae.data.pictures import PictureReader, imported
 from pyro_vae.data.raw import DataError, kind
 
@@ -83,8 +82,7 @@ class ItemReader:
 
 def _array(part: Any) -> np.ndarray:
     if isinstance(part, Tensor):
-        part = part.float() if part.dtype == torch.bfloat16 else part  # which NumPy does not have
-        return part.detach().cpu().numpy()
+        return array_of(part)
     array = np.asarray(part)
     return array.astype(array.dtype.newbyteorder("="))
 

@@ -92,12 +92,16 @@ def say_rounded(where: str) -> None:
     )
 
 
+def array_of(tensor: Tensor) -> np.ndarray:
+    """Return the numbers of a tensor in the host's memory; those of bfloat16, which NumPy does not have, as float32."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).detach().cpu().numpy()
+
+
 def _array(split: str, rows: Any) -> np.ndarray:
     """Return pictures as an array that shares their memory; raise ValueError unless they are of a kind that is read."""
     array: Any = rows
     if isinstance(rows, Tensor) and rows.layout == torch.strided:
-        rows_on_cpu = rows.detach().cpu()
-        array = (rows_on_cpu.float() if rows.dtype == torch.bfloat16 else rows_on_cpu).numpy()
+        array = array_of(rows)
     if not isinstance(array, np.ndarray) or np.ma.is_masked(array):
         as_images(rows)  # raises an error with the cure
     if not (array.dtype == np.uint8 or array.dtype.kind == "f") or array.ndim not in (3, 4) or not array.size:

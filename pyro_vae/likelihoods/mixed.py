@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 
 from pyro_vae.construction import Constructed
 from pyro_vae.distributions.rows import Row
+from pyro_vae.likelihoods.base import as_rows
 from pyro_vae.likelihoods.columns import FAMILIES, Family
 from pyro_vae.networks import applied, start_near_zero
 from pyro_vae.random import without_autocast
@@ -93,7 +94,7 @@ class Mixed(Constructed):
 
     def observe(self, table: Tensor | np.ndarray, generator: Generator | None = None) -> Tensor:
         """Return x (N, D) from a table of that shape: the same numbers."""
-        table = torch.from_numpy(table) if isinstance(table, np.ndarray) and table.dtype.kind == "f" else table
+        table = as_rows(self.field, table) if isinstance(table, np.ndarray) else table
         if not torch.is_tensor(table) or table.shape[1:] != (len(self.schema),) or not table.is_floating_point():
             got = f"{table.dtype} of shape {tuple(table.shape)}" if torch.is_tensor(table) else type(table).__name__
             raise ValueError(

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, again: str = "") -> int:
         checkpoints = Checkpoints(
             job.out, **args.checkpoint_every, resume=args.resume, settings=job.same, overwrite=args.overwrite
         )
-        finished = claim(job.out, checkpoints, args, job.same, job.described)
+        finished = claim(job, checkpoints)
         ranks.broadcast(not finished)
         if finished:
             print(report(finished, job.out))

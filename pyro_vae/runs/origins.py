@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyro_vae._lazy import LazyModule
+from pyro_vae.printing import differences
 
 if TYPE_CHECKING:
-    from pyro_vae.data import Data, Split, mapped
+    from pyro_vae.data import Data, Split, mapped, shares
 else:
-    mapped = LazyModule("pyro_vae.data.mapped")  # with torch
+    mapped, shares = map(LazyModule, ("pyro_vae.data.mapped", "pyro_vae.data.shares"))  # with torch
 
 PACKAGES = ("torch", "torchvision", "pyro-ppl", "numpy", "scikit-learn", "matplotlib")
-SPLITS = ("train", "valid", "test")
 _STARTED: list[str | None] = []  # the commit at the start, once it is noted
 
 
 def describe(images: "Data") -> dict[str, Any]:
     """Return name, shape of a row, note and sizes of a data set, and digests that tell its rows from others."""
-    splits = {name: getattr(images, name) for name in SPLITS}
+    splits = {name: getattr(images, name) for name in shares.SPLITS}
     return {
         "name": images.name,
         "shape": list(images.shape),
@@ -43,10 +43,9 @@ def check_same_rows(path: Path, there: Mapping[str, Any], here: Mapping[str, Any
     ValueError: out: its numbers are of other rows than those of this command: test is 3 there and 4 here; give another
     --out
     """
-    names = ("shape", *SPLITS, *(f"{name}_digest" for name in SPLITS))
-    differ = [name for name in names if name in there and there[name] != here.get(name)]
-    if differ:
-        words = ", ".join(f"{name} is {there[name]!r} there and {here.get(name)!r} here" for name in differ)
+    names = ("shape", *shares.SPLITS, *(f"{name}_digest" for name in shares.SPLITS))
+    words = differences({name: there[name] for name in names if name in there}, here)
+    if words:
         raise ValueError(f"{path}: its numbers are of other rows than those of this command: {words}; {cure}")
 
 

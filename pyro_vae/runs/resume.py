@@ -4,9 +4,8 @@ import argparse
 import filecmp
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pyro_vae.config import ALPHA, FREE_BITS, TEMPERATURE
 from pyro_vae.files import CheckpointError, unfinished, write_whole
@@ -19,6 +18,9 @@ from pyro_vae.saved.old_runs import OLD_PARAMETERS
 from pyro_vae.training import Checkpoints
 from pyro_vae.training.checkpoint import check_same
 from pyro_vae.training.saving import HISTORY
+
+if TYPE_CHECKING:
+    from pyro_vae.runs.job import Job
 
 EVIDENCE = "evidence"
 ANEW = "pyro-vae train --overwrite trains and measures anew"
@@ -70,18 +72,9 @@ def compared(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in FREE and name not in usual}
 
 
-def claim(
-    out: Path,
-    checkpoints: Checkpoints,
-    args: argparse.Namespace,
-    same: dict[str, Any],
-    described: dict[str, Any],
-) -> dict[str, Any] | None:
-    """Check that the run may write to its folder; return the metrics of a run that is resumed and has ended, or None.
-
-    ``same``: the options that must not differ from those of the run that is resumed. ``described``: the data,
-    whose rows must be those of a run that has ended.
-    """
+def claim(job: "Job", checkpoints: Checkpoints) -> dict[str, Any] | None:
+    """Check that the run may write to its folder; return the metrics of a resumed run that has ended, else None."""
+    out, args = job.out, job.args
     for path in (*checkpoints.paths, *(out / name for name in WRITTEN)):
         for left in unfinished(path):  # by a run that was killed
             left.unlink(missing_ok=True)
@@ -96,29 +89,25 @@ def claim(
                 f"{out} holds a run that was stopped; go on with it by --resume, or give another --out, or --overwrite"
             )
     elif any(path.name != HISTORY for path in out.iterdir()):  # left by a run that was killed before it was saved
-        return _claim_results(out, checkpoints, args, same, described)
+        return _claim_results(job, checkpoints)
     elif args.resume:
         print(f"NOTE: there is nothing to resume in {out}; this run begins", flush=True)
     return None
 
 
-def _claim_results(
-    out: Path,
-    checkpoints: Checkpoints,
-    args: argparse.Namespace,
-    same: dict[str, Any],
-    described: dict[str, Any],
-) -> dict[str, Any] | None:
+def _claim_results(job: "Job", checkpoints: Checkpoints) -> dict[str, Any] | None:
     """Do ``claim`` for a folder that holds files, but no checkpoint to go on from."""
+    out, args = job.out, job.args
     if not (out / METRICS).is_file():
         raise FileExistsError(f"{out} holds files that are not a run's results; give another --out")
     if args.resume:
         metrics = read_metrics(out / METRICS)
         if not metrics.get("interrupted"):
-            if goes_on(metrics, out, checkpoints, args.epochs, same):
+            if goes_on(metrics, out, checkpoints, args.epochs, job.same):
                 return None
-            check_same_rows(out, metrics.get("dataset", {}), described, ANEW)
-            for note in measured_otherwise(metrics["settings"], args, out):
+            check_same_rows(out, metrics.get("dataset", {}), job.described, ANEW)
+            note = measured_otherwise(metrics["settings"], args, out)
+            if note:
                 print(f"NOTE: {note}", flush=True)
             return metrics
         print(f"NOTE: the run in {out} was stopped before it was saved; it begins anew", flush=True)
@@ -127,15 +116,16 @@ def _claim_results(
     return None
 
 
-def measured_otherwise(settings: dict[str, Any], args: argparse.Namespace, out: Path) -> Iterator[str]:
-    """Yield a note if a run that has ended was measured by other options than these, since it is not measured again."""
+def measured_otherwise(settings: dict[str, Any], args: argparse.Namespace, out: Path) -> str:
+    """Return a note if a run that has ended was measured by other options than these: it is not measured again."""
     names = [name for name in ("measure", "evidence") if settings.get(name, getattr(args, name)) != getattr(args, name)]
-    if names:
-        before = " ".join(f"{flag(name)} {settings[name]}" for name in names)
-        yield (
-            f"{out} holds a run that has ended, and was measured by {before}, as it stays; pyro-vae evidence --run "
-            f"{out} measures log p(x), and {ANEW}"
-        )
+    before = " ".join(f"{flag(name)} {settings[name]}" for name in names)
+    if not names:
+        return ""
+    return (
+        f"{out} holds a run that has ended, and was measured by {before}, as it stays; pyro-vae evidence --run {out} "
+        f"measures log p(x), and {ANEW}"
+    )
 
 
 def goes_on(metrics: dict[str, Any], out: Path, checkpoints: Checkpoints, epochs: int, same: dict[str, Any]) -> bool:

@@ -244,9 +244,8 @@ def checked(runs: Iterable[Planned], out: Path) -> Iterator[Planned]:
             metrics = ended(out / each.name, {**same, "seed": each.seed}, options.epochs, rows)
         except ValueError as error:
             raise ValueError(f"{each.name}: {error}") from error
-        notes |= dict.fromkeys([rows["note"]] if rows["note"] else [])
-        if metrics:
-            notes |= dict.fromkeys(resume.measured_otherwise(metrics["settings"], options, out / each.name))
+        measured = resume.measured_otherwise(metrics["settings"], options, out / each.name) if metrics else ""
+        notes |= dict.fromkeys(filter(None, (rows["note"], measured)))
         yield Planned(each.name, each.words, each.seed, metrics is not None)
     for note in notes:
         print(f"NOTE: {note}", flush=True)

@@ -14,6 +14,7 @@ import torch
 from pyro_vae.checks import is_whole
 from pyro_vae.errors import warn
 from pyro_vae.files import LARGEST, CheckpointError, check_payload, expanded, load_tree, read_bytes, write_whole
+from pyro_vae.printing import differences
 from pyro_vae.training.history import TrainingWarning
 
 MAGIC = b"pyro_vae checkpoint\n"
@@ -183,9 +184,8 @@ def check_same(saved: Any, wanted: Mapping[str, Any]) -> None:
     """
     saved = saved if isinstance(saved, dict) else {}
     there = {name: saved.get(name, "absent") for name in (*wanted, *saved)}
-    differ = [name for name in there if there[name] != wanted.get(name, "absent")]
-    if differ:
-        words = ", ".join(f"{name} is {there[name]!r} there and {wanted.get(name, 'absent')!r} here" for name in differ)
+    words = differences(there, wanted)
+    if words:
         raise ValueError(f"the checkpoint is of another run: {words}; give its settings, or begin anew")
 
 

@@ -224,6 +224,8 @@ def test_bad_input():
     with pytest.raises(ValueError, match="table: wanted a float tensor"):
         program().observe(X.nan_to_num(0).long())
     torch.testing.assert_close(program().observe(X.numpy()), program().observe(X), equal_nan=True)
+    turned = program().observe(X.numpy()[::-1])  # torch takes no array that runs backwards
+    torch.testing.assert_close(turned, program().observe(X.flip(0)), equal_nan=True)
     bad = X.clone()
     bad[2, 2] = -1
     with pytest.raises(ValueError, match=r"outside the support|log-probability is not finite|not finite"):
