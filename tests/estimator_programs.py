@@ -5,6 +5,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from monte_carlo import assert_mean_is
+from pyro import poutine
 from torch import nn
 
 from pyro_vae.linear_gaussian import LinearGaussian, LinearPosterior
@@ -27,6 +28,15 @@ def estimate(estimator, program, x, seed=0):
     torch.manual_seed(seed)
     loss = estimator(program.model, program.guide)(x)
     return loss, gradients(loss, program)
+
+
+def assert_scale_multiplies(estimator, program, x):
+    """Where model and guide are scaled by 2.5, so are value and gradient, at the same draws."""
+    loss, slopes = estimate(estimator, program, x)
+    program.model, program.guide = (poutine.scale(each, 2.5) for each in (program.model, program.guide))
+    scaled, scaled_slopes = estimate(estimator, program, x)
+    torch.testing.assert_close(scaled, 2.5 * loss)
+    assert_equal(scaled_slopes, {key: 2.5 * slope for key, slope in slopes.items()})
 
 
 def assert_equal(ours, expected):

@@ -107,7 +107,7 @@ class DisARM(Estimator):
     @property
     def description(self) -> Description:
         """The ELBO in value and gradient."""
-        return Description.unbiased("ELBO", plain=True)
+        return Description.unbiased("ELBO")
 
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
         """Return the ELBO, and a surrogate with the gradients of the pairs."""
@@ -139,7 +139,7 @@ class OVIS(Estimator):
     @property
     def description(self) -> Description:
         """L_K in value and gradient."""
-        return Description.unbiased(importance_weighted_bound(self.num_particles), plain=True)
+        return Description.unbiased(importance_weighted_bound(self.num_particles))
 
     def objective(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping) -> tuple[Tensor, Tensor]:
         """Return L_K, and a surrogate with the scores of q."""

@@ -123,7 +123,7 @@ class ReinMax(_Relaxing):
 
     def relax(self, logits: Tensor) -> Tensor:
         """Return a draw, with the path of Heun's method."""
-        hard = OneHotCategorical(logits=logits.detach(), validate_args=False).sample()
+        hard = OneHotCategorical(logits=logits.detach()).sample()
         first = logits.softmax(-1)
         middle = ((first.detach() + hard) / 2).log()
         second = (middle + (logits - logits.detach())).softmax(-1)

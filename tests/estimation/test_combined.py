@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from estimator_programs import assert_equal, assert_mean, estimate, exact_gradient, known_programs
+from estimator_programs import (
+    assert_equal,
+    assert_mean,
+    assert_scale_multiplies,
+    estimate,
+    exact_gradient,
+    known_programs,
+)
 
 from pyro_vae.estimation.description import describe
 from pyro_vae.estimators import CIWAE, PIWAE, DoublyReparameterized, ImportanceWeighted
@@ -57,6 +64,12 @@ def test_at_their_ends_they_are_other_estimators(mixed, plain):
     assert ours[0].item() == pytest.approx(theirs[0].item(), rel=1e-12)
     assert_equal(ours[1], theirs[1])
     assert describe(mixed) == describe(plain)
+
+
+@pytest.mark.parametrize("estimator", [PIWAE(2, M=2), CIWAE(3)])
+def test_a_scale_multiplies_value_and_gradient(estimator):
+    program, x = known_programs()[1]
+    assert_scale_multiplies(estimator, program, x.expand(4))
 
 
 def test_each_group_of_piwae_says_what_it_estimates():

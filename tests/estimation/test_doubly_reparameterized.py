@@ -5,7 +5,16 @@ import math
 import pyro.infer
 import pytest
 import torch
-from estimator_programs import Local, P, assert_equal, assert_mean, estimate, exact_gradient, known_programs
+from estimator_programs import (
+    Local,
+    P,
+    assert_equal,
+    assert_mean,
+    assert_scale_multiplies,
+    estimate,
+    exact_gradient,
+    known_programs,
+)
 from monte_carlo import assert_mean_is
 from programs import linear_gaussian
 
@@ -46,6 +55,17 @@ def test_the_mean_gradient_is_that_of_the_bound(number, alpha):
     torch.manual_seed(0)
     losses = [RenyiBound(alpha, 2).loss(program.model, program.guide, x.expand(2000, *x.shape[1:])) for _ in range(20)]
     assert_mean_is(torch.tensor(losses) / 2000, -value, sees=0.05)
+
+
+@pytest.mark.parametrize("estimator", [DoublyReparameterized(1), RenyiBound(0.5, 1)])
+def test_of_one_particle_they_are_described_as_pyros_elbo(estimator):
+    assert describe(estimator) == describe(pyro.infer.Trace_ELBO())
+
+
+@pytest.mark.parametrize("estimator", [DoublyReparameterized(3), RenyiBound(0.5, 3)])
+def test_a_scale_multiplies_value_and_gradient(estimator):
+    program, x = known_programs()[1]
+    assert_scale_multiplies(estimator, program, x.expand(4))
 
 
 def test_both_ends_are_the_estimators_of_the_elbo_and_of_l_k():

@@ -15,10 +15,10 @@ from estimator_programs import (
     mixture,
     variances,
 )
-from pyro.infer import TraceGraph_ELBO
+from pyro.infer import Trace_ELBO, TraceGraph_ELBO
 from torch import nn
 
-from pyro_vae.estimators import OVIS, DisARM, ImportanceWeighted, ScoreFunction
+from pyro_vae.estimators import OVIS, Antithetic, DisARM, ImportanceWeighted, ScoreFunction
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -53,6 +53,20 @@ def test_the_mean_value_is_the_elbo_by_enumeration(estimator):
     loss = estimate(estimator, program, y.expand(n))[0].item() / n
     assert loss == pytest.approx(-elbo, abs=4.5 * spread / n**0.5)  # pairs of opposite draws vary no more than twice
     assert spread / n**0.5 < 0.02 < abs(elbo)
+
+
+def test_by_default_it_has_one_particle_and_the_loss_of_pyro():
+    program, y, losses = Bits(), torch.tensor([0.7, -0.2]), []
+    for estimator in (ScoreFunction(), Trace_ELBO()):
+        torch.manual_seed(0)
+        losses.append(estimator.loss(program.model, program.guide, y))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def test_only_a_baseline_of_other_particles_needs_independent_ones():
+    assert Antithetic(ScoreFunction(4)).num_particles == 4
+    with pytest.raises(ValueError, match="needs independent particles"):
+        Antithetic(ScoreFunction(4, "leave-one-out"))
 
 
 def test_the_leave_one_out_baseline_lowers_the_variance():
@@ -122,6 +136,18 @@ def test_what_disarm_cannot_take_is_refused():
     for vectorize in (None, False):
         with pytest.raises(ValueError, match="site 'z2' of the guide has logits that depend on other draws"):
             DisARM(vectorize=vectorize).differentiable_loss(guide, guide, torch.zeros(50))
+
+
+@pytest.mark.parametrize("estimator", [ScoreFunction(2), DisARM(2)])
+def test_a_factor_of_the_guide_that_is_taken_for_a_draw_is_refused(estimator):
+    program = Bits()
+
+    def guide(y):
+        program.guide(y)
+        pyro.factor("f", program.logits.sum(), has_rsample=False)
+
+    with pytest.raises(ValueError, match="factor 'f' of the guide has has_rsample=False"):
+        estimator.differentiable_loss(program.model, guide, torch.ones(2))
 
 
 @pytest.mark.slow

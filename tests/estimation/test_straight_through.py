@@ -1,11 +1,13 @@
 """Straight-through gradients: where they are exact, and how far they are off elsewhere, by enumeration."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from estimator_programs import Bits, Choice, assert_mean, draws, enumerated_gradient, mixture
 from programs import linear_gaussian
 from pyro import poutine
-from pyro.infer import TraceEnum_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import nn
 
 from pyro_vae.estimation.description import describe
@@ -71,20 +73,62 @@ def test_the_models_gradient_is_unbiased_and_the_guides_is_not_claimed(estimator
     assert (describe(estimator).guide_gradient, describe(estimator).model_gradient) == (None, "ELBO")
 
 
-@pytest.mark.parametrize("estimator", [StraightThrough(), ReinMax()])
-def test_values_are_hard_and_masked_rows_count_nothing(estimator):
-    program, y = Choice(), torch.tensor([0.7, 0.7])
-    torch.manual_seed(0)
-    traces = estimator._get_trace(program.model, program.guide, (y,), {})
+class Seen(Choice):
+    """Keeps the draw that the model was given."""
+
+    def p_y(self, z):
+        self.z = z
+        return super().p_y(z)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "K"), [(StraightThrough(), 1), (ReinMax(), 1), (StraightThrough(3), 3), (ReinMax(3), 3)]
+)
+def test_draws_are_hard_and_the_loss_is_the_bound_at_them(estimator, K):
+    program, y = Seen(bent=1.0), torch.tensor([0.7, -0.2])
     loss = estimator.loss(program.model, program.guide, y)
-    assert set(traces[1].nodes["z"]["value"].unique().tolist()) == {0.0, 1.0} and loss == loss
+    assert ((program.z - program.z.round()).abs() < 1e-12).all() and program.z.max(-1).values.allclose(torch.ones(()))
+    assert loss == pytest.approx(-program.log_w(y, program.z).sum().item() / K)
+    assert describe(estimator).plain
+
+
+@pytest.mark.parametrize("kind", [Choice, Bits])
+@pytest.mark.parametrize("estimator", [StraightThrough(), ReinMax()])
+def test_masked_rows_count_nothing(estimator, kind):
+    program, y = kind(), torch.tensor([0.7, 0.7])
     masked = poutine.mask(mask=torch.tensor([True, False]))
     program.logits = nn.Parameter(program.logits.detach().repeat(2, 1))
     torch.manual_seed(0)
-    found = torch.autograd.grad(
-        estimator.differentiable_loss(masked(program.model), masked(program.guide), y), program.logits
-    )[0]
+    loss = estimator.differentiable_loss(masked(program.model), masked(program.guide), y)
+    (found,) = torch.autograd.grad(loss, program.logits)
     assert found[0].abs().max() > 0 and found[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("estimator", [StraightThrough(2), ReinMax(2)])
+def test_reparameterised_sites_keep_the_gradient_of_trace_elbo(estimator):
+    """In a program whose parts do not depend on each other, and of which the second alone is discrete."""
+    loc, discrete, y = nn.Parameter(torch.tensor(0.4)), Choice(), torch.tensor([0.7, -0.2])
+
+    def model(y):
+        with pyro.plate("rows", len(y)):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+            pyro.sample("of_u", dist.Normal(u.sin(), 0.5), obs=y)
+
+    def guide(y):
+        with pyro.plate("rows", len(y)):
+            pyro.sample("u", dist.Normal(loc, 0.8))
+
+    def both(first, second):
+        return lambda y: (first(y), second(y))
+
+    found = []
+    for elbo, programs in (
+        (estimator, (both(model, discrete.model), both(guide, discrete.guide))),
+        (Trace_ELBO(2, vectorize_particles=True, max_plate_nesting=1), (model, guide)),
+    ):
+        torch.manual_seed(0)
+        found += torch.autograd.grad(elbo.differentiable_loss(*programs, y), loc)
+    torch.testing.assert_close(*found)
 
 
 def test_other_discrete_sites_are_refused():
