@@ -10,6 +10,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from scipy.stats import f, kstest, ttest_ind
 
 from pyro_vae.comparison.agreement import equal_means_p_value, largest_z, typical_largest_z
+from pyro_vae.comparison.moments import Mean
 from pyro_vae.estimators import (
     DoublyReparameterized,
     ImportanceWeighted,
@@ -68,6 +69,16 @@ def test_largest_z_is_numpys():
     assert where == expected.argmax()
 
 
+@pytest.mark.parametrize("where", [0, 1, (1 << 18) - 1, 1 << 18, (1 << 18) + 2])
+def test_the_coordinate_that_differs_is_found_wherever_it_is(where):
+    nothing = torch.zeros(1, 1)
+    one, other = torch.zeros(2, (1 << 18) + 3)
+    other[where] = 3.0
+    error = torch.full_like(one, 0.5)
+    means = (Mean(mean, error, nothing[0], nothing, 9, nothing) for mean in (one, other))
+    assert largest_z(*means) == (pytest.approx(3 / 0.5**0.5, rel=1e-6), where)
+
+
 def test_typical_largest_z_is_the_median_of_the_largest():
     largest = np.abs(np.random.default_rng(0).standard_normal((20_000, 50))).max(1)
     assert abs(typical_largest_z(50) - np.median(largest)) < 0.02
@@ -93,6 +104,27 @@ def test_the_p_value_against_a_known_mean_is_hotellings(scale):
     known = torch.full((20, 3), known).double()
     p = equal_means_p_value(*(streamed(scale * g).mean() for g in (a, known)))
     assert p == pytest.approx(f.sf(t_squared * 17 / (19 * 3), 3, 17), rel=1e-6)
+
+
+def test_a_coordinate_that_follows_from_others_changes_no_p_value():
+    a, b = symmetric(20, 2, 0), symmetric(12, 2, 1, spread=3.0) + 0.5
+    p, same = (
+        equal_means_p_value(*(streamed(torch.cat([g, *more], 1)).mean() for g, more in pairs))
+        for pairs in (((a, []), (b, [])), ((a, [a, a]), (b, [b, b])))
+    )
+    assert 0.01 < p < 0.9 and same == pytest.approx(p, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_p_value_does_not_depend_on_the_coordinates(seed):
+    """Of skewed draws too, whose skewness is that in the direction in which the means differ."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.rand(20, 3, generator=generator, dtype=torch.float64).pow(-0.5) for _ in range(2))
+    turn, b = torch.randn(3, 3, generator=generator, dtype=torch.float64), b - 0.3
+    p, same = (
+        equal_means_p_value(streamed(a @ by).mean(), streamed(b @ by).mean()) for by in (torch.eye(3).double(), turn)
+    )
+    assert same == pytest.approx(p, rel=1e-6)
 
 
 def test_what_does_not_vary_is_no_difference():

@@ -1,16 +1,20 @@
 """``best_estimator`` against rankings that are known in closed form, and its checks."""
 
+import inspect
+import io
 import re
+import sys
+import typing
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from comparing import oracle
+from comparing import oracle, pictures
 from programs import small_vae
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
-from pyro_vae import best_estimator
+from pyro_vae import best_estimator, priors
 from pyro_vae.estimators import ScoreFunction, StickingTheLanding, StraightThrough
 from pyro_vae.linear_gaussian import mean_field_elbo_variance, path_variance, trace_elbo_variance
 
@@ -95,6 +99,7 @@ def test_a_program_of_discrete_latents_is_ranked_by_those_that_take_it():
     taken = {entry.name for entry in found.entries}
     assert {"L^A", "DisARM, K = 4", "score function, K = 16", "OVIS, K = 4"} <= taken
     assert {"STL, K = 1", "DReG, K = 4"} <= set(found.left_out)
+    assert found.left_out["STL, K = 1"].startswith("site 'z' of the guide is not reparameterised")
     assert found.best() not in ("L^A", "L^B")
 
 
@@ -120,6 +125,35 @@ def test_given_estimators_that_refuse_the_program_raise_and_a_program_that_none_
         best(model, guide, torch.ones(2), estimators={"STL": StickingTheLanding()})
     with pytest.raises(ValueError, match="guide: wanted a function"):
         best(model, None)
+
+
+def test_a_kl_without_a_closed_form_leaves_out_a_candidate_and_refuses_what_is_given(monkeypatch):
+    program, x = small_vae(prior=lambda latent: priors.Mixture(latent, 3)), pictures()
+    monkeypatch.setattr("pyro_vae.comparison.best.candidates", lambda: KINDS)
+    found = best(program, x, estimators=None, seconds=1e-9, draws=8)
+    assert {entry.name for entry in found.entries} == {"L^A", "STL"}
+    assert list(found.left_out) == ["L^B"] and found.left_out["L^B"].startswith("site 'z': no closed form")
+    with pytest.raises(ValueError, match=r"^L\^B: site 'z': no closed form"):
+        best(program, x, estimators=KINDS, seconds=1e-9, draws=8)
+
+
+@pytest.mark.parametrize("options", [{}, {"progress": False}])
+def test_a_bar_is_shown_on_a_terminal_if_it_is_wanted(monkeypatch, options):
+    program, x = oracle()
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    best_estimator(program, x, estimators=KINDS, costs=dict.fromkeys(KINDS, 1.0), seconds=1e-9, draws=8, **options)
+    assert "round 1, 3 estimators" in terminal.getvalue() if not options else terminal.getvalue() == ""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="overloads are known from Python 3.11 on")
+def test_type_checkers_see_the_defaults_that_there_are():
+    seen = [inspect.signature(each).parameters for each in typing.get_overloads(best_estimator)]
+    there = inspect.signature(best_estimator).parameters
+    options = {name: each.default for name, each in there.items() if each.kind is each.KEYWORD_ONLY}
+    assert len(seen) == 2 and len(options) == 8
+    assert all({name: each[name].default for name in options} == options for each in seen)
 
 
 def test_a_biased_estimator_alone_has_no_rank():

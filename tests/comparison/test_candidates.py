@@ -13,6 +13,10 @@ def test_each_number_of_particles_has_its_own_bound_and_the_elbo_all():
     assert all(found[f"{kind}, K = 3"].num_particles == 3 for kind in ("STL", "IWAE", "DReG", "GDReG", "OVIS"))
 
 
+def test_by_default_they_have_1_4_and_16_particles():
+    assert {elbo.num_particles for elbo in candidates().values()} == {1, 4, 16}
+
+
 def test_biased_ones_claim_no_gradient():
     found = candidates()
     assert {name for name, elbo in found.items() if target_of(elbo) is None} == {"straight-through", "ReinMax"}

@@ -19,6 +19,8 @@ from torch.nn.functional import softplus
 
 from pyro_vae import priors
 from pyro_vae.comparison import compare_estimators
+from pyro_vae.comparison.compare import arguments_of
+from pyro_vae.data import Split
 from pyro_vae.estimators import (
     DoublyReparameterized,
     ImportanceWeighted,
@@ -274,6 +276,40 @@ def test_a_program_is_compared_as_its_model_and_guide_are():
     assert of_program.estimators["L^A"].guide == of_functions.estimators["L^A"].guide
     by_batch = compare(program, batches=[x], estimators={"L^A": Trace_ELBO()}, draws=5)
     assert by_batch.estimators["L^A"].bound == of_program.estimators["L^A"].bound
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_split_gives_the_arguments_that_the_program_makes_of_it(masked):
+    program, split = nn.Module(), Split(torch.arange(4, dtype=torch.uint8).view(2, 1, 1, 2))
+    program.observe = lambda pixels: (pixels / 255, pixels > 0) if masked else pixels / 255
+    made = arguments_of(program, split, (1, 2))
+    assert len(made) == (4 if masked else 3) and made[0] is program and made[-1] == (1, 2)
+    assert torch.equal(made[1], split.images / 255)
+
+
+def images_of(model, *args):
+    """The number of images that a comparison says, of a model and a guide of its latent sites."""
+    guide = pyro.poutine.block(model, hide=["x"])
+    return compare(model, guide, *args, draws=2, estimators={"L^A": Trace_ELBO()}).images
+
+
+def test_the_number_of_images_is_the_size_of_the_plate_over_rows():
+    """Of two plates that hold all sites that of as many as the arguments have rows; of one its size."""
+    loc = torch.zeros((), requires_grad=True)
+
+    def model(x, weights=1.0):
+        with pyro.plate("rows", 4, dim=-1), pyro.plate("groups", 3, dim=-2), pyro.poutine.scale(scale=weights):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(3, 4))
+
+    def alone(x):
+        with pyro.plate("rows", 4):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=torch.zeros(4))
+
+    assert [images_of(model, torch.zeros(rows)) for rows in (4, 3, 7)] == [4, 3, None]
+    assert images_of(alone, torch.zeros(7)) == 4
+    assert images_of(model, torch.zeros(4), torch.tensor([1.0, 2.0, 1.0, 1.0])) is None
 
 
 def test_what_is_no_program():

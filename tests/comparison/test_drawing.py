@@ -1,5 +1,7 @@
 """Single draws: gradients of every kind of ELBO, and what they leave as it was."""
 
+import itertools
+
 import pyro
 import pytest
 import torch
@@ -8,6 +10,7 @@ from programs import small_vae
 from pyro.infer import RenyiELBO, Trace_ELBO
 
 from pyro_vae.comparison.drawing import Drawer
+from pyro_vae.comparison.replicates import whole
 from pyro_vae.estimators import ImportanceWeighted
 from pyro_vae.tracing.leaves import find_parameters
 
@@ -36,9 +39,9 @@ def test_a_program_without_trainable_parameters():
         compare(program.model, program.guide, x, estimators={"L^A": Trace_ELBO()})
 
 
-def drawer_of(program, x):
+def drawer_of(program, x, *others, engine="eager"):
     parameters, *_ = find_parameters(program.model, program.guide, (x,))
-    return Drawer((program.model, program.guide), [(x,)], {}, parameters), parameters
+    return Drawer((program.model, program.guide), [(x,), *others], {}, parameters, engine), parameters
 
 
 @pytest.mark.parametrize("estimator", [Trace_ELBO(), RenyiELBO(num_particles=3)])
@@ -130,3 +133,46 @@ def test_parameters_on_which_a_loss_does_not_depend_have_a_gradient_of_zero():
     drawer.flat.fill_(torch.nan)
     assert drawer.draw("bias", OfTheBias(), (x,), number=1, draws=1)[0] == pytest.approx(3 * program.bias.sum().item())
     assert not drawer.parts["guide"].any() and drawer.flat.sum() == 3 * program.bias.numel()
+
+
+@pytest.mark.parametrize(
+    ("engine", "batches", "draws", "sizes"),
+    [
+        ("eager", 20, 10, [1] * 10),
+        ("vectorized", 1, 67, [1, 64, 2]),
+        ("auto", 20, 10, [1, 9]),  # 200 in all
+        ("auto", 20, 9, [1] * 9),
+    ],
+)
+def test_blocks_are_so_many_draws_and_those_of_the_program(engine, batches, draws, sizes):
+    """The first draw by itself, and all by the same random numbers as if the estimator were called again and again."""
+    program, x = oracle(offset=0.3)
+    drawer, _ = drawer_of(program, x, *[(x,)] * (batches - 1), engine=engine)
+    torch.manual_seed(1)
+    losses, gradients = [], []
+    for block in drawer.blocks("it", Trace_ELBO(), (x,), draws):
+        pieces = [whole(piece).flatten(1) for part in block.gradients.values() for piece in part]
+        losses.append(block.losses)
+        gradients.append(torch.cat(pieces, 1))
+    assert [len(of_block) for of_block in losses] == [len(rows) for rows in gradients] == sizes
+    torch.manual_seed(1)
+    both = zip(itertools.chain(*losses), torch.cat(gradients), strict=True)
+    for number, (loss, gradient) in enumerate(both, 1):
+        expected, _ = drawer.draw("again", Trace_ELBO(), (x,), number, draws)
+        assert loss == pytest.approx(expected, rel=1e-9)
+        torch.testing.assert_close(gradient, drawer.flat, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_eager_blocks_count_their_draws_from_one(last):
+    program, x = oracle()
+    calls = iter(range(1, last))
+
+    class Fails(Trace_ELBO):
+        def differentiable_loss(self, *args):
+            if next(calls, None) is None:
+                raise ValueError("no luck")
+            return super().differentiable_loss(*args)
+
+    with pytest.raises(ValueError, match=f"unlucky, draw {last} of 5: no luck"):
+        [*drawer_of(program, x)[0].blocks("unlucky", Fails(), (x,), 5)]

@@ -10,6 +10,7 @@ from comparing import compare, oracle
 from monte_carlo import assert_estimate_is
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
+from pyro_vae.comparison.measuring import seconds_per_draw, times_of_draws
 from pyro_vae.estimators import (
     ScoreFunction,
     StickingTheLanding,
@@ -128,3 +129,26 @@ def test_a_gradient_that_is_not_finite():
 
     with pytest.raises(ValueError, match="root, draw 3 of 100: a gradient is not finite"):
         compare(program.model, program.guide, x, estimators={"root": Root()}, engine="eager")
+
+
+def test_estimators_take_turns_and_their_first_draws_are_not_timed():
+    class Clock:
+        """Says that the n-th draw of ``a`` takes n seconds, and that of ``b`` ten times as many."""
+
+        batches, order = [()], []
+
+        def draw(self, name, elbo, args, number, draws):
+            self.order.append(name)
+            return 0.0, number * {"a": 1.0, "b": 10.0}[name]
+
+    kinds, clock = {"a": Trace_ELBO(), "b": Trace_ELBO()}, Clock()
+    assert times_of_draws(clock, kinds, 3) == {"a": [2.0, 3.0, 4.0], "b": [20.0, 30.0, 40.0]}
+    assert clock.order == ["a", "b"] * 4
+    assert seconds_per_draw(clock, kinds, 3) == {"a": 3.0, "b": 30.0}
+
+
+def test_two_draws_are_enough_for_a_p_value():
+    """Of Welch's test of one projection; two of them would leave no degree of freedom."""
+    program, x = oracle(offset=0.3)
+    found = compare(program, x, draws=2, estimators={"L^A": Trace_ELBO(), "score": ScoreFunction(2)})
+    assert len(found.agreements) == 2 and all(0 < pair.p_value <= 1 for pair in found.agreements)

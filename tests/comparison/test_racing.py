@@ -1,5 +1,7 @@
 """Successive halving: who goes, who stays, and how seldom equal estimators are told apart."""
 
+import time
+
 import pytest
 import torch
 from comparing import oracle
@@ -40,6 +42,42 @@ def test_nothing_is_left_where_all_are_close_or_one_is_alone_or_none_has_a_bound
     assert race({"a": 1.0, "b": 1.01}, 0.005)._left("ab") == []
     assert race({"a": 1.0}, 0.2)._left("a") == []
     assert race({"a": 1.0, "b": 1.0}, 0.5, target=None)._left("ab") == []
+
+
+@pytest.mark.parametrize("unit", [2.0**-12, 1.0, 2.0**12])
+def test_places_are_those_of_each_bound_in_any_unit_of_the_gradient(unit):
+    """Of ``f`` and ``b`` nothing is claimed; ``a`` cannot be told apart from ``d``, and ``e`` can."""
+    values = {"a": 1.1, "b": 0.5, "c": 3.0, "d": 1.0, "e": 2.0, "f": 0.4}
+    made = race({name: unit * value for name, value in values.items()}, 0.1)
+    for name, target in {"b": None, "c": "L_4", "f": None}.items():
+        made.racers[name].target = target
+    places = made.places()
+    assert [(entry.target, entry.name, entry.rank) for entry in places] == [
+        *[("ELBO", name, rank) for rank, name in enumerate("dae", 1)],
+        ("L_4", "c", 1),
+        *[(None, name, None) for name in "fb"],
+    ]
+    assert [entry.name for entry in places if entry.tied] == ["d", "a", "c"]
+    for entry in places:
+        assert entry.variance.value == entry.score.value == unit * values[entry.name]
+        ends = [end / entry.variance.value for end in (entry.variance.low, entry.variance.high)]
+        assert 0.7 < ends[0] < 0.9 and 1.1 < ends[1] < 1.4
+
+
+def test_where_no_costs_are_given_they_are_the_seconds_of_a_draw():
+    program, x = oracle()
+
+    class Waits(Trace_ELBO):
+        def differentiable_loss(self, *args):
+            time.sleep(0.005)
+            return super().differentiable_loss(*args)
+
+    kinds = {"quick": Trace_ELBO(), "waits": Waits()}
+    found = best_estimator(program, x, estimators=kinds, seconds=1e-9, draws=8, engine="eager", progress=False)
+    quick, waits = sorted(found.entries, key=lambda entry: entry.name)
+    assert waits.cost > max(quick.cost, 0.005)
+    for entry in found.entries:
+        assert entry.score.value == pytest.approx(entry.cost * entry.variance.value)
 
 
 def test_targets():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pyro_vae.comparison.replicates import Replicates
+from pyro_vae.comparison.replicates import Product, Replicates, whole
 from pyro_vae.compiling.constants import WatchedConstants
 from pyro_vae.compiling.joint import record
 from pyro_vae.compiling.untraceable import Untraceable
@@ -21,9 +21,11 @@ def assert_draws_are_those_of(function, *args, draws=5):
     after = torch.get_rng_state()
     many = replicates(function, *args)
     torch.manual_seed(3)
-    for found, wanted in zip(many(draws), expected, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    found = many(draws)
+    for result, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(whole(result), wanted, rtol=1e-12, atol=1e-12)
     assert torch.equal(torch.get_rng_state(), after)  # no number more, none less
+    return found
 
 
 def test_a_loss_and_its_gradient():
@@ -36,6 +38,35 @@ def test_a_loss_and_its_gradient():
         return loss.detach(), *torch.autograd.grad(loss, [weight])
 
     assert_draws_are_those_of(function, X)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_gradient_of_a_weight_is_a_product(turned):
+    weight = torch.full((2, 2), 0.3, dtype=torch.float64, requires_grad=True)
+
+    def function(x):
+        noisy = x + torch.randn(3, 2).double()
+        out = torch.nn.functional.linear(noisy, weight) if turned else noisy @ weight
+        return torch.autograd.grad(out.exp().sum(), [weight])
+
+    (found,) = assert_draws_are_those_of(function, X)
+    assert isinstance(found, Product)
+
+
+@pytest.mark.parametrize(("left", "right"), [((3, 4, 2), (2, 5)), ((4, 2), (3, 2, 5)), ((3, 4, 2), (3, 2, 5))])
+def test_columns_of_a_product_are_those_of_its_matrices(left, right):
+    generator = torch.Generator().manual_seed(0)
+    product = Product(torch.randn(left, generator=generator), torch.randn(right, generator=generator))
+    flat = product.whole().flatten(1)
+    assert flat.shape == (3, product.size())
+    for start, stop in ((0, 20), (3, 4), (4, 11), (15, 20)):
+        torch.testing.assert_close(product.columns(start, stop), flat[:, start:stop])
+
+
+def test_a_program_too_large_for_two_draws_at_once_makes_them_one_by_one():
+    recorded = record(lambda x: (x.sum() + torch.rand(()),), (X,), WatchedConstants({}), compiler=None)
+    recorded.elements = 1 << 40
+    assert Replicates(recorded, (X,)).together == 1
 
 
 def test_random_bits_whose_chance_no_random_number_decides():

@@ -1,7 +1,10 @@
 """Parts of vectors against the vectors, and sums over segments against loops."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from simulated_gpu import simulated_gpu
 
 from pyro_vae.comparison.replicates import Product
 from pyro_vae.comparison.sections import SECTIONS, Cut, Projected, Sections, columns, draws_of, size_of, sums
@@ -17,17 +20,24 @@ def test_columns_of_a_product_are_those_of_the_matrix():
 
 
 @pytest.mark.parametrize("lengths", [[5], [1, 3, 1], [1] * 5])
-def test_sums_over_segments(lengths):
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_sums_over_segments(lengths, device):
     rows = torch.arange(10.0).view(2, 5)
     wanted = torch.stack([part.sum(1) for part in rows.split(lengths, 1)], 1)
-    assert torch.equal(sums(rows, torch.tensor(lengths)), wanted)
+    with simulated_gpu() if device == "cuda" else nullcontext():
+        found = sums(rows.to(device), torch.tensor(lengths).to(device)).cpu()
+    assert torch.equal(found, wanted)
 
 
-def test_a_cut_knows_its_segments_and_its_sample():
-    """The vector has segments of 4, 4 and 4 numbers; the piece begins at 3, the part is 5 … 10 of the vector."""
-    cut = Cut.of(1, 2, 7, 3, torch.tensor([4, 8, 12]), torch.tensor([0, 5, 9, 11]))
-    assert (cut.part, cut.segments, cut.lengths.tolist()) == (slice(5, 10), slice(1, 3), [3, 2])
-    assert cut.chosen.tolist() == [0, 4]
+@pytest.mark.parametrize(
+    ("start", "stop", "segments", "lengths", "chosen"),
+    [(2, 7, slice(1, 3), [3, 2], [0, 4]), (1, 5, slice(1, 2), [4], [1]), (0, 9, slice(0, 3), [1, 4, 4], [2, 6, 8])],
+)
+def test_a_cut_knows_its_segments_and_its_sample(start, stop, segments, lengths, chosen):
+    """The vector has segments of 4, 4 and 4 numbers, and the piece begins at 3; parts may end where a segment does."""
+    cut = Cut.of(1, start, stop, 3, torch.tensor([4, 8, 12]), torch.tensor([0, 5, 9, 11]))
+    assert (cut.part, cut.segments, cut.lengths.tolist()) == (slice(3 + start, 3 + stop), segments, lengths)
+    assert cut.chosen.tolist() == chosen
 
 
 def test_sections_are_the_same_for_any_blocks_of_draws():

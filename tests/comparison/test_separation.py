@@ -80,6 +80,7 @@ def test_estimate_is_variance_times_cost_with_the_noise_of_both():
     g = drawn(3)
     exact, timed = score(g, 2.0), score(g, 2.0, (1.0, 1.5, 1.8, 2.0, 2.1, 2.5, 4.0))
     assert exact.estimate().value == timed.estimate().value == 2 * exact.variance
+    assert exact.estimate().freedom == timed.estimate().freedom == streamed(g).trace().freedom
     assert timed.estimate().low < exact.estimate().low < exact.value < exact.estimate().high < timed.estimate().high
 
 

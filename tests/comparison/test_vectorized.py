@@ -126,6 +126,17 @@ def test_a_program_that_reads_a_clock_is_not_trusted():
     assert "clock" in found.eager
 
 
+def test_an_operator_that_cannot_be_vectorised_is_refused():
+    program, x = oracle(offset=0.3)
+
+    class Sparse(Trace_ELBO):
+        def differentiable_loss(self, *args):
+            return super().differentiable_loss(*args) + torch.rand(5).to_sparse().to_dense().sum()
+
+    with pytest.raises(Untraceable, match=r'^it: .*; leave engine="vectorized" out'):
+        drawn("vectorized", program, x, Sparse())
+
+
 def test_few_draws_are_not_worth_a_graph():
     program, x = oracle()
     assert drawn("auto", program, x, Trace_ELBO(), draws=3)[0].shape == (3,)
