@@ -4,7 +4,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from estimator_programs import Bits, Choice, assert_mean, draws, enumerated_gradient, mixture
+from estimator_programs import (
+    Bits,
+    Choice,
+    assert_mean,
+    assert_scale_multiplies,
+    draws,
+    enumerated_gradient,
+    mixture,
+)
 from programs import linear_gaussian
 from pyro import poutine
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
@@ -102,6 +110,12 @@ def test_masked_rows_count_nothing(estimator, kind):
     loss = estimator.differentiable_loss(masked(program.model), masked(program.guide), y)
     (found,) = torch.autograd.grad(loss, program.logits)
     assert found[0].abs().max() > 0 and found[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("kind", [Choice, Bits])
+@pytest.mark.parametrize("estimator", [StraightThrough(2), ReinMax(2)])
+def test_a_scale_multiplies_value_and_gradient(estimator, kind):
+    assert_scale_multiplies(estimator, kind(), torch.tensor([0.7, -0.2]))
 
 
 @pytest.mark.parametrize("estimator", [StraightThrough(2), ReinMax(2)])
