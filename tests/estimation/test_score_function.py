@@ -150,6 +150,22 @@ def test_a_factor_of_the_guide_that_is_taken_for_a_draw_is_refused(estimator):
         estimator.differentiable_loss(program.model, guide, torch.ones(2))
 
 
+@pytest.mark.parametrize("estimator", [ScoreFunction(2, "leave-one-out"), DisARM(2)])
+def test_a_factor_of_the_guide_has_its_own_value_and_gradient(estimator):
+    """It is a part of log q: what it adds to the loss is known."""
+    program, slope, y, losses = Bits(), nn.Parameter(torch.tensor(0.7)), torch.tensor([0.7, -0.2]), []
+
+    def guide(y):
+        program.guide(y)
+        pyro.factor("f", slope**3, has_rsample=True)
+
+    for each in (program.guide, guide):
+        torch.manual_seed(0)
+        losses.append(estimator.differentiable_loss(program.model, each, y))
+    assert (losses[1] - losses[0]).item() == pytest.approx(0.7**3)
+    assert torch.autograd.grad(losses[1], slope)[0].item() == pytest.approx(3 * 0.7**2)
+
+
 @pytest.mark.slow
 def test_ovis_in_float32_bears_small_weights_and_large_log_weights():
     """Shares of a thousandth lie below the rounding of log w near −1,000."""
