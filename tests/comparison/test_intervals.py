@@ -55,6 +55,7 @@ def check_coverage(found, truth):
         assert_share_is(held, at_least=0.93, sees=0.75)
 
 
+@pytest.mark.slow
 def test_intervals_of_the_variance_allow_for_tails_that_few_draws_miss():
     """Of the heaviest tails; 100 draws each, and a coverage of 90 % is told from 93 %."""
     n, gradient = 5000, Scores(1)
