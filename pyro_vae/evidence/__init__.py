@@ -12,7 +12,7 @@
 - ``annealing``: the chains: temperatures, Hamiltonian transitions, weights.
 - ``pilots``: chains without weight that find temperatures and step sizes.
 - ``smc``: resampling among the chains of an image.
-- ``path``: the densities that the chains pass, and their gradients.
+- ``path``: the densities that the chains pass, and their gradients; ``moved``: the sites that they move.
 - ``plan``: how a program is measured: its rows, its batches, what can be compiled.
 - ``arguments``: the arguments of a program, cut into batches of rows.
 - ``measuring``: what the functions share: the two forms of a call, options, the state of torch.

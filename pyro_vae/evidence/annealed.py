@@ -99,7 +99,8 @@ def annealed_evidence(
 
     A latent variable with a support other than all real numbers (a positive one, a simplex) is transformed by Pyro's
     ``biject_to`` to an unconstrained one. If images share a latent variable, the chains are those of all images
-    together, and the result is one estimate (``joint``), as in ``log_evidence``.
+    together, and the result is one estimate (``joint``), as in ``log_evidence``. Where the guide makes values of
+    auxiliary draws, as Pyro's ``AutoNormal`` does, chains move over these draws.
 
     Args:
         program: a module with ``model`` and ``guide``, from which the chains start; or
@@ -205,7 +206,8 @@ def bidirectional(
         num_temperatures, chains, leapfrog, schedule, step_size, chunk, kwargs, engine, seed, progress: as in
             ``annealed_evidence``.
 
-    Raises ValueError as ``annealed_evidence`` does, and if the model has another observed site.
+    Raises ValueError as ``annealed_evidence`` does, if the model has another observed site, and for a guide that makes
+    values of auxiliary draws, as ``AutoNormal`` does: those of a simulated image are unknown.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> program = LinearGaussian(torch.ones(3, 1).double())
@@ -224,8 +226,8 @@ def bidirectional(
             for batch, latent, x in simulated(model, plan):
                 images.append(x.cpu())
                 path = AnnealingPath(model, guide, *batch, graphs, validated=False, plan=plan)
-                moves, forward = _forward(path, settings, bar)
                 start = path.flatten(values_of(latent)).expand(settings.chains, -1, -1)
+                moves, forward = _forward(path, settings, bar)
                 reverse = anneal(path, start, moves.reversed(), bar)
                 first = sum(len(column[0]) for column in columns)
                 lower, upper = (weight_statistics(chains.log_w, first)[0] for chains in (forward, reverse))

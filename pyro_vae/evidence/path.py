@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import constraints
 from pyro.distributions.util import scale_and_mask, sum_rightmost
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
-from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.compiling import Graphs, owners
+from pyro_vae.evidence.moved import PRIOR, check_bounds, moved_sites, tensors_in, to_support
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.parallel import WORTH, equal_parts
 from pyro_vae.tracing.traces import check_sites, common_scale, per_image, proposal_sites, sample_sites
@@ -48,8 +47,9 @@ class AnnealingPath:
     """The densities between a starting density (the guide, or the prior if it is None) and p(x, z), in z (C, B, D).
 
     z holds all latent variables, flattened and unconstrained: those with a support other than all real numbers are
-    transformed by ``biject_to``, and the densities are those of the transformed variables. If a latent site lies
-    outside the plate over rows, all rows have one z together, and B = 1.
+    transformed by ``biject_to``, and the densities are those of the transformed variables. Where the guide makes values
+    of auxiliary draws, as ``AutoNormal`` does, z are these draws. If a latent site lies outside the plate over rows,
+    all rows have one z together, and B = 1.
 
     Args:
         model, guide: a program; a guide of None starts from the prior.
@@ -60,6 +60,8 @@ class AnnealingPath:
         plan: how the program is measured, if that is known.
 
     Attributes:
+        sites, transforms, shapes: of what moves, by name: latent sites of the model, or auxiliary ones of the guide.
+        points: names of the latent sites whose values the guide makes of its auxiliary draws.
         scored: which coordinates of z have a density, (B, D): those of masked values have none, and no density depends
             on them. None: all have one.
 
@@ -88,15 +90,18 @@ class AnnealingPath:
             source = self._trace(self.source, 1)
             model_trace = source if guide is None else self._trace(model, 1, source)
             _check_program(model_trace, source)
-            self.sites = sample_sites(model_trace, observed=False)
-            self.transforms = {name: _to_support(name, site) for name, site in self.sites.items()}
-            _check_bounds(self.sites, lambda: sample_sites(self._trace(model, 1)))
+            self.latent = list(sample_sites(model_trace, observed=False))
+            self.sites, self.points = moved_sites(model_trace, None if guide is None else source)
+            if self.points:
+                proposal_sites(self._trace(self.source, 2))  # raises ValueError for single points
+            self.transforms = {name: to_support(name, site) for name, site in self.sites.items()}
+            check_bounds(self.sites, lambda: sample_sites(self._trace(model, 1)))
             check_unused(partial(self._trace, model, 1), model_trace)
             if guide is not None:
                 check_unused(partial(self._trace, guide, 1), source)
         self.plate = self.plan.plate(model, self.source, given, (model_trace, source))
         self.scale = common_scale(model_trace, source, plate=self.plate)
-        self.constants = tuple(_tensors(*self.transforms.values(), self.scale))
+        self.constants = tuple(tensors_in(*self.transforms.values(), self.scale))
         values = {name: site["value"] for name, site in self.sites.items()}
         self.shapes = {name: u.shape[2:] for name, u in self._rows_first(self._free(values)).items()}
         found = scored_values(self.sites, self.transforms)
@@ -138,10 +143,18 @@ class AnnealingPath:
         """Draw z ~ f_0, (chains, B, D)."""
         with pyro.validation_enabled(self.validated):
             sites = sample_sites(self._trace(self.source, chains))
-        return self.flatten({name: sites[name]["value"] for name in self.shapes})
+        return self._joined(self._free({name: sites[name]["value"] for name in self.shapes}))
 
     def flatten(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Return z (C, B, D) from the values of the latent sites."""
+        """Return z (C, B, D) from the values of the latent sites.
+
+        Raises ValueError if z are a guide's auxiliary draws, of which the latent values are made.
+        """
+        if self.points:
+            raise ValueError(
+                f"the guide makes its values of {self.points} from auxiliary draws, which cannot be told from such "
+                f"values; {PRIOR}"
+            )
         return self._joined(self._free(values))
 
     def _free(self, values: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -193,23 +206,35 @@ class AnnealingPath:
         return torch.add(*self._log_guide(z))
 
     def _terms(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log p(z), log p(x | z) and log |∂ value / ∂ z|, each (C, B)."""
-        sites, volume = self._scored(self.model, z)
-        likelihood = self._sum(site for name, site in sites.items() if name not in self.shapes)
-        return self._sum(sites[name] for name in self.shapes), likelihood, volume
+        """Return log p(z), log p(x | z) and log |∂ value / ∂ z|, each (C, B).
+
+        Where the guide makes values from auxiliary draws u, log p(z) is with log |∂ z / ∂ u|, as the guide has it.
+        """
+        free, values = self._values(z)
+        proposed = self._trace(self.source, len(z), values) if self.points else values
+        sites = sample_sites(self._trace(self.model, len(z), proposed))
+        prior = self._sum(sites[name] for name in self.latent)
+        likelihood = self._sum(site for site in sites.values() if site["is_observed"])
+        if self.points:
+            drawn = sample_sites(proposed)
+            prior, sites = prior - self._sum(drawn[name] for name in self.points), {**sites, **drawn}
+        return prior, likelihood, self._volume(sites, free)
 
     def _log_guide(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return log q(z | x) and log |∂ value / ∂ z|, each (C, B)."""
-        sites, volume = self._scored(self.source, z)
-        return self._sum(sites[name] for name in self.shapes), volume
+        free, values = self._values(z)
+        sites = sample_sites(self._trace(self.source, len(z), values))
+        return self._sum(sites[name] for name in self.shapes), self._volume(sites, free)
 
-    def _scored(self, program: Callable, z: Tensor) -> tuple[dict[str, Any], Tensor]:
-        """Return the sites of model or guide at z, and log |∂ value / ∂ z|, (C, B)."""
-        free, latent = self._unflatten(z), poutine.Trace()
+    def _values(self, z: Tensor) -> tuple[dict[str, Tensor], poutine.Trace]:
+        """Return the unconstrained values of the sites that move, and a trace of their values, for replay."""
+        free, values = self._unflatten(z), poutine.Trace()
         for name, u in free.items():
-            latent.add_node(name, **{**self.sites[name], "value": self.transforms[name](u)})
-        sites = sample_sites(self._trace(program, len(z), latent))
-        return sites, self._sum(_volume(sites[name], self.transforms[name], u) for name, u in free.items())
+            values.add_node(name, **{**self.sites[name], "value": self.transforms[name](u)})
+        return free, values
+
+    def _volume(self, sites: Mapping[str, Any], free: Mapping[str, Tensor]) -> Tensor:
+        return self._sum(_volume(sites[name], self.transforms[name], u) for name, u in free.items())
 
     def _trace(self, program: Callable, chains: int, replayed: poutine.Trace | None = None) -> poutine.Trace:
         return self.plan.trace(program, self.arguments, chains, replayed)
@@ -236,56 +261,6 @@ def _check_program(model_trace: poutine.Trace, source: poutine.Trace) -> None:
     if not any(site["value"].numel() for site in latent.values()):
         no = "latent site" if not latent else "dimension in its latent sites"
         raise ValueError(f"the model has no {no}, so that log p(x) needs no estimate: it is the model's log_prob")
-    for name, site in proposal_sites(source).items() if source is not model_trace else ():
-        if site["infer"].get("is_auxiliary"):
-            raise ValueError(f"site {name!r} is auxiliary in the guide; start from the prior, with guide=None")
-
-
-def _to_support(name: str, site: Mapping[str, Any]) -> Transform:
-    """Return the transform from all real numbers to the support of a latent site."""
-    support = site["fn"].support
-    if isinstance(support, constraints.MixtureSameFamilyConstraint):  # torch has no transform registered for it
-        support = support.base_constraint
-    try:
-        return biject_to(support)
-    except NotImplementedError:
-        is_discrete = "is discrete, with" if getattr(support, "is_discrete", False) else "has"
-        enumerated = " and is to be enumerated" if site["infer"].get("enumerate") else ""
-        raise ValueError(
-            f"site {name!r} {is_discrete} the support {support}{enumerated}, but Hamiltonian Monte Carlo moves z over "
-            "real numbers, or over supports that Pyro's biject_to maps to them; sum a discrete variable out in the "
-            "model (Pyro's MixtureSameFamily), or take log_evidence with a guide that draws it"
-        ) from None
-
-
-def _check_bounds(latent: Mapping[str, Mapping], again: Callable[[], Mapping[str, Mapping]]) -> None:
-    """Raise ValueError if the support of a latent site differs in a second run of the model."""
-    bounds = {name: list(_tensors(site["fn"].support)) for name, site in latent.items()}
-    if not any(bounds.values()):
-        return
-    second = again()
-    for name, found in bounds.items():
-        if not all(map(torch.equal, found, _tensors(second[name]["fn"].support))):
-            raise ValueError(
-                f"site {name!r} has the support {latent[name]['fn'].support}, whose bounds depend on another latent "
-                "site; sample it on [0, 1] and scale it in the program, or take log_evidence"
-            )
-
-
-def _tensors(*values: Any) -> Iterator[Tensor]:
-    """Yield the tensors among values, and of constraints and transforms, and of what these are made of, each once."""
-    todo, seen = list(values), set()
-    while todo:
-        value = todo.pop()
-        if id(value) in seen:  # a transform and its inverse refer to each other
-            continue
-        seen.add(id(value))
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, constraints.Constraint | Transform):
-            todo += vars(value).values()
-        elif isinstance(value, list | tuple):
-            todo += value
 
 
 def _volume(site: Mapping[str, Any], transform: Transform, free: Tensor) -> dict[str, Any]:

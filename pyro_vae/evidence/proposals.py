@@ -46,7 +46,8 @@ class LocalProposal:
     guide's. So a weight is at most 1/α of the guide's, and a fit that failed costs at most that factor. E w = p(x) for
     any fit.
 
-    z are the latent variables, unconstrained as in ``annealed_evidence``, and must be continuous. Those that are masked
+    z are the latent variables, unconstrained as in ``annealed_evidence``, and must be continuous; of a guide such as
+    ``AutoNormal`` they are its auxiliary draws. Those that are masked
     alike in model and guide have no density: they are drawn, and m is the density of the others. Without a guide
     (``log_evidence(model, None, x, K, proposal=LocalProposal())``) the prior takes its place; that takes more rounds.
 
