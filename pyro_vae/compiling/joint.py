@@ -223,7 +223,7 @@ def _recorded(
     with contents_kept(kept), newborn_tensors() as new:
         try:
             with ChannelsLast(), ValuesUnread(args) as values, as_if_compiling():
-                graph = recorded(lambda *tensors: tuple(function(*tensors)), args, reads=True)
+                graph = recorded(lambda *tensors: tuple(function(*tensors)), args)
         except Exception as error:
             raise Untraceable(explanation(error)) from None  # torch's own is hundreds of lines
         finally:

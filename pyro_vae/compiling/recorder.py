@@ -12,23 +12,23 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pyro_vae.compiling.private import DispatchMode, depends_on_values
+from pyro_vae.compiling.private import DispatchMode
 from pyro_vae.compiling.untraceable import Untraceable
 
 ATEN, DISPATCH = torch.ops.aten, "__torch_dispatch__"
 
 
-def recorded(function: Callable[..., Any], args: Sequence[Tensor], reads: bool = False) -> GraphModule:
+def recorded(function: Callable[..., Any], args: Sequence[Tensor]) -> GraphModule:
     """Return the operators that a function of tensors calls, derivatives included, as a graph.
 
-    Tensors that are no arguments become attributes of the graph, the very tensors.
+    Tensors that are no arguments become attributes of the graph, the very tensors. Numbers that are read from tensors
+    become constants; ``ValuesUnread`` takes note of them.
 
     Args:
         function: from tensors to tensors.
         args: the tensors that it is called with; the graph is of their shapes and dtypes.
-        reads: whether numbers may be read from tensors; they become constants of the graph.
 
-    Raises ``Untraceable`` if the function reads numbers from tensors, or draws from a generator of its own.
+    Raises ``Untraceable`` if the function draws from a generator of its own.
 
     >>> recorded(lambda x: x + 1, [torch.ones(2)])(torch.zeros(2))
     tensor([1., 1.])
@@ -36,7 +36,7 @@ def recorded(function: Callable[..., Any], args: Sequence[Tensor], reads: bool =
     cached = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)  # it may hold weights that were converted before
     try:
-        with Recorder(args, reads) as recorder:
+        with Recorder(args) as recorder:
             return recorder.graph_of(function(*args))
     finally:
         torch.set_autocast_cache_enabled(cached)
@@ -47,12 +47,10 @@ class Recorder(DispatchMode):
 
     Args:
         args: the tensors that become arguments of the graph.
-        reads: whether numbers may be read from tensors.
     """
 
-    def __init__(self, args: Sequence[Tensor], reads: bool = False):
+    def __init__(self, args: Sequence[Tensor]):
         super().__init__()
-        self.reads = reads
         self._graph, self._held = Graph(), {}
         self._known: dict[int, tuple[Tensor, Any]] = {}  # by id; the tensor is kept, so that it has it alone
         for i, arg in enumerate(args):
@@ -72,8 +70,6 @@ class Recorder(DispatchMode):
             return NotImplemented  # those are recorded that it calls
         if any(isinstance(leaf, torch.Generator) for leaf in leaves):
             raise Untraceable(f"{func} draws from a generator of its own")
-        if not self.reads and any(depends_on_values(func, args)):
-            raise Untraceable("a number is read from a tensor")
         if func is ATEN.lift_fresh.default:  # of Python's numbers: each call of the graph needs a copy
             func, args = ATEN.lift_fresh_copy.default, (args[0].clone(),)
         nodes = self._nodes(args)
