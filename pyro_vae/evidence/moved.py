@@ -39,7 +39,8 @@ def moved_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace | None) -
     auxiliary = {name: site for name, site in drawn.items() if name not in latent}
     if any(masks(site) for site in auxiliary.values()):
         raise ValueError(f"the guide masks its auxiliary draws {[*auxiliary]}, so that q(z | x) is unknown; {PRIOR}")
-    made = sum(to_support(name, latent[name]).inv(latent[name]["value"]).numel() for name in points)
+    free: list[Any] = [to_support(name, latent[name]).inv(latent[name]["value"]) for name in points]
+    made = sum(values.numel() for values in free)
     moving = sum(site["value"].numel() for site in auxiliary.values())
     if made != moving:
         raise ValueError(

@@ -15,8 +15,8 @@ from pyro_vae.evidence.results import TRUSTED, Evidence
 from pyro_vae.printing import estimate
 from pyro_vae.runs.measurement import NEIGHBOURS, has_closed_kl
 from pyro_vae.runs.options import OPTIMIZERS
+from pyro_vae.training.history import UNUSED
 
-UNUSED = 0.05  # nats: a latent dimension with a smaller rate says nothing about x
 NAMES, WIDTH = 21, 100  # columns of the names, and of the whole table
 RICHER_GUIDES = "full-rank", "inverse-autoregressive"  # words of --guide
 LISTED = 5  # latent dimensions up to which the rate of each is listed, and an unused one is a warning

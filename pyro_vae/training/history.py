@@ -32,6 +32,7 @@ SHOWN = {  # columns of the table that ``print`` shows, and their headings
     "images_per_second": "images a second",
 }
 LAST = 5  # epochs in that table
+UNUSED = 0.05  # nats: codes, or a latent dimension, of a smaller rate say nothing about x
 
 
 class TrainingWarning(UserWarning):
@@ -118,6 +119,11 @@ class History:
         notes = [f"{kept}{self.reason}"]
         if self.skipped:
             notes.append(f"{self.skipped} steps left out, as their loss or gradient was not finite")
+        if self.kept_epoch and self.rows[self.kept_epoch - 1].get("valid_rate", UNUSED) < UNUSED:
+            notes.append(
+                f"collapsed: z says nothing of x, by a rate below {UNUSED} nats; train again for more epochs, or with "
+                "a smaller lr or batch_size"
+            )
         if self.interrupted:
             notes.append(f"ended early by signal {self.signal}")
         last = f", of which the last {LAST}" if len(self.rows) > LAST else ""

@@ -131,3 +131,13 @@ def test_a_file_that_begins_anew_need_not_be_there(tmp_path):
 def test_a_row_that_cannot_be_written_is_an_error_with_the_cure(tmp_path):
     with pytest.raises(CheckpointError, match=r"history\.csv cannot be written .*there is no such folder: make it"):
         HistoryFile(tmp_path / "gone/history.csv").append(dict.fromkeys(ROW, 1.0))
+
+
+@pytest.mark.parametrize("rates, collapsed", [((4.0, 0.01), True), ((0.01, 4.0), False), ((None, None), False)])
+def test_codes_that_say_nothing_are_told(rates, collapsed):
+    rows = [
+        {"epoch": i, "valid_objective": -9.0 + i} | ({} if rate is None else {"valid_rate": rate})
+        for i, rate in enumerate(rates, 1)
+    ]
+    history = History(rows)
+    assert history.kept_epoch == 2 and ("collapsed: z says nothing of x" in str(history)) == collapsed
