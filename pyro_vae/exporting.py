@@ -120,6 +120,8 @@ def _module(vae: Any, part: str) -> _Exported:
     if not all(hasattr(vae, name) for name in ("prior", "likelihood", "posterior")):
         inner = held_by(vae)
         cure = f"; export what it holds, .{inner}" if inner else ""
+        if getattr(vae, "mask_as_input", False) and part != "decoder":
+            cure = f", whose encoder takes the mask beside x and is not exported; export the decoder of .{inner}"
         raise ValueError(f"vae: wanted a prior, a likelihood and a posterior, got a {type(vae).__name__}{cure}")
     module = _Exported(copy.deepcopy(vae).cpu().eval(), part)
     try:

@@ -234,6 +234,7 @@ def _batch(
     sites = sample_sites(traces[0], observed=True)
     if site not in sites:
         raise ValueError(f"site {site!r}: the model observes {list(sites)}; write Masked(program, site=...)")
+    _check_observed(sites[site], x, batch.args[1] if _masked(program) else ~x.isnan())
     if hasattr(sites[site]["fn"], "average"):
         if not layout.vectorized:
             raise ValueError(
@@ -242,6 +243,17 @@ def _batch(
             )
         return log_w, sites[site]["fn"].expand(log_w.shape).average(log_w.softmax(0))
     return log_w, weighted_moments(log_w, *_of_site(sites[site], particles, x))
+
+
+def _check_observed(site: Site, x: Tensor, seen: Tensor) -> None:
+    """Raise ValueError unless a site observes the values of x that were seen: what it tells of others is of x then."""
+    value = site.get("values", [site["value"]])[0]  # that of the first particle, where they ran one after the other
+    if value.numel() != x.numel() or not torch.equal(value.reshape(x.shape)[seen].to(x.dtype), x[seen]):
+        raise ValueError(
+            f"site {site['name']!r}: wanted it to observe x itself, of which values are imputed, got other values, as "
+            "those of a transformed or transposed x; let the model observe x as it is, and move the transform into the "
+            "distribution, as in dist.TransformedDistribution(dist.Normal(...), [AffineTransform(mean, scale)])"
+        )
 
 
 def _of_site(site: Site, particles: int, x: Tensor) -> tuple[Tensor, Tensor]:

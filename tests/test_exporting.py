@@ -84,6 +84,7 @@ def test_programs_in_torchs_own_format(tmp_path, program):
         (vae(), "a.onnx", "prior", "part: wanted one of decoder, encoder, reconstruct, got 'prior'"),
         (of_torch(), "a.onnx", "encoder", r"onnxruntime has no form for this part .*\.pt2, or export vae\.float\(\)"),
         (pv.Masked(vae()), "a.onnx", "decoder", r"got a Masked; export what it holds, \.program"),
+        (pv.Masked(vae(), mask_as_input=True), "a.pt2", "encoder", r"beside x .*; export the decoder of \.program"),
         (pv.Averaged(vae(), 0.9), "a.onnx", "decoder", r"got a Averaged; export what it holds, \.average"),
         (
             vae(posterior=guides.Flow(networks.MLPEncoder((1, 8, 8)), 3)),

@@ -244,3 +244,47 @@ def test_a_split_is_observed_by_the_seed():
     args = fixed_x(program, batch, 5)
     found, other = impute(program, batch, 200, seed=5), impute(program, args, 200, seed=5)
     assert torch.equal(found.x, other.x)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_site_that_observes_a_function_of_x_is_refused(masked):
+    """Its imputed values would be in other units than those that were seen."""
+
+    class Standardised(nn.Module):
+        def draw(self, x, model):
+            with pyro.plate("rows", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                p = dist.Normal(z[..., None].expand(*z.shape, 3), 0.5)
+                if model:
+                    value = (x.nan_to_num() - 170) / 10
+                    pyro.sample("x", (p if masked else p.mask(~x.isnan())).to_event(1), obs=value)
+
+        def model(self, x):
+            self.draw(x, True)
+
+        def guide(self, x):
+            self.draw(x, False)
+
+    x = torch.tensor([[180.0, 175.0, torch.nan], [165.0, torch.nan, 160.0]])
+    program, args = (Masked(Standardised()), (x, ~x.isnan())) if masked else (Standardised(), (x,))
+    with pytest.raises(ValueError, match="site 'x': wanted it to observe x itself"):
+        impute(program, args, particles=5)
+
+
+def test_a_site_that_observes_x_transposed_is_refused():
+    class Transposed(nn.Module):
+        def model(self, x):
+            with pyro.plate("rows", len(x), dim=-1):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                with pyro.plate("columns", 3, dim=-2):
+                    pyro.sample("x", dist.Normal(z, 1.0).mask(~x.T.isnan()), obs=x.T.nan_to_num())
+
+        def guide(self, x):
+            with pyro.plate("rows", len(x), dim=-1):
+                pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    for rows in (3, 5):
+        x = torch.randn(rows, 3)
+        x[0, 1] = torch.nan
+        with pytest.raises(ValueError, match="transposed x"):
+            impute(Transposed(), x, particles=5)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
-from pyro_vae.tracing.matching import Site, core, masks
+from pyro_vae.tracing.matching import Site, core, free_numbers, masks
 from pyro_vae.tracing.traces import proposal_sites, sample_sites
 
 PRIOR = "start from the prior, with guide=None"
@@ -39,8 +39,9 @@ def moved_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace | None) -
     auxiliary = {name: site for name, site in drawn.items() if name not in latent}
     if any(masks(site) for site in auxiliary.values()):
         raise ValueError(f"the guide masks its auxiliary draws {[*auxiliary]}, so that q(z | x) is unknown; {PRIOR}")
-    free: list[Any] = [to_support(name, latent[name]).inv(latent[name]["value"]) for name in points]
-    made = sum(values.numel() for values in free)
+    for name in points:
+        to_support(name, latent[name])  # raises ValueError for a discrete one
+    made = sum(free_numbers(latent[name]) for name in points)
     moving = sum(site["value"].numel() for site in auxiliary.values())
     if made != moving:
         raise ValueError(

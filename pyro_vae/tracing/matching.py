@@ -11,7 +11,7 @@ from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import ComposeTransform, Distribution, Transform, TransformedDistribution, VonMises
+from torch.distributions import ComposeTransform, Distribution, Transform, TransformedDistribution, VonMises, biject_to
 from torch.distributions import constraints as torch_constraints
 from torch.distributions.constraints import Constraint
 
@@ -77,25 +77,29 @@ def check_sites(model_trace: Trace, guide_trace: Trace, scales: bool = True, enu
         raise ValueError(_other_names(latent, proposed))
     if not latent and not sample_sites(model_trace):
         raise ValueError("the model has no sample site, so there is nothing to bound; write pyro.sample(..., obs=x)")
-    _check_auxiliary(drawn)
+    _check_auxiliary(latent, drawn)
     for name, site in latent.items():
         problem = _difference(site, drawn[name]) or (scales and _other_scale(site, drawn[name]))
         if problem:
             raise ValueError(f"site {name!r}: {problem}")
 
 
-def _check_auxiliary(drawn: Mapping[str, Site]) -> None:
+def _check_auxiliary(latent: Mapping[str, Site], drawn: Mapping[str, Site]) -> None:
     """Raise ValueError for auxiliary sites whose density counts, with no density of the model, or Jacobian, against it.
 
     Where z ~ q(z | u), p(x, z) / q(z | u) has the mean p(x) for each u; p(x, z) / (q(u) q(z | u)) has none.
     """
     auxiliary = [name for name, site in drawn.items() if site["infer"].get("is_auxiliary")]
     counted = [name for name in auxiliary if not any((~mask).all() for mask in masks(drawn[name]))]
-    if counted and not any(isinstance(layer, dist.Delta) for site in drawn.values() for layer in layers(site["fn"])):
+    if not counted:
+        return
+    points = [name for name in latent if isinstance(core(drawn[name]["fn"]), dist.Delta)]
+    if sum(drawn[name]["value"].numel() for name in counted) > sum(free_numbers(latent[name]) for name in points):
+        made = f"points of fewer numbers ({points})" if points else "no point (Delta)"
         raise ValueError(
-            f"the guide draws {counted}, marked auxiliary, whose density counts, and makes no point (Delta) of it, as "
-            "an AutoNormal does: nothing stands against this density, so that the loss bounds nothing; leave it out by "
-            "`with pyro.poutine.mask(mask=False):` around its pyro.sample"
+            f"the guide draws {counted}, marked auxiliary, whose density counts, and makes {made} of it, unlike an "
+            "AutoNormal: nothing stands against this density, so that the loss bounds nothing; leave it out by `with "
+            "pyro.poutine.mask(mask=False):` around its pyro.sample"
         )
 
 
@@ -149,6 +153,20 @@ def layers(fn: Distribution) -> Iterator[Distribution]:
     while hasattr(layer, "base_dist") and not isinstance(layer, TransformedDistribution):
         layer = layer.base_dist
         yield layer
+
+
+def free_numbers(site: Site) -> int:
+    """Return how many real numbers the value of a site has without its bounds, as far as these are known.
+
+    >>> import pyro
+    >>> free_numbers(pyro.poutine.trace(lambda: pyro.sample("z", dist.Dirichlet(torch.ones(3)))).get_trace().nodes["z"])
+    2
+    """
+    shape = site["value"].shape
+    try:
+        return math.prod(biject_to(site["fn"].support).inverse_shape(shape))
+    except NotImplementedError:
+        return math.prod(shape)
 
 
 def core(fn: Distribution) -> Distribution:

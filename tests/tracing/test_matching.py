@@ -143,6 +143,18 @@ def test_an_auxiliary_draw_counts_only_where_a_point_is_made_of_it(estimator):
         estimator.loss(model, lambda x: guide(x, mask=True), x)
 
 
+def test_a_point_stands_against_one_auxiliary_draw_alone():
+    def guide():
+        draws = [pyro.sample(name, dist.Normal(0.0, 1.0), infer={"is_auxiliary": True}) for name in ("u", "v")]
+        pyro.sample("z", dist.Delta(draws[0].exp()))
+
+    def model():
+        pyro.sample("z", dist.LogNormal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match=r"draws \['u', 'v'\], .* makes points of fewer numbers \(\['z'\]\) of it"):
+        paired_traces(model, guide)
+
+
 def test_a_guide_that_leaves_a_category_out_is_refused():
     def program(size):
         def draw(x):
