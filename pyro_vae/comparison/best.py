@@ -124,7 +124,7 @@ def best_estimator(
     _check_costs(costs, chosen if given else None)
     with at_rest(model, guide, seed):
         left_out = {} if given else _without_closed_kl(chosen, model, guide, batch, kwargs)
-        parameters, images = explored(model, guide, [batch], kwargs, _but(chosen, left_out))
+        parameters, images, no_bound = explored(model, guide, [batch], kwargs, _but(chosen, left_out))
         drawer = Drawer((model, guide), [batch], kwargs, parameters, checked_engine(engine))
         left_out |= {} if given else _refused(_but(chosen, left_out), drawer)
         chosen = _but(chosen, left_out)
@@ -132,7 +132,7 @@ def best_estimator(
         race = Race(drawer, chosen, draws, costs, images, seed)
         with tqdm(unit="draw", disable=None if progress else True) as bar:
             race.run(seconds, bar)
-    return Ranking(tuple(race.places()), left_out, race.rounds, race.stopped, costs is None, images, seed)
+    return Ranking(tuple(race.places()), left_out, race.rounds, race.stopped, costs is None, images, seed, no_bound)
 
 
 def _but(estimators: Mapping[str, ELBO], left_out: Mapping[str, str]) -> dict[str, ELBO]:

@@ -1,10 +1,10 @@
 """``compare_estimators``: gradient estimators of any Pyro program compared at fixed parameters."""
 
-import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, overload
+from dataclasses import replace
+from typing import Any, NamedTuple, overload
 
 import pyro
 import torch
@@ -23,7 +23,16 @@ from pyro_vae.observation import observed_once
 from pyro_vae.program import Program, model_and_guide
 from pyro_vae.random import without_autocast
 from pyro_vae.tracing.leaves import ProgramParameters, find_parameters, left_as_it_was, tensors
-from pyro_vae.tracing.traces import check_messenger, count_rows, sample_sites, shared_plates
+from pyro_vae.tracing.traces import (
+    are_weighted,
+    check_messenger,
+    count_rows,
+    rows_in_all,
+    sample_sites,
+    shared_plates,
+)
+
+WEIGHTED = "sites have weights of their own, such as that of a KL"
 
 
 @overload
@@ -80,8 +89,11 @@ def compare_estimators(
     Write ``compare_estimators(program, *args, ...)`` or ``compare_estimators(model, guide, *args, ...)``. Any program
     works, with parameters in modules or in Pyro's store. ``find_parameters`` finds them, and gradients are taken in the
     unconstrained leaves. Parameters that model and guide share count as the guide's. The bound is given in nats per
-    image where all sites share a plate, else in nats for all data. The gradient is that of the loss as the estimator
-    gives it: summed over the batch.
+    image where all sites share a plate, else in nats for all data; of a plate that subsamples, all its rows count. The
+    gradient is that of the loss as the estimator gives it: summed over the batch.
+
+    Where sites have weights, as by ``handlers.KLWeighted`` in training mode or ``poutine.scale``, minus the loss bounds
+    no log p(x): ``no_bound`` of the result says why, and its table marks the numbers by *.
 
     Moments, and what their 95 % intervals need, are streamed; no gradients are kept (``Moments``). The pairwise tests
     keep one and a half copies of the parameters for each estimator. Estimators are drawn one after another, each with
@@ -144,7 +156,7 @@ def compare_estimators(
     reference = _checked_settings(estimators, draws, reference, pairs)
     draws, seed, engine = int(draws), whole_number("seed", seed, least=None), checked_engine(engine)
     with at_rest(model, guide, seed):
-        parameters, images = explored(model, guide, batches, kwargs, estimators)
+        parameters, images, no_bound = explored(model, guide, batches, kwargs, estimators)
         drawer = Drawer((model, guide), batches, kwargs, parameters, engine)
         measured = {}
         total = draws * len(batches) * len(estimators)
@@ -154,8 +166,9 @@ def compare_estimators(
                 bar.set_description(name)
                 measured[name] = measure(drawer, name, elbo, draws, images, seed, seconds[name], bar)
     means = {name: mean for name, (_, mean) in measured.items()}
+    claims: dict[str, Any] = {"is_bound": False, "estimates": None} if no_bound else {}
     return Comparison(
-        estimators={name: statistics for name, (statistics, _) in measured.items()},
+        estimators={name: replace(statistics, **claims) for name, (statistics, _) in measured.items()},
         agreements=tuple(agreements(estimators, means, parameters, pairs)),
         reference=reference,
         draws=draws,
@@ -164,7 +177,16 @@ def compare_estimators(
         seed=seed,
         shared=parameters.shared,
         eager=drawer.eager,
+        no_bound=no_bound,
     )
+
+
+class Explored(NamedTuple):
+    """What runs of a program say: its parameters, the number of images, and why minus a loss is no bound, or ""."""
+
+    parameters: ProgramParameters
+    images: int | None
+    no_bound: str
 
 
 @contextmanager
@@ -191,19 +213,20 @@ def arguments_of(*given: Any) -> list[Any]:
 
 def explored(
     model: Callable, guide: Callable, batches: Sequence[tuple], kwargs: dict[str, Any], estimators: Mapping[str, ELBO]
-) -> tuple[ProgramParameters, int | None]:
-    """Run the program once at each batch; return its parameters and the number of images (``_images``)."""
+) -> Explored:
+    """Run the program once at each batch; return what the runs say."""
     enumerated = all(describe(elbo).enumerates for elbo in estimators.values())
     parameters, model_trace, guide_trace = find_parameters(model, guide, batches[0], kwargs, enumerated)
     if not all(isinstance(elbo, Estimator) for elbo in estimators.values()):
         check_messenger(guide, guide_trace)
     images = _images(model_trace, guide_trace, count_rows(batches[0], kwargs))
+    no_bound = WEIGHTED if are_weighted(model_trace, guide_trace) else ""
     for args in batches[1:]:
         _, model_trace, guide_trace = find_parameters(model, guide, args, kwargs, enumerated)
         _check_same_images(images, _images(model_trace, guide_trace, count_rows(args, kwargs)))
     for name, elbo in estimators.items():
         check_kl(name, elbo, model, guide, batches[0], kwargs)
-    return parameters, images
+    return Explored(parameters, images, no_bound)
 
 
 def _images(model_trace: poutine.Trace, guide_trace: poutine.Trace, rows: int | None) -> int | None:
@@ -215,13 +238,10 @@ def _images(model_trace: poutine.Trace, guide_trace: poutine.Trace, rows: int | 
         shared = shared_plates(model_trace, guide_trace)
     except ValueError:
         return None
-    sizes = {plate.size for plate in shared if rows in (plate.size, plate.full_size)} or {p.size for p in shared}
-    sites = {**sample_sites(model_trace), **sample_sites(model_trace, observed=True)}
-    scale = torch.as_tensor(list(sites.values())[-1]["scale"])
-    if len(sizes) > 1 or scale.numel() > 1:
-        return None
-    images = sizes.pop() * float(scale)
-    return round(images) if images >= 1 and math.isclose(images, round(images), rel_tol=1e-5) else None
+    over_rows = [plate for plate in shared if rows in (plate.size, plate.full_size)] or shared
+    sizes = {rows_in_all(plate) for plate in over_rows}
+    scales = [torch.as_tensor(site["scale"]) for site in sample_sites(model_trace).values()]
+    return sizes.pop() if len(sizes) == 1 and all(scale.numel() == 1 for scale in scales) else None
 
 
 def _check_same_images(first: int | None, other: int | None) -> None:

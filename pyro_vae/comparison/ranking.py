@@ -51,6 +51,7 @@ class Ranking:
         timed: whether costs are measured seconds of a draw, rather than given.
         images: that the gradient is summed over; None where that is unknown.
         seed: of the random numbers.
+        no_bound: why the gradients are of no bound on log p(x), as where a KL has a weight; "" where they are.
     """
 
     entries: tuple[Ranked, ...]
@@ -60,6 +61,7 @@ class Ranking:
     timed: bool
     images: int | None
     seed: int
+    no_bound: str = ""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -106,7 +108,8 @@ class Ranking:
     def _shown(self) -> list[Shown]:
         tables = []
         for target, found in itertools.groupby(self.entries, lambda entry: entry.target):
-            title = f"gradient of the {target}" if target else f"{UNKNOWN}: biased, or nothing is known of the gradient"
+            title = f"gradient of the {target}{'*' * bool(self.no_bound)}"
+            title = title if target else f"{UNKNOWN}: biased, or nothing is known of the gradient"
             columns = ["", "", "variance × cost", "variance", "guide", "model", "cost", "draws"]
             tables.append(Shown(title, [_cells(entry) for entry in found], columns))
         title = f"{len(self.entries)} estimators by variance × cost of the gradient, with 95 % intervals"
@@ -116,6 +119,8 @@ class Ranking:
         unit = "measured seconds of a draw" if self.timed else "as given"
         yield f"Cost: {unit}. Seed {self.seed}, {self.rounds} rounds{self._of_images()}."
         yield "= cannot be told apart from the first; of 100 rankings of equals, at most 5 tell any apart"
+        if self.no_bound and self.targets:
+            yield on_one_line(f"* no bound on log p(x) here: {self.no_bound}")
         if self.stopped:
             yield "The time was over before all could be told apart: give more seconds."
         if len(self.targets) > 1:

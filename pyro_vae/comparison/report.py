@@ -95,7 +95,9 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     yield f"(b) is about {floor:.2g} where the mean is zero. Cost: variance (a) × seconds, {reference} = 1."
     if any(estimate.doubtful for estimate in _estimates(comparison)):
         yield "? a few draws make the width of the interval: such tails may be too heavy for any; give more draws"
-    if any(not entry.is_bound for entry in comparison.estimators.values()):
+    if comparison.no_bound:
+        yield on_one_line(f"* minus the loss, no bound on log p(x): {comparison.no_bound}")
+    elif any(not entry.is_bound for entry in comparison.estimators.values()):
         yield "* minus the loss of an estimator that has no bound"
     silent = _undescribed(comparison)
     if silent:

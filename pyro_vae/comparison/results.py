@@ -77,7 +77,8 @@ class EstimatorStatistics:
         variances = [
             f"{group} {short(getattr(self, group).variance.value)}" for group in GROUPS if getattr(self, group)
         ]
-        bound = f"bound {self.bound.mean:.4f} ± {self.bound.standard_error:.4f}"
+        name = "bound" if self.is_bound else "minus loss"
+        bound = f"{name} {self.bound.mean:.4f} ± {self.bound.standard_error:.4f}"
         return on_one_line(f"EstimatorStatistics({self.kind}, {bound}, gradient variances {', '.join(variances)})")
 
 
@@ -109,7 +110,8 @@ class Agreement:
 class Comparison:
     """The result of ``compare_estimators``: ``print`` it for a table; ``to_dict`` and ``figure`` give more.
 
-    ``eager`` says why draws were not vectorised, by the name of the estimator.
+    ``eager`` says why draws were not vectorised, by the name of the estimator. ``no_bound`` says why minus a loss of
+    this program bounds no log p(x), as where a KL has a weight; it is "" where it does.
     """
 
     estimators: Mapping[str, EstimatorStatistics]
@@ -121,6 +123,7 @@ class Comparison:
     seed: int
     shared: tuple[str, ...]
     eager: Mapping[str, str] = field(default_factory=dict)
+    no_bound: str = ""
 
     def cost(self, name: str, group: str) -> float:
         """Return variance (a) × seconds of an estimator relative to the reference; NaN without such parameters."""

@@ -1,5 +1,6 @@
 """The dimension of a program's rows, and the weight of each row: log p(x, z) − log q(z | x)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -151,6 +152,32 @@ def common_scale(*traces: poutine.Trace, plate: CondIndepStackFrame | None = Non
     return scale
 
 
+def rows_in_all(plate: CondIndepStackFrame) -> int:
+    """Return the number of rows that a plate stands for: if it subsamples, those of the full data.
+
+    >>> rows_in_all(CondIndepStackFrame("rows", -1, size=16, counter=0, full_size=40))
+    40
+    """
+    known = plate.full_size is not None and plate.full_size > 0
+    return int(plate.full_size if known else plate.size)  # pyright: ignore[reportArgumentType]
+
+
+def are_weighted(*traces: poutine.Trace) -> bool:
+    """Return whether sample sites are scaled by anything but plates that subsample, such as a KL weight.
+
+    A plate scales by full size / size, so that the ELBO is on average that of the full data. With any other scale,
+    minus the loss is no bound on log p(x).
+
+    >>> import pyro
+    >>> site = lambda: pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
+    >>> subsampled = pyro.plate("rows", 8, subsample_size=2)(site)
+    >>> [are_weighted(poutine.trace(each).get_trace()) for each in (subsampled, poutine.scale(subsampled, 0.5))]
+    [False, True]
+    """
+    sites = [site for trace in traces for site in sample_sites(trace).values()]
+    return not all(same_scales(site["scale"], _scale_of_plates(site)) for site in sites)
+
+
 def the_one(shared: Sequence[CondIndepStackFrame], images: int | None) -> CondIndepStackFrame:
     """Return the plate with this number of images; raise ValueError if there is none, or if two are possible."""
     fitting = [plate for plate in shared if images in (None, plate.size, plate.full_size)]
@@ -167,6 +194,11 @@ def the_one(shared: Sequence[CondIndepStackFrame], images: int | None) -> CondIn
             "dimension of each event, with .to_event(1) in place of its plate"
         )
     return fitting[0]
+
+
+def _scale_of_plates(site: Site) -> float:
+    subsampling = [frame for frame in site["cond_indep_stack"] if frame.size > 0]
+    return math.prod(rows_in_all(frame) / float(frame.size) for frame in subsampling)
 
 
 def _extent(site: Site, dim: int) -> int:

@@ -25,12 +25,14 @@ from pyro_vae.tracing.particles import (
 )
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.tracing.rows import (
+    are_weighted,
     common_scale,
     count_rows,
     image_plate,
     log_weights,
     per_image,
     proposal_sites,
+    rows_in_all,
     shared_plates,
     spread,
     the_one,
@@ -43,6 +45,7 @@ __all__ = [
     "ProgramRuns",
     "Replay",
     "Traces",
+    "are_weighted",
     "check_messenger",
     "check_order",
     "check_rows",
@@ -58,6 +61,7 @@ __all__ = [
     "per_image",
     "plate_nesting",
     "proposal_sites",
+    "rows_in_all",
     "run",
     "sample_sites",
     "score",

@@ -16,6 +16,7 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 from pyro_vae import best_estimator, priors
 from pyro_vae.estimators import ScoreFunction, StickingTheLanding, StraightThrough
+from pyro_vae.handlers import KLWeighted
 from pyro_vae.linear_gaussian import mean_field_elbo_variance, path_variance, trace_elbo_variance
 
 pytestmark = pytest.mark.slow
@@ -172,6 +173,14 @@ def test_costs_are_looked_at_before_the_program_runs():
     with pytest.raises(ValueError, match="costs: wanted one of each estimator"):
         best(model, counted, torch.ones(2), estimators={"score": ScoreFunction(2)}, costs={})
     assert not runs
+
+
+def test_a_kl_weight_leaves_no_bound():
+    program, x = oracle()
+    weighted = KLWeighted(program, beta=0.5)
+    of_training, of_evaluation = (best(weighted.train(training), x, costs=dict.fromkeys(KINDS, 1.0), seconds=1e-9,
+                                       draws=8) for training in (True, False))  # fmt: skip
+    assert "sites have weights" in of_training.no_bound and not of_evaluation.no_bound
 
 
 def test_what_a_ranking_says_of_itself():

@@ -2,6 +2,7 @@
 
 import math
 import random
+import zlib
 
 import numpy as np
 import pyro
@@ -310,6 +311,52 @@ def test_the_number_of_images_is_the_size_of_the_plate_over_rows():
     assert [images_of(model, torch.zeros(rows)) for rows in (4, 3, 7)] == [4, 3, None]
     assert images_of(alone, torch.zeros(7)) == 4
     assert images_of(model, torch.zeros(4), torch.tensor([1.0, 2.0, 1.0, 1.0])) is None
+
+
+def scaled(of_all, of_z=1.0, pixels=3, rows=None):
+    """Model and guide of 4 rows, or 4 of more, of 3 pixels, or of 1 of these; a weight of all sites, and one of z."""
+    loc, plate = torch.zeros((), requires_grad=True), {"size": rows or 4, "subsample_size": 4, "dim": -2}
+
+    def model(x):
+        with pyro.plate("rows", **plate), pyro.poutine.scale(scale=of_all):
+            with pyro.poutine.scale(scale=of_z):
+                z = pyro.sample("z", dist.Normal(loc, 1.0))
+            with pyro.plate("pixels", 3, subsample_size=pixels, dim=-1) as drawn:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, drawn])
+
+    def guide(x):
+        with pyro.plate("rows", **plate), pyro.poutine.scale(scale=of_all * of_z):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    return model, guide
+
+
+@pytest.mark.parametrize(
+    ("program", "images", "is_bound"),
+    [
+        (scaled(1.0), 4, True),
+        (scaled(1.0, rows=40), 40, True),
+        (scaled(1.0, pixels=1), 4, True),
+        (scaled(1.0, rows=40, pixels=1), 40, True),
+        (scaled(2.0), 4, False),
+        (scaled(0.5, rows=40), 40, False),
+        (scaled(1.0, torch.tensor(0.5)), 4, False),
+    ],
+)
+def test_the_loss_is_divided_by_the_rows_and_is_no_bound_where_sites_have_weights(program, images, is_bound):
+    """Plates that subsample pixels change neither; weights of sites do not count as rows."""
+    x = torch.arange(12.0).reshape(4, 3)
+    result = compare(*program, x, draws=8, estimators={"L^A": Trace_ELBO()})
+    entry = result.estimators["L^A"]
+    assert (result.images, entry.is_bound, entry.estimates) == (images, is_bound, "ELBO" if is_bound else None)
+    assert bool(result.no_bound) != is_bound and ("sites have weights" in str(result)) != is_bound
+    assert entry.bound.mean == pytest.approx(mean_loss(result.seed, program, x) / -images, rel=1e-5)
+
+
+def mean_loss(seed, program, x):
+    """The mean of as many losses by Pyro's own estimator, at the random numbers of the comparison."""
+    pyro.set_rng_seed((seed + zlib.crc32(b"L^A")) % 2**32)
+    return sum(Trace_ELBO().loss(*program, x) for _ in range(8)) / 8
 
 
 def test_what_is_no_program():

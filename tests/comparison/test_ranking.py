@@ -42,6 +42,12 @@ def test_the_table_marks_ties_bounds_and_what_has_no_rank(ranking):
     assert max(map(len, lines)) <= 120 and "2=" in ranking._repr_html_()
 
 
+def test_gradients_of_no_bound_are_marked(ranking):
+    marked = str(replace(ranking, no_bound="sites have weights"))
+    assert "gradient of the ELBO*\n" in marked and "* no bound on log p(x) here: sites have weights" in marked
+    assert "gradient of the ELBO\n" in str(ranking) and "no bound on log p(x)" not in str(ranking)
+
+
 def test_it_says_whether_costs_are_measured_and_what_place_an_entry_has(ranking):
     assert "Cost: measured seconds of a draw. Seed 3" in str(ranking)
     assert "Cost: as given. Seed 3, 2 rounds.\n" in str(replace(ranking, timed=False, images=None))

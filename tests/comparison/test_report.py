@@ -27,6 +27,13 @@ def test_a_table_says_where_its_numbers_are_from_and_marks_what_is_no_bound():
     assert joint == "2 estimators, 50 draws each, seed 3, at 2 batches; nats for all data"
 
 
+def test_a_note_says_why_a_program_has_no_bound():
+    weighted = made({"A": statistics(-3.0, 2.0, 0.5, is_bound=False)}, no_bound="sites have weights")
+    assert "* minus the loss, no bound on log p(x): sites have weights" in notes(weighted)
+    assert "of an estimator that has no bound" not in notes(weighted)
+    assert "minus loss -3.0000" in repr(weighted.estimators["A"])
+
+
 def test_notes_say_what_is_not_known_and_what_was_left_out():
     known, silent = statistics(-3.0, 2.0, 0.5), statistics(-3.0, 2.0, 0.5, estimates=None)
     assert "no gradient is known" not in notes(made({"A": known, "B": known}))
