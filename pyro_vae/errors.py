@@ -28,6 +28,10 @@ class NonFiniteLoss(RuntimeError):
     """The loss or its gradient became NaN or infinite; the program has the last good parameters again."""
 
 
+class NoBound(UserWarning):
+    """Minus a loss is called a bound, and bounds no log p(x): the guide has single points without a density."""
+
+
 def warn(message: str, category: type[Warning]) -> None:
     """Warn at the line of the user's code that called this package, however deep in the package the cause is."""
     frame, level = sys._getframe(1), 2

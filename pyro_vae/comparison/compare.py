@@ -27,12 +27,15 @@ from pyro_vae.tracing.traces import (
     are_weighted,
     check_messenger,
     count_rows,
+    points_without_density,
     rows_in_all,
     sample_sites,
     shared_plates,
+    warn_of_points,
 )
 
 WEIGHTED = "sites have weights of their own, such as that of a KL"
+POINTS = "the guide has points without a density, where it is log p(x, z)"
 
 
 @overload
@@ -93,7 +96,8 @@ def compare_estimators(
     gradient is that of the loss as the estimator gives it: summed over the batch.
 
     Where sites have weights, as by ``handlers.KLWeighted`` in training mode or ``poutine.scale``, minus the loss bounds
-    no log p(x): ``no_bound`` of the result says why, and its table marks the numbers by *.
+    no log p(x): ``no_bound`` of the result says why, and its table marks the numbers by *. So it is where the guide has
+    continuous points without a density, as an AutoDelta; of these ``errors.NoBound`` warns, too.
 
     Moments, and what their 95 % intervals need, are streamed; no gradients are kept (``Moments``). The pairwise tests
     keep one and a half copies of the parameters for each estimator. Estimators are drawn one after another, each with
@@ -220,7 +224,9 @@ def explored(
     if not all(isinstance(elbo, Estimator) for elbo in estimators.values()):
         check_messenger(guide, guide_trace)
     images = _images(model_trace, guide_trace, count_rows(batches[0], kwargs))
-    no_bound = WEIGHTED if are_weighted(model_trace, guide_trace) else ""
+    points = points_without_density(model_trace, guide_trace)
+    warn_of_points(points)
+    no_bound = POINTS if points else WEIGHTED if are_weighted(model_trace, guide_trace) else ""
     for args in batches[1:]:
         _, model_trace, guide_trace = find_parameters(model, guide, args, kwargs, enumerated)
         _check_same_images(images, _images(model_trace, guide_trace, count_rows(args, kwargs)))

@@ -89,8 +89,7 @@ def _check_auxiliary(latent: Mapping[str, Site], drawn: Mapping[str, Site]) -> N
 
     Where z ~ q(z | u), p(x, z) / q(z | u) has the mean p(x) for each u; p(x, z) / (q(u) q(z | u)) has none.
     """
-    auxiliary = [name for name, site in drawn.items() if site["infer"].get("is_auxiliary")]
-    counted = [name for name in auxiliary if not any((~mask).all() for mask in masks(drawn[name]))]
+    counted = counted_auxiliary(drawn)
     if not counted:
         return
     points = [name for name in latent if isinstance(core(drawn[name]["fn"]), dist.Delta)]
@@ -101,6 +100,16 @@ def _check_auxiliary(latent: Mapping[str, Site], drawn: Mapping[str, Site]) -> N
             "AutoNormal: nothing stands against this density, so that the loss bounds nothing; leave it out by `with "
             "pyro.poutine.mask(mask=False):` around its pyro.sample"
         )
+
+
+def counted_auxiliary(drawn: Mapping[str, Site]) -> list[str]:
+    """Return the names of the sites of a guide that are marked auxiliary, and whose density is not masked."""
+    return [name for name, site in drawn.items() if site["infer"].get("is_auxiliary") and not is_masked(site)]
+
+
+def is_masked(site: Site) -> bool:
+    """Return whether no element of a site counts."""
+    return any(bool((~mask).all()) for mask in masks(site))
 
 
 def check_order(model_trace: Trace, guide_trace: Trace) -> None:

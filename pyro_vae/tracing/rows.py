@@ -11,7 +11,20 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from pyro_vae.tracing.matching import PARTICLES, Site, core, dim_of, is_tracing, number, same_scales, sample_sites
+from pyro_vae.errors import NoBound, warn
+from pyro_vae.tracing.matching import (
+    PARTICLES,
+    Site,
+    core,
+    counted_auxiliary,
+    dim_of,
+    free_numbers,
+    is_masked,
+    is_tracing,
+    number,
+    same_scales,
+    sample_sites,
+)
 from pyro_vae.tracing.probing import tensors
 
 
@@ -95,6 +108,39 @@ def proposal_sites(guide_trace: poutine.Trace, points_too: bool = False) -> dict
             "weights; draw them from a distribution, as AutoNormal does, or train by Trace_ELBO or StickingTheLanding"
         )
     return drawn
+
+
+def points_without_density(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[str, ...]:
+    """Return the sites of a guide that are single points, as in an AutoDelta, where their loss bounds no log p(x).
+
+    The ELBO of a point z is log p(x, z), which counts in units of z: it may be of any size. Two kinds of points have a
+    bound: those of whole numbers, since a mass p(x, z) is at most p(x); and those that have a density, either by their
+    ``log_density`` or by auxiliary draws, as many as the points have numbers, as in an AutoNormal.
+
+    >>> import pyro
+    >>> model = lambda: pyro.sample("z", dist.Normal(0.0, 1.0))
+    >>> guides = [lambda d=d: pyro.sample("z", dist.Delta(torch.zeros(()), log_density=d)) for d in (0.0, 1.5)]
+    >>> run = lambda program: poutine.trace(program).get_trace()
+    >>> [points_without_density(run(model), run(guide)) for guide in guides]
+    [('z',), ()]
+    """
+    if is_tracing():
+        return ()
+    latent, drawn = (sample_sites(trace, observed=False) for trace in (model_trace, guide_trace))
+    bare = {name: site for name, site in drawn.items() if _is_bare_point(site, latent.get(name))}
+    draws = sum(drawn[name]["value"].numel() for name in counted_auxiliary(drawn) if name not in bare)
+    return tuple(bare) if sum(free_numbers(latent.get(name, site)) for name, site in bare.items()) > draws else ()
+
+
+def warn_of_points(names: Sequence[str]) -> None:
+    """Warn that what is called a bound is none, where there are such ``points_without_density``."""
+    if names:
+        warn(
+            f"the guide has single points without a density at the sites {list(names)}: what is called the bound is "
+            "log p(x, z) at these points, which depends on the units of z, and bounds no log p(x). To train by it is "
+            "MAP estimation; for a bound take a guide that draws from a density, such as AutoNormal",
+            NoBound,
+        )
 
 
 def log_weights(
@@ -209,6 +255,21 @@ def _extent(site: Site, dim: int) -> int:
 def _lies_in(site: Site, plate: CondIndepStackFrame, size: int) -> bool:
     known = any((frame.name, frame.dim) == (plate.name, plate.dim) for frame in site["cond_indep_stack"])
     return known and (plate.size > 0 or _extent(site, dim_of(plate)) == size)
+
+
+def _is_bare_point(site: Site, latent: Site | None) -> bool:
+    """Return whether a guide's site is a point without a density; ``latent`` is the model's site of its name."""
+    point = core(site["fn"])
+    if not isinstance(point, dist.Delta) or is_masked(site) or bool(torch.as_tensor(point.log_density).any()):
+        return False
+    return latent is None or not (isinstance(core(latent["fn"]), dist.Delta) or _is_discrete(latent))
+
+
+def _is_discrete(site: Site) -> bool:
+    try:
+        return bool(getattr(core(site["fn"]).support, "is_discrete", False))
+    except (NotImplementedError, AttributeError):
+        return False
 
 
 def _is_one_point(site: Site) -> bool:

@@ -31,11 +31,13 @@ from pyro_vae.tracing.rows import (
     image_plate,
     log_weights,
     per_image,
+    points_without_density,
     proposal_sites,
     rows_in_all,
     shared_plates,
     spread,
     the_one,
+    warn_of_points,
 )
 from pyro_vae.tracing.runs import ProgramRuns
 
@@ -60,6 +62,7 @@ __all__ = [
     "particle_trace",
     "per_image",
     "plate_nesting",
+    "points_without_density",
     "proposal_sites",
     "rows_in_all",
     "run",
@@ -71,6 +74,7 @@ __all__ = [
     "stacked",
     "the_one",
     "trace_of",
+    "warn_of_points",
 ]
 
 

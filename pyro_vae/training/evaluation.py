@@ -18,7 +18,15 @@ from pyro_vae.program import Program, check_has, dtype_of, given_all_arguments
 from pyro_vae.random import measurement, mode, seeded
 from pyro_vae.showing import Shown, on_one_line
 from pyro_vae.tracing.enumeration import Enumeration, row_terms
-from pyro_vae.tracing.traces import ProgramRuns, common_scale, per_image, proposal_sites, sample_sites
+from pyro_vae.tracing.traces import (
+    ProgramRuns,
+    common_scale,
+    per_image,
+    points_without_density,
+    proposal_sites,
+    sample_sites,
+    warn_of_points,
+)
 from pyro_vae.training import ranks
 
 
@@ -27,11 +35,13 @@ class Evaluation:
     """Monte Carlo values of single images, in nats, each of shape (images,), float64 (float32 where a device has none).
 
     ``rate`` = log q(z | x) − log p(z), ``distortion`` = −log p(x | z), ``bound`` = −(rate + distortion), means over the
-    particles.
+    particles. ``points`` are the sites at which the guide has continuous points without a density, as an AutoDelta:
+    where there are any, ``bound`` is log p(x, z) at these points, and bounds no log p(x).
     """
 
     rate: Tensor
     distortion: Tensor
+    points: tuple[str, ...] = ()
 
     @property
     def bound(self) -> Tensor:
@@ -57,8 +67,12 @@ class Evaluation:
 
     def _shown(self) -> Shown:
         """Return what ``print`` and notebooks show."""
-        rows = [(name, self._value(name)) for name in ("bound", "rate", "distortion")]
-        return Shown(f"bound, rate and distortion in nats per image (n = {len(self.rate)})", rows)
+        mark = "*" if self.points else ""
+        rows = [(name + mark, self._value(name)) for name in ("bound", "rate")]
+        rows += [("distortion", self._value("distortion"))]
+        notes = [f"* no bound on log p(x): log p(x, z) at the guide's points {', '.join(self.points)}"]
+        title = f"bound, rate and distortion in nats per image (n = {len(self.rate)})"
+        return Shown(title, rows, notes=notes if self.points else [])
 
     def __str__(self) -> str:
         return str(self._shown())
@@ -76,8 +90,6 @@ class Evaluation:
         return f"{values.mean().item():.3f}{error}"
 
 
-@measurement
-@exact_convolutions()
 def evaluate(
     program: Program, x: Tensor | Arguments | Split, *, particles: int = 1, seed: int = 0, batch_size: int = 1000
 ) -> Evaluation:
@@ -88,7 +100,8 @@ def evaluate(
     which each argument is cut that has an entry for each image; ``batch_size=len(x)`` cuts nothing. Sites that are
     marked for enumeration are summed out exactly. A weight of single images, by ``poutine.scale``, is divided out.
     Raises ValueError for a program whose sites share no plate over images or have different weights, FloatingPointError
-    where a value is not finite.
+    where a value is not finite. Warns by ``errors.NoBound`` where the guide has continuous points without a density, as
+    an AutoDelta: then ``bound`` is log p(x, z) at these points, and bounds nothing.
 
     >>> import pyro_vae as pv
     >>> vae = pv.VAE(
@@ -99,6 +112,17 @@ def evaluate(
     >>> evaluate(vae, torch.rand(5, 1, 8, 8)).bound.shape
     torch.Size([5])
     """
+    evaluation = _evaluated(program, x, particles, seed, batch_size)
+    warn_of_points(evaluation.points)
+    return evaluation
+
+
+@measurement
+@exact_convolutions()
+def _evaluated(
+    program: Program, x: Tensor | Arguments | Split, particles: int = 1, seed: int = 0, batch_size: int = 1000
+) -> Evaluation:
+    """Return ``evaluate``, without a warning."""
     check_has(program, "model", "guide")
     particles, batch_size = whole_number("particles", particles), whole_number("batch_size", batch_size)
     args = as_arguments(fixed_x(program, x) if isinstance(x, Split) else x)
@@ -113,20 +137,20 @@ def evaluate(
     with seeded(seed, given.device), mode(program, training=False), short_errors(args), given_all_arguments():
         enumeration = Enumeration.of(program.model, program.guide, args, particles=particles)
         measured = [_rate_and_distortion(runs, program, batch.args, enumeration) for batch in given.batches(batch_size)]
-    rate, distortion = (torch.cat(part) for part in zip(*measured))
+    rate, distortion = (torch.cat([getattr(of, part) for of in measured]) for part in ("rate", "distortion"))
     bad = (~(rate + distortion).isfinite()).nonzero().flatten()
     if len(bad):
         raise FloatingPointError(
             f"the bound of {len(bad)} of {len(rate)} images is not finite, the first being image {bad[0]}: rate "
             f"{rate[bad[0]]}, distortion {distortion[bad[0]]}; the parameters or these images are damaged"
         )
-    return Evaluation(rate, distortion)
+    return Evaluation(rate, distortion, measured[0].points)
 
 
 def shared_evaluation(program: Program, args: Arguments) -> Evaluation:
-    """Return ``evaluate`` with the images shared out over the ranks; every rank gets all values."""
-    part = evaluate(program, own_part(args), seed=ranks.own_seed(0))
-    return Evaluation(ranks.all_gather(part.rate), ranks.all_gather(part.distortion))
+    """Return ``evaluate``, without a warning, with the images shared out over the ranks; every rank gets all values."""
+    part = _evaluated(program, own_part(args), seed=ranks.own_seed(0))
+    return Evaluation(ranks.all_gather(part.rate), ranks.all_gather(part.distortion), part.points)
 
 
 def own_part(args: Arguments) -> Arguments:
@@ -137,13 +161,14 @@ def own_part(args: Arguments) -> Arguments:
 
 def _rate_and_distortion(
     runs: ProgramRuns, program: Program, args: Arguments, enumeration: Enumeration | None
-) -> tuple[Tensor, Tensor]:
+) -> Evaluation:
     if enumeration is not None:
+        every = list(enumeration.traces(args, particles=runs.particles))
         found = [
-            row_terms(*traces, plate=runs.plate(program.model, program.guide, args, {}, traces))
-            for traces in enumeration.traces(args, particles=runs.particles)
+            row_terms(*traces, plate=runs.plate(program.model, program.guide, args, {}, traces)) for traces in every
         ]
-        return torch.cat([of.rate for of in found]).mean(0), torch.cat([of.distortion for of in found]).mean(0)
+        rate, distortion = (torch.cat([getattr(of, part) for of in found]).mean(0) for part in ("rate", "distortion"))
+        return Evaluation(rate, distortion, points_without_density(*every[0]))
     model_trace, guide_trace = traces = runs(program.model, program.guide, args)
     plate = runs.plate(program.model, program.guide, args, {}, traces)
     scale = common_scale(model_trace, guide_trace, plate=plate)
@@ -155,4 +180,5 @@ def _rate_and_distortion(
 
     rate = total(proposal_sites(guide_trace, points_too=True)) - total(sample_sites(model_trace, observed=False))
     rate, distortion = torch.broadcast_tensors(rate, -total(sample_sites(model_trace, observed=True)))
-    return rate, distortion  # of one shape also where a program has no latent variable
+    # Both are of one shape also where a program has no latent variable.
+    return Evaluation(rate, distortion, points_without_density(model_trace, guide_trace))

@@ -9,13 +9,22 @@ import torch
 from monte_carlo import assert_mean_is
 from programs import flat_guide, flat_model, grid_guide, grid_model
 from pyro import poutine
+from pyro.infer import autoguide
 from torch import nn
 from torch.distributions import kl_divergence
 
 from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted
 from pyro_vae.tracing.matching import PARTICLES
 from pyro_vae.tracing.particles import run, score
-from pyro_vae.tracing.rows import common_scale, count_rows, image_plate, log_weights, per_image, spread
+from pyro_vae.tracing.rows import (
+    common_scale,
+    count_rows,
+    image_plate,
+    log_weights,
+    per_image,
+    points_without_density,
+    spread,
+)
 from pyro_vae.tracing.traces import ProgramRuns, paired_traces
 from pyro_vae.training.loop import evaluate
 
@@ -331,6 +340,46 @@ def test_a_point_beside_draws_is_refused_unless_each_draw_has_its_own(event_dim)
         log_weights(*traces)
     traces = paired_traces(*pair(lambda x, z: 2 * z), (x,), particles=3, vectorize=True)
     assert log_weights(*traces).shape == (3, B)
+
+
+def two_latents(x):
+    """One of the real numbers, one of the positive ones."""
+    z, s = (pyro.sample(name, prior) for name, prior in (("z", dist.Normal(0.0, 1.0)), ("s", dist.Gamma(2.0, 1.0))))
+    with pyro.plate("images", len(x)):
+        pyro.sample("x", dist.Normal(z, s), obs=x)
+
+
+@pytest.mark.parametrize("K", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "points"),
+    [
+        (autoguide.AutoDelta, ("z", "s")),
+        (autoguide.AutoLaplaceApproximation, ("_AutoLaplaceApproximation_latent", "z")),
+        (autoguide.AutoNormal, ()),
+        (autoguide.AutoMultivariateNormal, ()),
+        (autoguide.AutoNormalMessenger, ()),
+    ],
+)
+def test_points_without_a_density_are_those_of_no_draw(kind, points, K):
+    guide = kind(two_latents)
+    guide(torch.randn(B))
+    assert points_without_density(*paired_traces(two_latents, guide, (torch.randn(B),), particles=K)) == points
+
+
+def one_point(prior, point):
+    run = (poutine.trace(lambda fn=fn: pyro.sample("z", fn)).get_trace() for fn in (prior, point))
+    return points_without_density(*run)
+
+
+def test_points_of_whole_numbers_those_with_a_density_and_those_that_do_not_count_have_a_bound():
+    """The mass p(x, z) of a whole number z is at most p(x)."""
+    point, prior = dist.Delta(torch.ones(B)), dist.Normal(torch.zeros(B), 1.0)
+    assert one_point(prior, point) == one_point(prior.to_event(1), point.to_event(1)) == ("z",)
+    for discrete in (dist.Bernoulli(0.5 * torch.ones(B)), dist.Poisson(torch.ones(B)), dist.Delta(torch.ones(B))):
+        assert not one_point(discrete, point) and not one_point(discrete.to_event(1), point.to_event(1))
+    assert not one_point(dist.OneHotCategorical(torch.ones(B)), point.to_event(1))
+    assert not one_point(prior, dist.Delta(torch.ones(B), log_density=torch.ones(B)))
+    assert not one_point(prior.mask(False), point.mask(False))
 
 
 def test_traces_without_sites_have_the_scale_of_none():

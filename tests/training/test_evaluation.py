@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError
 
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from enumerated_programs import LABELS, MixtureOfFactors, OfTheModel, X
@@ -12,7 +13,10 @@ from monte_carlo import assert_estimate_is
 from programs import FEW, quick, small_vae, with_rate
 from torch import nn
 
-from pyro_vae import evaluate, likelihoods
+from pyro_vae import Data, Split, evaluate, fit, likelihoods
+from pyro_vae.comparison import compare_estimators
+from pyro_vae.errors import NoBound
+from pyro_vae.estimators import StickingTheLanding
 from pyro_vae.linear_gaussian import LinearGaussian
 from pyro_vae.training import fixed_x
 from pyro_vae.training.evaluation import Evaluation, own_part
@@ -136,6 +140,43 @@ def test_a_program_is_evaluated_as_it_is_used_after_training():
     assert dropped.training
     dropped.model, dropped.guide = (lambda x, y, of=of: of(x) for of in (program.model, program.guide))
     torch.testing.assert_close(evaluate(dropped, (x, torch.tensor(2.0))).bound, expected)
+
+
+class Points(nn.Module):
+    """z ~ N(0, 0.01) of each row, x ~ N(z, 1), and a guide that is the point θ."""
+
+    def __init__(self):
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(0.01))
+
+    def model(self, x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 0.01))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Delta(self.theta.expand(len(x))))
+
+    def observe(self, batch, generator=None):
+        return batch.table[:, 0]
+
+
+def test_a_guide_of_single_points_has_no_bound_which_each_call_says_once():
+    program, x = Points(), torch.linspace(-1, 1, 20)
+    with pytest.warns(NoBound, match=r"at the sites \['z'\]: what is called the bound is log p\(x, z\)") as said:
+        evaluation = evaluate(program, x, batch_size=7)
+    assert len(said) == 1 and evaluation.points == ("z",) and "* no bound on log p(x)" in str(evaluation)
+    assert said[0].filename == __file__
+    joint = dist.Normal(0.0, 0.01).log_prob(program.theta) + dist.Normal(program.theta, 1.0).log_prob(x)
+    torch.testing.assert_close(evaluation.bound, joint.detach().double())
+    with pytest.warns(NoBound) as said:
+        compared = compare_estimators(program, x, estimators={"STL": StickingTheLanding()}, draws=2, progress=False)
+    assert len(said) == 1 and not compared.estimators["STL"].is_bound and "without a density" in compared.no_bound
+    split = Split(table=x[:, None])
+    with pytest.warns(NoBound) as said:
+        fit(program, Data("rows", split, split, split), epochs=3, lr=1e-3, engine="eager", progress=False)
+    assert len(said) == 1
 
 
 def test_the_part_of_a_single_process_is_all_rows():
