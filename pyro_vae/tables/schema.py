@@ -15,6 +15,8 @@ from pyro_vae.errors import warn
 from pyro_vae.tables.columns import Column, column_of, nearest
 from pyro_vae.tables.kinds import check_support, checked_kinds
 
+TRUE, FALSE = ("true", "t", "yes", "y", "on", "1", "1.0"), ("false", "f", "no", "n", "off", "0", "0.0")
+
 
 @dataclass(frozen=True)
 class Schema:
@@ -151,8 +153,19 @@ def _words_for_numbers(column: Column, words: Sequence[Any]) -> DataError:
     here, got = f"frame[{column.name!r}]", words[0]
     cure = f"write pandas.to_numeric({here}, errors='coerce'), NaN where a word is no number"
     if column.dtype.kind == "b":
-        cure = f"write {here} == {got!r}, or what else is true"
+        cure = f"write {here}.astype(object).map({_truths(words)}), in which a word that is left out becomes NaN"
     return DataError(f"column {column.name!r}: wanted {column.kind} numbers, as in the schema, got {got!r}; {cure}")
+
+
+def _truths(words: Sequence[Any]) -> dict[Any, bool]:
+    """Return what is true of these words; of words that do not tell, sorted, the last one is, as 1 is of 0 and 1.
+
+    >>> _truths(["False", "True"]), _truths(["no", "unknown", "yes"]), _truths(["left", "right"])
+    ({'False': False, 'True': True}, {'no': False, 'yes': True}, {'left': False, 'right': True})
+    """
+    truths = {word: str(word).strip().lower() for word in words}
+    known = {word: truth in TRUE for word, truth in truths.items() if truth in TRUE + FALSE}
+    return known or {words[0]: False, words[-1]: True}
 
 
 def _check_values(column: Column, values: np.ndarray) -> None:

@@ -90,7 +90,7 @@ def test_codes_are_those_of_the_schema_in_any_rows():
         (
             "member",
             lambda member: ["yes"] * len(member),
-            r"wanted binary numbers, .* 'yes'; write frame\['member'\] == 'y",
+            r"wanted binary numbers, .* 'yes'; write frame\['member'\]\.astype\(object\)\.map\(\{'yes': True\}\), in",
         ),
     ],
 )
@@ -99,6 +99,19 @@ def test_words_in_a_column_of_numbers_are_refused_and_get_no_codes(column, value
     schema = Schema.from_frame(frame)
     with pytest.raises(DataError, match=message):
         schema.encode(frame.assign(**{column: values(frame[column])}))
+
+
+@pytest.mark.parametrize("dtype", [object, "string", "category"])
+@pytest.mark.parametrize(("true", "false"), [("True", "False"), ("yes", "no"), (" T", "f"), ("1", "0"), ("b", "a")])
+def test_the_cure_of_words_in_a_column_of_booleans_is_right_also_of_missing_cells(true, false, dtype):
+    booleans = pd.DataFrame({"b": [True, False, None] * 3, "n": np.arange(9.0)})
+    schema = Schema.from_frame(booleans)
+    frame = booleans.assign(b=pd.Series([true, false, None] * 3, dtype=dtype))
+    with pytest.raises(DataError, match="wanted binary numbers") as caught:
+        schema.encode(frame)
+    cure = str(caught.value).partition("write ")[2].partition(", in which")[0]
+    cured = frame.assign(b=eval(cure, {"frame": frame}))
+    np.testing.assert_array_equal(schema.encode(cured), schema.encode(booleans))
 
 
 def test_missing_cells_of_whole_numbers_and_booleans():
