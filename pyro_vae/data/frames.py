@@ -1,6 +1,6 @@
 """Data frames of pandas as numeric tables: numbers as they are, categories as codes, NaN where a value is missing."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,15 +35,26 @@ def encoded(frame: Any) -> tuple[np.ndarray, tuple[Hashable, ...], dict[Hashable
         raise DataError(
             f"frame: wanted at least one row and one column, got {len(frame)} × {len(names)}; give one that has some"
         )
-    twice = sorted({repr(name) for name in names if names.count(name) > 1})
-    if twice:
-        raise DataError(f"frame: the columns {', '.join(twice)} are in it twice; rename one of each: frame.columns = …")
+    check_once(names)
     table, categories = np.empty((len(frame), len(names))), {}
     for place, name in enumerate(names):
         table[:, place], values = _column(frame.iloc[:, place], name, pandas)
         if values is not None:
             categories[name] = values
     return table, names, categories
+
+
+def check_once(names: Sequence[Hashable]) -> None:
+    """Raise DataError for two columns of one name.
+
+    >>> check_once(["age", "eyes", "age"])
+    Traceback (most recent call last):
+        ...
+    pyro_vae.errors.DataError: frame: the columns 'age' are in it twice; rename one of each: frame.columns = …
+    """
+    twice = sorted({repr(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise DataError(f"frame: the columns {', '.join(twice)} are in it twice; rename one of each: frame.columns = …")
 
 
 class Table(NamedTuple):

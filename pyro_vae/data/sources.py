@@ -175,7 +175,8 @@ class Sources:
         sorted order (ordered categories: in theirs). A missing value is NaN, a missing label −1. The names of columns
         and the values of codes are those of ``pyro_vae.data.frames.encoded(frame)``.
 
-        Raises DataError for columns of another kind, ValueError for a column without any value. Needs pandas.
+        ``valid`` and ``test`` are shares of the rows: fractions or numbers. Raises DataError for columns of another
+        kind, ValueError for a column without any value and for frames in place of shares. Needs pandas.
 
         >>> import pandas as pd
         >>> from pyro_vae import Data
@@ -183,6 +184,14 @@ class Sources:
         >>> Data.from_frame(frame, labels="kind").classes
         ('cat', 'dog')
         """
+        for split, share in (("valid", valid), ("test", test)):
+            if not is_share(share):
+                raise ValueError(
+                    f"{split}: wanted a share of the rows of frame, such as 0.1, or a number of them, got "
+                    f"{type(share).__name__}; of frames for each split write schema = "
+                    "pyro_vae.tables.Schema.from_frame(frame), then Data.from_arrays(table={'train': "
+                    "schema.encode(frame), 'valid': schema.encode(valid), 'test': schema.encode(test)})"
+                )
         found = labelled(frame, labels)
         given = {"table": found.table, "labels": found.labels}
         return cls.of_fields(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vae.data import DataError, DataWarning
-from pyro_vae.data.frames import encoded, imported
+from pyro_vae.data.frames import check_once, encoded, imported
 from pyro_vae.distributions.rows import NEAR
 from pyro_vae.errors import warn
 from pyro_vae.tables.columns import Column, column_of, nearest
@@ -84,8 +84,8 @@ class Schema:
 
         Words are the codes of this schema, in whichever rows they occur. Columns may come in another order, and those
         that the schema does not know are left out with a warning. Raises DataError for a column that is not there, a
-        category that the schema does not know, words in a column of numbers, and numbers outside the support of their
-        column.
+        category that the schema does not know, words in a column of numbers, numbers outside the support of their
+        column, and two columns of one name.
         """
         pandas = imported()
         lacking = [name for name in self.names if name not in frame.columns]
@@ -94,6 +94,7 @@ class Schema:
                 f"frame: wanted the columns {', '.join(map(repr, self.names))}, got none named "
                 f"{', '.join(map(repr, lacking))}; where a column was not measured write frame[{lacking[0]!r}] = nan"
             )
+        check_once([name for name in frame.columns if name in self.names])
         unknown = [name for name in frame.columns if name not in self.names]
         if unknown:
             warn(f"frame: the schema has no columns {', '.join(map(repr, unknown))}; they are left out", DataWarning)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
+import pyro_vae
 from pyro_vae.data import Data, DataWarning
 from pyro_vae.data.frames import encoded
 from pyro_vae.data.raw import DataError
@@ -99,6 +100,19 @@ def test_a_frame_becomes_a_data_set():
         assert split.labels.tolist() == [[0, 1, -1][n % 3] for n in rows.tolist()]
         assert split.table[:, 1].tolist() == (1 - rows % 2).tolist() and split.table.dtype == torch.float64
     assert Data.from_frame(frame).shape == (3,)
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_frames_in_place_of_shares_are_refused_with_a_cure(split):
+    """The cure has the codes of one schema in all splits."""
+    frame = pd.DataFrame({"x": np.arange(6.0), "kind": list("abcabc")})
+    valid = test = frame[1:3]
+    with pytest.raises(ValueError, match=f"^{split}: wanted a share of the rows of frame, .* DataFrame") as caught:
+        Data.from_frame(frame, **{split: frame[:2]})
+    first, second = str(caught.value).partition("write ")[2].split(", then ")
+    schema = eval(first.removeprefix("schema = "), {"pyro_vae": pyro_vae, "frame": frame})
+    data = eval(second, {"Data": Data, "schema": schema, "frame": frame, "valid": valid, "test": test})
+    assert data.test.table.tolist() == [[1.0, 1.0], [2.0, 2.0]] and len(data.train) == 6
 
 
 def test_columns_that_say_nothing_are_named():

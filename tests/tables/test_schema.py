@@ -101,6 +101,16 @@ def test_words_in_a_column_of_numbers_are_refused_and_get_no_codes(column, value
         schema.encode(frame.assign(**{column: values(frame[column])}))
 
 
+def test_two_columns_of_one_name_are_refused_where_the_schema_knows_it():
+    frame = mixed_frame()
+    schema = Schema.from_frame(frame)
+    with pytest.raises(DataError, match="the columns 'eyes' are in it twice; rename one of each"):
+        schema.encode(pd.concat([frame, frame[["eyes"]]], axis=1))
+    others = pd.concat([frame, pd.DataFrame(0, frame.index, ["other", "other"])], axis=1)
+    with pytest.warns(DataWarning, match="no columns 'other'"):
+        np.testing.assert_array_equal(schema.encode(others), schema.encode(frame))
+
+
 @pytest.mark.parametrize("dtype", [object, "string", "category"])
 @pytest.mark.parametrize(("true", "false"), [("True", "False"), ("yes", "no"), (" T", "f"), ("1", "0"), ("b", "a")])
 def test_the_cure_of_words_in_a_column_of_booleans_is_right_also_of_missing_cells(true, false, dtype):
