@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node, map_arg
 from pyro_vae.compiling.compiler import quiet_torch
 from pyro_vae.compiling.joint import Recorded
 from pyro_vae.compiling.noise import is_random, name_of
-from pyro_vae.compiling.private import in_place_changes, operators
+from pyro_vae.compiling.private import in_place_changes, operators, without_vmap_warnings
 from pyro_vae.compiling.untraceable import Untraceable
 
 SMALL = 1 << 25  # numbers in all tensors of the draws that are computed together, at most ``MOST`` of them
@@ -93,7 +93,7 @@ class Replicates:
 
     def __call__(self, draws: int) -> list[Tensor | Product]:
         """Return each result of so many draws, stacked at dimension 0; matrices as products where they are."""
-        with torch.no_grad(), quiet_torch():
+        with torch.no_grad(), quiet_torch(), without_vmap_warnings():
             rows = [[draw() for draw in self.noise] for _ in range(draws)]
             noise = [torch.stack(of_draws) for of_draws in zip(*rows)]
             moving = torch.vmap(self.body)(*noise) if noise else ()

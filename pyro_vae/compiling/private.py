@@ -16,6 +16,7 @@ Each of these names may change in any release. The names below are those in torc
 - ``torch._inductor.codecache``, ``cpu_vec_isa``, ``config``: nothing is done ahead of the first graph, which is slower.
 - ``CppBuilder`` and ``CppTorchDeviceOptions`` of ``torch._inductor.cpp_builder``, and torch's file ``interface.cpp``:
   the files of a library are compiled one after the other, and nothing of them is kept, which is slower.
+- ``torch._C._functorch._set_vmap_fallback_warning_enabled``: torch warns of each operator that it vectorises slowly.
 - ``torch._foreach_add`` and its kin: Pyro's ``ClippedAdam`` steps each parameter by itself, which is slower.
 - In ``library.py``: ``torch._inductor.aot_compile``, ``unsafe_alloc_void_ptrs_from_tensors`` and
   ``alloc_tensors_by_stealing_from_void_ptrs`` of ``torch._C._aoti``: no machine code is made or kept ahead
@@ -77,6 +78,7 @@ COMPILING = "_is_compiling_flag"  # of torch.compiler
 KERNELS = ("torch._inductor.codecache", "CppPythonBindingsCodeCache")
 SETTINGS = ("torch._inductor.config", "patch")
 INSTRUCTIONS = ("torch._inductor.cpu_vec_isa", "pick_vec_isa")
+VMAP_WARNINGS = ("torch._C._functorch", "_set_vmap_fallback_warning_enabled")
 FOREACH = "_foreach_"  # begins the names of torch's functions of lists of tensors
 STACK = "_PYRO_STACK"  # of pyro.poutine.runtime: the handlers at work
 STORE = "_params"
@@ -201,6 +203,23 @@ def unrecorded(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return what a function returns, without a record of it."""
     with _disable_current_modes():
         return function(*args, **kwargs)
+
+
+@contextmanager
+def without_vmap_warnings() -> Iterator[None]:
+    """Context manager in which ``torch.vmap`` does not warn of operators that it calls draw by draw, in C++, on stderr.
+
+    Torch does not tell whether it warns; afterwards it does, as by default.
+    """
+    switch = member(*VMAP_WARNINGS)
+    if switch is None:
+        yield
+        return
+    switch(False)
+    try:
+        yield
+    finally:
+        switch(True)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pyro_vae.comparison.replicates import Product, Replicates, whole
+from pyro_vae.compiling import private
 from pyro_vae.compiling.constants import WatchedConstants
 from pyro_vae.compiling.joint import record
 from pyro_vae.compiling.untraceable import Untraceable
@@ -38,6 +39,22 @@ def test_a_loss_and_its_gradient():
         return loss.detach(), *torch.autograd.grad(loss, [weight])
 
     assert_draws_are_those_of(function, X)
+
+
+def test_an_operator_without_a_batching_rule_is_not_warned_of(capfd, monkeypatch):
+    def function(x):
+        return (torch.rand(3, dtype=torch.float64).clamp_(0.2, 0.8) * x,)
+
+    def slow():
+        return torch.vmap(lambda x: torch.ops.aten.clamp_.default(x, 0.2))(torch.rand(2, 3))
+
+    assert_draws_are_those_of(function, X[:, 0])
+    assert "batching rule" not in capfd.readouterr().err
+    slow()
+    warns = "batching rule" in capfd.readouterr().err  # a torch that has the rule does not
+    monkeypatch.setattr(private, "VMAP_WARNINGS", ("torch._C._functorch", "gone"))
+    assert_draws_are_those_of(function, X[:, 0])
+    assert ("batching rule" in capfd.readouterr().err) == warns
 
 
 @pytest.mark.parametrize("turned", [False, True])
