@@ -22,6 +22,7 @@ from torch.distributions import Distribution, Independent, kl_divergence
 
 from pyro_vae.checks import whole_number
 from pyro_vae.distributions.rows import Row
+from pyro_vae.errors import short_errors
 from pyro_vae.optional import optional
 from pyro_vae.random import mode, seeded
 
@@ -248,7 +249,7 @@ def rate_per_dimension(vae: nn.Module, x: Tensor, *, batch_size: int = BATCH) ->
 
     The prior must be factorised. If q is too, the sum over d is the rate. For a normal with full or low-rank covariance
     these are the KLs of its marginals, whose sum is the rate minus the total correlation of q (Watanabe 1960). Raises
-    ValueError for any other prior or guide, whose rate does not split into dimensions.
+    ValueError for any other prior or guide, whose rate does not split into dimensions, and for no images.
 
     >>> from pyro_vae.linear_gaussian import LinearGaussian
     >>> rate_per_dimension(LinearGaussian(torch.randn(16, 2), shape=(1, 4, 4)), torch.rand(5, 1, 4, 4)).shape
@@ -266,7 +267,9 @@ def rate_per_dimension(vae: nn.Module, x: Tensor, *, batch_size: int = BATCH) ->
             ) from error
 
     dims = _event_dim(vae, x)
-    with _evaluating(vae) as program:
+    if not x.numel():
+        raise ValueError(f"x: wanted at least one row to average over, got shape {tuple(x.shape)}; give some rows")
+    with _evaluating(vae) as program, short_errors([x]):
         return _batched(vae, rate, x, dims, batch_size).reshape(-1, _latent(vae)).mean(0)
 
 
@@ -297,7 +300,7 @@ def _encode(
     vae: nn.Module, x: Tensor, statistic: Callable[[Distribution], Tensor], batch_size: int, seed: int
 ) -> Tensor:
     dims = _event_dim(vae, x)
-    with _evaluating(vae, seed) as program:
+    with _evaluating(vae, seed) as program, short_errors([x]):
         return _batched(vae, lambda x: statistic(program.posterior(x)), x, dims, batch_size)
 
 

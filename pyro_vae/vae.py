@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from pyro_vae import analysis
 from pyro_vae.analysis import BATCH
+from pyro_vae.checks import whole_number
 from pyro_vae.construction import Constructed, check_parts
 from pyro_vae.data.fields import check_unmasked, masked_field
 from pyro_vae.data.pixels import checked_pixels, observed_by
@@ -88,7 +89,7 @@ class VAE(Constructed):
         """Sample p(x, z), observed at ``x`` (B, *event); without ``x`` draw ``n`` rows. Return x."""
         parameter_sites(self.prior, name="prior")
         parameter_sites(self.likelihood, name="likelihood")
-        with pyro.plate("images", n if x is None else len(self._checked(x))):
+        with pyro.plate("images", whole_number("n", n) if x is None else len(self._checked(x))):
             prior = _distribution("prior", _called(self.prior), event_dim=1)
             z = pyro.sample("z", prior)
             if z.shape[-1:] != prior.event_shape:

@@ -209,6 +209,27 @@ def test_rate_per_dimension_adds_up_to_the_rate():
         analysis.rate_per_dimension(vae, x)
 
 
+def small_rows():
+    torch.manual_seed(0)
+    decoder = networks.MLPDecoder(2, (3,), maps=3, hidden=(4,))
+    guide = guides.MeanField(networks.MLPEncoder((3,), hidden=(4,)), latent=2)
+    return VAE(priors.StandardNormal(2), likelihoods.RealNormal(decoder, log_scale=0.0), guide)
+
+
+def test_a_mean_over_no_rows_is_refused():
+    with pytest.raises(ValueError, match=r"x: wanted at least one row to average over, got shape \(0, 3\); give"):
+        analysis.rate_per_dimension(small_rows(), torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize("call", [analysis.codes, analysis.draw_posterior, analysis.rate_per_dimension])
+def test_rows_that_are_not_finite_are_named_with_a_cure_that_works(call):
+    vae, x = small_rows(), torch.zeros(4, 3)
+    x[2, 1] = torch.nan
+    with pytest.raises(ValueError, match="x: 1 of its values are NaN or infinite, in the rows 2; take these rows out"):
+        call(vae, x, batch_size=2)
+    assert call(vae, x[:2]).isfinite().all()
+
+
 @pytest.mark.parametrize("batch", [(6,), (2, 3)])
 def test_it_takes_rows_of_counts(batch):
     """Each function gives for rows (..., D) what it gives for all rows in one batch."""

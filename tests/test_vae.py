@@ -133,6 +133,12 @@ def test_particles_run_the_encoder_once_on_the_batch_and_the_decoder_on_all():
     assert seen == [("encoder", (6,)), ("decoder", (5, 6))]
 
 
+@pytest.mark.parametrize("n", [0, -1, 2.5, True])
+def test_a_number_of_rows_that_is_none_is_refused(n):
+    with pytest.raises(ValueError, match=f"n: wanted a whole number of at least 1, got {n}"):
+        conv_vae().model(n=n)
+
+
 def test_forward_draws_images():
     vae = conv_vae()
     with torch.no_grad():
