@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
-from pyro_vae.tracing.matching import Site, core, free_numbers, masks
+from pyro_vae.tracing.matching import ONE_TURN, Site, core, free_numbers, masks, on_circle
 from pyro_vae.tracing.traces import proposal_sites, sample_sites
 
 PRIOR = "start from the prior, with guide=None"
@@ -53,7 +53,7 @@ def moved_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace | None) -
 
 def to_support(name: str, site: Mapping[str, Any]) -> Transform:
     """Return the transform from all real numbers to the support of a latent site."""
-    support = site["fn"].support
+    support = ONE_TURN if on_circle(site["fn"]) else site["fn"].support
     if isinstance(support, constraints.MixtureSameFamilyConstraint):  # torch has no transform registered for it
         support = support.base_constraint
     try:

@@ -18,6 +18,7 @@ from pyro_vae.compiling import Graphs, owners
 from pyro_vae.evidence.moved import PRIOR, check_bounds, moved_sites, tensors_in, to_support
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.parallel import WORTH, equal_parts
+from pyro_vae.tracing.matching import check_draws
 from pyro_vae.tracing.traces import check_sites, common_scale, per_image, proposal_sites, sample_sites
 from pyro_vae.tracing.unscored import check_unused, scored_values
 
@@ -253,7 +254,9 @@ def _check_differentiable(modules: Iterable[nn.Module]) -> None:
 
 def _check_program(model_trace: poutine.Trace, source: poutine.Trace) -> None:
     """Raise ValueError if chains cannot be annealed along the latent sites of a program."""
-    if source is not model_trace:
+    if source is model_trace:
+        check_draws(sample_sites(source, observed=False))
+    else:
         check_sites(model_trace, source)
     if not sample_sites(model_trace, observed=True):
         raise ValueError("the model observes nothing; give it x, as in pyro.sample('x', ..., obs=x)")

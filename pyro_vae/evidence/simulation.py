@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.evidence.plan import MeasurementPlan
+from pyro_vae.tracing.matching import check_draws
 from pyro_vae.tracing.traces import sample_sites
 
 
@@ -40,4 +41,5 @@ def _drawn(model: Callable, batch: ProgramArguments, plan: MeasurementPlan) -> t
     drawn, name = plan.trace(poutine.uncondition(model), batch, 1), next(iter(observed))
     site: Any = drawn.nodes[name]
     drawn.remove_node(name)
+    check_draws(sample_sites(drawn))
     return drawn, site["value"][0]

@@ -11,14 +11,25 @@ from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import ComposeTransform, Distribution, Transform, TransformedDistribution, VonMises, biject_to
+from torch.distributions import (
+    ComposeTransform,
+    Distribution,
+    LKJCholesky,
+    MixtureSameFamily,
+    Transform,
+    TransformedDistribution,
+    VonMises,
+    biject_to,
+)
 from torch.distributions import constraints as torch_constraints
 from torch.distributions.constraints import Constraint
+from torch.distributions.transforms import _InverseTransform
 
 from pyro_vae.hardware import widest_float
 
 PARTICLES = "pyro_vae: particles"  # the plate of particles; no program has a plate of this name
 Site = Any  # a message of Pyro, whose TypedDict declares every entry optional
+ONE_TURN = torch_constraints.interval(-math.pi, math.pi)
 WHY = "so that no mean of log p(x, z) − log q(z | x) is a bound"
 
 
@@ -78,6 +89,7 @@ def check_sites(model_trace: Trace, guide_trace: Trace, scales: bool = True, enu
     if not latent and not sample_sites(model_trace):
         raise ValueError("the model has no sample site, so there is nothing to bound; write pyro.sample(..., obs=x)")
     _check_auxiliary(latent, drawn)
+    check_draws(drawn)
     for name, site in latent.items():
         problem = _difference(site, drawn[name]) or (scales and _other_scale(site, drawn[name]))
         if problem:
@@ -93,6 +105,13 @@ def _check_auxiliary(latent: Mapping[str, Site], drawn: Mapping[str, Site]) -> N
     if not counted:
         return
     points = [name for name in latent if isinstance(core(drawn[name]["fn"]), dist.Delta)]
+    angles = [name for name in points if on_circle(latent[name]["fn"])]
+    if angles and not any(on_circle(drawn[name]["fn"]) for name in counted):
+        raise ValueError(
+            f"the guide makes {angles}, angles in the model, of draws {counted} over all real numbers, on which each "
+            f"turn of the circle counts anew, {WHY}; draw them in the guide from a VonMises, beside an automatic guide "
+            "of the other sites in an AutoGuideList"
+        )
     if sum(drawn[name]["value"].numel() for name in counted) > sum(free_numbers(latent[name]) for name in points):
         made = f"points of fewer numbers ({points})" if points else "no point (Delta)"
         raise ValueError(
@@ -195,6 +214,47 @@ def moves_freely(fn: Distribution) -> bool:
     (True, False)
     """
     return isinstance(_support(fn), _INTERVALS)
+
+
+def on_circle(fn: Distribution) -> bool:
+    """Return whether the values of a distribution are angles, from −π to π; torch and Pyro call their support real.
+
+    >>> on_circle(dist.VonMises(0.0, 1.0)), on_circle(dist.Normal(0.0, 1.0))
+    (True, False)
+    """
+    fn = core(fn)
+    if isinstance(fn, MixtureSameFamily):
+        return on_circle(fn.component_distribution)
+    return isinstance(fn, VonMises | dist.SineBivariateVonMises)
+
+
+def check_draws(sites: Mapping[str, Site]) -> None:
+    """Raise ValueError for sites whose draws are known not to have the density by which they are scored.
+
+    torch's LKJCholesky is one: for row i = 3, 4, … of a factor it draws a Beta(i − 3/2, ·), and Beta((i − 1) / 2, ·) is
+    right (Lewandowski, Kurowicka and Joe 2009).
+
+    >>> import pyro
+    >>> check_draws(pyro.poutine.trace(lambda: pyro.sample("L", dist.LKJCholesky(3, 1.0))).get_trace().nodes)
+    Traceback (most recent call last):
+        ...
+    ValueError: site 'L': torch draws an LKJCholesky of 3 or more rows from another distribution than it scores, ...
+    """
+    for name, site in sites.items():
+        fn: Any = site.get("fn")
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        if isinstance(fn, LKJCholesky) and fn.dim > 2 and _lkj_is_drawn_otherwise():
+            raise ValueError(
+                f"site {name!r}: torch draws an LKJCholesky of 3 or more rows from another distribution than it "
+                "scores, so that weights of these draws belong to no p(x); take a guide that scores it and does not "
+                "draw it, as AutoNormal"
+            )
+
+
+@functools.cache
+def _lkj_is_drawn_otherwise() -> bool:
+    return LKJCholesky(3)._beta.concentration1[2].item() != 1
 
 
 def is_tracing() -> bool:
@@ -341,8 +401,8 @@ def _same_supports(model: Distribution, guide: Distribution) -> bool:
 def _support(fn: Distribution) -> Constraint | None:
     """Return the support of an element or event; None if it is unknown, as after some transforms of torch or Pyro."""
     fn = core(fn)
-    if isinstance(fn, VonMises):  # its draws lie on one turn of a circle, though torch says real
-        return torch_constraints.interval(-math.pi, math.pi)
+    if on_circle(fn):
+        return ONE_TURN
     try:
         if not isinstance(fn, TransformedDistribution) or type(fn).support is not TransformedDistribution.support:
             return _bare(fn.support)
@@ -361,7 +421,9 @@ def _image(transform: Transform, support: Constraint) -> Constraint | None:
     """Return the interval to which a monotone transform of numbers maps an interval; None for other transforms."""
     if not (isinstance(support, _INTERVALS) and transform.bijective and transform.domain.event_dim == 0):
         return None
-    ends = [transform._call(torch.as_tensor(end)) for end in _bounds(support)]  # a public call would replace its cache
+    inverse = transform.inv if isinstance(transform, _InverseTransform) else None
+    apply = inverse._inverse if inverse else transform._call  # a public call would replace its cache
+    ends = [apply(torch.as_tensor(end)) for end in _bounds(support)]
     return torch_constraints.interval(torch.minimum(*ends), torch.maximum(*ends))
 
 

@@ -141,3 +141,33 @@ def test_upper_bounds_start_from_the_prior(measure):
     with pytest.raises(ValueError, match=r"of \['z'\] from auxiliary draws, .*; start from the prior, with guide=None"):
         measure(AutoNormal(POSITIVE))
     assert measure(None).upper.isfinite().all()
+
+
+def angle(x, guide=False):
+    """z ~ VonMises(0, ½), and x | z ~ N(z, 1)."""
+    with pyro.plate("rows", len(x)):
+        if guide:
+            pyro.sample("z", dist.VonMises(torch.zeros(len(x)), 0.6))
+        else:
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.VonMises(0.0, 0.5)), 1.0), obs=x)
+
+
+@pytest.mark.parametrize("guide", [None, lambda x: angle(x, guide=True)], ids=["prior", "guide"])
+def test_angles_make_one_turn(guide):
+    """Their density repeats itself, so that over all real numbers it has an infinite integral."""
+    x, z = torch.tensor([0.0, 2.5, 3.5, -4.0]).double(), torch.linspace(-torch.pi, torch.pi, 20_001).double()
+    log_p = dist.VonMises(0.0, 0.5).log_prob(z) + dist.Normal(z, 1.0).log_prob(x[:, None])
+    exact = torch.trapezoid(log_p.exp(), z).log()
+    check(log_evidence(angle, guide, x.float(), 2000, proposal=LocalProposal(), **EAGER), exact)
+    check(annealed_evidence(angle, guide, x.float(), **SETTING), exact, sees=1.0)
+
+
+@pytest.mark.parametrize("measure", [annealed_evidence, bidirectional])
+def test_a_prior_that_is_drawn_otherwise_than_scored_is_refused(measure):
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            L = pyro.sample("L", dist.LKJCholesky(3, 1.0))
+            pyro.sample("x", dist.Normal(L[..., 2, 0], 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="torch draws an LKJCholesky"):
+        measure(model, None, COUNTS, num_temperatures=4, **EAGER)

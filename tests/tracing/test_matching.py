@@ -9,10 +9,11 @@ import pytest
 import torch
 from programs import flat_guide, flat_model
 from pyro import poutine
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoGuideList, AutoNormal
+from torch.distributions.transforms import CumulativeDistributionTransform
 
 from pyro_vae.estimators import ImportanceWeighted, ScoreFunction, StickingTheLanding
-from pyro_vae.tracing.matching import check_order, masks, moves_freely, number, same_scales, sample_sites
+from pyro_vae.tracing.matching import check_order, masks, moves_freely, number, on_circle, same_scales, sample_sites
 from pyro_vae.tracing.traces import paired_traces
 
 B = 4
@@ -281,3 +282,60 @@ def test_a_loop_over_a_plate_is_no_dimension():
 def test_scales_in_words():
     assert number(2.0) == number(torch.tensor(2.0)) == number(torch.tensor([2.0])) == "2"
     assert number(torch.ones(2)) == "a tensor of shape (2,)" and number(torch.ones(3, 1)) == "a tensor of shape (3, 1)"
+
+
+@pytest.mark.parametrize("low, fits", [(0.0, True), (0.5, False)])
+def test_the_support_of_an_inverse_distribution_function_is_known(low, fits):
+    """The usual way to truncate a normal distribution: of z > 0 only, it proposes nothing below."""
+    inverse = CumulativeDistributionTransform(dist.Normal(0.0, 1.0)).inv
+    guide = dist.TransformedDistribution(dist.Uniform(torch.tensor(low), 1.0), [inverse])
+    programs = [lambda fn=fn: pyro.sample("z", fn) for fn in (dist.Normal(0.0, 1.0), guide)]
+    if fits:
+        paired_traces(*programs)
+    else:
+        with pytest.raises(ValueError, match=r"support is Real\(\) in the model and Interval\(lower_bound=0.0, upper"):
+            paired_traces(*programs)
+
+
+ANGLES = {
+    "one": dist.VonMises(0.0, 1.0),
+    "mixture": dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.VonMises(torch.zeros(2), 1.0)),
+    "two": dist.SineBivariateVonMises(0.0, 0.0, 1.0, 1.0, 0.1),
+    "skewed": dist.SineSkewed(dist.VonMises(torch.zeros(2), 1.0).to_event(1), torch.tensor([0.2, 0.1])),
+}
+
+
+@pytest.mark.parametrize("name", ANGLES)
+def test_angles_are_of_one_turn(name):
+    fn = ANGLES[name]
+
+    def model():
+        pyro.sample("z", fn)
+
+    assert on_circle(fn) and fn.sample((1000,)).abs().max() <= torch.pi
+    paired_traces(model, model)
+    normal = dist.Normal(torch.zeros(fn.event_shape), 1.0).to_event(len(fn.event_shape))
+
+    def unrolled():
+        u = pyro.sample("u", normal, infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(u, event_dim=len(fn.event_shape)))
+
+    with pytest.raises(ValueError, match=r"its support is Interval.* in the model and Real"):
+        paired_traces(model, lambda: pyro.sample("z", normal))
+    with pytest.raises(ValueError, match=r"makes \['z'\], angles in the model, .*; draw them in the guide from a"):
+        paired_traces(model, unrolled)
+    own = AutoGuideList(model)
+    own.append(model)
+    paired_traces(model, own)
+
+
+@pytest.mark.parametrize("kind", [dist.LKJCholesky, dist.LKJ])
+def test_draws_of_another_distribution_than_is_scored_are_refused(kind):
+    """Variances of the correlations are 1 / (2 η + D − 1) (Joe 2006), here 1/4, which the draws of torch have not."""
+    draws = dist.LKJCholesky(3, 1.0).sample((20_000,))
+    assert ((draws @ draws.mT)[:, 0, 2].var() - 1 / 4).abs() > 0.03  # within 0.01 the message could go
+    programs = {D: lambda D=D: pyro.sample("L", kind(D, 1.0)) for D in (2, 3)}
+    paired_traces(programs[2], programs[2])
+    paired_traces(programs[3], AutoNormal(programs[3]))
+    with pytest.raises(ValueError, match="site 'L': torch draws an LKJCholesky of 3 or more rows from another"):
+        paired_traces(programs[3], programs[3])
