@@ -73,7 +73,8 @@ def test_latents_of_all_rows(of):
     evidence = log_evidence(two, guide, x, 2000, proposal=LocalProposal(), **EAGER)
     assert evidence.joint and evidence.trusted.all()
     check(evidence, by_quadrature(x))
-    check(annealed_evidence(two, guide, x, **SETTING), by_quadrature(x), sees=1.0)
+    if of in (AutoNormal, AutoMultivariateNormal):
+        check(annealed_evidence(two, guide, x, **SETTING), by_quadrature(x), sees=1.0)
 
 
 def test_draws_beside_sites_of_the_guides_own():
