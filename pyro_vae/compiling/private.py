@@ -133,7 +133,13 @@ def registries(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[
 
 
 def has_step_hooks(optimizer: Optimizer) -> bool:
-    """Return whether something is called at each step of an optimiser; True if torch does not tell."""
+    """Return whether a step of an optimiser does more than that of its class; True if torch does not tell.
+
+    A schedule replaces ``step`` by one that takes note of the call, which is no more.
+    """
+    own = vars(optimizer).get("step")
+    if own is not None and not (hasattr(own, STEPS_SEEN) and getattr(own, "__wrapped__", None) is type(optimizer).step):
+        return True
     hooks = [getattr(optimizer, name, None) for name in STEP_HOOKS]
     hooks += [member("torch.optim.optimizer", name) for name in GLOBAL_STEP_HOOKS]
     return any(hook is None or len(hook) > 0 for hook in hooks)

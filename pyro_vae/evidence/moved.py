@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
-from pyro_vae.tracing.matching import ONE_TURN, Site, core, free_numbers, masks, on_circle
+from pyro_vae.tracing.matching import Site, core, free_numbers, is_misdeclared, known_support, masks
 from pyro_vae.tracing.traces import proposal_sites, sample_sites
 
 PRIOR = "start from the prior, with guide=None"
@@ -53,7 +53,7 @@ def moved_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace | None) -
 
 def to_support(name: str, site: Mapping[str, Any]) -> Transform:
     """Return the transform from all real numbers to the support of a latent site."""
-    support = ONE_TURN if on_circle(site["fn"]) else site["fn"].support
+    support = _support(name, site)
     if isinstance(support, constraints.MixtureSameFamilyConstraint):  # torch has no transform registered for it
         support = support.base_constraint
     try:
@@ -70,16 +70,30 @@ def to_support(name: str, site: Mapping[str, Any]) -> Transform:
 
 def check_bounds(latent: Mapping[str, Mapping], again: Callable[[], Mapping[str, Mapping]]) -> None:
     """Raise ValueError if the support of a latent site differs in a second run of the model."""
-    bounds = {name: list(tensors_in(site["fn"].support)) for name, site in latent.items()}
+    bounds = {name: list(tensors_in(_support(name, site))) for name, site in latent.items()}
     if not any(bounds.values()):
         return
     second = again()
     for name, found in bounds.items():
-        if not all(map(torch.equal, found, tensors_in(second[name]["fn"].support))):
+        if not all(map(torch.equal, found, tensors_in(_support(name, second[name])))):
             raise ValueError(
-                f"site {name!r} has the support {latent[name]['fn'].support}, whose bounds depend on another latent "
+                f"site {name!r} has the support {_support(name, latent[name])}, whose bounds depend on another latent "
                 "site; sample it on [0, 1] and scale it in the program, or take log_evidence"
             )
+
+
+def _support(name: str, site: Mapping[str, Any]) -> constraints.Constraint:
+    """Return where the values of a site lie, which may be less than what torch says."""
+    fn = core(site["fn"])
+    if not is_misdeclared(fn):
+        return site["fn"].support
+    known = known_support(fn)
+    if known is None:
+        raise ValueError(
+            f"site {name!r}: where the values of its {type(fn).__name__} lie is unknown, as its base has bounds, so "
+            "that chains cannot move over them; sample the base in the program and transform its value, as z = a + b u"
+        )
+    return known
 
 
 def tensors_in(*values: Any) -> Iterator[Tensor]:

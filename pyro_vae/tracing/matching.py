@@ -105,12 +105,13 @@ def _check_auxiliary(latent: Mapping[str, Site], drawn: Mapping[str, Site]) -> N
     if not counted:
         return
     points = [name for name in latent if isinstance(core(drawn[name]["fn"]), dist.Delta)]
-    angles = [name for name in points if on_circle(latent[name]["fn"])]
-    if angles and not any(on_circle(drawn[name]["fn"]) for name in counted):
+    misled = [name for name in points if is_misdeclared(latent[name]["fn"])]
+    if misled and not any(is_misdeclared(drawn[name]["fn"]) for name in counted):
+        supports = [known_support(latent[name]["fn"]) for name in misled]
         raise ValueError(
-            f"the guide makes {angles}, angles in the model, of draws {counted} over all real numbers, on which each "
-            f"turn of the circle counts anew, {WHY}; draw them in the guide from a VonMises, beside an automatic guide "
-            "of the other sites in an AutoGuideList"
+            f"the guide makes {misled} of draws {counted}, by the support that torch declares; the model's values lie "
+            f"in {supports}, {WHY}; draw them in a guide of your own from a distribution over these values, such as a "
+            "VonMises for an angle"
         )
     if sum(drawn[name]["value"].numel() for name in counted) > sum(free_numbers(latent[name]) for name in points):
         made = f"points of fewer numbers ({points})" if points else "no point (Delta)"
@@ -213,7 +214,7 @@ def moves_freely(fn: Distribution) -> bool:
     >>> moves_freely(dist.Normal(torch.zeros(3), 1.0)), moves_freely(dist.Dirichlet(torch.ones(3)))
     (True, False)
     """
-    return isinstance(_support(fn), _INTERVALS)
+    return isinstance(known_support(fn), _INTERVALS)
 
 
 def on_circle(fn: Distribution) -> bool:
@@ -226,6 +227,21 @@ def on_circle(fn: Distribution) -> bool:
     if isinstance(fn, MixtureSameFamily):
         return on_circle(fn.component_distribution)
     return isinstance(fn, VonMises | dist.SineBivariateVonMises)
+
+
+def is_misdeclared(fn: Distribution) -> bool:
+    """Return whether the values of a distribution lie in less than the support that it declares, or may.
+
+    The declared support of a transformed distribution is the codomain of its last transform, that of an angle is real.
+
+    >>> is_misdeclared(dist.VonMises(0.0, 1.0)), is_misdeclared(dist.LogNormal(0.0, 1.0))
+    (True, False)
+    """
+    fn = core(fn)
+    known, declared = known_support(fn), None
+    if isinstance(fn, TransformedDistribution) or known is ONE_TURN:
+        declared = _bare(fn.support)
+    return declared is not None and (known is None or not _same_sets(known, declared))
 
 
 def check_draws(sites: Mapping[str, Site]) -> None:
@@ -302,8 +318,8 @@ def _difference(model: Site, guide: Site) -> str | None:
         )
     if not _same_supports(model["fn"], guide["fn"]):
         return (
-            f"its support is {_support(model['fn'])} in the model and {_support(guide['fn'])} in the guide, {WHY} on "
-            "all of p(x); draw it over the model's, as dist.TransformedDistribution(dist.Normal(loc, scale), "
+            f"its support is {known_support(model['fn'])} in the model and {known_support(guide['fn'])} in the guide, "
+            f"{WHY} on all of p(x); draw it over the model's, as dist.TransformedDistribution(dist.Normal(loc, scale), "
             "[torch.distributions.biject_to(support)]) does"
         )
     return None
@@ -394,11 +410,11 @@ def _same_supports(model: Distribution, guide: Distribution) -> bool:
     """Return whether two supports differ by single points at most, as far as known; a point proposes its own value."""
     if isinstance(core(guide), dist.Delta) or isinstance(core(model), dist.Delta):
         return True
-    one, other = _support(model), _support(guide)
+    one, other = known_support(model), known_support(guide)
     return one is None or other is None or _same_sets(one, other)
 
 
-def _support(fn: Distribution) -> Constraint | None:
+def known_support(fn: Distribution) -> Constraint | None:
     """Return the support of an element or event; None if it is unknown, as after some transforms of torch or Pyro."""
     fn = core(fn)
     if on_circle(fn):
@@ -406,7 +422,7 @@ def _support(fn: Distribution) -> Constraint | None:
     try:
         if not isinstance(fn, TransformedDistribution) or type(fn).support is not TransformedDistribution.support:
             return _bare(fn.support)
-        support = _support(fn.base_dist)
+        support = known_support(fn.base_dist)
         for transform in _single(fn.transforms):
             if support is None:
                 return None
@@ -424,7 +440,17 @@ def _image(transform: Transform, support: Constraint) -> Constraint | None:
     inverse = transform.inv if isinstance(transform, _InverseTransform) else None
     apply = inverse._inverse if inverse else transform._call  # a public call would replace its cache
     ends = [apply(torch.as_tensor(end)) for end in _bounds(support)]
-    return torch_constraints.interval(torch.minimum(*ends), torch.maximum(*ends))
+    return _interval(torch.minimum(*ends), torch.maximum(*ends))
+
+
+def _interval(low: Tensor, high: Tensor) -> Constraint:
+    """Return an interval, by that of torch's kinds for which there is a transform if it has no end."""
+    endless = [not is_tracing() and bool(end.isinf().all()) for end in (low, high)]
+    if all(endless):
+        return torch_constraints.real
+    if endless[0]:
+        return torch_constraints.less_than(high)
+    return torch_constraints.greater_than(low) if endless[1] else torch_constraints.interval(low, high)
 
 
 def _single(transforms: list) -> Iterator[Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from pyro_vae.compiling.private import COMPILER, DISABLED, LEFT_ALONE, STEPPED, STEPS_SEEN, has_step_hooks
+from pyro_vae.compiling.private import COMPILER, DISABLED, LEFT_ALONE, STEPPED, has_step_hooks
 
 METHODS = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
 
@@ -48,10 +48,8 @@ def take_step(optimizer: Optimizer) -> None:
 
 def _is_plain(optimizer: Optimizer) -> bool:
     """Return whether nothing but torch's own step, and maybe a schedule's note of it, belongs to a step."""
-    own = vars(optimizer).get("step")
     return (
         type(optimizer).__module__.startswith("torch.optim.")
-        and (own is None or hasattr(own, STEPS_SEEN))
         and not optimizer.defaults.get("differentiable")
         and not has_step_hooks(optimizer)
     )

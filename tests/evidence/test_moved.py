@@ -6,6 +6,7 @@ import pytest
 import torch
 from evidence_programs import COUNTS, EAGER, PROGRAMS, RECORDED, check, program
 from pyro import poutine
+from pyro.distributions.transforms import Permute
 from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
@@ -14,6 +15,7 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
+from torch.distributions import transforms
 
 from pyro_vae.evidence import LocalProposal, annealed_evidence, bidirectional, certify, log_evidence
 from pyro_vae.evidence.path import AnnealingPath
@@ -161,6 +163,50 @@ def test_angles_make_one_turn(guide):
     exact = torch.trapezoid(log_p.exp(), z).log()
     check(log_evidence(angle, guide, x.float(), 2000, proposal=LocalProposal(), **EAGER), exact)
     check(annealed_evidence(angle, guide, x.float(), **SETTING), exact, sees=1.0)
+
+
+SHIFTED = {  # a prior whose base has bounds, and what they are
+    "from an end": (dist.Exponential(1.0), transforms.AffineTransform(1.0, 1.0), (1.0, 30.0)),
+    "to an end": (dist.Exponential(1.0), transforms.AffineTransform(1.0, -2.0), (-50.0, 1.0)),
+    "between ends": (dist.Uniform(0.0, 2.0), transforms.AffineTransform(torch.tensor(1.0), 2.0), (1.0, 5.0)),
+    "an angle": (dist.VonMises(0.0, 0.5), transforms.AffineTransform(1.0, 0.5), (1 - torch.pi / 2, 1 + torch.pi / 2)),
+}
+
+
+def moved_prior(base, *transform):
+    """z ~ a transformed distribution, and x | z ~ N(z, 1)."""
+
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.TransformedDistribution(base.expand([len(x)]), [*transform]))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return model
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_bounds_of_a_transformed_prior_are_those_of_its_base(name):
+    """torch declares the codomain of the transform, all real numbers."""
+    base, transform, ends = SHIFTED[name]
+    model, x, z = moved_prior(base, transform), torch.tensor([0.0, 2.5, -3.0]), torch.linspace(*ends, 100_001).double()
+    log_p = dist.TransformedDistribution(base, [transform], validate_args=False).log_prob(z.float()).double()
+    log_p = torch.where(log_p.isnan(), -torch.inf, log_p) + dist.Normal(z, 1.0).log_prob(x.double()[:, None])
+    exact = torch.trapezoid(log_p.exp(), z).log()
+    check(log_evidence(model, None, x, 2000, proposal=LocalProposal(), **EAGER), exact)
+    check(annealed_evidence(model, None, x, **SETTING), exact, sees=1.0)
+    with pytest.raises(ValueError, match=r"the guide makes \['z'\] of draws .*; the model's values lie in"):
+        log_evidence(model, AutoNormal(model), x, 10, **EAGER)
+
+
+def test_a_support_that_is_unknown_is_refused():
+    def model(x):
+        with pyro.plate("rows", len(x)):
+            base = dist.Gamma(torch.ones(2), 1.0).expand([len(x), 2])
+            z = pyro.sample("z", dist.TransformedDistribution(base, [Permute(torch.tensor([1, 0]))]))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="site 'z': where the values of its TransformedDistribution lie is unknown"):
+        annealed_evidence(model, None, COUNTS, **SETTING)
 
 
 @pytest.mark.parametrize("measure", [annealed_evidence, bidirectional])

@@ -293,7 +293,7 @@ def test_the_support_of_an_inverse_distribution_function_is_known(low, fits):
     if fits:
         paired_traces(*programs)
     else:
-        with pytest.raises(ValueError, match=r"support is Real\(\) in the model and Interval\(lower_bound=0.0, upper"):
+        with pytest.raises(ValueError, match=r"support is Real\(\) in the model and GreaterThan\(lower_bound=0.0"):
             paired_traces(*programs)
 
 
@@ -322,7 +322,7 @@ def test_angles_are_of_one_turn(name):
 
     with pytest.raises(ValueError, match=r"its support is Interval.* in the model and Real"):
         paired_traces(model, lambda: pyro.sample("z", normal))
-    with pytest.raises(ValueError, match=r"makes \['z'\], angles in the model, .*; draw them in the guide from a"):
+    with pytest.raises(ValueError, match=r"makes \['z'\] of draws \['u'\], .* lie in \[Interval.*a VonMises"):
         paired_traces(model, unrolled)
     own = AutoGuideList(model)
     own.append(model)

@@ -1,6 +1,7 @@
 """A step of plain Adam: that of torch, and which optimisers are plain."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -65,6 +66,26 @@ def hooked(parameters):
     return optimizer
 
 
+def scheduled(parameters):
+    optimizer = Adam(parameters)
+    optimizer.schedule = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    return optimizer
+
+
+def projected(parameters, first=lambda parameters: Adam(parameters)):
+    """A step that ends with a projection, put in the place of the optimiser's own."""
+    optimizer = first(parameters)
+    own = optimizer.step
+
+    @functools.wraps(own)
+    def step(closure=None):
+        own(closure)
+        parameters[0].data.clamp_(-1, 1)
+
+    optimizer.step = step
+    return optimizer
+
+
 class OwnAdam(Adam):
     """An Adam whose step could be another."""
 
@@ -79,6 +100,9 @@ class OwnAdam(Adam):
         (lambda given: Adam(given, maximize=True), False),
         (lambda given: Adam([{"params": given[:1]}, {"params": given[1:]}]), False),
         (hooked, False),
+        (scheduled, True),
+        (projected, False),
+        (lambda given: projected(given, scheduled), False),
         (OwnAdam, False),
         (AdamW, False),
         (SGD, False),

@@ -1,4 +1,5 @@
-"""Optimisers that import no compiler take torch's own steps, and are torch's own again once it is there."""
+"""Optimisers that import functools
+import no compiler take torch's own steps, and are torch's own again once it is there."""
 
 import subprocess
 import sys
@@ -54,7 +55,7 @@ class Own(torch.optim.SGD):
         self.param_groups[0]["params"][0].data.fill_(7.0)
 
 
-@pytest.mark.parametrize("kind", ["own class", "hook", "own step"])
+@pytest.mark.parametrize("kind", ["own class", "hook", "own step", "own step of a schedule"])
 def test_a_step_that_is_not_torchs_alone_is_called_as_it_is(monkeypatch, kind):
     monkeypatch.setattr(lazy_compiler, "COMPILER", "not.imported")
     weight = nn.Parameter(torch.ones(1))
@@ -63,6 +64,9 @@ def test_a_step_that_is_not_torchs_alone_is_called_as_it_is(monkeypatch, kind):
         optimizer.register_step_post_hook(lambda *_: weight.data.fill_(7.0))
     elif kind == "own step":
         monkeypatch.setattr(optimizer, "step", lambda: weight.data.fill_(7.0))
+    elif kind == "own step of a schedule":
+        torch.optim.lr_scheduler.ConstantLR(optimizer)
+        monkeypatch.setattr(optimizer, "step", functools.wraps(optimizer.step)(lambda: weight.data.fill_(7.0)))
     take_step(optimizer)
     assert weight.item() == 7.0
 
