@@ -1,6 +1,6 @@
-"""Optimisers that import functools
-import no compiler take torch's own steps, and are torch's own again once it is there."""
+"""Optimisers that import no compiler take torch's own steps, and are torch's own again once it is there."""
 
+import functools
 import subprocess
 import sys
 import warnings
