@@ -697,13 +697,18 @@ def test_compared_bounds_are_in_nats_per_row(program):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", [weighted_rows, nuisance, beta_bernoulli])
-def test_bounds_of_no_number_of_rows_are_those_of_all_data(program):
+@pytest.mark.parametrize(
+    ("program", "scale"), [(weighted_rows, None), (nuisance, None), (beta_bernoulli, None), (conjugate, 0.3)]
+)
+def test_bounds_of_no_number_of_rows_are_those_of_all_data(program, scale):
     case = program()
+    if scale:  # 1.2 rows
+        scaled = poutine.scale(scale=scale)
+        case = case._replace(model=scaled(case.model), guide=scaled(case.guide))
     compared = compare(case, A=Trace_ELBO())
     bound = compared.estimators["A"].bound
     assert compared.images is None
-    assert abs(bound.mean - case.elbo().item()) < 5 * bound.standard_error
+    assert abs(bound.mean - (scale or 1.0) * case.elbo().item()) < 5 * bound.standard_error
 
 
 @pytest.mark.slow

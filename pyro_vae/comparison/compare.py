@@ -1,5 +1,6 @@
 """``compare_estimators``: gradient estimators of any Pyro program compared at fixed parameters."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,12 +25,11 @@ from pyro_vae.program import Program, model_and_guide
 from pyro_vae.random import without_autocast
 from pyro_vae.tracing.leaves import ProgramParameters, find_parameters, left_as_it_was, tensors
 from pyro_vae.tracing.traces import (
-    are_weighted,
     check_messenger,
+    common_weight,
     count_rows,
     points_without_density,
     rows_in_all,
-    sample_sites,
     shared_plates,
     warn_of_points,
 )
@@ -226,7 +226,7 @@ def explored(
     images = _images(model_trace, guide_trace, count_rows(batches[0], kwargs))
     points = points_without_density(model_trace, guide_trace)
     warn_of_points(points)
-    no_bound = POINTS if points else WEIGHTED if are_weighted(model_trace, guide_trace) else ""
+    no_bound = POINTS if points else _weighted(images, common_weight(model_trace, guide_trace))
     for args in batches[1:]:
         _, model_trace, guide_trace = find_parameters(model, guide, args, kwargs, enumerated)
         _check_same_images(images, _images(model_trace, guide_trace, count_rows(args, kwargs)))
@@ -238,7 +238,8 @@ def explored(
 def _images(model_trace: poutine.Trace, guide_trace: poutine.Trace, rows: int | None) -> int | None:
     """Return the number of images that the loss sums over; for a subsampling plate, the number in the full data.
 
-    None if no plate is over images, if plates of different sizes could be over them, or if rows have weights.
+    A weight of all sites counts, such as full size / size given by hand; one of some sites does not. None if no plate
+    is over images, if plates of different sizes could be over them, if rows have weights, or for no whole number.
     """
     try:
         shared = shared_plates(model_trace, guide_trace)
@@ -246,8 +247,18 @@ def _images(model_trace: poutine.Trace, guide_trace: poutine.Trace, rows: int | 
         return None
     over_rows = [plate for plate in shared if rows in (plate.size, plate.full_size)] or shared
     sizes = {rows_in_all(plate) for plate in over_rows}
-    scales = [torch.as_tensor(site["scale"]) for site in sample_sites(model_trace).values()]
-    return sizes.pop() if len(sizes) == 1 and all(scale.numel() == 1 for scale in scales) else None
+    weight = common_weight(model_trace, guide_trace)
+    factor = torch.as_tensor(1.0 if weight is None else weight)
+    if len(sizes) > 1 or factor.numel() > 1:
+        return None
+    images = sizes.pop() * factor.item()
+    return round(images) if images >= 1 and math.isclose(images, round(images), rel_tol=1e-5) else None
+
+
+def _weighted(images: int | None, weight: float | torch.Tensor | None) -> str:
+    """Say why minus a loss is no bound on log p(x), if some sites have a weight, or all one that counts no rows."""
+    whole = weight is not None and (images is not None or bool((torch.as_tensor(weight) == 1).all()))
+    return "" if whole else WEIGHTED
 
 
 def _check_same_images(first: int | None, other: int | None) -> None:

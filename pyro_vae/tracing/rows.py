@@ -208,20 +208,21 @@ def rows_in_all(plate: CondIndepStackFrame) -> int:
     return int(plate.full_size if known else plate.size)  # pyright: ignore[reportArgumentType]
 
 
-def are_weighted(*traces: poutine.Trace) -> bool:
-    """Return whether sample sites are scaled by anything but plates that subsample, such as a KL weight.
+def common_weight(*traces: poutine.Trace) -> float | Tensor | None:
+    """Return the factor by which all sample sites are scaled beside plates that subsample; None if it differs.
 
-    A plate scales by full size / size, so that the ELBO is on average that of the full data. With any other scale,
-    minus the loss is no bound on log p(x).
+    A plate scales by full size / size, so that the ELBO is on average that of the full data. Where sites have different
+    factors, such as a KL weight, minus the loss is no bound on log p(x).
 
     >>> import pyro
     >>> site = lambda: pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
     >>> subsampled = pyro.plate("rows", 8, subsample_size=2)(site)
-    >>> [are_weighted(poutine.trace(each).get_trace()) for each in (subsampled, poutine.scale(subsampled, 0.5))]
-    [False, True]
+    >>> [common_weight(poutine.trace(each).get_trace()) for each in (subsampled, poutine.scale(subsampled, 0.5))]
+    [1.0, 0.5]
     """
     sites = [site for trace in traces for site in sample_sites(trace).values()]
-    return not all(same_scales(site["scale"], _scale_of_plates(site)) for site in sites)
+    factors = [site["scale"] / _scale_of_plates(site) for site in sites] or [1.0]
+    return factors[0] if all(same_scales(factor, factors[0]) for factor in factors) else None
 
 
 def the_one(shared: Sequence[CondIndepStackFrame], images: int | None) -> CondIndepStackFrame:

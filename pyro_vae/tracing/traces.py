@@ -25,8 +25,8 @@ from pyro_vae.tracing.particles import (
 )
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.tracing.rows import (
-    are_weighted,
     common_scale,
+    common_weight,
     count_rows,
     image_plate,
     log_weights,
@@ -47,12 +47,12 @@ __all__ = [
     "ProgramRuns",
     "Replay",
     "Traces",
-    "are_weighted",
     "check_messenger",
     "check_order",
     "check_rows",
     "check_sites",
     "common_scale",
+    "common_weight",
     "count_rows",
     "image_plate",
     "log_prob",

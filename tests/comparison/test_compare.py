@@ -338,13 +338,14 @@ def scaled(of_all, of_z=1.0, pixels=3, rows=None):
         (scaled(1.0, rows=40), 40, True),
         (scaled(1.0, pixels=1), 4, True),
         (scaled(1.0, rows=40, pixels=1), 40, True),
-        (scaled(2.0), 4, False),
-        (scaled(0.5, rows=40), 40, False),
+        (scaled(2.0), 8, True),  # as full size / size does, given by hand
+        (scaled(0.5, rows=40), 20, True),
+        (scaled(2.0, 0.5), 4, False),
         (scaled(1.0, torch.tensor(0.5)), 4, False),
     ],
 )
 def test_the_loss_is_divided_by_the_rows_and_is_no_bound_where_sites_have_weights(program, images, is_bound):
-    """Plates that subsample pixels change neither; weights of sites do not count as rows."""
+    """Plates that subsample pixels change neither; weights of some sites do not count as rows, those of all do."""
     x = torch.arange(12.0).reshape(4, 3)
     result = compare(*program, x, draws=8, estimators={"L^A": Trace_ELBO()})
     entry = result.estimators["L^A"]
