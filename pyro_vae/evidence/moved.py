@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
-from pyro_vae.tracing.matching import Site, core, free_numbers, is_misdeclared, known_support, masks
+from pyro_vae.tracing.matching import PartOf, Site, core, free_numbers, is_misdeclared, known_support, masks
 from pyro_vae.tracing.traces import proposal_sites, sample_sites
 
 PRIOR = "start from the prior, with guide=None"
@@ -88,7 +88,7 @@ def _support(name: str, site: Mapping[str, Any]) -> constraints.Constraint:
     if not is_misdeclared(fn):
         return site["fn"].support
     known = known_support(fn)
-    if known is None:
+    if known is None or isinstance(known, PartOf):
         raise ValueError(
             f"site {name!r}: where the values of its {type(fn).__name__} lie is unknown, as its base has bounds, so "
             "that chains cannot move over them; sample the base in the program and transform its value, as z = a + b u"

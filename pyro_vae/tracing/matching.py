@@ -434,9 +434,11 @@ def known_support(fn: Distribution) -> Constraint | None:
 
 
 def _image(transform: Transform, support: Constraint) -> Constraint | None:
-    """Return the interval to which a monotone transform of numbers maps an interval; None for other transforms."""
-    if not (isinstance(support, _INTERVALS) and transform.bijective and transform.domain.event_dim == 0):
+    """Return what a transform makes of an interval that is less than its domain; None where that is unknown."""
+    if not (isinstance(support, _INTERVALS) and transform.bijective):
         return None
+    if transform.domain.event_dim:
+        return PartOf(_bare(transform.codomain))
     inverse = transform.inv if isinstance(transform, _InverseTransform) else None
     apply = inverse._inverse if inverse else transform._call  # a public call would replace its cache
     ends = [apply(torch.as_tensor(end)) for end in _bounds(support)]
@@ -451,6 +453,16 @@ def _interval(low: Tensor, high: Tensor) -> Constraint:
     if endless[0]:
         return torch_constraints.less_than(high)
     return torch_constraints.greater_than(low) if endless[1] else torch_constraints.interval(low, high)
+
+
+class PartOf(Constraint):
+    """Less than a set: what a bijective transform makes of a base that is less than its domain."""
+
+    def __init__(self, whole: Constraint | None):
+        self.whole = whole
+
+    def __repr__(self) -> str:
+        return f"a part of {self.whole}"
 
 
 def _single(transforms: list) -> Iterator[Any]:
@@ -469,6 +481,9 @@ def _bare(support: Any) -> Any:
 
 def _same_sets(one: Constraint, other: Constraint) -> bool:
     """Return whether two supports of elements are equal up to single points; True if that is unknown."""
+    for part, whole in ((one, other), (other, one)):
+        if isinstance(part, PartOf) and part.whole is not None and not isinstance(whole, PartOf):
+            return not _same_sets(part.whole, whole)
     for kinds in (_INTERVALS, _WHOLE_NUMBERS):
         if isinstance(one, kinds) and isinstance(other, kinds):
             return one is other or is_tracing() or all(map(_close, _bounds(one), _bounds(other)))

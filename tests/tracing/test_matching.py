@@ -297,6 +297,31 @@ def test_the_support_of_an_inverse_distribution_function_is_known(low, fits):
             paired_traces(*programs)
 
 
+VECTORS = [
+    transforms.LowerCholeskyAffine(torch.zeros(2), torch.eye(2)),
+    transforms.Permute(torch.tensor([1, 0])),
+    transforms.spline_coupling(2, count_bins=4),
+]
+
+
+@pytest.mark.parametrize("transform", VECTORS, ids=lambda transform: type(transform).__name__)
+@pytest.mark.parametrize(
+    "base, fits", [(dist.Normal(torch.zeros(2), 1.0), True), (dist.HalfNormal(torch.ones(2)), False)]
+)
+def test_a_transform_of_vectors_makes_no_whole_of_a_part(transform, base, fits):
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def guide():
+        pyro.sample("z", dist.TransformedDistribution(base.to_event(1), [transform]))
+
+    if fits:
+        paired_traces(model, guide)
+    else:
+        with pytest.raises(ValueError, match=r"support is Real\(\) in the model and a part of Real\(\) in the guide"):
+            paired_traces(model, guide)
+
+
 ANGLES = {
     "one": dist.VonMises(0.0, 1.0),
     "mixture": dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.VonMises(torch.zeros(2), 1.0)),
