@@ -239,7 +239,7 @@ def is_misdeclared(fn: Distribution) -> bool:
     """
     fn = core(fn)
     known, declared = known_support(fn), None
-    if isinstance(fn, TransformedDistribution) or known is ONE_TURN:
+    if isinstance(fn, TransformedDistribution | MixtureSameFamily) or known is ONE_TURN:
         declared = _bare(fn.support)
     return declared is not None and (known is None or not _same_sets(known, declared))
 
@@ -419,6 +419,8 @@ def known_support(fn: Distribution) -> Constraint | None:
     fn = core(fn)
     if on_circle(fn):
         return ONE_TURN
+    if isinstance(fn, MixtureSameFamily):
+        return _of_all(known_support(fn.component_distribution), -1 - len(fn.event_shape))
     try:
         if not isinstance(fn, TransformedDistribution) or type(fn).support is not TransformedDistribution.support:
             return _bare(fn.support)
@@ -445,8 +447,19 @@ def _image(transform: Transform, support: Constraint) -> Constraint | None:
     return _interval(torch.minimum(*ends), torch.maximum(*ends))
 
 
+def _of_all(support: Constraint | None, dim: int) -> Constraint | None:
+    """Return the interval around those of the parts of a mixture, which lie in a dimension."""
+    ends = [torch.as_tensor(end) for end in _bounds(support)] if isinstance(support, _INTERVALS) else []
+    if not any(end.dim() >= -dim for end in ends):
+        return support
+    low, high = torch.broadcast_tensors(*ends)
+    return _interval(low.amin(dim), high.amax(dim))
+
+
 def _interval(low: Tensor, high: Tensor) -> Constraint:
     """Return an interval, by that of torch's kinds for which there is a transform if it has no end."""
+    if not is_tracing() and any(bool(end.isinf().any() and end.isfinite().any()) for end in (low, high)):
+        return PartOf(torch_constraints.real)
     endless = [not is_tracing() and bool(end.isinf().all()) for end in (low, high)]
     if all(endless):
         return torch_constraints.real

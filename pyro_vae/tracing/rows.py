@@ -127,9 +127,12 @@ def points_without_density(model_trace: poutine.Trace, guide_trace: poutine.Trac
     if is_tracing():
         return ()
     latent, drawn = (sample_sites(trace, observed=False) for trace in (model_trace, guide_trace))
-    bare = {name: site for name, site in drawn.items() if _is_bare_point(site, latent.get(name))}
-    draws = sum(drawn[name]["value"].numel() for name in counted_auxiliary(drawn) if name not in bare)
-    return tuple(bare) if sum(free_numbers(latent.get(name, site)) for name, site in bare.items()) > draws else ()
+    points = {name: site for name, site in drawn.items() if isinstance(core(site["fn"]), dist.Delta)}
+    bare = [name for name, site in points.items() if _is_bare_point(site, latent.get(name))]
+    numbers = {name: free_numbers(latent.get(name, site)) for name, site in points.items()}
+    draws = sum(drawn[name]["value"].numel() for name in counted_auxiliary(drawn) if name not in points)
+    spent = sum(numbers[name] for name, site in points.items() if _has_density(site))  # a Jacobian
+    return tuple(bare) if sum(numbers[name] for name in bare) > max(0, draws - spent) else ()
 
 
 def warn_of_points(names: Sequence[str]) -> None:
@@ -260,10 +263,14 @@ def _lies_in(site: Site, plate: CondIndepStackFrame, size: int) -> bool:
 
 def _is_bare_point(site: Site, latent: Site | None) -> bool:
     """Return whether a guide's site is a point without a density; ``latent`` is the model's site of its name."""
-    point = core(site["fn"])
-    if not isinstance(point, dist.Delta) or is_masked(site) or bool(torch.as_tensor(point.log_density).any()):
+    if not isinstance(core(site["fn"]), dist.Delta) or is_masked(site) or _has_density(site):
         return False
     return latent is None or not (isinstance(core(latent["fn"]), dist.Delta) or _is_discrete(latent))
+
+
+def _has_density(site: Site) -> bool:
+    point: Any = core(site["fn"])
+    return bool(torch.as_tensor(point.log_density).any())
 
 
 def _is_discrete(site: Site) -> bool:

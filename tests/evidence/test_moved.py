@@ -173,6 +173,28 @@ SHIFTED = {  # a prior whose base has bounds, and what they are
 }
 
 
+def mixture(x):
+    """z ~ 1 + Exponential(1) or 1 + Exponential(½), by equal shares, and x | z ~ N(z, 1)."""
+    with pyro.plate("rows", len(x)):
+        rates = torch.tensor([1.0, 0.5]).expand(len(x), 2)
+        parts = dist.TransformedDistribution(dist.Exponential(rates), [transforms.AffineTransform(1.0, 1.0)])
+        z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(len(x), 2)), parts))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_bounds_of_a_mixture_are_those_of_its_parts():
+    x, z = torch.tensor([0.0, 2.5, -3.0]), torch.linspace(1, 50, 100_001).double()
+    log_p = torch.logaddexp(1 - z, (1 - z) / 2 + torch.tensor(0.5).log()) - torch.tensor(2.0).log()
+    exact = torch.trapezoid((log_p + dist.Normal(z, 1.0).log_prob(x.double()[:, None])).exp(), z).log()
+    check(log_evidence(mixture, None, x, 2000, proposal=LocalProposal(), **EAGER), exact)
+
+
+def test_ends_in_some_rows_only_are_refused():
+    signs = transforms.AffineTransform(torch.zeros(4), torch.tensor([1.0, -1.0, 1.0, -1.0]))
+    with pytest.raises(ValueError, match="site 'z': where the values of its TransformedDistribution lie is unknown"):
+        annealed_evidence(moved_prior(dist.Exponential(1.0), signs), None, COUNTS, **SETTING)
+
+
 def moved_prior(base, *transform):
     """z ~ a transformed distribution, and x | z ~ N(z, 1)."""
 

@@ -322,6 +322,15 @@ def test_a_transform_of_vectors_makes_no_whole_of_a_part(transform, base, fits):
             paired_traces(model, guide)
 
 
+@pytest.mark.parametrize("parts, fits", [(dist.Normal(torch.zeros(2), 1.0), 1), (dist.HalfNormal(torch.ones(2)), 0)])
+def test_a_mixture_lies_where_its_parts_lie(parts, fits):
+    parts = dist.TransformedDistribution(parts, [transforms.AffineTransform(0.5, 1.0)])
+    guide = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts)
+    programs = [lambda fn=fn: pyro.sample("z", fn) for fn in (dist.Normal(0.0, 1.0), guide)]
+    with nullcontext() if fits else pytest.raises(ValueError, match=r"GreaterThan\(lower_bound=0.5\) in the guide"):
+        paired_traces(*programs)
+
+
 ANGLES = {
     "one": dist.VonMises(0.0, 1.0),
     "mixture": dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.VonMises(torch.zeros(2), 1.0)),

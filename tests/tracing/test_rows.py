@@ -366,6 +366,13 @@ def test_points_without_a_density_are_those_of_no_draw(kind, points, K):
     assert points_without_density(*paired_traces(two_latents, guide, (torch.randn(B),), particles=K)) == points
 
 
+def test_a_draw_that_one_point_has_used_up_is_no_density_of_another():
+    guide = autoguide.AutoGuideList(two_latents)
+    guide.append(autoguide.AutoNormal(poutine.block(two_latents, expose=["s"])))
+    guide.append(autoguide.AutoDelta(poutine.block(two_latents, expose=["z"])))
+    assert points_without_density(*paired_traces(two_latents, guide, (torch.randn(1),))) == ("z",)
+
+
 def one_point(prior, point):
     run = (poutine.trace(lambda fn=fn: pyro.sample("z", fn)).get_trace() for fn in (prior, point))
     return points_without_density(*run)
