@@ -28,7 +28,7 @@ Each of these names may change in any release. The names below are those in torc
 
 Other modules use private parts that belong to the code around them: ``torch.utils._pytree`` (arguments of any shape),
 ``torch._C._get_tracing_state`` (``torch.jit.trace``), ``_PYRO_STACK`` (particles), ``_call``, ``_inv_call``,
-``_cache_size``, ``_mask`` and ``_params`` of distributions and transforms, ``normalize_param_name`` and
+``_beta``, ``_cache_size``, ``_mask`` and ``_params`` of distributions and transforms, ``normalize_param_name`` and
 ``param_with_module_name`` (names in Pyro's store). If one of these is gone, an ImportError or AttributeError names it.
 Methods and attributes such as ``_pyro_sample``, ``_extended_shape`` and ``_validate_args`` are the way to extend
 handlers and distributions.

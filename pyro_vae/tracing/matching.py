@@ -23,7 +23,6 @@ from torch.distributions import (
 )
 from torch.distributions import constraints as torch_constraints
 from torch.distributions.constraints import Constraint
-from torch.distributions.transforms import _InverseTransform
 
 from pyro_vae.hardware import widest_float
 
@@ -441,9 +440,8 @@ def _image(transform: Transform, support: Constraint) -> Constraint | None:
         return None
     if transform.domain.event_dim:
         return PartOf(_bare(transform.codomain))
-    inverse = transform.inv if isinstance(transform, _InverseTransform) else None
-    apply = inverse._inverse if inverse else transform._call  # a public call would replace its cache
-    ends = [apply(torch.as_tensor(end)) for end in _bounds(support)]
+    uncached: Any = transform.with_cache(0)  # a call would replace the last value, of which the Jacobian is asked
+    ends = [uncached(torch.as_tensor(end)) for end in _bounds(support)]
     return _interval(torch.minimum(*ends), torch.maximum(*ends))
 
 

@@ -214,7 +214,8 @@ def rows_in_all(plate: CondIndepStackFrame) -> int:
 def common_weight(*traces: poutine.Trace) -> float | Tensor | None:
     """Return the factor by which all sample sites are scaled beside plates that subsample; None if it differs.
 
-    A plate scales by full size / size, so that the ELBO is on average that of the full data. Where sites have different
+    A plate scales by full size / size, so that the ELBO is on average that of the full data. A factor of all sites in
+    plates alone, beside latent variables outside, is taken for that as well, given by hand. Where sites have other
     factors, such as a KL weight, minus the loss is no bound on log p(x).
 
     >>> import pyro
@@ -224,8 +225,18 @@ def common_weight(*traces: poutine.Trace) -> float | Tensor | None:
     [1.0, 0.5]
     """
     sites = [site for trace in traces for site in sample_sites(trace).values()]
-    factors = [site["scale"] / _scale_of_plates(site) for site in sites] or [1.0]
-    return factors[0] if all(same_scales(factor, factors[0]) for factor in factors) else None
+    factors: dict[bool, list[float | Tensor]] = {True: [], False: []}
+    for site in sites:
+        in_plate = any(frame.vectorized and frame.name != PARTICLES for frame in site["cond_indep_stack"])
+        factors[in_plate].append(site["scale"] / _scale_of_plates(site))
+    within, outside = factors[True], factors[False]
+    if within and outside and all(same_scales(factor, 1.0) for factor in outside) and _alike(within):
+        return 1.0
+    return (within + outside + [1.0])[0] if _alike(within + outside) else None
+
+
+def _alike(factors: Sequence[float | Tensor]) -> bool:
+    return all(same_scales(factor, factors[0]) for factor in factors)
 
 
 def the_one(shared: Sequence[CondIndepStackFrame], images: int | None) -> CondIndepStackFrame:

@@ -163,12 +163,12 @@ def _rate_and_distortion(
     runs: ProgramRuns, program: Program, args: Arguments, enumeration: Enumeration | None
 ) -> Evaluation:
     if enumeration is not None:
-        every = list(enumeration.traces(args, particles=runs.particles))
-        found = [
-            row_terms(*traces, plate=runs.plate(program.model, program.guide, args, {}, traces)) for traces in every
-        ]
+        found, points = [], ()
+        for traces in enumeration.traces(args, particles=runs.particles):
+            found.append(row_terms(*traces, plate=runs.plate(program.model, program.guide, args, {}, traces)))
+            points = points_without_density(*traces)
         rate, distortion = (torch.cat([getattr(of, part) for of in found]).mean(0) for part in ("rate", "distortion"))
-        return Evaluation(rate, distortion, points_without_density(*every[0]))
+        return Evaluation(rate, distortion, points)
     model_trace, guide_trace = traces = runs(program.model, program.guide, args)
     plate = runs.plate(program.model, program.guide, args, {}, traces)
     scale = common_scale(model_trace, guide_trace, plate=plate)

@@ -119,7 +119,7 @@ class History:
         notes = [f"{kept}{self.reason}"]
         if self.skipped:
             notes.append(f"{self.skipped} steps left out, as their loss or gradient was not finite")
-        if self.kept_epoch and self.rows[self.kept_epoch - 1].get("valid_rate", UNUSED) < UNUSED:
+        if self.kept_epoch and abs(self.rows[self.kept_epoch - 1].get("valid_rate", UNUSED)) < UNUSED:
             notes.append(
                 f"collapsed: z says nothing of x, by a rate below {UNUSED} nats; train again for more epochs, or with "
                 "a smaller lr or batch_size"

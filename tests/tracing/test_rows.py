@@ -18,6 +18,7 @@ from pyro_vae.tracing.matching import PARTICLES
 from pyro_vae.tracing.particles import run, score
 from pyro_vae.tracing.rows import (
     common_scale,
+    common_weight,
     count_rows,
     image_plate,
     log_weights,
@@ -371,6 +372,22 @@ def test_a_draw_that_one_point_has_used_up_is_no_density_of_another():
     guide.append(autoguide.AutoNormal(poutine.block(two_latents, expose=["s"])))
     guide.append(autoguide.AutoDelta(poutine.block(two_latents, expose=["z"])))
     assert points_without_density(*paired_traces(two_latents, guide, (torch.randn(1),))) == ("z",)
+
+
+@pytest.mark.parametrize(
+    "within, of_x, outside, weight",
+    [(10, 1, 1, 1), (1, 1, 0.5, None), (2, 3, 1, None), (2, 1, 2, 2)],
+)
+def test_a_weight_of_all_rows_beside_latents_of_all_of_them_is_that_of_a_batch(within, of_x, outside, weight):
+    def model():
+        with poutine.scale(scale=outside):
+            pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", B), poutine.scale(scale=within):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            with poutine.scale(scale=of_x):
+                pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.zeros(B))
+
+    assert common_weight(poutine.trace(model).get_trace()) == weight
 
 
 def one_point(prior, point):

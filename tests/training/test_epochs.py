@@ -40,7 +40,7 @@ def test_a_bound_that_is_not_finite_names_the_epoch_and_the_cures(monkeypatch):
     def broken(*args, **kwargs):
         raise FloatingPointError("the bound of 3 of 50 images is not finite")
 
-    monkeypatch.setattr(evaluation, "evaluate", broken)
+    monkeypatch.setattr(evaluation, "_evaluated", broken)
     with pytest.raises(NonFiniteLoss, match=r"after epoch 1 under Trace_ELBO: the bound of 3 .* Try a smaller lr"):
         fit(small_vae(), FEW, epochs=2, batch_size=50, progress=False)
 
