@@ -35,8 +35,9 @@ def moved_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace | None) -
     """
     latent = sample_sites(model_trace, observed=False)
     drawn = {} if guide_trace is None else proposal_sites(guide_trace)
-    points = [name for name, site in drawn.items() if isinstance(core(site["fn"]), dist.Delta)]
-    auxiliary = {name: site for name, site in drawn.items() if name not in latent}
+    made_of = {name for name, site in drawn.items() if isinstance(core(site["fn"]), dist.Delta)}
+    points = [name for name in latent if name in made_of]
+    auxiliary = {name: site for name, site in drawn.items() if name not in latent and name not in made_of}
     if any(masks(site) for site in auxiliary.values()):
         raise ValueError(f"the guide masks its auxiliary draws {[*auxiliary]}, so that q(z | x) is unknown; {PRIOR}")
     for name in points:
@@ -75,7 +76,7 @@ def check_bounds(latent: Mapping[str, Mapping], again: Callable[[], Mapping[str,
         return
     second = again()
     for name, found in bounds.items():
-        if not all(map(torch.equal, found, tensors_in(_support(name, second[name])))):
+        if found and not all(map(torch.equal, found, tensors_in(_support(name, second[name])))):
             raise ValueError(
                 f"site {name!r} has the support {_support(name, latent[name])}, whose bounds depend on another latent "
                 "site; sample it on [0, 1] and scale it in the program, or take log_evidence"

@@ -216,18 +216,6 @@ def moves_freely(fn: Distribution) -> bool:
     return isinstance(known_support(fn), _INTERVALS)
 
 
-def on_circle(fn: Distribution) -> bool:
-    """Return whether the values of a distribution are angles, from −π to π; torch and Pyro call their support real.
-
-    >>> on_circle(dist.VonMises(0.0, 1.0)), on_circle(dist.Normal(0.0, 1.0))
-    (True, False)
-    """
-    fn = core(fn)
-    if isinstance(fn, MixtureSameFamily):
-        return on_circle(fn.component_distribution)
-    return isinstance(fn, VonMises | dist.SineBivariateVonMises)
-
-
 def is_misdeclared(fn: Distribution) -> bool:
     """Return whether the values of a distribution lie in less than the support that it declares, or may.
 
@@ -397,6 +385,7 @@ _INTERVALS = (
     torch_constraints.interval,
     torch_constraints.half_open_interval,
 )
+_ANGLES = VonMises, dist.SineBivariateVonMises
 _WHOLE_NUMBERS = (
     torch_constraints.integer_interval,
     type(torch_constraints.nonnegative_integer),
@@ -416,7 +405,7 @@ def _same_supports(model: Distribution, guide: Distribution) -> bool:
 def known_support(fn: Distribution) -> Constraint | None:
     """Return the support of an element or event; None if it is unknown, as after some transforms of torch or Pyro."""
     fn = core(fn)
-    if on_circle(fn):
+    if isinstance(fn, _ANGLES):  # torch and Pyro call their support real
         return ONE_TURN
     if isinstance(fn, MixtureSameFamily):
         return _of_all(known_support(fn.component_distribution), -1 - len(fn.event_shape))

@@ -11,6 +11,7 @@ from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
     AutoGuideList,
+    AutoLaplaceApproximation,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
@@ -92,6 +93,35 @@ def test_draws_beside_sites_of_the_guides_own():
     path = AnnealingPath(two, guide, (x,))
     assert sorted(path.shapes) == ["s_unconstrained", "w"] and path.points == ["s"]
     check(annealed_evidence(two, guide, x, **SETTING), by_quadrature(x), sees=1.0)
+
+
+def test_bounds_of_one_site_beside_draws_of_another():
+    """A bound that is a tensor is compared in a second run of the model, which has no auxiliary draws."""
+
+    def model(x):
+        u = pyro.sample("u", dist.Uniform(torch.tensor(-1.0), torch.tensor(3.0)))
+        w = pyro.sample("w", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("x", dist.Normal(u + w, 1.0), obs=x)
+
+    def own(x):
+        return {"u": pyro.sample("u", dist.Uniform(torch.tensor(-1.0), torch.tensor(3.0)))}
+
+    guide = AutoGuideList(model)
+    guide.append(own)
+    guide.append(AutoNormal(poutine.block(model, expose=["w"]), init_scale=0.5))
+    x, u = torch.tensor([0.3, 1.4]), torch.linspace(-1, 3, 2001).double()
+    joint = dist.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double() + 1)
+    exact = torch.trapezoid(joint.log_prob(x.double() - u[:, None]).exp() / 4, u).log().reshape(1)
+    check(log_evidence(model, guide, x, 2000, proposal=LocalProposal(), **EAGER), exact)
+
+
+def test_points_that_are_made_of_points_are_refused():
+    guide = AutoGuideList(two)
+    guide.append(AutoLaplaceApproximation(poutine.block(two, expose=["w"])))
+    guide.append(AutoNormal(poutine.block(two, expose=["s"])))
+    with pytest.raises(ValueError, match=r"makes 2 numbers .* of 1 that it draws"):
+        annealed_evidence(two, guide, torch.randn(4), **SETTING)
 
 
 def test_compiled_is_eager(quick_compiler):
