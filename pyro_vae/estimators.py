@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from pyro import distributions as dist
 from pyro import poutine
 from pyro.infer.util import MultiFrameTensor
 from torch import Tensor
@@ -30,7 +29,7 @@ from pyro_vae.estimation.generalized import GeneralizedDReG
 from pyro_vae.estimation.score_function import OVIS, DisARM, ScoreFunction
 from pyro_vae.estimation.straight_through import ReinMax, StraightThrough
 from pyro_vae.estimation.thermodynamic import TVO
-from pyro_vae.tracing.matching import core
+from pyro_vae.tracing.matching import is_point
 from pyro_vae.tracing.paths import (
     GatedPaths,
     check_observed,
@@ -214,7 +213,7 @@ def _observed_argument(wake: poutine.Trace, seen: poutine.Trace, args: Sequence)
     auxiliary = [key for key, site in sample_sites(seen).items() if site["infer"].get("is_auxiliary")]
     if auxiliary:
         raise ValueError(f"WakeSleep: the model does not draw the guide's sites {auxiliary}; use StickingTheLanding")
-    points = [key for key, site in sample_sites(seen).items() if isinstance(core(site["fn"]), dist.Delta)]
+    points = [key for key, site in sample_sites(seen).items() if is_point(site["fn"])]
     if points:
         raise ValueError(f"WakeSleep: the guide has no density at the points {points}; use StickingTheLanding")
     return name

@@ -108,8 +108,9 @@ class Ranking:
     def _shown(self) -> list[Shown]:
         tables = []
         for target, found in itertools.groupby(self.entries, lambda entry: entry.target):
-            title = f"gradient of the {target}{'*' * bool(self.no_bound)}"
-            title = title if target else f"{UNKNOWN}: biased, or nothing is known of the gradient"
+            mark = "*" if self.no_bound else ""
+            unknown = f"{UNKNOWN}: biased, or nothing is known of the gradient"
+            title = f"gradient of the {target}{mark}" if target else unknown
             columns = ["", "", "variance × cost", "variance", "guide", "model", "cost", "draws"]
             tables.append(Shown(title, [_cells(entry) for entry in found], columns))
         title = f"{len(self.entries)} estimators by variance × cost of the gradient, with 95 % intervals"

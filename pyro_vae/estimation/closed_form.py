@@ -4,13 +4,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro import distributions as dist
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from pyro_vae.distributions.divergences import has_closed_form_kl
-from pyro_vae.tracing.matching import core, masks, same_scales
+from pyro_vae.tracing.matching import is_point, masks, same_scales
 from pyro_vae.tracing.paths import check_reparameterised
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.tracing.traces import check_order, paired_traces, sample_sites
@@ -55,7 +54,7 @@ def kl_of_dimensions(name: str, site: dict[str, Any], prior: dict[str, Any]) -> 
         raise ValueError(
             f"site {name!r} is scaled or masked, and free bits count nats of single images; remove scale and mask"
         )
-    if isinstance(core(site["fn"]), dist.Delta):
+    if is_point(site["fn"]):
         raise ValueError(f"site {name!r} of the guide is a point, whose KL has no nats to count; use Trace_ELBO")
     if not prior or not has_closed_form_kl(site["fn"], prior["fn"]):
         raise ValueError(f"site {name!r}: no closed form is registered for its KL; use KLWeight in place of FreeBits")

@@ -7,7 +7,6 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Delta
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ from pyro_vae.evidence.sandwich import Sandwich
 from pyro_vae.evidence.simulation import simulated, values_of
 from pyro_vae.program import Program
 from pyro_vae.tracing.enumeration import Enumeration
-from pyro_vae.tracing.matching import core
+from pyro_vae.tracing.matching import is_point
 from pyro_vae.tracing.traces import common_scale, per_image, proposal_sites, sample_sites
 
 INSTEAD = "write certify(model, None, x, K, proposal=LocalProposal(rounds=16)), which starts from the prior"
@@ -157,7 +156,7 @@ class GuideWeights:
         guided = plan.trace(sampler.guide, batch, 1, replayed=latent)
         drawn = proposal_sites(guided)
         odd = drawn.keys() - sample_sites(latent).keys()
-        odd |= {name for name, site in drawn.items() if isinstance(core(site["fn"]), Delta)}
+        odd |= {name for name, site in drawn.items() if is_point(site["fn"])}
         if odd:
             raise ValueError(
                 f"the guide has the sites {sorted(odd)}, which are auxiliary or points, so that an exact draw of the "

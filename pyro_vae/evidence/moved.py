@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
-from pyro_vae.tracing.matching import PartOf, Site, core, free_numbers, is_misdeclared, known_support, masks
+from pyro_vae.tracing.matching import PartOf, Site, core, free_numbers, is_misdeclared, is_point, known_support, masks
 from pyro_vae.tracing.traces import proposal_sites, sample_sites
 
 PRIOR = "start from the prior, with guide=None"
@@ -26,6 +25,7 @@ def moved_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace | None) -
     Raises ValueError for other points and auxiliary draws: the density of what the guide proposes is not known then.
 
     >>> import pyro
+    >>> import pyro.distributions as dist
     >>> def model():
     ...     pyro.sample("z", dist.LogNormal(0.0, 1.0))
     >>> guide = pyro.infer.autoguide.AutoNormal(model)
@@ -35,7 +35,7 @@ def moved_sites(model_trace: poutine.Trace, guide_trace: poutine.Trace | None) -
     """
     latent = sample_sites(model_trace, observed=False)
     drawn = {} if guide_trace is None else proposal_sites(guide_trace)
-    made_of = {name for name, site in drawn.items() if isinstance(core(site["fn"]), dist.Delta)}
+    made_of = {name for name, site in drawn.items() if is_point(site["fn"])}
     points = [name for name in latent if name in made_of]
     auxiliary = {name: site for name, site in drawn.items() if name not in latent and name not in made_of}
     if any(masks(site) for site in auxiliary.values()):

@@ -103,7 +103,7 @@ def _check_auxiliary(latent: Mapping[str, Site], drawn: Mapping[str, Site]) -> N
     counted = counted_auxiliary(drawn)
     if not counted:
         return
-    points = [name for name in latent if isinstance(core(drawn[name]["fn"]), dist.Delta)]
+    points = [name for name in latent if is_point(drawn[name]["fn"])]
     misled = [name for name in points if is_misdeclared(latent[name]["fn"])]
     if misled and not any(is_misdeclared(drawn[name]["fn"]) for name in counted):
         supports = [known_support(latent[name]["fn"]) for name in misled]
@@ -205,6 +205,15 @@ def core(fn: Distribution) -> Distribution:
     """
     *_, last = layers(fn)
     return last
+
+
+def is_point(fn: Distribution) -> bool:
+    """Return whether a distribution is a single point, as the sites of an AutoDelta are.
+
+    >>> is_point(dist.Delta(torch.zeros(2)).to_event(1)), is_point(dist.Normal(0.0, 1.0))
+    (True, False)
+    """
+    return isinstance(core(fn), dist.Delta)
 
 
 def moves_freely(fn: Distribution) -> bool:
@@ -396,7 +405,7 @@ _WHOLE_NUMBERS = (
 
 def _same_supports(model: Distribution, guide: Distribution) -> bool:
     """Return whether two supports differ by single points at most, as far as known; a point proposes its own value."""
-    if isinstance(core(guide), dist.Delta) or isinstance(core(model), dist.Delta):
+    if is_point(guide) or is_point(model):
         return True
     one, other = known_support(model), known_support(guide)
     return one is None or other is None or _same_sets(one, other)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro import distributions as dist
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer.util import is_validation_enabled
@@ -20,7 +19,7 @@ from pyro.util import check_site_shape
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_vae.tracing.matching import PARTICLES, Site, changed, check_sites, core, masks, sample_sites
+from pyro_vae.tracing.matching import PARTICLES, Site, changed, check_sites, is_point, masks, sample_sites
 
 Traces = tuple[poutine.Trace, poutine.Trace]
 
@@ -83,7 +82,7 @@ def particle(trace: poutine.Trace, k: int, points: bool = True) -> poutine.Trace
     """
     values = _subsamples(trace)
     for name, site in sample_sites(trace, observed=False).items():
-        if points or not isinstance(core(site["fn"]), dist.Delta):
+        if points or not is_point(site["fn"]):
             values.nodes[name] = changed(site, value=of_particle(site, "value", k))
     return values
 

@@ -16,13 +16,13 @@ from torch.distributions import Distribution, Independent, Transform, Transforme
 
 from pyro_vae.tracing.base_noise import drawn_from
 from pyro_vae.tracing.jacobians import Back, stepped
-from pyro_vae.tracing.matching import Site, core, moves_freely, sample_sites
+from pyro_vae.tracing.matching import Site, is_point, moves_freely, sample_sites
 
 
 def is_drawn(msg: Site) -> bool:
     """Return whether a message asks for a draw: neither done, observed, the indices of a plate, nor a point."""
     open_ = not (msg["done"] or msg["is_observed"]) and msg["value"] is None and not site_is_subsample(msg)
-    return open_ and not isinstance(core(msg["fn"]), dist.Delta)
+    return open_ and not is_point(msg["fn"])
 
 
 class Detached(Messenger):

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from pyro import distributions as dist
 from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.util import site_is_factor
@@ -20,6 +19,7 @@ from pyro_vae.tracing.matching import (
     dim_of,
     free_numbers,
     is_masked,
+    is_point,
     is_tracing,
     number,
     same_scales,
@@ -101,7 +101,7 @@ def proposal_sites(guide_trace: poutine.Trace, points_too: bool = False) -> dict
             "its density at its site, as dist.Delta(value, log_density=...) does, or train by StickingTheLanding"
         )
     drawn = sample_sites(guide_trace, observed=False)
-    points = {name: site for name, site in drawn.items() if isinstance(core(site["fn"]), dist.Delta)}
+    points = {name: site for name, site in drawn.items() if is_point(site["fn"])}
     if points and not points_too and (len(points) == len(drawn) or any(map(_is_one_point, points.values()))):
         raise ValueError(
             f"the guide proposes single points at the sites {list(points)}, which have no density for "
@@ -118,6 +118,7 @@ def points_without_density(model_trace: poutine.Trace, guide_trace: poutine.Trac
     ``log_density`` or by auxiliary draws, as many as the points have numbers, as in an AutoNormal.
 
     >>> import pyro
+    >>> import pyro.distributions as dist
     >>> model = lambda: pyro.sample("z", dist.Normal(0.0, 1.0))
     >>> guides = [lambda d=d: pyro.sample("z", dist.Delta(torch.zeros(()), log_density=d)) for d in (0.0, 1.5)]
     >>> run = lambda program: poutine.trace(program).get_trace()
@@ -127,7 +128,7 @@ def points_without_density(model_trace: poutine.Trace, guide_trace: poutine.Trac
     if is_tracing():
         return ()
     latent, drawn = (sample_sites(trace, observed=False) for trace in (model_trace, guide_trace))
-    points = {name: site for name, site in drawn.items() if isinstance(core(site["fn"]), dist.Delta)}
+    points = {name: site for name, site in drawn.items() if is_point(site["fn"])}
     bare = [name for name, site in points.items() if _is_bare_point(site, latent.get(name))]
     numbers = {name: free_numbers(latent.get(name, site)) for name, site in points.items()}
     draws = sum(drawn[name]["value"].numel() for name in counted_auxiliary(drawn) if name not in points)
@@ -219,6 +220,7 @@ def common_weight(*traces: poutine.Trace) -> float | Tensor | None:
     factors, such as a KL weight, minus the loss is no bound on log p(x).
 
     >>> import pyro
+    >>> import pyro.distributions as dist
     >>> site = lambda: pyro.sample("z", dist.Normal(torch.zeros(2), 1.0))
     >>> subsampled = pyro.plate("rows", 8, subsample_size=2)(site)
     >>> [common_weight(poutine.trace(each).get_trace()) for each in (subsampled, poutine.scale(subsampled, 0.5))]
@@ -273,10 +275,10 @@ def _lies_in(site: Site, plate: CondIndepStackFrame, size: int) -> bool:
 
 
 def _is_bare_point(site: Site, latent: Site | None) -> bool:
-    """Return whether a guide's site is a point without a density; ``latent`` is the model's site of its name."""
-    if not isinstance(core(site["fn"]), dist.Delta) or is_masked(site) or _has_density(site):
+    """Return whether a guide's point has no density; ``latent`` is the model's site of its name."""
+    if is_masked(site) or _has_density(site):
         return False
-    return latent is None or not (isinstance(core(latent["fn"]), dist.Delta) or _is_discrete(latent))
+    return latent is None or not (is_point(latent["fn"]) or _is_discrete(latent))
 
 
 def _has_density(site: Site) -> bool:
