@@ -19,7 +19,7 @@ from pyro_vae.labels import one_hot
 from pyro_vae.missing import Masked
 from pyro_vae.observation import fixed_x, observed
 from pyro_vae.sites import parameter_sites
-from pyro_vae.tracing.matching import is_tracing
+from pyro_vae.tracing.numbers import is_tracing
 
 
 class Conditional(Constructed):

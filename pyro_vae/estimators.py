@@ -29,7 +29,7 @@ from pyro_vae.estimation.generalized import GeneralizedDReG
 from pyro_vae.estimation.score_function import OVIS, DisARM, ScoreFunction
 from pyro_vae.estimation.straight_through import ReinMax, StraightThrough
 from pyro_vae.estimation.thermodynamic import TVO
-from pyro_vae.tracing.matching import is_point
+from pyro_vae.tracing.messages import is_point
 from pyro_vae.tracing.paths import (
     GatedPaths,
     check_observed,

@@ -25,7 +25,7 @@ from pyro_vae.observation import fixed_x
 from pyro_vae.program import Program, check_has
 from pyro_vae.random import measurement
 from pyro_vae.showing import Shown, on_one_line
-from pyro_vae.tracing.matching import Site, sample_sites
+from pyro_vae.tracing.messages import Site, sample_sites
 from pyro_vae.tracing.traces import log_weights, paired_traces
 
 FEWEST = 10.0  # effective particles below which means and error bars are too rough

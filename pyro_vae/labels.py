@@ -7,7 +7,7 @@ from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 
 from pyro_vae.checks import whole_number
-from pyro_vae.tracing.matching import is_tracing
+from pyro_vae.tracing.numbers import is_tracing
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:

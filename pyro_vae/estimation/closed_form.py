@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from pyro_vae.distributions.divergences import has_closed_form_kl
-from pyro_vae.tracing.matching import is_point, masks, same_scales
+from pyro_vae.tracing.messages import is_point, masks
+from pyro_vae.tracing.numbers import same_numbers
 from pyro_vae.tracing.paths import check_reparameterised
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.tracing.traces import check_order, paired_traces, sample_sites
@@ -50,7 +51,7 @@ def kl_of_dimensions(name: str, site: dict[str, Any], prior: dict[str, Any]) -> 
         site: of the guide's trace.
         prior: of the model's trace, empty where the model has no such site.
     """
-    if any(part and (masks(part) or not same_scales(part["scale"], 1.0)) for part in (site, prior)):
+    if any(part and (masks(part) or not same_numbers(part["scale"], 1.0)) for part in (site, prior)):
         raise ValueError(
             f"site {name!r} is scaled or masked, and free bits count nats of single images; remove scale and mask"
         )

@@ -11,7 +11,7 @@ from pyro_vae.estimation.base import Estimator
 from pyro_vae.estimation.description import Description, importance_weighted_bound
 from pyro_vae.estimation.doubly_reparameterized import Gated, gated
 from pyro_vae.tracing.base_noise import redrawn
-from pyro_vae.tracing.matching import Site, masks
+from pyro_vae.tracing.messages import Site, masks
 from pyro_vae.tracing.paths import inner, partial_derivatives
 from pyro_vae.tracing.traces import per_image, proposal_sites, sample_sites, spread
 

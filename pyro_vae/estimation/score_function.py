@@ -13,7 +13,8 @@ from pyro_vae.estimation.base import Estimator
 from pyro_vae.estimation.description import Description, importance_weighted_bound
 from pyro_vae.tracing.base_noise import of_fns
 from pyro_vae.tracing.coupling import antithetic
-from pyro_vae.tracing.matching import PARTICLES, Site, changed, core, is_tracing
+from pyro_vae.tracing.messages import PARTICLES, Site, changed, core
+from pyro_vae.tracing.numbers import is_tracing
 from pyro_vae.tracing.paths import Detached, check_observed
 from pyro_vae.tracing.traces import (
     Traces,

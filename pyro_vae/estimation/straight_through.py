@@ -15,7 +15,7 @@ from pyro_vae.checks import positive_number
 from pyro_vae.estimation.base import Estimator
 from pyro_vae.estimation.description import Description
 from pyro_vae.tracing.base_noise import of_fns
-from pyro_vae.tracing.matching import core, masks
+from pyro_vae.tracing.messages import core, masks
 from pyro_vae.tracing.paths import inner, is_drawn
 from pyro_vae.tracing.traces import log_prob, sample_sites
 

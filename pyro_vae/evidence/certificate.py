@@ -22,7 +22,7 @@ from pyro_vae.evidence.sandwich import Sandwich
 from pyro_vae.evidence.simulation import simulated, values_of
 from pyro_vae.program import Program
 from pyro_vae.tracing.enumeration import Enumeration
-from pyro_vae.tracing.matching import is_point
+from pyro_vae.tracing.messages import is_point
 from pyro_vae.tracing.traces import common_scale, per_image, proposal_sites, sample_sites
 
 INSTEAD = "write certify(model, None, x, K, proposal=LocalProposal(rounds=16)), which starts from the prior"

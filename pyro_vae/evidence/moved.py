@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.distributions import biject_to
 from torch.distributions.transforms import Transform
 
-from pyro_vae.tracing.matching import PartOf, Site, core, free_numbers, is_misdeclared, is_point, known_support, masks
+from pyro_vae.tracing.messages import Site, core, is_point, masks
+from pyro_vae.tracing.supports import PartOf, free_numbers, is_misdeclared, known_support
 from pyro_vae.tracing.traces import proposal_sites, sample_sites
 
 PRIOR = "start from the prior, with guide=None"

@@ -1,6 +1,9 @@
 """A program run once: its sites and rows, its particles, the paths of its gradients, its parameters.
 
 - ``traces``: the traces of model and guide, of one particle or of many.
+- ``messages``: the sites of a trace (messages, in Pyro), and what each of them scores.
+- ``supports``: where the values of a distribution lie.
+- ``numbers``: numbers and tensors compared, also while a graph is traced.
 - ``matching``: checks that the guide draws the latent sites of the model.
 - ``particles``: one run of a program, its particles together in a plate or one after the other.
 - ``runs``: how a program's particles are drawn and which plate is over its rows.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, TransformedDistribution
 
-from pyro_vae.tracing.matching import Site, core
+from pyro_vae.tracing.messages import Site, core
 
 _OF_LOC_AND_SCALE = torch.distributions.Normal, torch.distributions.Laplace, torch.distributions.Cauchy
 _GAUSSIAN = torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.quasirandom import SobolEngine
 
-from pyro_vae.tracing.matching import PARTICLES
+from pyro_vae.tracing.messages import PARTICLES
 from pyro_vae.tracing.paths import draw_of, is_drawn
 
 BITS = 30  # of the points of torch's Sobol sequence

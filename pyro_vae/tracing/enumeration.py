@@ -27,7 +27,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
 from pyro_vae.hardware import widest_float
-from pyro_vae.tracing.matching import PARTICLES, Site, check_sites, sample_sites
+from pyro_vae.tracing.matching import check_sites
+from pyro_vae.tracing.messages import PARTICLES, Site, sample_sites
 from pyro_vae.tracing.particles import ParticleLayout, Traces, nesting_of, particle_plate, run, score, trace_of
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.tracing.rows import common_scale, count_rows, proposal_sites

@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 
-from pyro_vae.tracing.matching import Site, changed, dim_of, sample_sites
+from pyro_vae.tracing.messages import Site, changed, dim_of, sample_sites
 from pyro_vae.tracing.particles import particle, run, scored
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.tracing.rows import count_rows, per_image

@@ -10,7 +10,8 @@ from pyro import poutine
 from pyro.params.param_store import normalize_param_name
 from torch import Tensor
 
-from pyro_vae.tracing.matching import check_sites, sample_sites
+from pyro_vae.tracing.matching import check_sites
+from pyro_vae.tracing.messages import sample_sites
 from pyro_vae.tracing.particles import run, score
 from pyro_vae.tracing.probing import left_as_it_was, modules, tensors, unused
 

@@ -1,68 +1,20 @@
 """Checks that the guide proposes what the model leaves latent: the one place where the two traces are compared."""
 
 import functools
-import math
-from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import torch
-from pyro import distributions as dist
 from pyro.poutine import Trace
 from pyro.poutine.indep_messenger import CondIndepStackFrame
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import (
-    ComposeTransform,
-    Distribution,
-    LKJCholesky,
-    MixtureSameFamily,
-    Transform,
-    TransformedDistribution,
-    VonMises,
-    biject_to,
-)
-from torch.distributions import constraints as torch_constraints
-from torch.distributions.constraints import Constraint
+from torch.distributions import LKJCholesky
 
-from pyro_vae.hardware import widest_float
+from pyro_vae.tracing.messages import PARTICLES, Site, is_masked, is_point, masks, sample_sites
+from pyro_vae.tracing.numbers import is_tracing, number, same_numbers
+from pyro_vae.tracing.supports import free_numbers, is_misdeclared, known_support, same_supports
 
-PARTICLES = "pyro_vae: particles"  # the plate of particles; no program has a plate of this name
-Site = Any  # a message of Pyro, whose TypedDict declares every entry optional
-ONE_TURN = torch_constraints.interval(-math.pi, math.pi)
 WHY = "so that no mean of log p(x, z) − log q(z | x) is a bound"
-
-
-def sample_sites(trace: Trace, observed: bool | None = None) -> dict[str, Site]:
-    """Return the sample sites of a trace by name: all of them, only the observed, or only the latent ones.
-
-    ``pyro.deterministic`` records a value and a plate its indices; neither has a density, so both are left out.
-
-    >>> import pyro
-    >>> def model():
-    ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
-    ...     pyro.sample("x", dist.Normal(z, 1.0), obs=torch.tensor(2.0))
-    >>> list(sample_sites(pyro.poutine.trace(model).get_trace(), observed=False))
-    ['z']
-    """
-    nodes = cast(Mapping[str, Site], trace.nodes)
-    return {
-        name: site
-        for name, site in nodes.items()
-        if site["type"] == "sample"
-        and observed in (None, site["is_observed"])
-        and not site["infer"].get("_deterministic")
-        and not site_is_subsample(site)
-    }
-
-
-def changed(site: Site, **entries: Any) -> Site:
-    """Return a copy of a site with some entries replaced."""
-    return {**site, **entries}
-
-
-def dim_of(plate: CondIndepStackFrame) -> int:
-    """Return the dimension of a vectorised plate."""
-    return cast(int, plate.dim)
 
 
 def check_sites(model_trace: Trace, guide_trace: Trace, scales: bool = True, enumerated: bool = False) -> None:
@@ -74,6 +26,7 @@ def check_sites(model_trace: Trace, guide_trace: Trace, scales: bool = True, enu
     sites are ``enumerated``, it may leave out those that are marked for it.
 
     >>> import pyro
+    >>> import pyro.distributions as dist
     >>> run = lambda name: pyro.poutine.trace(lambda: pyro.sample(name, dist.Normal(0.0, 1.0))).get_trace()
     >>> check_sites(run("z"), run("Z"))
     Traceback (most recent call last):
@@ -126,15 +79,11 @@ def counted_auxiliary(drawn: Mapping[str, Site]) -> list[str]:
     return [name for name, site in drawn.items() if site["infer"].get("is_auxiliary") and not is_masked(site)]
 
 
-def is_masked(site: Site) -> bool:
-    """Return whether no element of a site counts."""
-    return any(bool((~mask).all()) for mask in masks(site))
-
-
 def check_order(model_trace: Trace, guide_trace: Trace) -> None:
     """Raise ValueError unless model and guide draw their sites in one order, in which KLs of single sites add up.
 
     >>> import pyro
+    >>> import pyro.distributions as dist
     >>> drawn = lambda names: [pyro.sample(name, dist.Normal(0.0, 1.0)) for name in names]
     >>> run = lambda *names: pyro.poutine.trace(drawn).get_trace(names)
     >>> check_order(run("z1", "z2"), run("z2", "z1"))
@@ -151,95 +100,6 @@ def check_order(model_trace: Trace, guide_trace: Trace) -> None:
         )
 
 
-def masks(site: Site) -> list[Tensor]:
-    """Return the masks of a site and of its distribution, in a shape that broadcasts against its value.
-
-    >>> import pyro
-    >>> half = dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor([True, False])).to_event(1)
-    >>> masks(pyro.poutine.trace(lambda: pyro.sample("z", half)).get_trace().nodes["z"])
-    [tensor([ True, False])]
-    """
-    if "masks" in site:  # a slice of the particles
-        return site["masks"]
-    found = [(site["mask"], getattr(site["fn"], "event_dim", 0))]
-    found += [(fn._mask, fn.event_dim) for fn in layers(site["fn"]) if isinstance(fn, dist.MaskedDistribution)]
-    return [
-        torch.tensor(mask) if isinstance(mask, bool) else mask.reshape(mask.shape + (1,) * events)
-        for mask, events in found
-        if mask is not None and mask is not True
-    ]
-
-
-def layers(fn: Distribution) -> Iterator[Distribution]:
-    """Yield a distribution and those that it wraps (events, masks, expansion), down to the transformed or plain one.
-
-    >>> [type(layer).__name__ for layer in layers(dist.Normal(torch.zeros(2), 1.0).mask(False).to_event(1))]
-    ['Independent', 'MaskedDistribution', 'Normal']
-    """
-    layer: Any = fn
-    yield layer
-    while hasattr(layer, "base_dist") and not isinstance(layer, TransformedDistribution):
-        layer = layer.base_dist
-        yield layer
-
-
-def free_numbers(site: Site) -> int:
-    """Return how many real numbers the value of a site has without its bounds, as far as these are known.
-
-    >>> import pyro
-    >>> free_numbers(pyro.poutine.trace(lambda: pyro.sample("z", dist.Dirichlet(torch.ones(3)))).get_trace().nodes["z"])
-    2
-    """
-    shape = site["value"].shape
-    try:
-        return math.prod(biject_to(site["fn"].support).inverse_shape(shape))
-    except NotImplementedError:
-        return math.prod(shape)
-
-
-def core(fn: Distribution) -> Distribution:
-    """Return the innermost of the ``layers``.
-
-    >>> core(dist.Delta(torch.zeros(2)).to_event(1))
-    Delta(v: torch.Size([2]), log_density: torch.Size([2]))
-    """
-    *_, last = layers(fn)
-    return last
-
-
-def is_point(fn: Distribution) -> bool:
-    """Return whether a distribution is a single point, as the sites of an AutoDelta are.
-
-    >>> is_point(dist.Delta(torch.zeros(2)).to_event(1)), is_point(dist.Normal(0.0, 1.0))
-    (True, False)
-    """
-    return isinstance(core(fn), dist.Delta)
-
-
-def moves_freely(fn: Distribution) -> bool:
-    """Return whether a draw can move in every direction: its support is known not to be a surface, such as a simplex.
-
-    >>> moves_freely(dist.Normal(torch.zeros(3), 1.0)), moves_freely(dist.Dirichlet(torch.ones(3)))
-    (True, False)
-    """
-    return isinstance(known_support(fn), _INTERVALS)
-
-
-def is_misdeclared(fn: Distribution) -> bool:
-    """Return whether the values of a distribution lie in less than the support that it declares, or may.
-
-    The declared support of a transformed distribution is the codomain of its last transform, that of an angle is real.
-
-    >>> is_misdeclared(dist.VonMises(0.0, 1.0)), is_misdeclared(dist.LogNormal(0.0, 1.0))
-    (True, False)
-    """
-    fn = core(fn)
-    known, declared = known_support(fn), None
-    if isinstance(fn, TransformedDistribution | MixtureSameFamily) or known is ONE_TURN:
-        declared = _bare(fn.support)
-    return declared is not None and (known is None or not _same_sets(known, declared))
-
-
 def check_draws(sites: Mapping[str, Site]) -> None:
     """Raise ValueError for sites whose draws are known not to have the density by which they are scored.
 
@@ -247,6 +107,7 @@ def check_draws(sites: Mapping[str, Site]) -> None:
     right (Lewandowski, Kurowicka and Joe 2009).
 
     >>> import pyro
+    >>> import pyro.distributions as dist
     >>> check_draws(pyro.poutine.trace(lambda: pyro.sample("L", dist.LKJCholesky(3, 1.0))).get_trace().nodes)
     Traceback (most recent call last):
         ...
@@ -267,11 +128,6 @@ def check_draws(sites: Mapping[str, Site]) -> None:
 @functools.cache
 def _lkj_is_drawn_otherwise() -> bool:
     return LKJCholesky(3)._beta.concentration1[2].item() != 1
-
-
-def is_tracing() -> bool:
-    """Return whether a graph is being traced, in which no value can be read."""
-    return torch.compiler.is_compiling() or torch.compiler.is_exporting() or bool(torch._C._get_tracing_state())
 
 
 def _other_names(latent: Mapping[str, Site], proposed: set[str]) -> str:
@@ -312,7 +168,7 @@ def _difference(model: Site, guide: Site) -> str | None:
             f"its mask in the model is not that in the guide, {WHY}; mask it alike in both, as in `with "
             "poutine.mask(mask=...)`"
         )
-    if not _same_supports(model["fn"], guide["fn"]):
+    if not same_supports(model["fn"], guide["fn"]):
         return (
             f"its support is {known_support(model['fn'])} in the model and {known_support(guide['fn'])} in the guide, "
             f"{WHY} on all of p(x); draw it over the model's, as dist.TransformedDistribution(dist.Normal(loc, scale), "
@@ -322,7 +178,7 @@ def _difference(model: Site, guide: Site) -> str | None:
 
 
 def _other_scale(model: Site, guide: Site) -> str | None:
-    if same_scales(model["scale"], guide["scale"]):
+    if same_numbers(model["scale"], guide["scale"]):
         return None
     return (
         f"its scale is {number(model['scale'])} in the model and {number(guide['scale'])} in the guide, {WHY}, and "
@@ -360,147 +216,3 @@ def _same_masks(one: list[Tensor], other: list[Tensor]) -> bool:
 
 def _all(found: list[Tensor], device: torch.device) -> Tensor:
     return functools.reduce(torch.logical_and, found, torch.tensor(True, device=device))
-
-
-def same_scales(one: Tensor | float, other: Tensor | float) -> bool:
-    """Return whether two scales, numbers or tensors, are equal up to rounding; traced tensors are not read."""
-    if not (torch.is_tensor(one) or torch.is_tensor(other)):
-        return math.isclose(one, other)
-    return one is other or is_tracing() or _close(one, other)
-
-
-def number(scale: Tensor | float) -> str:
-    """Describe a scale in words, for messages."""
-    if isinstance(scale, Tensor) and scale.numel() > 1:
-        return f"a tensor of shape {tuple(scale.shape)}"
-    return f"{float(scale):.4g}"
-
-
-def _close(one: Tensor | float, other: Tensor | float) -> bool:
-    one, other = (torch.as_tensor(value) for value in (one, other))
-    one, other = (value.to(widest_float(value.device)) for value in (one, other))
-    try:
-        return torch.allclose(*torch.broadcast_tensors(one, other.to(one.device)))
-    except RuntimeError:  # shapes that do not broadcast
-        return False
-
-
-# The support of a distribution, up to single points: an interval, a range of whole numbers, or a set by its kind.
-_INTERVALS = (
-    type(torch_constraints.real),
-    torch_constraints.greater_than,
-    torch_constraints.greater_than_eq,
-    torch_constraints.less_than,
-    torch_constraints.interval,
-    torch_constraints.half_open_interval,
-)
-_ANGLES = VonMises, dist.SineBivariateVonMises
-_WHOLE_NUMBERS = (
-    torch_constraints.integer_interval,
-    type(torch_constraints.nonnegative_integer),
-    type(torch_constraints.boolean),
-    type(dist.constraints.integer),
-)
-
-
-def _same_supports(model: Distribution, guide: Distribution) -> bool:
-    """Return whether two supports differ by single points at most, as far as known; a point proposes its own value."""
-    if is_point(guide) or is_point(model):
-        return True
-    one, other = known_support(model), known_support(guide)
-    return one is None or other is None or _same_sets(one, other)
-
-
-def known_support(fn: Distribution) -> Constraint | None:
-    """Return the support of an element or event; None if it is unknown, as after some transforms of torch or Pyro."""
-    fn = core(fn)
-    if isinstance(fn, _ANGLES):  # torch and Pyro call their support real
-        return ONE_TURN
-    if isinstance(fn, MixtureSameFamily):
-        return _of_all(known_support(fn.component_distribution), -1 - len(fn.event_shape))
-    try:
-        if not isinstance(fn, TransformedDistribution) or type(fn).support is not TransformedDistribution.support:
-            return _bare(fn.support)
-        support = known_support(fn.base_dist)
-        for transform in _single(fn.transforms):
-            if support is None:
-                return None
-            whole = _same_sets(support, _bare(transform.domain))
-            support = _bare(transform.codomain) if whole else _image(transform, support)
-        return support
-    except (NotImplementedError, AttributeError):
-        return None
-
-
-def _image(transform: Transform, support: Constraint) -> Constraint | None:
-    """Return what a transform makes of an interval that is less than its domain; None where that is unknown."""
-    if not (isinstance(support, _INTERVALS) and transform.bijective):
-        return None
-    if transform.domain.event_dim:
-        return PartOf(_bare(transform.codomain))
-    uncached: Any = transform.with_cache(0)  # a call would replace the last value, of which the Jacobian is asked
-    ends = [uncached(torch.as_tensor(end)) for end in _bounds(support)]
-    return _interval(torch.minimum(*ends), torch.maximum(*ends))
-
-
-def _of_all(support: Constraint | None, dim: int) -> Constraint | None:
-    """Return the interval around those of the parts of a mixture, which lie in a dimension."""
-    ends = [torch.as_tensor(end) for end in _bounds(support)] if isinstance(support, _INTERVALS) else []
-    if not any(end.dim() >= -dim for end in ends):
-        return support
-    low, high = torch.broadcast_tensors(*ends)
-    return _interval(low.amin(dim), high.amax(dim))
-
-
-def _interval(low: Tensor, high: Tensor) -> Constraint:
-    """Return an interval, by that of torch's kinds for which there is a transform if it has no end."""
-    if not is_tracing() and any(bool(end.isinf().any() and end.isfinite().any()) for end in (low, high)):
-        return PartOf(torch_constraints.real)
-    endless = [not is_tracing() and bool(end.isinf().all()) for end in (low, high)]
-    if all(endless):
-        return torch_constraints.real
-    if endless[0]:
-        return torch_constraints.less_than(high)
-    return torch_constraints.greater_than(low) if endless[1] else torch_constraints.interval(low, high)
-
-
-class PartOf(Constraint):
-    """Less than a set: what a bijective transform makes of a base that is less than its domain."""
-
-    def __init__(self, whole: Constraint | None):
-        self.whole = whole
-
-    def __repr__(self) -> str:
-        return f"a part of {self.whole}"
-
-
-def _single(transforms: list) -> Iterator[Any]:
-    """Yield transforms one by one, including the parts of composed ones."""
-    for transform in transforms:
-        yield from _single(transform.parts) if isinstance(transform, ComposeTransform) else (transform,)
-
-
-def _bare(support: Any) -> Any:
-    """Return the support of a single element, for independent elements and mixtures."""
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    unknown = isinstance(support, torch_constraints.cat | torch_constraints.stack)
-    return None if unknown or torch_constraints.is_dependent(support) else support
-
-
-def _same_sets(one: Constraint, other: Constraint) -> bool:
-    """Return whether two supports of elements are equal up to single points; True if that is unknown."""
-    for part, whole in ((one, other), (other, one)):
-        if isinstance(part, PartOf) and part.whole is not None and not isinstance(whole, PartOf):
-            return not _same_sets(part.whole, whole)
-    for kinds in (_INTERVALS, _WHOLE_NUMBERS):
-        if isinstance(one, kinds) and isinstance(other, kinds):
-            return one is other or is_tracing() or all(map(_close, _bounds(one), _bounds(other)))
-    known = all(type(support).__module__.startswith(("torch.", "pyro.")) for support in (one, other))
-    return isinstance(one, type(other)) or isinstance(other, type(one)) or not known
-
-
-def _bounds(support: Constraint) -> tuple[Any, Any]:
-    if support is torch_constraints.boolean:
-        return 0, 1
-    return getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf)

@@ -19,7 +19,8 @@ from pyro.util import check_site_shape
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_vae.tracing.matching import PARTICLES, Site, changed, check_sites, is_point, masks, sample_sites
+from pyro_vae.tracing.matching import check_sites
+from pyro_vae.tracing.messages import PARTICLES, Site, changed, is_point, masks, sample_sites
 
 Traces = tuple[poutine.Trace, poutine.Trace]
 

@@ -16,7 +16,8 @@ from torch.distributions import Distribution, Independent, Transform, Transforme
 
 from pyro_vae.tracing.base_noise import drawn_from
 from pyro_vae.tracing.jacobians import Back, stepped
-from pyro_vae.tracing.matching import Site, is_point, moves_freely, sample_sites
+from pyro_vae.tracing.messages import Site, is_point, sample_sites
+from pyro_vae.tracing.supports import moves_freely
 
 
 def is_drawn(msg: Site) -> bool:

@@ -11,21 +11,11 @@ from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
 from pyro_vae.errors import NoBound, warn
-from pyro_vae.tracing.matching import (
-    PARTICLES,
-    Site,
-    core,
-    counted_auxiliary,
-    dim_of,
-    free_numbers,
-    is_masked,
-    is_point,
-    is_tracing,
-    number,
-    same_scales,
-    sample_sites,
-)
+from pyro_vae.tracing.matching import counted_auxiliary
+from pyro_vae.tracing.messages import PARTICLES, Site, core, dim_of, is_masked, is_point, sample_sites
+from pyro_vae.tracing.numbers import is_tracing, number, same_numbers
 from pyro_vae.tracing.probing import tensors
+from pyro_vae.tracing.supports import free_numbers
 
 
 def count_rows(args: Sequence, kwargs: Mapping | None = None) -> int | None:
@@ -186,7 +176,7 @@ def common_scale(*traces: poutine.Trace, plate: CondIndepStackFrame | None = Non
     """
     every = [site["scale"] for trace in traces for site in sample_sites(trace).values()] or [1.0]
     of_rows = [scale for scale in every if torch.is_tensor(scale) and scale.numel() > 1]
-    if not all(same_scales(scale, every[0]) for scale in every):
+    if not all(same_numbers(scale, every[0]) for scale in every):
         scales = {name: number(site["scale"]) for trace in traces for name, site in sample_sites(trace).items()}
         raise ValueError(
             f"the sites of the program are scaled differently ({scales}), so that log p(x, z) − log q(z | x) is not an "
@@ -232,13 +222,13 @@ def common_weight(*traces: poutine.Trace) -> float | Tensor | None:
         in_plate = any(frame.vectorized and frame.name != PARTICLES for frame in site["cond_indep_stack"])
         factors[in_plate].append(site["scale"] / _scale_of_plates(site))
     within, outside = factors[True], factors[False]
-    if within and outside and all(same_scales(factor, 1.0) for factor in outside) and _alike(within):
+    if within and outside and all(same_numbers(factor, 1.0) for factor in outside) and _alike(within):
         return 1.0
     return (within + outside + [1.0])[0] if _alike(within + outside) else None
 
 
 def _alike(factors: Sequence[float | Tensor]) -> bool:
-    return all(same_scales(factor, factors[0]) for factor in factors)
+    return all(same_numbers(factor, factors[0]) for factor in factors)
 
 
 def the_one(shared: Sequence[CondIndepStackFrame], images: int | None) -> CondIndepStackFrame:

@@ -18,7 +18,7 @@ from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import nn
 
-from pyro_vae.tracing.matching import is_tracing
+from pyro_vae.tracing.numbers import is_tracing
 from pyro_vae.tracing.particles import (
     ParticleLayout,
     Traces,

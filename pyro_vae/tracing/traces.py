@@ -6,7 +6,8 @@ import torch
 from pyro import poutine
 
 from pyro_vae.tracing.independence import check_rows
-from pyro_vae.tracing.matching import PARTICLES, check_order, check_sites, sample_sites
+from pyro_vae.tracing.matching import check_order, check_sites
+from pyro_vae.tracing.messages import PARTICLES, sample_sites
 from pyro_vae.tracing.particles import (
     ParticleLayout,
     Replay,

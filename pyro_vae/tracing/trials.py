@@ -8,7 +8,7 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_vae.tracing.matching import Site, sample_sites
+from pyro_vae.tracing.messages import Site, sample_sites
 from pyro_vae.tracing.particles import Replay, run, score
 from pyro_vae.tracing.probing import map_tensors
 

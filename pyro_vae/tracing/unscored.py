@@ -11,7 +11,7 @@ from torch.distributions.transforms import Transform
 
 from pyro_vae.printing import listed
 from pyro_vae.random import forked_rng
-from pyro_vae.tracing.matching import masks, sample_sites
+from pyro_vae.tracing.messages import masks, sample_sites
 from pyro_vae.tracing.particles import Replay, score, trace_of
 from pyro_vae.tracing.trials import agree
 

@@ -10,7 +10,8 @@ from pyro.infer import ELBO
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.estimation import describe
 from pyro_vae.tracing.enumeration import Enumeration
-from pyro_vae.tracing.matching import number, same_scales, sample_sites
+from pyro_vae.tracing.messages import sample_sites
+from pyro_vae.tracing.numbers import number, same_numbers
 from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.tracing.rows import image_plate
 from pyro_vae.tracing.traces import Traces, paired_traces
@@ -69,7 +70,7 @@ def _check_scales(traces: Traces, half: Traces, rows: int, few: int) -> None:
         others = sample_sites(part)
         for name, site in sample_sites(whole).items():
             both = [site["scale"], others[name]["scale"] if name in others else site["scale"]]
-            if all(map(_is_number, both)) and not same_scales(*both):
+            if all(map(_is_number, both)) and not same_numbers(*both):
                 raise ValueError(
                     f"the scale of site {name!r} depends on the number of rows: it is {number(both[0])} for {rows} and "
                     f"{number(both[1])} for {few}"

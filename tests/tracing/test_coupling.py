@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_vae.tracing.coupling import Drawn, Run, antithetic, coupled, quasi_random
-from pyro_vae.tracing.matching import PARTICLES
+from pyro_vae.tracing.messages import PARTICLES
 from pyro_vae.tracing.paths import Detached, GatedPaths
 
 pytestmark = pytest.mark.usefixtures("float64")

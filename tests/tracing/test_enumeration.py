@@ -11,7 +11,7 @@ from pyro.infer import TraceEnum_ELBO, config_enumerate
 from torch import tensor
 
 from pyro_vae.tracing.enumeration import Enumeration, row_terms
-from pyro_vae.tracing.matching import sample_sites
+from pyro_vae.tracing.messages import sample_sites
 
 pytestmark = pytest.mark.usefixtures("float64")
 X = tensor([0.5, -1.0, 2.0, 0.3], dtype=torch.float64)

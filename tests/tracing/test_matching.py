@@ -7,32 +7,17 @@ import pyro.distributions as dist
 import pyro.distributions.transforms as transforms
 import pytest
 import torch
-from programs import flat_guide, flat_model
 from pyro import poutine
-from pyro.infer.autoguide import AutoGuideList, AutoNormal
-from torch.distributions.transforms import CumulativeDistributionTransform
+from pyro.infer.autoguide import AutoNormal
 
 from pyro_vae.estimators import ImportanceWeighted, ScoreFunction, StickingTheLanding
-from pyro_vae.tracing.matching import (
-    ONE_TURN,
-    check_order,
-    known_support,
-    masks,
-    moves_freely,
-    number,
-    same_scales,
-    sample_sites,
-)
+from pyro_vae.tracing.matching import check_order
+from pyro_vae.tracing.messages import sample_sites
 from pyro_vae.tracing.traces import paired_traces
 
 B = 4
 HAS = torch.tensor([True, False, True, True])
 LOC = torch.zeros(B)
-
-
-def test_values_without_a_density_are_no_sites():
-    model_trace, _ = paired_traces(flat_model, flat_guide, (torch.zeros(B),))
-    assert list(sample_sites(model_trace)) == ["z", "x"]
 
 
 def pair(of_model, of_guide, plates=(("data", -1), ("data", -1)), handlers=(nullcontext, nullcontext)):
@@ -206,53 +191,6 @@ def test_a_program_without_sites_is_refused():
             estimator.differentiable_loss(lambda: None, lambda: None)
 
 
-# One distribution -----------------------------------------------------------------------------------------------------
-
-ROW, COLUMN = torch.tensor([True, False, True]), torch.tensor([[True], [False]])
-GRID = dist.Normal(torch.zeros(2, 3), 1.0)
-
-
-@pytest.mark.parametrize(
-    ("fn", "outer"),
-    [
-        (GRID, None),
-        (GRID.mask(ROW), None),
-        (GRID.mask(ROW).to_event(1), True),
-        (GRID.to_event(1).mask(COLUMN.squeeze(-1)), None),
-        (GRID.mask(ROW).mask(COLUMN), None),
-        (GRID.mask(ROW), COLUMN),
-        (GRID.mask(ROW).to_event(1), COLUMN.squeeze(-1)),
-        (GRID.mask(True).to_event(2), False),
-        (GRID.mask(False), True),
-    ],
-)
-def test_masks_are_where_a_value_changes_the_log_probability(fn, outer):
-    program = lambda value: pyro.sample("z", fn, obs=value)  # noqa: E731
-    program = program if outer is None else poutine.mask(program, mask=outer)
-    value = torch.randn(2, 3, requires_grad=True)
-    trace = poutine.trace(program).get_trace(value)
-    (slope,) = torch.autograd.grad(trace.log_prob_sum() + 0 * value.sum(), value)
-    found = [mask.expand(2, 3) for mask in masks(trace.nodes["z"])]
-    assert torch.equal(torch.stack([torch.ones(2, 3).bool(), *found]).all(0), slope != 0)
-
-
-@pytest.mark.parametrize(
-    ("fn", "free"),
-    [
-        (dist.Gamma(torch.ones(2), 1.0).to_event(1), True),
-        (dist.Uniform(0.0, 2.0).mask(True), True),
-        (dist.MultivariateNormal(torch.zeros(2), torch.eye(2)), True),
-        (dist.LogNormal(0.0, 1.0), True),
-        (dist.VonMises(0.0, 1.0), True),
-        (dist.Categorical(torch.ones(2)), False),
-        (dist.TransformedDistribution(dist.Normal(torch.zeros(2), 1.0), transforms.StickBreakingTransform()), False),
-        (dist.LKJCholesky(3), False),
-    ],
-)
-def test_which_draws_may_move_in_every_direction(fn, free):
-    assert moves_freely(fn) == free
-
-
 def test_the_order_of_sites_counts_and_further_ones_of_the_guide_do_not():
     def trace(*names):
         return poutine.trace(lambda: [pyro.sample(name, dist.Normal(0.0, 1.0)) for name in names]).get_trace()
@@ -260,21 +198,6 @@ def test_the_order_of_sites_counts_and_further_ones_of_the_guide_do_not():
     check_order(trace("a", "b"), trace("a", "noise", "b"))
     with pytest.raises(ValueError, match=r"the model draws \['a', 'b'\] and the guide \['b', 'a'\]"):
         check_order(trace("a", "b"), trace("b", "noise", "a"))
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        (0.5, 0.5 + 1e-12, True),
-        (0.5, 0.6, False),
-        (2.0, torch.full((3,), 2.0), True),
-        (torch.ones(3), torch.ones(4), False),
-        (torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0], dtype=torch.float64), True),
-        (torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0]), False),
-    ],
-)
-def test_scales_are_one_up_to_rounding(one, other, same):
-    assert same_scales(one, other) == same_scales(other, one) == same
 
 
 def test_a_loop_over_a_plate_is_no_dimension():
@@ -286,90 +209,6 @@ def test_a_loop_over_a_plate_is_no_dimension():
     of_plate, plain = draw(lambda: pyro.plate("data", 3)), draw(lambda: range(3))
     for model, guide in ((of_plate, plain), (plain, of_plate), (of_plate, of_plate)):
         assert len(sample_sites(paired_traces(model, guide)[1])) == 3
-
-
-def test_scales_in_words():
-    assert number(2.0) == number(torch.tensor(2.0)) == number(torch.tensor([2.0])) == "2"
-    assert number(torch.ones(2)) == "a tensor of shape (2,)" and number(torch.ones(3, 1)) == "a tensor of shape (3, 1)"
-
-
-@pytest.mark.parametrize("low, fits", [(0.0, True), (0.5, False)])
-def test_the_support_of_an_inverse_distribution_function_is_known(low, fits):
-    """The usual way to truncate a normal distribution: of z > 0 only, it proposes nothing below."""
-    inverse = CumulativeDistributionTransform(dist.Normal(0.0, 1.0)).inv
-    guide = dist.TransformedDistribution(dist.Uniform(torch.tensor(low), 1.0), [inverse])
-    programs = [lambda fn=fn: pyro.sample("z", fn) for fn in (dist.Normal(0.0, 1.0), guide)]
-    if fits:
-        paired_traces(*programs)
-    else:
-        with pytest.raises(ValueError, match=r"support is Real\(\) in the model and GreaterThan\(lower_bound=0.0"):
-            paired_traces(*programs)
-
-
-VECTORS = [
-    transforms.LowerCholeskyAffine(torch.zeros(2), torch.eye(2)),
-    transforms.Permute(torch.tensor([1, 0])),
-    transforms.spline_coupling(2, count_bins=4),
-]
-
-
-@pytest.mark.parametrize("transform", VECTORS, ids=lambda transform: type(transform).__name__)
-@pytest.mark.parametrize(
-    "base, fits", [(dist.Normal(torch.zeros(2), 1.0), True), (dist.HalfNormal(torch.ones(2)), False)]
-)
-def test_a_transform_of_vectors_makes_no_whole_of_a_part(transform, base, fits):
-    def model():
-        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-
-    def guide():
-        pyro.sample("z", dist.TransformedDistribution(base.to_event(1), [transform]))
-
-    if fits:
-        paired_traces(model, guide)
-    else:
-        with pytest.raises(ValueError, match=r"support is Real\(\) in the model and a part of Real\(\) in the guide"):
-            paired_traces(model, guide)
-
-
-@pytest.mark.parametrize("parts, fits", [(dist.Normal(torch.zeros(2), 1.0), 1), (dist.HalfNormal(torch.ones(2)), 0)])
-def test_a_mixture_lies_where_its_parts_lie(parts, fits):
-    parts = dist.TransformedDistribution(parts, [transforms.AffineTransform(0.5, 1.0)])
-    guide = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), parts)
-    programs = [lambda fn=fn: pyro.sample("z", fn) for fn in (dist.Normal(0.0, 1.0), guide)]
-    with nullcontext() if fits else pytest.raises(ValueError, match=r"GreaterThan\(lower_bound=0.5\) in the guide"):
-        paired_traces(*programs)
-
-
-ANGLES = {
-    "one": dist.VonMises(0.0, 1.0),
-    "mixture": dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.VonMises(torch.zeros(2), 1.0)),
-    "two": dist.SineBivariateVonMises(0.0, 0.0, 1.0, 1.0, 0.1),
-    "skewed": dist.SineSkewed(dist.VonMises(torch.zeros(2), 1.0).to_event(1), torch.tensor([0.2, 0.1])),
-}
-
-
-@pytest.mark.parametrize("name", ANGLES)
-def test_angles_are_of_one_turn(name):
-    fn = ANGLES[name]
-
-    def model():
-        pyro.sample("z", fn)
-
-    assert known_support(fn) is ONE_TURN and fn.sample((1000,)).abs().max() <= torch.pi
-    paired_traces(model, model)
-    normal = dist.Normal(torch.zeros(fn.event_shape), 1.0).to_event(len(fn.event_shape))
-
-    def unrolled():
-        u = pyro.sample("u", normal, infer={"is_auxiliary": True})
-        pyro.sample("z", dist.Delta(u, event_dim=len(fn.event_shape)))
-
-    with pytest.raises(ValueError, match=r"its support is Interval.* in the model and Real"):
-        paired_traces(model, lambda: pyro.sample("z", normal))
-    with pytest.raises(ValueError, match=r"makes \['z'\] of draws \['u'\], .* lie in \[Interval.*a VonMises"):
-        paired_traces(model, unrolled)
-    own = AutoGuideList(model)
-    own.append(model)
-    paired_traces(model, own)
 
 
 @pytest.mark.parametrize("kind", [dist.LKJCholesky, dist.LKJ])

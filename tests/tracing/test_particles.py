@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoNormalMessenger
 
 from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted, ScoreFunction, StickingTheLanding
 from pyro_vae.handlers import FreeBits
-from pyro_vae.tracing.matching import sample_sites
+from pyro_vae.tracing.messages import sample_sites
 from pyro_vae.tracing.particles import Replay, log_prob, particle, particle_trace, score, sliced, stacked, trace_of
 from pyro_vae.tracing.rows import log_weights
 from pyro_vae.tracing.traces import ProgramRuns, paired_traces

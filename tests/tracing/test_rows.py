@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributions import kl_divergence
 
 from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted
-from pyro_vae.tracing.matching import PARTICLES
+from pyro_vae.tracing.messages import PARTICLES
 from pyro_vae.tracing.particles import run, score
 from pyro_vae.tracing.rows import (
     common_scale,

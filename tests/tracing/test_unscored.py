@@ -11,7 +11,7 @@ from torch.distributions import biject_to
 from pyro_vae import annealed_evidence, log_evidence
 from pyro_vae.evidence import LocalProposal
 from pyro_vae.program import check_program
-from pyro_vae.tracing.matching import sample_sites
+from pyro_vae.tracing.messages import sample_sites
 from pyro_vae.tracing.unscored import check_unused, rerun, scored_values
 
 SEEN = torch.tensor([True, False, True])
