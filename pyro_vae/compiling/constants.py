@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from pyro_vae.compiling import private
 from pyro_vae.compiling.parts import (
     GENERATORS,
     Place,
@@ -70,6 +71,8 @@ class WatchedConstants:
         self._by_value = readers([place for place in items if _counts_by_value(place)])
         self._by_identity = readers([place for place in items if not _counts_by_value(place)])
         self._tensors = [place.value for place in lasting if has_memory(place.value)]
+        self._leaves = [tensor for tensor in self._tensors if tensor.requires_grad]
+        self._sized += [hooks for leaf in self._leaves for hooks in private.gradient_hooks(leaf) if hooks is not None]
         self._known_values, self._known_objects = self._present_values(), [*self._present_objects()]
 
     def changes(self) -> Changes:
@@ -119,6 +122,7 @@ class WatchedConstants:
             [*map(len, self._sized)],
             [tensor.requires_grad for tensor in self._tensors],
             [*map(Tensor.data_ptr, self._tensors)],
+            [*map(attrgetter(*private.GRADIENT_HOOKS), self._leaves)],
         )
 
     def _present_objects(self) -> Iterator[Any]:
@@ -181,7 +185,13 @@ def _described(place: Place) -> Iterator[tuple[str, Any]]:
     yield place.name, place.value
     if has_memory(place.value):
         yield f"{place.name}.requires_grad", place.value.requires_grad
+        yield f"{place.name}.hooks", _hooks(place.value)
         yield f"{place.name}.data", MemoryAddress(place.value.data_ptr())
+
+
+def _hooks(tensor: Tensor) -> tuple[int | None, ...]:
+    """Return how many hooks of each kind a gradient has."""
+    return tuple(hooks and len(hooks) for hooks in private.gradient_hooks(tensor))
 
 
 def _counts_by_value(place: Place) -> bool:

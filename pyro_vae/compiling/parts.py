@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from pyro_vae.compiling.outside import ContextValue, EnvironmentVariable, Outside
-from pyro_vae.compiling.private import registries
+from pyro_vae.compiling.private import hooks, registries
 from pyro_vae.compiling.read_names import Names, imported_modules, names_in, names_of
 
 LONGEST = 1000  # items up to which a list or dictionary is watched item by item
@@ -177,6 +177,8 @@ def _attributes(name: str, value: Any) -> Iterator[Place]:
             yield from (Place(f"{name}.{key}", item, part, key) for key, item in part.items())
         if parts[-1]:
             yield Place(f"len({name})", len(parts[-1]), parts[-1], len)
+        for key, calls in hooks(value).items():
+            yield from _items(f"{name}.{key}", calls)
     for kind in type(value).__mro__:
         slots = vars(kind).get("__slots__", ())
         for key in (slots,) if isinstance(slots, str) else slots:

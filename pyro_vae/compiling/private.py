@@ -4,7 +4,8 @@ Each of these names may change in any release. The names below are those in torc
 
 - ``Tensor._version``: no program that holds buffers or other tensors is traced; ``Untraceable`` says so.
 - ``Tensor._backward_hooks``, ``_post_accumulate_grad_hooks``: no training is compiled; ``Untraceable`` says so.
-- ``nn.Module._parameters``, ``_buffers``, ``_modules``: nothing is traced; ``Untraceable`` says so.
+- ``nn.Module._parameters``, ``_buffers``, ``_modules``, ``_forward_pre_hooks``, ``_forward_hooks``,
+  ``_backward_pre_hooks``, ``_backward_hooks``: nothing is traced; ``Untraceable`` says so.
 - ``Optimizer._optimizer_step_pre_hooks``, ``_optimizer_step_post_hooks`` and, in ``torch.optim.optimizer``,
   ``_global_optimizer_pre_hooks``, ``_global_optimizer_post_hooks``; the function ``torch.optim.adam.adam``: steps are
   taken by ``optimizer.step()``, which is slower.
@@ -68,6 +69,7 @@ from pyro_vae.tracing.enumeration import LogSums
 VERSION = "_version"
 GRADIENT_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 REGISTRIES = ("_parameters", "_buffers", "_modules")
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")  # of a module
 STEP_HOOKS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
 GLOBAL_STEP_HOOKS = ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")  # of torch.optim.optimizer
 ADAM = ("torch.optim.adam", "adam")
@@ -107,9 +109,13 @@ def in_place_changes(tensor: Tensor) -> int:
     return _attribute(tensor, VERSION, "whether a tensor was changed in place")
 
 
-def has_gradient_hooks(tensor: Tensor) -> bool:
-    """Return whether a gradient of a tensor has hooks. Raises ``Untraceable`` if torch does not tell."""
-    return any(bool(_attribute(tensor, name, "whether a gradient has hooks")) for name in GRADIENT_HOOKS)
+def gradient_hooks(tensor: Tensor) -> tuple[Any, ...]:
+    """Return the hooks of a gradient, None or empty without any. Raises ``Untraceable`` if torch does not tell.
+
+    >>> gradient_hooks(torch.zeros(2))
+    (None, None)
+    """
+    return tuple(_attribute(tensor, name, "whether a gradient has hooks") for name in GRADIENT_HOOKS)
 
 
 def registries(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -130,6 +136,11 @@ def registries(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[
         raise Untraceable(f"{kind}.__init__ does not call super().__init__(), without which it holds no parts; call it")
     parameters, buffers, modules = (_attribute(module, name, "where a module keeps its parts") for name in REGISTRIES)
     return parameters, buffers, modules
+
+
+def hooks(module: nn.Module) -> dict[str, dict[int, Any]]:
+    """Return the dictionaries of a module's hooks, by name. Raises ``Untraceable`` if one is not found."""
+    return {name: _attribute(module, name, "which hooks a module has") for name in HOOKS}
 
 
 def has_step_hooks(optimizer: Optimizer) -> bool:

@@ -13,7 +13,7 @@ from pyro_vae.compiling.captured import NotCaptured
 from pyro_vae.compiling.compiler import quiet_torch
 from pyro_vae.compiling.constants import Changes, Patience, WatchedConstants, in_words
 from pyro_vae.compiling.outcomes import Outcome, contents_kept, difference, outcome
-from pyro_vae.compiling.private import has_gradient_hooks, tensors_only
+from pyro_vae.compiling.private import gradient_hooks, tensors_only
 from pyro_vae.compiling.untraceable import IN_PLACE, NOT_THE_SAME, OR_EAGERLY, Untraceable, first_line
 from pyro_vae.errors import warn
 from pyro_vae.program import Program
@@ -211,7 +211,7 @@ class CompiledEngine:
     def _difference(
         self, graph: StepGradients, raw: Sequence[Tensor], how: Callable[..., Outcome] | None = None
     ) -> str | None:
-        hooked = [name for name, parameter in self._trained().items() if has_gradient_hooks(parameter)]
+        hooked = [name for name, parameter in self._trained().items() if any(gradient_hooks(parameter))]
         if hooked:
             return f"the gradient of {hooked[0]} has a hook, which would not be called"
         with tensors_only():

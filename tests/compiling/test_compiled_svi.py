@@ -281,6 +281,38 @@ def test_a_part_that_a_script_replaces_is_followed(what):
     torch.testing.assert_close(*found)
 
 
+def no_gradient(weight):
+    weight.grad = None
+
+
+HOOKS = {
+    "output": lambda layer: layer.register_forward_hook(lambda module, args, output: 2 * output),
+    "input": lambda layer: layer.register_forward_pre_hook(lambda module, args: (2 * args[0],)),
+    "gradient of the output": lambda layer: layer.register_full_backward_pre_hook(lambda module, of: (0 * of[0],)),
+    "gradient": lambda layer: layer.weight.register_hook(torch.zeros_like),
+    "stored gradient": lambda layer: layer.weight.register_post_accumulate_grad_hook(
+        lambda w: setattr(w, "grad", None)
+    ),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("of", HOOKS)
+def test_a_hook_that_a_script_registers_or_removes_is_followed(of):
+    found = []
+    for kind in (SVI, CompiledSVI):
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        program = PyroProgram()
+        svi = kind(program.model, program.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        losses = [svi.step(X) for _ in range(3)]
+        hook = HOOKS[of](program.network)
+        losses += [svi.step(X) for _ in range(3)]
+        hook.remove()
+        found.append(torch.tensor(losses + [svi.step(X) for _ in range(3)]))
+    torch.testing.assert_close(*found)
+
+
 @needs_compiler
 def test_gradients_of_what_svi_does_not_train_are_added_up():
     found = []

@@ -61,6 +61,7 @@ UNSAFE = {
     "VERSION": ("_gone", r"has no \w+\._gone and does not tell whether a tensor was changed in place"),
     "GRADIENT_HOOKS": (("_gone", "_post_accumulate_grad_hooks"), "does not tell whether a gradient has hooks"),
     "REGISTRIES": (("_parameters", "_gone", "_modules"), "does not tell where a module keeps its parts"),
+    "HOOKS": (("_forward_hooks", "_gone"), "does not tell which hooks a module has"),
 }
 
 
