@@ -180,6 +180,15 @@ def _difference(model: Site, guide: Site) -> str | None:
 def _other_scale(model: Site, guide: Site) -> str | None:
     if same_numbers(model["scale"], guide["scale"]):
         return None
+    sizes = [
+        {frame.name: frame.full_size or frame.size for frame in site["cond_indep_stack"]} for site in (model, guide)
+    ]
+    for name, size in sizes[0].items():
+        if (other := sizes[1].get(name, size)) != size:
+            return (
+                f"its plate {name!r} is of {size} rows in the model and of {other} in the guide, {WHY}; give it one "
+                "size in both. An automatic guide keeps the rows of its first call: make one for these rows"
+            )
     return (
         f"its scale is {number(model['scale'])} in the model and {number(guide['scale'])} in the guide, {WHY}, and "
         "log p(x, z) − log q(z | x) is not an importance weight; scale it alike in both"

@@ -174,6 +174,17 @@ def test_a_guide_without_the_mask_of_a_partly_observed_site_is_refused():
         StickingTheLanding().loss(model, AutoNormal(model), LOC)
 
 
+def test_an_automatic_guide_of_other_rows_is_named():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    guide = AutoNormal(model)
+    guide(torch.zeros(4))
+    with pytest.raises(ValueError, match=r"plate 'data' is of 10 rows in the model and of 4 in the guide, .*make one"):
+        StickingTheLanding().loss(model, guide, torch.zeros(10))
+
+
 def test_enumeration_is_named_where_only_the_model_has_the_site():
     def model(x):
         with pyro.plate("data", B):
