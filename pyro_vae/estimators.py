@@ -26,6 +26,7 @@ from pyro_vae.estimation.combined import CIWAE, PIWAE
 from pyro_vae.estimation.coupled import Antithetic, QuasiMonteCarlo
 from pyro_vae.estimation.doubly_reparameterized import DoublyReparameterized, RenyiBound
 from pyro_vae.estimation.generalized import GeneralizedDReG
+from pyro_vae.estimation.joint import JointControlVariate
 from pyro_vae.estimation.score_function import OVIS, DisARM, ScoreFunction
 from pyro_vae.estimation.straight_through import ReinMax, StraightThrough
 from pyro_vae.estimation.thermodynamic import TVO
@@ -56,6 +57,7 @@ __all__ = [
     "Estimator",
     "GeneralizedDReG",
     "ImportanceWeighted",
+    "JointControlVariate",
     "QuasiMonteCarlo",
     "ReinMax",
     "RenyiBound",

@@ -73,6 +73,28 @@ def drawn_from(fn: Distribution, uniforms: Tensor) -> Tensor:
         ) from None
 
 
+def made_of(fn: Distribution, noise: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the draw of ``fn`` that is made of standard normal noise; ``noise`` gives it in the shape of a tensor.
+
+    Raises ValueError unless ``fn`` is Gaussian, or a map of a Gaussian distribution.
+
+    >>> import pyro.distributions as dist
+    >>> made_of(dist.Normal(torch.ones(2), 2.0).to_event(1), torch.zeros_like)
+    tensor([1., 1.])
+    """
+    inside: Any = core(fn)
+    if isinstance(inside, torch.distributions.Normal):
+        return inside.loc + inside.scale * noise(inside.loc)
+    if isinstance(inside, _GAUSSIAN):
+        return inside.loc + (inside.scale_tril @ noise(inside.loc).unsqueeze(-1)).squeeze(-1)
+    if isinstance(inside, TransformedDistribution):
+        return _through(inside.transforms, made_of(inside.base_dist, noise))
+    raise ValueError(
+        f"{type(inside).__name__} is no map of Gaussian noise, which this estimator expands the bound in; take "
+        "StickingTheLanding, or a guide such as AutoNormal"
+    )
+
+
 def of_fns(site: Site, parameter: Callable[[Any], Tensor]) -> Tensor:
     """Return a parameter of the innermost distribution of a guide's or model's latent site, in the value's shape.
 

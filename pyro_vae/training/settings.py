@@ -127,6 +127,11 @@ def chosen_engine(engine: str, estimator: ELBO) -> str:
     >>> chosen_engine("auto", RenyiELBO(num_particles=2))
     'svi'
     """
+    if getattr(estimator, "keeps_state", False):
+        raise ValueError(
+            f"estimator: {type(estimator).__name__} keeps a state from step to step, which no run saves and resumes; "
+            "train by pyro.infer.SVI, or take StickingTheLanding"
+        )
     if hasattr(estimator, "differentiable_loss"):
         return engine
     if engine not in ("auto", "svi"):
