@@ -11,15 +11,14 @@ from tqdm import tqdm
 
 from pyro_vae.arguments import ProgramArguments
 from pyro_vae.checks import whole_number
-from pyro_vae.compiling import owners
 from pyro_vae.errors import short_errors
 from pyro_vae.evidence.plan import is_automatic
 from pyro_vae.hardware import exact_convolutions, fast_matmul, warn_if_emulated
 from pyro_vae.networks import lowered_precision
 from pyro_vae.observation import observed_once
 from pyro_vae.program import model_and_guide
-from pyro_vae.random import measurement, mode, seeded, set_random_state, torch_random_state
-from pyro_vae.tracing.probing import left_as_it_was
+from pyro_vae.random import measurement, seeded, set_random_state, torch_random_state
+from pyro_vae.tracing.probing import evaluating, left_as_it_was, modules
 
 Engine = Literal["auto", "eager", "compiled"]
 R = TypeVar("R")
@@ -113,9 +112,9 @@ def measuring(
         stack.enter_context(short_errors(given.args, given.kwargs))
         if guide is not None and is_automatic(guide):
             stack.enter_context(_left_new(guide, given.device))
-        for owner in owners(model, guide):
-            stack.enter_context(mode(owner, training=False))
-            stack.enter_context(lowered_precision(owner, precision))
+        stack.enter_context(evaluating(model, guide))
+        for module in modules(model, guide).values():
+            stack.enter_context(lowered_precision(module, precision))
         stack.enter_context(fast_matmul(given.device))
         stack.enter_context(exact_convolutions())
         if seed is not None:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.distributions.transforms import Transform
 
 from pyro_vae.arguments import ProgramArguments
-from pyro_vae.compiling import Graphs, owners
+from pyro_vae.compiling import Graphs
 from pyro_vae.evidence.moved import PRIOR, check_bounds, moved_sites, tensors_in, to_support
 from pyro_vae.evidence.plan import MeasurementPlan
 from pyro_vae.parallel import WORTH, equal_parts
 from pyro_vae.tracing.matching import check_draws
+from pyro_vae.tracing.probing import modules
 from pyro_vae.tracing.traces import check_sites, common_scale, per_image, proposal_sites, sample_sites
 from pyro_vae.tracing.unscored import check_unused, scored_values
 
@@ -80,11 +81,12 @@ class AnnealingPath:
         validated: bool = True,
         plan: MeasurementPlan | None = None,
     ):
-        _check_differentiable(owners(model, guide))
+        found = list(modules(model, guide).values())
+        _check_differentiable(found)
         self.model, self.guide, self.graphs = model, guide, graphs
         self.arguments = given = ProgramArguments.of(args, kwargs, rows)
         self.source = model if guide is None else guide
-        self.parameters = sum(p.numel() for owner in owners(model, guide) for p in owner.parameters())
+        self.parameters = sum(p.numel() for owner in found for p in owner.parameters())
         self.validated = validated
         with pyro.validation_enabled(validated):
             self.plan = plan or MeasurementPlan.of(model, guide, given, given.rows, given.rows or 1)

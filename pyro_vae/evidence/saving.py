@@ -6,18 +6,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import pyro
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from pyro_vae.arguments import ProgramArguments
-from pyro_vae.compiling import owners
 from pyro_vae.files import CheckpointError, expanded, load_tree, read_bytes, write_whole
 from pyro_vae.random import deferred_interrupt
+from pyro_vae.structure import structure
+from pyro_vae.tracing.probing import PLAIN, reached
 
 SAVED_EVERY = 30.0  # seconds
 
@@ -96,26 +98,42 @@ def check_resumable(path: Path | str | None, seed: int | None) -> None:
 
 
 def identity(options: object, given: ProgramArguments, seed: int, *functions: Any, tensors: tuple = ()) -> str:
-    """Return a fingerprint of all that the bits of a measurement depend on: options, data, parameters.
+    """Return a fingerprint of all that the bits of a measurement depend on: options, data, program, parameters.
 
-    ``options`` must have a ``repr`` that says what they are; ``tensors`` are further ones.
+    ``options`` must have a ``repr`` that says what they are; ``tensors`` are further ones. Of the program count the
+    code of its functions, the structure and the state of its modules, and the numbers, words and tensors that it refers
+    to, as far as ``reached`` follows it.
     """
     arguments, form = tree_flatten((given.args, dict(given.kwargs)))
     words = options, seed, form, torch.__version__, torch.get_num_threads()
     digest = hashlib.sha256(repr(words).encode())
-    modules = [item for owner in owners(*functions) for item in owner.state_dict().items()]
-    store = () if modules else sorted(pyro.get_param_store().items())
-    for value in (*arguments, *tensors, *_flat(modules), *_flat(store)):
-        if isinstance(value, Tensor):
-            value = value.detach().cpu().contiguous()
-            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, np.ndarray):
-            digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
-        elif isinstance(value, str | int | float | bool | None):
-            digest.update(repr(value).encode())
+    program = [part for pair in reached(*functions) for part in pair]
+    store = [part for pair in sorted(pyro.get_param_store().items()) for part in pair]
+    for value in (*arguments, *tensors, *program, *store):
+        _add(digest, value)
     return digest.hexdigest()
 
 
-def _flat(pairs: Any) -> list[Any]:
-    return [part for pair in pairs for part in pair]
+def _add(digest: Any, value: Any) -> None:
+    """Add what is known of a value to a hash: of an object of another kind, its name or its class's."""
+    if isinstance(value, nn.Module):
+        _add(digest, repr(structure(value)))
+        for part in value.state_dict().values():
+            _add(digest, part)
+    elif isinstance(value, Tensor):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
+        digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+    elif isinstance(value, FunctionType):
+        _add(digest, value.__code__)
+    elif isinstance(value, CodeType):
+        digest.update(value.co_code + repr(value.co_names).encode())
+        for constant in value.co_consts:
+            _add(digest, constant)
+    elif isinstance(value, frozenset):
+        _add(digest, tuple(sorted(value, key=repr)))
+    else:
+        name = getattr(value, "__qualname__", type(value).__qualname__)
+        digest.update((repr(value) if isinstance(value, (*PLAIN, tuple)) else name).encode())

@@ -15,7 +15,7 @@ from pyro_vae.saved.contents import decode, encode, own_tensors
 from pyro_vae.saved.descriptions import Undescribable, built, described
 from pyro_vae.saved.memory import LimitedMemory
 from pyro_vae.saved.old_runs import METRICS, OLD_PARAMETERS, load_old
-from pyro_vae.saved.structure import difference, structure
+from pyro_vae.structure import difference, structure
 
 PARAMETERS = "model.safetensors"
 FORMAT = 4  # the first without a description of the parts was 3, see ``old_runs``

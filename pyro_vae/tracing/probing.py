@@ -2,17 +2,23 @@
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.util import get_rng_state, set_rng_state
 from torch import Tensor, nn
 
+from pyro_vae.random import mode
+
 DEPTH = 6  # the most steps from a program to the modules that it refers to
+LONGEST = 1000  # items of a collection that is looked through
+PLAIN = (type(None), bool, int, float, complex, str, bytes, range, torch.dtype, torch.device)
+INTERNAL = vars(nn.Module()).keys()
 
 
 @contextmanager
@@ -56,7 +62,7 @@ def left_as_it_was(*functions: Callable, keep_new: bool = False) -> Iterator[Non
                     buffer.copy_(value)
 
 
-def modules(*functions: Callable) -> dict[str, nn.Module]:
+def modules(*functions: Any) -> dict[str, nn.Module]:
     """Return the modules that functions are, are methods of, or refer to by a variable, by the variable's name.
 
     The first module that a function is, or is a method of, has the name "". Each module occurs once.
@@ -66,18 +72,50 @@ def modules(*functions: Callable) -> dict[str, nn.Module]:
     ([''], ['layer'])
     """
     names: dict[str, nn.Module] = {}
-    seen: set[int] = set()
+    for name, value in reached(*functions):
+        if isinstance(value, nn.Module):
+            names[unused(name if name or "" not in names else type(value).__name__, names)] = value
+    return names
+
+
+@contextmanager
+def evaluating(*functions: Any) -> Iterator[None]:
+    """Context manager in which all modules that the functions refer to are in evaluation mode.
+
+    >>> layers = [nn.Dropout()]
+    >>> with evaluating(lambda x: layers[0](x)):
+    ...     layers[0].training
+    False
+    """
+    with ExitStack() as stack:
+        for module in modules(*functions).values():
+            stack.enter_context(mode(module, training=False))
+        yield
+
+
+def reached(*functions: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the functions and all that they refer to, by name, each object once; the parts of a module are left out.
+
+    What is followed: variables of functions, arguments of partials, items of collections, attributes of objects and of
+    modules, up to ``DEPTH`` steps away. Objects of torch and Pyro are not, nor collections of more than ``LONGEST``.
+
+    >>> rate, layers = 0.1, [nn.Identity()]
+    >>> [name for name, _ in reached(lambda x: layers[0](rate * x))]
+    ['', 'rate', 'layers', 'layers']
+    """
+    seen: dict[int, Any] = {}  # by address, which another object may have once one is gone
     todo = [("", function, DEPTH) for function in reversed(functions)]
     while todo:
         name, value, depth = todo.pop()
         if id(value) in seen or not depth:
             continue
-        seen.add(id(value))
-        if isinstance(value, nn.Module):
-            names[unused(name if name or "" not in names else type(value).__name__, names)] = value
-        else:
-            todo += [(name, item, depth - 1) for name, item in _referred(value)]
-    return names
+        yield name, value
+        if not isinstance(value, PLAIN):
+            seen[id(value)] = value
+            parts = list(value.modules()) if isinstance(value, nn.Module) else []
+            seen |= {id(part): part for part in parts}
+            held = [item for part in parts for item in _own(part)] if parts else _referred(value)
+            todo += [(other or name, item, depth - 1) for other, item in held]
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
@@ -139,7 +177,7 @@ def _keep(names: set[str]) -> None:
 
 
 def _referred(value: Any) -> list[tuple[str, Any]]:
-    """Return what a callable holds, by name: a partial's arguments, a function's variables, an object's attributes."""
+    """Return what an object holds, by name: a partial's arguments, a function's variables, items, attributes."""
     if isinstance(value, MethodType):
         return [("", value.__func__), ("", value.__self__)]
     if isinstance(value, partial):
@@ -149,13 +187,26 @@ def _referred(value: Any) -> list[tuple[str, Any]]:
             variables = inspect.getclosurevars(value)
         except ValueError:  # a variable without a value yet
             return []
-        library = str(value.__module__).split(".")[0] in ("torch", "pyro")
-        known = dict(variables.nonlocals) if library else {**variables.globals, **variables.nonlocals}
+        known = {**({} if _is_of_a_library(value) else variables.globals), **variables.nonlocals}
         wrapped = {"": vars(value)["__wrapped__"]} if "__wrapped__" in vars(value) else {}
         return list((known | wrapped).items())
-    if isinstance(value, type | ModuleType):
+    if isinstance(value, list | tuple | set | frozenset | Mapping):
+        items = value.values() if isinstance(value, Mapping) else value
+        return [("", item) for item in items] if len(value) <= LONGEST else []
+    if isinstance(value, type | ModuleType | Tensor | np.ndarray) or _is_of_a_library(type(value)):
         return []
     return list(getattr(value, "__dict__", {}).items())
+
+
+def _own(module: nn.Module) -> list[tuple[str, Any]]:
+    """Return the attributes that a user's module has beside its parameters, buffers and submodules."""
+    if _is_of_a_library(type(module)):
+        return []
+    return [(name, value) for name, value in vars(module).items() if name not in INTERNAL]
+
+
+def _is_of_a_library(thing: Any) -> bool:
+    return str(thing.__module__).split(".")[0] in ("torch", "pyro")
 
 
 def unused(name: str, names: Mapping) -> str:

@@ -15,9 +15,10 @@ from pyro_vae.errors import short_errors
 from pyro_vae.hardware import exact_convolutions, widest_float
 from pyro_vae.observation import Arguments, fixed_x
 from pyro_vae.program import Program, check_has, dtype_of, given_all_arguments
-from pyro_vae.random import measurement, mode, seeded
+from pyro_vae.random import measurement, seeded
 from pyro_vae.showing import Shown, on_one_line
 from pyro_vae.tracing.enumeration import Enumeration, row_terms
+from pyro_vae.tracing.probing import evaluating
 from pyro_vae.tracing.traces import (
     ProgramRuns,
     common_scale,
@@ -134,7 +135,7 @@ def _evaluated(
         )
     dtype_of(program)
     runs, given = ProgramRuns(particles), ProgramArguments.of(args, rows=len(args[0]))
-    with seeded(seed, given.device), mode(program, training=False), short_errors(args), given_all_arguments():
+    with seeded(seed, given.device), evaluating(program), short_errors(args), given_all_arguments():
         enumeration = Enumeration.of(program.model, program.guide, args, particles=particles)
         measured = [_rate_and_distortion(runs, program, batch.args, enumeration) for batch in given.batches(batch_size)]
     rate, distortion = (torch.cat([getattr(of, part) for of in measured]) for part in ("rate", "distortion"))

@@ -15,7 +15,7 @@ from pyro_vae.estimation import describe
 from pyro_vae.observation import Arguments
 from pyro_vae.program import Program
 from pyro_vae.random import mode, seeded
-from pyro_vae.tracing.probing import left_as_it_was
+from pyro_vae.tracing.probing import evaluating, left_as_it_was
 from pyro_vae.training import ranks
 from pyro_vae.training.evaluation import own_part
 
@@ -98,7 +98,7 @@ class Objective:
         if any(ratio != 1 for ratio in ratios.values()):
             model, guide = _ScaledSites("model", ratios)(model), _ScaledSites("guide", ratios)(guide)
         given = ProgramArguments.of(args, rows=len(args[0]))
-        with seeded(ranks.own_seed(0), given.device), mode(self.program, training=False):
+        with seeded(ranks.own_seed(0), given.device), evaluating(self.program):
             return sum(float(estimator.loss(model, guide, *part.args)) for part in given.batches(self.batch_size))
 
 

@@ -1,6 +1,7 @@
 """What the evidence functions share: the two forms of a call, its words, refusals, and the caller's surroundings."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pyro
@@ -67,6 +68,43 @@ def test_the_callers_modes_change_no_number(caller):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("form", ["functions", "a partial", "a dictionary", "a list of a module"])
+def test_networks_that_a_function_refers_to_are_in_evaluation_mode(form):
+    """Measured as the module is whose methods they are, and BatchNorm's statistics stay."""
+    torch.manual_seed(0)
+    networks = {"decoder": nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(), nn.Linear(2, 6))}
+    x = torch.randn(5, 6)
+
+    def score(x, networks):
+        with pyro.plate("rows", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(networks["decoder"](z), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("rows", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+
+    class Program(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.held = [networks]
+
+        def model(self, x):
+            score(x, self.held[0])
+
+    decoder = networks["decoder"]
+    model = {
+        "functions": lambda x: score(x, {"decoder": decoder}),
+        "a partial": partial(score, networks=networks),
+        "a dictionary": lambda x: score(x, networks),
+        "a list of a module": Program().model,
+    }[form]
+    measured = [log_evidence(model, guide, x, 50, seed=0, progress=False).log_px]
+    decoder.eval()
+    measured.append(log_evidence(model, guide, x, 50, seed=0, progress=False).log_px)
+    assert torch.equal(*measured) and decoder[0].num_batches_tracked == 0
+
+
 def test_a_program_made_in_inference_mode():
     """Its evidence can be measured; no gradient can be taken through it."""
     with torch.inference_mode():

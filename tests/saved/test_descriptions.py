@@ -9,7 +9,7 @@ from torch import nn
 
 from pyro_vae import likelihoods, priors
 from pyro_vae.saved.descriptions import Undescribable, built, described
-from pyro_vae.saved.structure import difference, structure
+from pyro_vae.structure import difference, structure
 
 LINEAR = {"class": "nn.Linear", "arguments": {"in_features": 2, "out_features": 1}}
 

@@ -9,7 +9,7 @@ from torch import nn
 from pyro_vae import config, guides, likelihoods, networks, priors
 from pyro_vae.construction import Constructed
 from pyro_vae.saved.names import LAYERS, NAMED, ROOMS, arguments_of_layer, name_of
-from pyro_vae.saved.structure import difference, structure
+from pyro_vae.structure import difference, structure
 
 EXAMPLES = {
     "AdaptiveAvgPool2d": {"output_size": 2},

@@ -19,7 +19,7 @@ from pyro_vae.estimators import ImportanceWeighted
 from pyro_vae.saved import PARAMETERS
 from pyro_vae.saved.contents import decode
 from pyro_vae.saved.programs import encoded_program
-from pyro_vae.saved.structure import difference, structure
+from pyro_vae.structure import difference, structure
 
 ROOT = Path(__file__).parents[2]
 

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoIAFNormal, AutoLowRankMultivariateNormal, A
 from torch import nn
 
 from pyro_vae.tracing.leaves import find_parameters
-from pyro_vae.tracing.probing import left_as_it_was, map_tensors, modules, tensors
+from pyro_vae.tracing.probing import evaluating, left_as_it_was, map_tensors, modules, tensors
 
 
 def test_modules_are_found_through_what_a_function_refers_to():
@@ -27,6 +27,30 @@ def test_modules_are_found_through_what_a_function_refers_to():
     plain, norm = Plain(), nn.BatchNorm1d(1)
     found = modules(plain.model, lambda x: norm(x))
     assert found == {"network": plain.network, "norm": norm}
+
+
+def test_modules_are_found_in_collections_partials_and_attributes_that_are_not_registered():
+    class Program(nn.Module):
+        def __init__(self, held):
+            super().__init__()
+            self.own, self.held = nn.Linear(1, 1), held
+
+    layers = [nn.Linear(1, 1) for _ in range(6)]
+    named, program = {"a": layers[0], "b": (layers[1], [layers[2]])}, Program([Program(layers[3]), layers[4]])
+    found = modules(functools.partial(lambda x, layer: named["a"](layer(x)), layer=layers[5]), program.forward)
+    assert {id(module) for module in found.values()} == {
+        id(each) for each in (*layers[:3], *layers[4:], program, program.held[0])
+    }
+    with evaluating(program, lambda x: named["b"](x)):
+        assert not any(module.training for module in (*layers[:5], program, program.own))
+        assert layers[5].training
+    assert all(module.training for module in (*layers, program, program.own))
+
+
+def test_long_collections_and_objects_of_torch_are_not_looked_through():
+    many, optimizer = [nn.Linear(1, 1)] * 1001, torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.1)
+    optimizer.layer = nn.Linear(1, 1)
+    assert modules(lambda x: many[0](optimizer)) == {}
 
 
 def test_nothing_tells_that_the_program_ran():

@@ -10,7 +10,7 @@ import torch
 from many_programs import programs, vae
 from torch import nn
 
-from pyro_vae.saved.structure import difference, shared_names, structure
+from pyro_vae.structure import difference, shared_names, structure
 
 
 def test_programs_equal_themselves_through_json_and_no_other():
