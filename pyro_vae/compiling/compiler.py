@@ -84,6 +84,7 @@ def quiet_torch() -> Iterator[None]:
     logging.disable(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"torch\.")
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)  # by torch 2.11 of its own
         warnings.filterwarnings("ignore", "A model attribute .* requires gradient", UserWarning)
         warnings.filterwarnings("ignore", "The tensor attributes? .* assigned during export", UserWarning)
         try:

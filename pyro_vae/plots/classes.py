@@ -84,11 +84,13 @@ class Classes:
             return
         looks = [(name, self.colours[i], MARKERS[self.kinds[i]]) for i, name in enumerate(self.names)]
         looks += [("unknown", to_rgba(UNKNOWN), "x")] * bool(self.unknown.any())
-        marks = [Line2D([], [], color=colour, marker=mark, linestyle="", label=name) for name, colour, mark in looks]
-        ax.legend(
+        marks = [Line2D([], [], color=colour, marker=mark, linestyle="", label=" ") for _, colour, mark in looks]
+        drawn = ax.legend(
             handles=marks, title=heading, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False,
             ncols=max(1, self.columns), handletextpad=0.2, columnspacing=0.8,
         )  # fmt: skip
+        for text, (name, *_) in zip(drawn.get_texts(), looks):
+            text.set_text(name)  # as a label matplotlib 3.8 would leave out what begins with an underscore
 
 
 def plain(name: str) -> str:

@@ -69,6 +69,6 @@ def panels(axes: Sequence[Axes] | None, number: int, width: float, height: float
 
 def figure_of(ax: Axes) -> Figure:
     """Return the figure that ``panel`` or ``panels`` has made for these axes."""
-    figure = ax.get_figure(root=True)
+    figure = ax.figure.figure  # of a part of a figure the whole; get_figure(root=True) is not in matplotlib 3.8
     assert isinstance(figure, Figure)
     return figure

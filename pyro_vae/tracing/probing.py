@@ -187,26 +187,31 @@ def _referred(value: Any) -> list[tuple[str, Any]]:
             variables = inspect.getclosurevars(value)
         except ValueError:  # a variable without a value yet
             return []
-        known = {**({} if _is_of_a_library(value) else variables.globals), **variables.nonlocals}
+        ours = _library(value) == "pyro_vae"  # its globals hold nothing of a user
+        known = {**({} if ours or _is_closed(value) else variables.globals), **variables.nonlocals}
         wrapped = {"": vars(value)["__wrapped__"]} if "__wrapped__" in vars(value) else {}
         return list((known | wrapped).items())
     if isinstance(value, list | tuple | set | frozenset | Mapping):
         items = value.values() if isinstance(value, Mapping) else value
         return [("", item) for item in items] if len(value) <= LONGEST else []
-    if isinstance(value, type | ModuleType | Tensor | np.ndarray) or _is_of_a_library(type(value)):
+    if isinstance(value, type | ModuleType | Tensor | np.ndarray) or _is_closed(type(value)):
         return []
     return list(getattr(value, "__dict__", {}).items())
 
 
 def _own(module: nn.Module) -> list[tuple[str, Any]]:
     """Return the attributes that a user's module has beside its parameters, buffers and submodules."""
-    if _is_of_a_library(type(module)):
+    if _is_closed(type(module)):
         return []
     return [(name, value) for name, value in vars(module).items() if name not in INTERNAL]
 
 
-def _is_of_a_library(thing: Any) -> bool:
-    return str(thing.__module__).split(".")[0] in ("torch", "pyro")
+def _is_closed(thing: Any) -> bool:
+    return _library(thing) in ("torch", "pyro")
+
+
+def _library(thing: Any) -> str:
+    return str(thing.__module__).split(".")[0]
 
 
 def unused(name: str, names: Mapping) -> str:
