@@ -8,7 +8,7 @@ Each of these names may change in any release. The names below are those in torc
   ``_backward_pre_hooks``, ``_backward_hooks``: nothing is traced; ``Untraceable`` says so.
 - ``Optimizer._optimizer_step_pre_hooks``, ``_optimizer_step_post_hooks`` and, in ``torch.optim.optimizer``,
   ``_global_optimizer_pre_hooks``, ``_global_optimizer_post_hooks``; the function ``torch.optim.adam.adam``: steps are
-  taken by ``optimizer.step()``, which is slower.
+  taken by ``optimizer.step()``, which is slower; without the first, ``engine="svi"`` ignores hooks before a step.
 - ``torch._dynamo``, ``__dynamo_disable`` and ``_torchdynamo_disable`` of functions, ``_opt_called`` and
   ``_wrapped_by_lr_sched`` of ``torch.optim.lr_scheduler``: torch's compiler is imported for an optimiser, which is
   slower.
@@ -148,12 +148,22 @@ def has_step_hooks(optimizer: Optimizer) -> bool:
 
     A schedule replaces ``step`` by one that takes note of the call, which is no more.
     """
-    own = vars(optimizer).get("step")
-    if own is not None and not (hasattr(own, STEPS_SEEN) and getattr(own, "__wrapped__", None) is type(optimizer).step):
-        return True
     hooks = [getattr(optimizer, name, None) for name in STEP_HOOKS]
     hooks += [member("torch.optim.optimizer", name) for name in GLOBAL_STEP_HOOKS]
-    return any(hook is None or len(hook) > 0 for hook in hooks)
+    return _is_step_replaced(optimizer) or any(hook is None or len(hook) > 0 for hook in hooks)
+
+
+def acts_before_step(optimizer: Optimizer) -> bool:
+    """Return whether an optimiser's own ``step``, or hook before it, may change gradients; False if torch hides hooks.
+
+    >>> optimizer = torch.optim.SGD([torch.ones(1, requires_grad=True)])
+    >>> acts_before_step(optimizer)
+    False
+    >>> handle = optimizer.register_step_pre_hook(lambda *args: None)
+    >>> acts_before_step(optimizer)
+    True
+    """
+    return _is_step_replaced(optimizer) or len(getattr(optimizer, STEP_HOOKS[0], ())) > 0
 
 
 @cache
@@ -308,6 +318,12 @@ def member(module: str, name: str) -> Any:
         return getattr(importlib.import_module(module), name, None)
     except ImportError:
         return None
+
+
+def _is_step_replaced(optimizer: Optimizer) -> bool:
+    own = vars(optimizer).get("step")
+    noted = hasattr(own, STEPS_SEEN) and getattr(own, "__wrapped__", None) is type(optimizer).step  # by a schedule
+    return own is not None and not noted
 
 
 def _attribute(owner: Any, name: str, what: str) -> Any:

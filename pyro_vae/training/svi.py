@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vae.compiling.private import acts_before_step
 from pyro_vae.observation import Arguments, from_fields
 from pyro_vae.program import Program
 from pyro_vae.random import forked_rng
@@ -25,8 +26,8 @@ class SVIEngine:
     if their loss has several values, the engine returns the sum.
 
     The arguments are those of ``EagerEngine``. Raises ValueError for a parameter without a param site, because ``SVI``
-    would silently not train it. Raises ValueError for several processes and for gradient clipping, which ``SVI`` does
-    not support.
+    would silently not train it. Raises ValueError for several processes, for gradient clipping, and for an optimiser
+    with a hook before its step or another ``step`` than its class, none of which ``SVI`` supports.
     """
 
     name = "svi"
@@ -47,14 +48,17 @@ class SVIEngine:
             raise ValueError(f'engine: "svi" trains in one process, and here are {ranks.world_size()}; {others}')
         if clip is not None:
             raise ValueError(f'clip: engine="svi" does not clip the norm of all gradients; {others}')
+        self.others = others
         self.program, self.module, self.fields = program, as_module(program), tuple(fields)
         self.scheduler, self.optimizer = scheduler, optimizer
         self.pyro_optimizer = PyroOptim(type(optimizer), {})
         self.svi = SVI(program.model, program.guide, self.pyro_optimizer, estimator)
         self.checked: set[int] = set()  # parameters known to have a param site
+        self._check_optimizer()
 
     def __call__(self, *raw: Tensor) -> Tensor:
         """Take a step on a batch, a tensor for each field; return its loss, in nats."""
+        self._check_optimizer()
         args = from_fields(self.program, self.fields, *raw)
         self._check_sites(args)
         self._share_state()
@@ -68,6 +72,14 @@ class SVIEngine:
 
     def end_epoch(self) -> None:
         """Do nothing: nothing is compiled that could be compared."""
+
+    def _check_optimizer(self) -> None:
+        """Check, at each step, that Pyro's optimisers do all that the given one does; hooks after its step are run."""
+        if acts_before_step(self.optimizer):
+            raise ValueError(
+                'optimizer: engine="svi" would ignore a hook before its step, or a step put in the place of its own, '
+                f"got {type(self.optimizer).__name__} with one of them; {self.others}"
+            )
 
     def _share_state(self) -> None:
         """Let Pyro's optimiser of each parameter use the settings and the state of the given one."""

@@ -1,5 +1,8 @@
 """Steps of SVI: those of the eager engine and of Pyro's own loop, and what SVI would ignore."""
 
+import copy
+import types
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -8,8 +11,10 @@ from engine_trainings import BATCHES, Branching, Training, adam, assert_same_tra
 from programs import quick, small_vae
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceGraph_ELBO
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from pyro_vae import likelihoods, parameter_sites
+from pyro_vae.training import warm_cosine
 from pyro_vae.training.engines import EagerEngine, SVIEngine
 
 pytestmark = pytest.mark.usefixtures("no_validation")
@@ -25,6 +30,57 @@ def test_svi_refuses_what_it_would_ignore():
         Training(SVIEngine, clip=1.0)
     with pytest.raises(ValueError, match=r"no param site of \['loc'\].*parameter_sites"):
         Training(SVIEngine, Branching(), batches=BATCHES[:1])
+
+
+def hooked(optimizer):
+    optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: None)
+
+
+def replaced(optimizer):
+    optimizer.step = types.MethodType(lambda optimizer: type(optimizer).step(optimizer), optimizer)
+
+
+@pytest.mark.parametrize("change", [hooked, replaced])
+def test_svi_refuses_an_optimiser_that_does_more_before_its_step(change):
+    program, wanted = small_vae(), r"hook before its step.*got Adam.*RenyiELBO trains by no other engine"
+
+    def changed(parameters):
+        optimizer = adam(parameters)
+        change(optimizer)
+        return optimizer
+
+    with pytest.raises(ValueError, match=r'hook before its step.*"eager"'):
+        Training(SVIEngine, program, changed, batches=())
+    with pytest.raises(ValueError, match=wanted):
+        quick(program, estimator=RenyiELBO(num_particles=2), optimizer=changed, lr=None)
+    optimizer = adam(list(program.parameters()))
+    step = SVIEngine(program, Trace_ELBO(), optimizer, warm_cosine(optimizer, 2))
+    step(BATCHES[0])
+    change(optimizer)
+    with pytest.raises(ValueError, match="hook before its step"):
+        step(BATCHES[1])
+
+
+def test_hooks_after_a_step_and_those_of_all_optimisers_are_run_by_svi():
+    def zeroed(optimizer, args, kwargs):
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad = None
+
+    program = small_vae()
+    optimizer, before, moved = adam(list(program.parameters())), copy.deepcopy(program.state_dict()), []
+    optimizer.register_step_post_hook(lambda *args: moved.append(differs(program, before)))
+    step = SVIEngine(program, Trace_ELBO(), optimizer)
+    handle = register_optimizer_step_pre_hook(zeroed)
+    try:
+        step(BATCHES[0])
+    finally:
+        handle.remove()
+    step(BATCHES[1])
+    assert moved == [False, True]
+
+
+def differs(program, before):
+    return any(not torch.equal(value, before[name]) for name, value in program.state_dict().items())
 
 
 class PartlyShown(nn.Module):
