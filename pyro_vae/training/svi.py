@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_vae.compiling.private import acts_before_step
 from pyro_vae.observation import Arguments, from_fields
 from pyro_vae.program import Program
-from pyro_vae.random import forked_rng
+from pyro_vae.tracing.probing import left_as_it_was
 from pyro_vae.training import ranks
 from pyro_vae.training.eager import as_module
 
@@ -98,11 +98,11 @@ class SVIEngine:
         trained = {id(p) for p in self.program.parameters() if p.requires_grad}
         if trained <= self.checked:
             return
-        with forked_rng(args[0].device), torch.no_grad():
-            functions = self.program.guide, self.program.model
+        functions = self.program.guide, self.program.model
+        with left_as_it_was(*functions), torch.no_grad():
             traces = [poutine.trace(function, param_only=True).get_trace(*args) for function in functions]
-        sites: list[Any] = [trace.nodes[name] for trace in traces for name in trace.param_nodes]
-        self.checked |= {id(site["value"].unconstrained()) for site in sites}
+            sites: list[Any] = [trace.nodes[name] for trace in traces for name in trace.param_nodes]
+            self.checked |= trained & {id(site["value"].unconstrained()) for site in sites}
         if not trained <= self.checked:
             names = [name for name, p in self.module.named_parameters() if id(p) in trained - self.checked]
             raise ValueError(

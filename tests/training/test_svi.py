@@ -1,8 +1,10 @@
 """Steps of SVI: those of the eager engine and of Pyro's own loop, and what SVI would ignore."""
 
 import copy
+import random
 import types
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -111,6 +113,42 @@ def test_svi_refuses_a_parameter_without_a_param_site_once_it_is_free():
     program.loc.requires_grad_(True)
     with pytest.raises(ValueError, match=r"no param site of \['loc'\]"):
         step(BATCHES[1])
+
+
+class Drawing(nn.Module):
+    """A program with batch norm, spectral norm and a count of calls, whose model draws from all three generators."""
+
+    def __init__(self):
+        super().__init__()
+        layer = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(64, 4))
+        self.network, self.calls, self.draws = nn.Sequential(layer, nn.BatchNorm1d(4)), 0, []
+
+    def observe(self, pixels, generator=None):
+        return pixels.flatten(1) / 16
+
+    def model(self, x):
+        parameter_sites(self.network)
+        self.calls += 1
+        self.draws = [*self.draws, (torch.rand(1).item(), np.random.rand(), random.random())]
+        with pyro.plate("images", len(x)):
+            pyro.sample("x", dist.Normal(self.network(x), 1.0).to_event(1), obs=x[:, :4])
+
+    def guide(self, x):
+        pass
+
+
+def test_looking_for_param_sites_changes_no_buffers_random_numbers_or_attributes():
+    programs = Drawing(), Drawing()
+    programs[1].load_state_dict(programs[0].state_dict())
+    engines = [SVIEngine(program, Trace_ELBO(), adam(list(program.parameters()))) for program in programs]
+    engines[1].checked = {id(parameter) for parameter in programs[1].parameters()}  # it does not look
+    for engine in engines:
+        pyro.set_rng_seed(0)
+        for batch in BATCHES[:3]:
+            engine(batch)
+    assert programs[0].draws == programs[1].draws and programs[0].calls == programs[1].calls == 3
+    torch.testing.assert_close(programs[0].state_dict(), programs[1].state_dict(), rtol=0.0, atol=0.0)
+    assert int(programs[0].network[1].num_batches_tracked) == 3
 
 
 @pytest.mark.slow
