@@ -21,7 +21,7 @@ from pyro_vae.training.checkpoint import ESTIMATOR_SETTINGS, Checkpoints, check_
 from pyro_vae.training.history import HistoryFile, TrainingWarning
 from pyro_vae.training.state import TrainingState
 
-OPTIMIZER_SETTINGS = "settings of the optimiser"
+OPTIMIZER_SETTINGS, OPTIMIZER_FLAGS = "settings of the optimiser", "flags of the optimiser"
 HISTORY = "history.csv"  # in the folder of the checkpoints
 LATER = {"keep": "best", "accumulate": 1}  # settings that older checkpoints lack, at the values they had
 
@@ -104,7 +104,7 @@ def _check_same_run(saved: Mapping[str, Any], settings: Mapping[str, Any], steps
     """
     before = saved.get("settings")
     if isinstance(before, dict) and "epochs" in before:
-        later = (*data, ESTIMATOR_SETTINGS, OPTIMIZER_SETTINGS)
+        later = (*data, ESTIMATOR_SETTINGS, OPTIMIZER_SETTINGS, OPTIMIZER_FLAGS)
         unsaid = {name: settings[name] for name in later if name in settings}
         before = {**LATER, **unsaid, **before, "epochs": settings["epochs"]}
     check_same(before, settings)
@@ -136,6 +136,7 @@ def _kinds(run: TrainingState) -> dict[str, Any]:
         "program": _names_and_shapes(run.program),
         "optimizer": type(run.optimizer).__name__,
         OPTIMIZER_SETTINGS: _numbers(run.optimizer),
+        OPTIMIZER_FLAGS: _flags(run.optimizer),
         "schedule": type(run.scheduler).__name__,
         "device": run.device.type,
         "processes": ranks.world_size(),
@@ -150,6 +151,16 @@ def _numbers(optimizer: Optimizer) -> str:
     """
     groups = [{**group, "lr": group.get("initial_lr", group.get("lr"))} for group in optimizer.param_groups]
     words = [", ".join(f"{name}={value}" for name, value in group.items() if _counts(name, value)) for group in groups]
+    return "; ".join(dict.fromkeys(words))
+
+
+def _flags(optimizer: Optimizer) -> str:
+    """Return the flags that are set in an optimiser, as words, once for all groups of parameters that have them.
+
+    >>> _flags(torch.optim.SGD([torch.zeros(1, requires_grad=True)], momentum=0.9, nesterov=True))
+    'nesterov'
+    """
+    words = [", ".join(n for n, value in group.items() if value is True) or "none" for group in optimizer.param_groups]
     return "; ".join(dict.fromkeys(words))
 
 

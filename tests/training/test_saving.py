@@ -13,7 +13,7 @@ from pyro_vae.estimators import Antithetic, ImportanceWeighted, RenyiBound, Scor
 from pyro_vae.files import CheckpointError
 from pyro_vae.training import TrainingWarning, warm_cosine
 from pyro_vae.training.checkpoint import ESTIMATOR_SETTINGS, Checkpoints, decode, encode
-from pyro_vae.training.saving import OPTIMIZER_SETTINGS
+from pyro_vae.training.saving import OPTIMIZER_FLAGS, OPTIMIZER_SETTINGS
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +84,26 @@ def test_other_validation_rows_and_another_step_of_an_own_optimiser_are_refused(
         del content["settings"][name]
     path.write_bytes(encode(content))
     assert len(trained(other, resume=True).rows) == 2
+
+
+def test_other_flags_of_an_own_optimiser_are_refused(tmp_path):
+    """The flags would be those of the checkpoint, whatever was given."""
+
+    def trained(epochs=2, resume=True, **flags):
+        def sgd(own):
+            return torch.optim.SGD([{"params": own[:1]}, {"params": own[1:], **flags}], lr=1e-5, momentum=0.9)
+
+        checkpoints = Checkpoints(tmp_path, resume=resume)
+        return quick(small_vae(), optimizer=sgd, epochs=epochs, checkpoints=checkpoints)
+
+    trained(epochs=1, resume=False)
+    with pytest.raises(ValueError, match="flags of the optimiser is 'none' there and 'none; nesterov, maximize' here"):
+        trained(nesterov=True, maximize=True)
+    path = tmp_path / "checkpoint.pt"
+    content = decode(path.read_bytes(), "")
+    del content["settings"][OPTIMIZER_FLAGS]  # which older checkpoints lack
+    path.write_bytes(encode(content))
+    assert len(trained().rows) == 2
 
 
 def test_other_versions_or_threads_are_said(tmp_path, usual_interrupt, monkeypatch):
