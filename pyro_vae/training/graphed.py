@@ -49,10 +49,14 @@ class Replays:
 
     @property
     def whole(self) -> bool:
-        """Whether the optimiser's step can be part of a graph."""
-        scheduler = self.eager.scheduler
+        """Whether the optimiser's step can be part of a graph.
+
+        A learning rate in a graph is a float32, as torch's kernel wants it on a GPU; a step in float64 is not in one.
+        """
+        scheduler, optimizer = self.eager.scheduler, self.eager.optimizer
         known = scheduler is None or type(scheduler) in LR_ONLY
-        return known and is_plain_adam(self.eager.optimizer) and ranks.world_size() == 1
+        single = all(p.dtype != torch.float64 for group in optimizer.param_groups for p in group["params"])
+        return known and single and is_plain_adam(optimizer) and ranks.world_size() == 1
 
     def gradients(self, graph: StepGradients, raw: Sequence[Tensor]) -> Gradients:
         """Return loss, gradients and their norm; the next call overwrites all but the loss."""
@@ -66,7 +70,7 @@ class Replays:
 
     def step(self, graph: StepGradients, raw: Sequence[Tensor]) -> Tensor:
         """Take a step of plain Adam; return its loss. The schedule is not stepped."""
-        lr = torch.full((1,), self._rate(), device=raw[0].device)
+        lr = torch.full((1,), self._rate(), dtype=torch.float32, device=raw[0].device)
         replay = self._steps("step", graph, lambda lr, *raw: [(lr[0], raw)], (lr, *raw))
         return replay(lr, *raw)[0][0].clone()
 
@@ -83,13 +87,14 @@ class Replays:
             return [(rate, [field[rows] for field in fields]) for rate, rows in zip(lr, index)]
 
         memory = tuple(field.data_ptr() for field in fields)
-        replay = self._steps("several", graph, batches, (torch.zeros(len(index), device=index.device), index), memory)
+        lr = torch.zeros(len(index), dtype=torch.float32, device=index.device)
+        replay = self._steps("several", graph, batches, (lr, index), memory)
         rates = []
         for _ in index:
             rates.append(self._rate())
             if self.eager.scheduler is not None:
                 self.eager.scheduler.step()
-        lr = torch.tensor(rates, pin_memory=index.is_cuda).to(index.device, non_blocking=True)
+        lr = torch.tensor(rates, dtype=torch.float32, pin_memory=index.is_cuda).to(index.device, non_blocking=True)
         return replay(lr, index)[0].clone()
 
     def _rate(self) -> float:

@@ -20,6 +20,16 @@ def test_captured_is_eager(clip):
     assert_same_training(captured, eager)
 
 
+def test_captured_is_eager_in_float64_to_its_rounding():
+    captured, eager = (
+        Training(kind, small_vae().double(), batches=BATCHES[:20]) for kind in (CapturedEngine, EagerEngine)
+    )
+    torch.testing.assert_close(captured.losses, eager.losses, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(captured.program.state_dict(), eager.program.state_dict(), rtol=1e-12, atol=1e-15)
+    rows, index = DIGITS.train.images[:200], torch.arange(10 * 50).view(SEVERAL, 50) % 200
+    assert captured.step.several([rows], index) is None  # their learning rates would be rounded to float32
+
+
 def test_captured_follows_other_optimisers_and_states():
     def sgd(parameters):
         return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
