@@ -81,6 +81,10 @@ def _as_rows(name: str, rows: Any) -> Tensor:
             rows = np.asarray(None)
         if rows.dtype.kind not in "biuf":
             raise ValueError(f"{name}: wanted numbers, one entry for each row, got {kind(rows)}; write np.array(rows)")
+        if rows.dtype.char == "g":
+            raise ValueError(
+                f"{name}: wanted numbers of 64 bits at most, got {kind(rows)}; write np.asarray({name}, np.float64)"
+            )
         rows = torch.from_numpy(np.require(rows, rows.dtype.newbyteorder("="), ["C", "W"]))
     if not rows.dim():
         raise ValueError(f"{name}: wanted one entry for each row, got {kind(rows)}; write {name}.reshape(1)")

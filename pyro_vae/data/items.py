@@ -42,13 +42,17 @@ class ItemReader:
         for name in parts:
             if not isinstance(name, str) or not name.isidentifier():
                 raise DataError(f"row {number}: wanted names of fields, such as counts, got {name!r}")
+        if "labels" in parts and parts["labels"] is None:
+            raise DataError(f"row {number}: wanted a label, got None; give −1 where the class is unknown")
         row = {name: self._image(part, number) if name == "images" else _array(part) for name, part in parts.items()}
         found = {name: f"{array.dtype} of shape {array.shape}" for name, array in row.items()}
         self._first = self._first or found
         if found != self._first:
+            cure = "give all rows the same fields, each of one dtype and shape"
+            if found.get("images") != self._first.get("images"):
+                cure = "a transform to one size gives all images one shape"
             raise DataError(
-                f"row {number}: wanted {_words(self._first)}, as in the first row, got {_words(found)}; a transform to "
-                "one size gives all images one shape"
+                f"row {number}: wanted {_words(self._first)}, as in the first row, got {_words(found)}; {cure}"
             )
         return row
 

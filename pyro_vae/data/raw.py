@@ -140,9 +140,12 @@ def kind(rows: object) -> str:
 def check_whole(name: str, rows: object) -> None:
     """Raise ValueError for a masked array or a sparse tensor, which hold only some of their values."""
     if np.ma.is_masked(rows):
-        fill = "are missing, write table.filled(np.nan)" if name == "table" else f"should be 0, write {name}.filled(0)"
+        these, fill = {"table": ("are missing", "np.nan"), "labels": ("are unknown", "-1")}.get(
+            name, ("should be 0", "0")
+        )
+        cure = f"{name}.{'filled' if isinstance(rows, np.ma.MaskedArray) else 'fillna'}({fill})"  # fillna: of pandas
         got = f"a masked array without {np.ma.count_masked(rows)} of them"
-        raise ValueError(f"{name}: wanted all values, got {got}; if these {fill}")
+        raise ValueError(f"{name}: wanted all values, got {got}; if these {these}, write {cure}")
     if isinstance(rows, Tensor) and rows.layout != torch.strided:
         raise ValueError(f"{name}: wanted a dense tensor, got {rows.layout}; write {name}.to_dense()")
 

@@ -1,6 +1,7 @@
 """Named fields of a split: what their names promise is checked, and rows keep together."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -96,6 +97,22 @@ def test_a_label_without_a_name_is_refused():
     assert Data("named", split, split, split, classes=("a", "b", "c")).classes == ("a", "b", "c")
     with pytest.raises(ValueError, match=r"0 to 1, a number for each of the 2 classes, got 2 in train"):
         Data("named", split, split, split, classes=("a", "b"))
+
+
+def test_missing_labels_are_unknown_and_not_of_class_0():
+    masked, gaps = np.ma.array([0, 1, 2], mask=[0, 1, 0]), pd.array([0, None, 2], dtype="Int64")
+    for labels, cure, filled in (masked, "filled", masked.filled(-1)), (gaps, "fillna", gaps.fillna(-1)):
+        with pytest.raises(ValueError, match=rf"if these are unknown, write labels\.{cure}\(-1\)"):
+            checked_fields({"labels": labels})
+        assert checked_fields({"labels": filled})["labels"].tolist() == [0, -1, 2]
+
+
+@pytest.mark.parametrize("name", ["table", "counts", "size"])
+def test_numbers_that_torch_does_not_have_are_refused_in_words(name):
+    rows = np.eye(3, dtype=np.longdouble)
+    with pytest.raises(ValueError, match=rf"{name}: wanted .*; write np\.asarray\({name}, np\.float64\)"):
+        checked_fields({name: rows})
+    assert checked_fields({name: np.asarray(rows, np.float64)})[name].dtype == torch.float64
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64])

@@ -47,6 +47,20 @@ def test_the_first_row_is_the_measure():
         reader.row(GREY, 4)
 
 
+def test_other_images_and_other_labels_have_other_cures():
+    reader = ItemReader(("images", "labels"))
+    reader.row((GREY, 1), 0)
+    with pytest.raises(DataError, match=r"row 1: .*; a transform to one size"):
+        reader.row((GREY[1:], 1), 1)
+    with pytest.raises(
+        DataError, match=r"row 1: .*labels: float64.*; give all rows the same fields, each of one dtype"
+    ):
+        reader.row((GREY, 1.5), 1)
+    for item in (GREY, None), {"image": GREY, "target": None}:
+        with pytest.raises(DataError, match="row 1: wanted a label, got None; give −1 where the class is unknown"):
+            reader.row(item, 1)
+
+
 def test_rounding_is_said_once(caplog):
     reader = ItemReader(("images",))
     for number in range(3):
