@@ -109,7 +109,7 @@ def measured(seed: int, images: Data, args: argparse.Namespace) -> dict[str, Any
     """Return variances and seconds at each moment, and the ELBO after equal seconds."""
     begin = partial(begun, seed, images, args)
     program, batches = begin()
-    moments = {"start": variances(program, batches, estimators(batches), args.draws)}
+    moments: dict[str, Any] = {"start": variances(program, batches, estimators(batches), args.draws, seed)}
     step = steps(program, Trace_ELBO(), args.lr)
     for epoch in range(1, max(args.epochs) + 1):
         old = JointControlVariate(batches, NEVER)
@@ -118,7 +118,7 @@ def measured(seed: int, images: Data, args: argparse.Namespace) -> dict[str, Any
             step(*batch)
         if epoch in args.epochs:
             compared = {**estimators(batches), OLD: old}
-            moments[f"{epoch} epochs"] = variances(program, batches, compared, args.draws)
+            moments[f"{epoch} epochs"] = variances(program, batches, compared, args.draws, seed)
     return {"moments": moments, "trained": {name: trained(name, begin, args) for name in WAYS}}
 
 
@@ -137,13 +137,13 @@ def estimators(batches: Batches) -> dict[str, Any]:
 
 
 def variances(
-    program: LogisticRegression, batches: Batches, compared: Mapping[str, Any], draws: int
+    program: LogisticRegression, batches: Batches, compared: Mapping[str, Any], draws: int, seed: int
 ) -> dict[str, dict[str, float]]:
     """Return, for each estimator, the variance of the guide's gradient over draws and batches, and its seconds."""
     parameters, found = dict(program.guide.named_parameters()), {}
     for name, elbo in compared.items():
         elbo.loss_and_grads(program.model, program.guide, *batches[0])  # the control variate takes its parameters
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         chosen, gradients, seconds = torch.randint(len(batches), (draws,)).tolist(), [], 0.0
         for index in chosen:
             program.zero_grad()
