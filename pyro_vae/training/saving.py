@@ -1,5 +1,6 @@
 """When and where the state of a training is saved, and which saved state may be resumed."""
 
+import json
 import platform
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +17,15 @@ from pyro_vae.data.splits import Split
 from pyro_vae.errors import warn
 from pyro_vae.files import CheckpointError
 from pyro_vae.program import Program
+from pyro_vae.structure import difference, structure
 from pyro_vae.training import ranks
 from pyro_vae.training.checkpoint import ESTIMATOR_SETTINGS, Checkpoints, check_same, encode
+from pyro_vae.training.eager import as_module
 from pyro_vae.training.history import HistoryFile, TrainingWarning
 from pyro_vae.training.state import TrainingState
 
 OPTIMIZER_SETTINGS, OPTIMIZER_FLAGS = "settings of the optimiser", "flags of the optimiser"
+STRUCTURE = "structure of the program"  # in JSON
 HISTORY = "history.csv"  # in the folder of the checkpoints
 LATER = {"keep": "best", "accumulate": 1}  # settings that older checkpoints lack, at the values they had
 
@@ -48,6 +52,7 @@ class Saver:
         data = {name: _fingerprint(rows.fields[name]) for name in fields}
         data |= {f"{name} of validation": _fingerprint(valid.fields[name]) for name in fields if name in valid.fields}
         self.settings = {**settings, **_kinds(self.run), **data, **self.checkpoints.settings}
+        self.settings[STRUCTURE] = json.dumps(structure(as_module(self.run.program)))
         encode({**self.run.state_dict(), "settings": self.settings})  # raises now where it could not be saved later
         saved = self.checkpoints.load()
         if saved is None:
@@ -99,20 +104,33 @@ class Saver:
 def _check_same_run(saved: Mapping[str, Any], settings: Mapping[str, Any], steps: int, data: Mapping[str, str]) -> None:
     """Raise ValueError if a checkpoint belongs to another run, or has more than ``steps`` steps behind it.
 
-    Older checkpoints say nothing of the fields of ``data`` other than the images, and of the settings of estimator and
-    optimiser.
+    Older checkpoints say nothing of the fields of ``data`` other than the images, of the settings of estimator and
+    optimiser, and of what the program is made of.
     """
     before = saved.get("settings")
     if isinstance(before, dict) and "epochs" in before:
-        later = (*data, ESTIMATOR_SETTINGS, OPTIMIZER_SETTINGS, OPTIMIZER_FLAGS)
+        later = (*data, ESTIMATOR_SETTINGS, OPTIMIZER_SETTINGS, OPTIMIZER_FLAGS, STRUCTURE)
         unsaid = {name: settings[name] for name in later if name in settings}
         before = {**LATER, **unsaid, **before, "epochs": settings["epochs"]}
-    check_same(before, settings)
+        made_of = before.pop(STRUCTURE)
+        check_same(before, {name: value for name, value in settings.items() if name != STRUCTURE})
+        _check_same_parts(made_of, settings[STRUCTURE])
+    else:
+        check_same(before, settings)
     done = saved.get("step")
     if isinstance(done, int) and done > steps:
         raise ValueError(
             f"epochs: wanted at least those of the checkpoint, got {settings['epochs']}, "
             f"which are {steps} steps, and it is at step {done}; give more epochs, or begin anew in "
+            "another folder"
+        )
+
+
+def _check_same_parts(saved: str, here: str) -> None:
+    other = None if saved == here else difference(json.loads(saved), json.loads(here))
+    if other:
+        raise ValueError(
+            f"the checkpoint is of another program than this one: {other}; build it as it was, or begin anew in "
             "another folder"
         )
 

@@ -7,13 +7,15 @@ import pytest
 import torch
 from programs import FEW, Breaks, quick, small_vae
 from small_trainings import stopped, train
+from torch import nn
 
-from pyro_vae import fit
+from pyro_vae import VAE, fit, guides, networks, priors
 from pyro_vae.estimators import Antithetic, ImportanceWeighted, RenyiBound, ScoreFunction, StickingTheLanding
 from pyro_vae.files import CheckpointError
+from pyro_vae.likelihoods import Normal
 from pyro_vae.training import TrainingWarning, warm_cosine
 from pyro_vae.training.checkpoint import ESTIMATOR_SETTINGS, Checkpoints, decode, encode
-from pyro_vae.training.saving import OPTIMIZER_FLAGS, OPTIMIZER_SETTINGS
+from pyro_vae.training.saving import OPTIMIZER_FLAGS, OPTIMIZER_SETTINGS, STRUCTURE
 
 pytestmark = pytest.mark.slow
 
@@ -104,6 +106,31 @@ def test_other_flags_of_an_own_optimiser_are_refused(tmp_path):
     del content["settings"][OPTIMIZER_FLAGS]  # which older checkpoints lack
     path.write_bytes(encode(content))
     assert len(trained().rows) == 2
+
+
+def test_a_program_of_other_parts_or_numbers_is_refused(tmp_path):
+    """Its tensors have the same names and shapes; its epochs would be compared with those of the other one."""
+
+    def trained(activation=nn.ReLU, floor=-6.0, resume=True, epochs=2):
+        network = nn.Sequential(nn.Linear(2, 128), activation(), nn.Unflatten(-1, (2, 8, 8)))
+        encoder = networks.MLPEncoder(FEW.shape, hidden=(8,))
+        vae = VAE(priors.StandardNormal(2), Normal(network, min_log_scale=floor), guides.MeanField(encoder, 2))
+        return quick(vae, epochs=epochs, checkpoints=Checkpoints(tmp_path, resume=resume))
+
+    trained(resume=False, epochs=1)
+    with pytest.raises(
+        ValueError, match=r"another program .*network.1: class is .*ReLU in one and .*Tanh in"
+    ):
+        trained(nn.Tanh)
+    with pytest.raises(
+        ValueError, match=r"its likelihood: min_log_scale is -6.0 in one and -1.0 in the other"
+    ):
+        trained(floor=-1.0)
+    path = tmp_path / "checkpoint.pt"
+    content = decode(path.read_bytes(), "")
+    del content["settings"][STRUCTURE]  # which older checkpoints lack
+    path.write_bytes(encode(content))
+    assert len(trained(floor=-1.0).rows) == 2
 
 
 def test_other_versions_or_threads_are_said(tmp_path, usual_interrupt, monkeypatch):
