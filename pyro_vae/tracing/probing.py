@@ -1,6 +1,7 @@
 """Trial runs that leave a program unchanged, and the modules and tensors that it refers to."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -187,8 +188,7 @@ def _referred(value: Any) -> list[tuple[str, Any]]:
             variables = inspect.getclosurevars(value)
         except ValueError:  # a variable without a value yet
             return []
-        ours = _library(value) == "pyro_vae"  # its globals hold nothing of a user
-        known = {**({} if ours or _is_closed(value) else variables.globals), **variables.nonlocals}
+        known = {**({} if _is_closed(value) or _is_ours(value) else variables.globals), **variables.nonlocals}
         wrapped = {"": vars(value)["__wrapped__"]} if "__wrapped__" in vars(value) else {}
         return list((known | wrapped).items())
     if isinstance(value, list | tuple | set | frozenset | Mapping):
@@ -208,6 +208,12 @@ def _own(module: nn.Module) -> list[tuple[str, Any]]:
 
 def _is_closed(thing: Any) -> bool:
     return _library(thing) in ("torch", "pyro")
+
+
+def _is_ours(function: FunctionType) -> bool:
+    """Return whether a function is defined in this package, whose globals hold nothing of a user."""
+    module = sys.modules.get(function.__module__)
+    return _library(function) == "pyro_vae" and module is not None and function.__globals__ is vars(module)
 
 
 def _library(thing: Any) -> str:

@@ -118,13 +118,9 @@ def test_a_program_of_other_parts_or_numbers_is_refused(tmp_path):
         return quick(vae, epochs=epochs, checkpoints=Checkpoints(tmp_path, resume=resume))
 
     trained(resume=False, epochs=1)
-    with pytest.raises(
-        ValueError, match=r"another program .*network.1: class is .*ReLU in one and .*Tanh in"
-    ):
+    with pytest.raises(ValueError, match=r"another program .*network.1: class is .*ReLU in one and .*Tanh in"):
         trained(nn.Tanh)
-    with pytest.raises(
-        ValueError, match=r"its likelihood: min_log_scale is -6.0 in one and -1.0 in the other"
-    ):
+    with pytest.raises(ValueError, match=r"its likelihood: min_log_scale is -6.0 in one and -1.0 in the other"):
         trained(floor=-1.0)
     path = tmp_path / "checkpoint.pt"
     content = decode(path.read_bytes(), "")
