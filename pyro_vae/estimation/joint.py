@@ -27,8 +27,8 @@ class JointControlVariate(Estimator):
     f is minus the ELBO of parameters w at batch n and noise ε, of which the guide makes its draw. f̃ expands it about
     ε = 0, the mean of a normal guide, at parameters v that are w of at most ``refresh`` steps ago. Its mean over noise
     and batches is known from one pass over all ``batches``, and subtracted. The variance falls as far as f is linear in
-    the noise and w is near v: for variables that all rows share, such as the weights of a regression, by orders of
-    magnitude; for the guide of a VAE, whose v grow old at once, seldom.
+    the noise and w is near v: for variables that all rows share, such as weights of a regression, to a tenth or less;
+    for the guide of a VAE, whose v grow old at once, seldom.
 
     A step takes about three gradients. Each step is to be on one of the batches, all of one size, or on as many rows
     drawn at random; value and gradient are, on average over steps, those of ``Trace_ELBO``. Without gradients the loss
