@@ -1,6 +1,6 @@
 """A control variate for both kinds of noise in a gradient: that of the draws and that of the minibatches."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from pyro_vae.tracing.base_noise import made_of
 from pyro_vae.tracing.leaves import find_parameters
 from pyro_vae.tracing.particles import log_prob
 from pyro_vae.tracing.paths import check_reparameterised, is_drawn
+from pyro_vae.tracing.probing import evaluating
 
 
 class JointControlVariate(Estimator):
@@ -30,9 +31,9 @@ class JointControlVariate(Estimator):
     the noise and w is near v: for variables that all rows share, such as weights of a regression, to a tenth or less;
     for the guide of a VAE, whose v grow old at once, seldom.
 
-    A step takes about three gradients. Each step is to be on one of the batches, all of one size, or on as many rows
-    drawn at random; value and gradient are, on average over steps, those of ``Trace_ELBO``. Without gradients the loss
-    is that of ``Trace_ELBO`` itself.
+    A step takes about three gradients; f̃ is that of evaluation mode, without dropout and statistics of batches. Each
+    step is to be on one of the batches, all of one size, or on as many rows drawn at random; value and gradient are, on
+    average over steps, those of ``Trace_ELBO``. Without gradients the loss is that of ``Trace_ELBO`` itself.
 
     Args:
         batches: the arguments of model and guide for each batch of the data, as ``[(x1, y1), (x2, y2), …]``.
@@ -75,12 +76,13 @@ class JointControlVariate(Estimator):
         elbo = self._elbo(model, guide, args, kwargs, noise)
         if not torch.is_grad_enabled():
             return elbo, elbo
-        if self.age % self.refresh == 0:
-            self._look(model, guide, kwargs)
-        self.age += 1
-        with _values({leaf: known.value for leaf, known in self.known.items()}):
-            expanded = self._expanded(model, guide, args, kwargs, noise.made)
-            slopes = _slopes(expanded, self.known)
+        with evaluating(model, guide):
+            if self.age % self.refresh == 0:
+                self._look(model, guide, kwargs)
+            self.age += 1
+            with _values({leaf: known.value for leaf, known in self.known.items()}):
+                expanded = self._expanded(model, guide, args, kwargs, noise.made)
+                slopes = _slopes(expanded, self.known)
         value = self.mean - expanded.detach()
         change = sum((leaf * (known.slope - slope)).sum() for (leaf, known), slope in zip(self.known.items(), slopes))
         return elbo + value, elbo + change
@@ -152,10 +154,11 @@ def _values(values: Mapping[Tensor, Tensor]) -> Iterator[None]:
             leaf.data = value
 
 
-def _slopes(total: Tensor, leaves: Iterable[Tensor]) -> list[Tensor]:
-    leaves = list(leaves)
-    found = torch.autograd.grad(total, leaves, allow_unused=True)
-    return [torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, found)]
+def _slopes(total: Tensor, leaves: Collection[Tensor]) -> list[Tensor]:
+    """Return the slopes in leaves, zero in those that it does not depend on or that are frozen."""
+    trained = [leaf for leaf in leaves if leaf.requires_grad]
+    found = dict(zip(trained, torch.autograd.grad(total, trained, allow_unused=True)))
+    return [torch.zeros_like(leaf) if found.get(leaf) is None else found[leaf] for leaf in leaves]
 
 
 def _check_rows(model_trace: Trace, guide_trace: Trace) -> None:

@@ -158,6 +158,24 @@ def test_parameters_stay_as_they_are_where_a_model_fails(regression):
     assert torch.equal(regression.loc, kept)
 
 
+def test_statistics_of_batches_move_once_a_step_and_a_frozen_parameter_rests(regression):
+    """The control variate is that of evaluation mode."""
+    norm = nn.BatchNorm1d(D)
+
+    def model(x, y):
+        regression.model(norm(x), y)
+
+    elbo = JointControlVariate(regression.batches)
+    for count, batch in enumerate(regression.batches, 1):
+        elbo.loss_and_grads(model, regression.guide, *batch)
+        assert norm.num_batches_tracked == count
+        norm.bias.requires_grad_(count == 1)
+        norm.zero_grad()
+    assert norm.training and norm.bias.grad is None and norm.weight.grad is None
+    elbo.loss_and_grads(model, regression.guide, *regression.batches[0])
+    assert norm.bias.grad is None and norm.weight.grad.isfinite().all()
+
+
 DRAWN = {
     "normal": lambda: dist.Normal(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 3.0])).to_event(1),
     "masked": lambda: dist.Normal(torch.zeros(2), 2.0).mask(torch.tensor([True, False])).to_event(1),
