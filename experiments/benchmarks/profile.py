@@ -56,7 +56,7 @@ def parts_of(images: Data, net: str, batch: int, precision: str, args: argparse.
     named = torch._inductor.config.patch({"cpp.enable_kernel_profile": True})
     with named, fast_matmul("cpu"), lowered_precision(vae, PRECISIONS[precision]):
         times = in_turns({"step": run}, args.rounds, f"{net}, batch {batch}, {precision}")["step"]
-        with profile(activities=[ProfilerActivity.CPU]) as found:
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as found:
             profiled = run()
     own = {event.key: event.self_cpu_time_total / 1e6 / len(pixels) for event in found.key_averages()}
     return {

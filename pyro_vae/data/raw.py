@@ -143,7 +143,9 @@ def check_whole(name: str, rows: object) -> None:
         these, fill = {"table": ("are missing", "np.nan"), "labels": ("are unknown", "-1")}.get(
             name, ("should be 0", "0")
         )
-        cure = f"{name}.{'filled' if isinstance(rows, np.ma.MaskedArray) else 'fillna'}({fill})"  # fillna: of pandas
+        cure = f"{name}.filled({fill})"
+        if not isinstance(rows, np.ma.MaskedArray):  # of pandas
+            cure = f"{name}.to_numpy({'float' if name == 'table' else 'int'}, na_value={fill})"
         got = f"a masked array without {np.ma.count_masked(rows)} of them"
         raise ValueError(f"{name}: wanted all values, got {got}; if these {these}, write {cure}")
     if isinstance(rows, Tensor) and rows.layout != torch.strided:

@@ -4,11 +4,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor
 
 from pyro_vae.estimation.base import Estimator
 from pyro_vae.estimation.description import Description, importance_weighted_bound, renyi_bound
+from pyro_vae.tracing.messages import Site, masks
 from pyro_vae.tracing.paths import GatedPaths, inner, leave_score_out, partial_derivatives
 from pyro_vae.tracing.traces import Traces, common_scale, log_weights, sample_sites, spread
 
@@ -105,6 +107,14 @@ def gated(estimator: Estimator, model: Callable, guide: Callable, args: Sequence
     return Gated(paths, traces, plate, scale, log_weights(*traces, plate=plate))
 
 
+def without_score(share: Tensor, scale: Any, site: Site, plate: CondIndepStackFrame) -> Tensor:
+    """Return w̃² − w̃, what a path has instead of the score of q: nothing where the site is masked, and has no score."""
+    difference = spread((share.square() - share) * scale, site, plate)
+    for mask in masks(site):
+        difference = torch.where(mask, difference, 0.0)
+    return difference
+
+
 def _objective(
     estimator: Estimator, alpha: float, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping
 ) -> tuple[Tensor, Tensor]:
@@ -116,7 +126,7 @@ def _objective(
         # The paths have the model's weights so far; the difference is added: w̃ + (1 − α)(w̃² − w̃) = α w̃ + (1 − α) w̃².
         sites = sample_sites(guide_trace)
         for name, slope in partial_derivatives(log_w.sum(), guide_trace).items():
-            difference = spread((1 - alpha) * (share.square() - share) * scale, sites[name], plate)
+            difference = without_score(share, (1 - alpha) * scale, sites[name], plate)
             surrogate = surrogate + inner(difference * slope, sites[name]).sum()
     paths.open()
     bounds = (tempered.logsumexp(0) - math.log(estimator.num_particles)) / (1 - alpha)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vae.estimation.base import Estimator
 from pyro_vae.estimation.description import Description, importance_weighted_bound
-from pyro_vae.estimation.doubly_reparameterized import Gated, gated
+from pyro_vae.estimation.doubly_reparameterized import Gated, gated, without_score
 from pyro_vae.tracing.base_noise import redrawn
 from pyro_vae.tracing.messages import Site, masks
 from pyro_vae.tracing.paths import inner, partial_derivatives
@@ -64,8 +64,9 @@ class GeneralizedDReG(Estimator):
         direct = (share * scale * log_w).sum() + self._of_priors(run, share, slopes)
         closed = partial_derivatives(direct, guide_trace)
         surrogate = direct
-        for name, slope in slopes.items():  # of the paths through z only w̃² ∂log w/∂z is left
-            weight = spread(share.square() * scale, sites[name], plate) * slope - closed[name]
+        for name, slope in slopes.items():  # of the paths through z only w̃² ∂log w/∂z is left, w̃ where q is masked
+            weight = spread(share * scale, sites[name], plate) + without_score(share, scale, sites[name], plate)
+            weight = weight * slope - closed[name]
             surrogate = surrogate + inner(weight, sites[name]).sum()
         paths.open()
         return ((log_w.detach().logsumexp(0) - math.log(self.num_particles)) * scale).sum(), surrogate

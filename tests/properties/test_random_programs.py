@@ -12,11 +12,17 @@ from functools import partial
 import pyro
 import pytest
 import torch
-from hypothesis import given, settings
-from random_programs import Program, quadratures, specs
+from hypothesis import example, given, settings
+from random_programs import Latent, Program, Spec, quadratures, specs
 
 from pyro_vae import log_evidence
-from pyro_vae.estimators import DoublyReparameterized, ImportanceWeighted, ScoreFunction, StickingTheLanding
+from pyro_vae.estimators import (
+    DoublyReparameterized,
+    GeneralizedDReG,
+    ImportanceWeighted,
+    ScoreFunction,
+    StickingTheLanding,
+)
 from pyro_vae.evidence import UntrustedEvidence
 from pyro_vae.handlers import FreeBits
 
@@ -29,7 +35,11 @@ AVERAGES = {  # of K draws; their bound is the ELBO
     "FreeBits": lambda K, **options: FreeBits(0.0, K, **options),
     "ImportanceWeighted": lambda K, **options: ImportanceWeighted(1, M=K, **options),
 }
-WEIGHTED = {"ImportanceWeighted": ImportanceWeighted, "DoublyReparameterized": DoublyReparameterized}  # L_K
+WEIGHTED = {
+    "ImportanceWeighted": ImportanceWeighted,
+    "DoublyReparameterized": DoublyReparameterized,
+    "GeneralizedDReG": GeneralizedDReG,
+}  # L_K
 OF_WEIGHTS = {*WEIGHTED}
 NO_PLATE, NO_RSAMPLE = "do not share a plate over images", "is not reparameterised"
 
@@ -98,6 +108,7 @@ def test_averages_have_the_value_and_gradient_of_the_elbo(spec):
         check(name, kind, 2, spec, (leaves, (means, variances)), vectorize)
 
 
+@example(Spec((Latent("normal", True, 1.0),), 0))
 @given(specs().filter(lambda spec: spec.dimensions <= 2 and not spec.discrete))
 def test_weighted_bounds_have_the_value_and_gradient_of_the_weights(spec):
     leaves, both = quadratures(spec)
