@@ -186,8 +186,6 @@ def table(cells: list[dict[str, Any]]) -> str:
 def gather(out: Path) -> str:
     """Write all cells as one JSON file, and return the choices."""
     found = sorted(single_runs(out).values(), key=lambda run: PROGRAMS.index(run["program"]))
-    if not found:
-        return f"{out} holds no run yet"
     write_json(beside(out, ".json"), {"versions": provenance(), "cells": found})
     return table(found)
 

@@ -194,8 +194,6 @@ def line(cell: dict[str, Any]) -> str:
 def gather(args: argparse.Namespace) -> str:
     """Write all seeds as one JSON file, and into a page if one is given; return the tables."""
     found = list(single_runs(args.out).values())
-    if not found:
-        return f"{args.out} holds no run yet"
     write_json(beside(args.out, ".json"), {"versions": provenance(), "cells": found})
     tables = markdown(found)
     if args.into:

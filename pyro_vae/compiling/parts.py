@@ -31,6 +31,7 @@ from torch.nn.parameter import is_lazy
 from pyro_vae.compiling.outside import ContextValue, EnvironmentVariable, Outside
 from pyro_vae.compiling.private import hooks, registries
 from pyro_vae.compiling.read_names import Names, imported_modules, names_in, names_of
+from pyro_vae.tracing.probing import library_of
 
 LONGEST = 1000  # items up to which a list or dictionary is watched item by item
 WIDEST = 10 * LONGEST  # items up to which a longer one is watched as a whole if they are plain; beyond, its length
@@ -280,8 +281,3 @@ def _of_class(kind: type) -> Iterator[Place]:
                     yield Place(f"{base.__name__}.{key}", value, base, key)
                 elif library_of(type(value)) not in LIBRARIES:  # a descriptor of a user
                     yield Place(f"{base.__name__}.{key}", value)
-
-
-def library_of(thing: Any) -> str:
-    """Return the name of the package that defines a class or function, or the class of an object."""
-    return str(getattr(thing, "__module__", "")).partition(".")[0]

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyro_vae.compiling.parts import INTERNAL, LIBRARIES, LONGEST, Place, items_of, library_of, parts_of
+from pyro_vae.compiling.parts import INTERNAL, LIBRARIES, LONGEST, Place, items_of, parts_of
+from pyro_vae.tracing.probing import library_of
 
 MOST = 10_000  # places that are watched, the nearest first
 OF_PACKAGES = 1000  # those among them that the code of installed packages refers to

@@ -107,10 +107,8 @@ class JointControlVariate(Estimator):
         elbo = self._elbo(model, guide, args, kwargs, center)
         if not center.made:
             return elbo
-        slopes = torch.autograd.grad(elbo, list(center.made.values()), create_graph=True, allow_unused=True)
-        for name, slope in zip(center.made, slopes):
-            elbo = elbo if slope is None else elbo + (noise[name] * slope).sum()
-        return elbo
+        slopes = torch.autograd.grad(elbo, list(center.made.values()), create_graph=True, materialize_grads=True)
+        return elbo + sum((noise[name] * slope).sum() for name, slope in zip(center.made, slopes))
 
     def _elbo(self, model: Callable, guide: Callable, args: Sequence, kwargs: Mapping, noise: "_Noise") -> Tensor:
         model_trace, guide_trace = self._get_trace(model, guide, args, kwargs, noise)
@@ -157,8 +155,8 @@ def _values(values: Mapping[Tensor, Tensor]) -> Iterator[None]:
 def _slopes(total: Tensor, leaves: Collection[Tensor]) -> list[Tensor]:
     """Return the slopes in leaves, zero in those that it does not depend on or that are frozen."""
     trained = [leaf for leaf in leaves if leaf.requires_grad]
-    found = dict(zip(trained, torch.autograd.grad(total, trained, allow_unused=True)))
-    return [torch.zeros_like(leaf) if found.get(leaf) is None else found[leaf] for leaf in leaves]
+    found = dict(zip(trained, torch.autograd.grad(total, trained, materialize_grads=True)))
+    return [found[leaf] if leaf in found else torch.zeros_like(leaf) for leaf in leaves]
 
 
 def _check_rows(model_trace: Trace, guide_trace: Trace) -> None:

@@ -60,8 +60,7 @@ def drawn_from(fn: Distribution, uniforms: Tensor) -> Tensor:
         category = _category(inside.probs, uniforms[..., 0])
         return torch.nn.functional.one_hot(category, inside.probs.shape[-1]).to(inside.probs.dtype)
     if isinstance(inside, _GAUSSIAN):
-        noise = torch.special.ndtri(uniforms).unsqueeze(-1)
-        return inside.loc + (inside.scale_tril @ noise).squeeze(-1)
+        return made_of(inside, lambda like: torch.special.ndtri(uniforms))
     if isinstance(inside, TransformedDistribution) and not all(map(_is_by_element, inside.transforms)):
         return _through(inside.transforms, drawn_from(inside.base_dist, uniforms))
     try:

@@ -207,17 +207,18 @@ def _own(module: nn.Module) -> list[tuple[str, Any]]:
 
 
 def _is_closed(thing: Any) -> bool:
-    return _library(thing) in ("torch", "pyro")
+    return library_of(thing) in ("torch", "pyro")
 
 
 def _is_ours(function: FunctionType) -> bool:
     """Return whether a function is defined in this package, whose globals hold nothing of a user."""
     module = sys.modules.get(function.__module__)
-    return _library(function) == "pyro_vae" and module is not None and function.__globals__ is vars(module)
+    return library_of(function) == "pyro_vae" and module is not None and function.__globals__ is vars(module)
 
 
-def _library(thing: Any) -> str:
-    return str(thing.__module__).split(".")[0]
+def library_of(thing: Any) -> str:
+    """Return the name of the package that defines a class or function, or the class of an object."""
+    return str(getattr(thing, "__module__", "")).partition(".")[0]
 
 
 def unused(name: str, names: Mapping) -> str:

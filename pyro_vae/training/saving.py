@@ -52,7 +52,6 @@ class Saver:
         data = {name: _fingerprint(rows.fields[name]) for name in fields}
         data |= {f"{name} of validation": _fingerprint(valid.fields[name]) for name in fields if name in valid.fields}
         self.settings = {**settings, **_kinds(self.run), **data, **self.checkpoints.settings}
-        self.settings[STRUCTURE] = json.dumps(structure(as_module(self.run.program)))
         encode({**self.run.state_dict(), "settings": self.settings})  # raises now where it could not be saved later
         saved = self.checkpoints.load()
         if saved is None:
@@ -107,16 +106,15 @@ def _check_same_run(saved: Mapping[str, Any], settings: Mapping[str, Any], steps
     Older checkpoints say nothing of the fields of ``data`` other than the images, of the settings of estimator and
     optimiser, and of what the program is made of.
     """
-    before = saved.get("settings")
+    before, ours = saved.get("settings"), dict(settings)
+    there = here = ours.pop(STRUCTURE)
     if isinstance(before, dict) and "epochs" in before:
-        later = (*data, ESTIMATOR_SETTINGS, OPTIMIZER_SETTINGS, OPTIMIZER_FLAGS, STRUCTURE)
-        unsaid = {name: settings[name] for name in later if name in settings}
-        before = {**LATER, **unsaid, **before, "epochs": settings["epochs"]}
-        made_of = before.pop(STRUCTURE)
-        check_same(before, {name: value for name, value in settings.items() if name != STRUCTURE})
-        _check_same_parts(made_of, settings[STRUCTURE])
-    else:
-        check_same(before, settings)
+        later = (*data, ESTIMATOR_SETTINGS, OPTIMIZER_SETTINGS, OPTIMIZER_FLAGS)
+        unsaid = {name: ours[name] for name in later if name in ours}
+        before = {**LATER, **unsaid, **before, "epochs": ours["epochs"]}
+        there = before.pop(STRUCTURE, here)
+    check_same(before, ours)
+    _check_same_parts(there, here)
     done = saved.get("step")
     if isinstance(done, int) and done > steps:
         raise ValueError(
@@ -152,6 +150,7 @@ def _kinds(run: TrainingState) -> dict[str, Any]:
     """Return the non-numeric settings that must match on resume."""
     return {
         "program": _names_and_shapes(run.program),
+        STRUCTURE: json.dumps(structure(as_module(run.program))),
         "optimizer": type(run.optimizer).__name__,
         OPTIMIZER_SETTINGS: _numbers(run.optimizer),
         OPTIMIZER_FLAGS: _flags(run.optimizer),

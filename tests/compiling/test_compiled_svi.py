@@ -65,6 +65,14 @@ def trained(kind, calls, optim=None, elbo=None, functions=(model, guide)):
     return svi, torch.tensor(losses), values
 
 
+def begun(kind):
+    """The program that is a module, at its start, and its training."""
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    program = PyroProgram()
+    return program, kind(program.model, program.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+
+
 def assert_same(calls, **settings):
     _, losses, values = trained(SVI, calls, **settings)
     svi, others, moved = trained(CompiledSVI, calls, **settings)
@@ -126,10 +134,7 @@ def test_svi_goes_on_with_store_and_optimiser():
 def test_a_copy_goes_on_by_graphs_of_its_own():
     results = []
     for kind in (SVI, CompiledSVI):
-        pyro.clear_param_store()
-        torch.manual_seed(0)
-        program = PyroProgram()
-        svi = kind(program.model, program.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        _, svi = begun(kind)
         losses = [svi.step(X) for _ in range(3)]
         other = copy.deepcopy(svi)
         results.append(losses + [each.step(X) for each in (other, other, other, svi, other)])
@@ -281,10 +286,6 @@ def test_a_part_that_a_script_replaces_is_followed(what):
     torch.testing.assert_close(*found)
 
 
-def no_gradient(weight):
-    weight.grad = None
-
-
 HOOKS = {
     "output": lambda layer: layer.register_forward_hook(lambda module, args, output: 2 * output),
     "input": lambda layer: layer.register_forward_pre_hook(lambda module, args: (2 * args[0],)),
@@ -301,10 +302,7 @@ HOOKS = {
 def test_a_hook_that_a_script_registers_or_removes_is_followed(of):
     found = []
     for kind in (SVI, CompiledSVI):
-        pyro.clear_param_store()
-        torch.manual_seed(0)
-        program = PyroProgram()
-        svi = kind(program.model, program.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        program, svi = begun(kind)
         losses = [svi.step(X) for _ in range(3)]
         hook = HOOKS[of](program.network)
         losses += [svi.step(X) for _ in range(3)]
